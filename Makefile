@@ -1,0 +1,32 @@
+# make demo | test | build | bench | lint | clean: each sets up what it needs in .venv first (tools/setup_env.py).
+#   PYTHON=python3.12     another Python, 3.10 to 3.13
+#   TORCH_INDEX=URL       a package index with CPU builds of torch; PyPI's own is the CUDA build, some GB larger
+#   DEMO_IMAGES=FOLDER    photographs for the demo instead of those kept in the project
+#   DEMO_OUT=FOLDER       where the demo leaves its report and clouds
+#   PYTEST="-k word -x"   arguments for pytest
+PYTHON ?= python3
+DEMO_OUT ?= demo_output
+SETUP = $(PYTHON) tools/setup_env.py
+export TORCH_INDEX
+
+.PHONY: demo test build bench lint clean
+
+demo:
+	@$(SETUP) demo -m g2vlm_ros.ros.demo --out "$(DEMO_OUT)" $(if $(DEMO_IMAGES),--images "$(DEMO_IMAGES)")
+
+test:
+	@$(SETUP) test -m pytest $(PYTEST)
+
+build:
+	@$(SETUP) build
+
+bench:
+	@$(SETUP) bench -m benchmarks
+
+lint:
+	@$(SETUP) lint -m ruff check .
+	@$(SETUP) lint -m ruff format --check .
+
+clean:
+	rm -rf .venv .setup.lock build install log demo_output bench_output .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

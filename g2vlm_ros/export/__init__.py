@@ -1,0 +1,1 @@
+"""Makes engines of the network and checks every backend against reference values."""

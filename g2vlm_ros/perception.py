@@ -1,0 +1,265 @@
+"""The one door: views in, geometry and answers out. Usable without ROS.
+
+    perception = Perception.open(Settings.from_flat({"model.checkpoint": "CHECKPOINT"}))
+    scene = perception.scene(images)                     # encoded once, shared by all that follows
+    result = perception.reconstruct(scene)
+    answer = perception.ask(scene, "How far is the chair?")
+    again = perception.ask(scene, "And the table?", history=[("How far ...?", answer.text)])
+
+From a shell: ``python -m g2vlm_ros.perception FOLDER_OR_VIDEO --checkpoint DIR --question "..."``.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from g2vlm_ros.core.confidence import multi_view_confidence
+from g2vlm_ros.core.datatypes import Answer, Intrinsics, RawGeometry, Reconstruction
+from g2vlm_ros.core.geometry import intrinsics_from_points
+from g2vlm_ros.core.preprocess import PATCH_PX, resize_views, semantic_image
+from g2vlm_ros.core.sequence import (
+    Segment,
+    Turn,
+    Walk,
+    dialogue_segments,
+    reconstruction_segments,
+)
+from g2vlm_ros.core.settings import Settings, SettingError
+from g2vlm_ros.core.tokenizer import Tokenizer
+from g2vlm_ros.runtime.stages import Cache, Features, Stages, open_stages
+
+History = Sequence[tuple[str, str]]
+"""Questions and answers of earlier turns about the same views."""
+
+
+@dataclass(eq=False)
+class Scene:
+    """The views of one window inside the model; what was computed for them is kept here."""
+
+    images: tuple[np.ndarray, ...]
+    """uint8 (h, w, 3) RGB camera images, sizes may differ."""
+    views: np.ndarray
+    """uint8 (N, H, W, 3): the images at model size (that of the first one)."""
+    features: Features | None = None
+    prefix: Cache | None = None
+    """Key/value cache of the dialogue up to the end of the images."""
+    prefix_key: tuple = ()
+    """Which in-context examples the prefix holds."""
+
+    @property
+    def grid_hw(self) -> tuple[int, int]:
+        """Patches per view: rows, columns."""
+        return self.views.shape[1] // PATCH_PX, self.views.shape[2] // PATCH_PX
+
+
+@dataclass(frozen=True)
+class Example:
+    """An in-context example: a scene with a question and the answer that was right."""
+
+    scene: Scene
+    question: str
+    answer: str
+
+
+@dataclass
+class _Clock:
+    """Seconds per stage."""
+
+    times_s: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def measure(self, stage: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        spent = time.perf_counter() - start
+        self.times_s[stage] = self.times_s.get(stage, 0.0) + spent
+
+
+class Perception:
+    """A loaded checkpoint. One thread at a time: the device belongs to its caller."""
+
+    def __init__(self, stages: Stages, tokenizer: Tokenizer, settings: Settings):
+        self._stages = stages
+        self._tokenizer = tokenizer
+        self._model = settings.model
+        self._query = settings.query
+        self._reconstruction_prefix: Cache | None = None
+
+    @classmethod
+    def open(cls, settings: Settings) -> Perception:
+        """Load what `settings.model` names. ValueError says what is missing or does not fit."""
+        model = settings.model
+        if not model.checkpoint:
+            raise SettingError(
+                "model.checkpoint is empty; set it to the folder of a G2VLM checkpoint"
+            )
+        stages = open_stages(
+            model.backend,
+            model.checkpoint,
+            device=model.device,
+            dtype=model.dtype,
+            dino_windows=None if model.dino_windows == "auto" else model.dino_windows,
+        )
+        return cls(stages, Tokenizer.open(model.checkpoint), settings)
+
+    @property
+    def backend(self) -> str:
+        """What runs the network, e.g. "torch cpu float32"."""
+        return self._stages.backend
+
+    def scene(self, images: Sequence[np.ndarray]) -> Scene:
+        """Views of one window: uint8 (h, w, 3) RGB each, the first one fixes the model's size."""
+        views = resize_views(images, self._model.image_width_px, self._model.resample)
+        return Scene(tuple(images), views)
+
+    def reconstruct(self, scene: Scene | Sequence[np.ndarray]) -> Reconstruction:
+        """Points, poses, confidence and intrinsics of the views, in the model's unit and frame.
+
+        Raises NonFiniteError naming the stage that produced NaN or infinity.
+        """
+        scene = scene if isinstance(scene, Scene) else self.scene(scene)
+        clock = _Clock()
+        text, views = reconstruction_segments(self._tokenizer, len(scene.views), scene.grid_hw)
+        if self._reconstruction_prefix is None:
+            self._reconstruction_prefix = self._stages.new_cache()
+            self._stages.language(text, self._reconstruction_prefix)
+        self._encode(scene, clock)
+        with clock.measure("geometry"):
+            cache = self._reconstruction_prefix.fork()
+            hidden = self._stages.geometry(scene.features, views, cache)
+        with clock.measure("heads"):
+            raw = self._stages.heads(hidden, scene.grid_hw)
+        with clock.measure("confidence"):
+            intrinsics = tuple(_intrinsics_or_none(points) for points in raw.local_points_u)
+            confidence = _confidence(raw, intrinsics)
+        return Reconstruction(raw, scene.views, confidence, intrinsics, clock.times_s)
+
+    def ask(
+        self,
+        scene: Scene | Sequence[np.ndarray],
+        question: str,
+        *,
+        history: History = (),
+        examples: Sequence[Example] = (),
+        max_tokens: int | None = None,
+        on_text: Callable[[str], None] | None = None,
+        should_stop: Callable[[], bool] = lambda: False,
+    ) -> Answer:
+        """Answer a question about the views by greedy decoding.
+
+        The views' features and their key/value cache are computed once per scene; later questions
+        and turns pay for their own text only. `should_stop` is asked before every token, `on_text`
+        gets the text so far. Raises NonFiniteError naming the stage.
+        """
+        if not question.strip():
+            raise ValueError("the question is empty; ask something about the views")
+        scene = scene if isinstance(scene, Scene) else self.scene(scene)
+        clock = _Clock()
+        segments = self._dialogue(scene, question, history, examples)
+        *prefix, text = segments
+        computed = text.length
+        key = tuple((id(e.scene), e.question, e.answer) for e in examples)
+        if scene.prefix is None or scene.prefix_key != key:
+            scenes = [e.scene for e in examples] + [scene]
+            scene.prefix = self._prefill(prefix, scenes, clock)
+            scene.prefix_key = key
+            computed += scene.prefix.length
+        cache = scene.prefix.fork()
+        with clock.measure("prefill"):
+            self._stages.language(text, cache)
+        limit = max_tokens or self._query.max_tokens
+        with clock.measure("decode"):
+            ids, finished = self._decode(cache, text.next_position, limit, on_text, should_stop)
+        answer = self._tokenizer.decode(ids)
+        return Answer(answer, tuple(ids), finished, clock.times_s, computed)
+
+    def _encode(self, scene: Scene, clock: _Clock) -> None:
+        if scene.features is None:
+            with clock.measure("encode_geometry"):
+                scene.features = self._stages.encode_geometry(scene.views)
+
+    def _dialogue(
+        self, scene: Scene, question: str, history: History, examples: Sequence[Example]
+    ) -> list[Segment]:
+        """Segments of examples, then this scene's images with the first turn, then the rest."""
+        turns = [self._turn(e.scene, e.question, e.answer) for e in examples]
+        own = [*history, (question, None)]
+        turns.append(self._turn(scene, *own[0]))
+        turns += [Turn(asked, answered) for asked, answered in own[1:]]
+        return dialogue_segments(self._tokenizer, turns)
+
+    def _turn(self, scene: Scene, question: str, answer: str | None) -> Turn:
+        side = semantic_image(scene.images[0], self._query.semantic_width_px).shape[0]
+        merged = side // (2 * PATCH_PX)
+        return Turn(question, answer, len(scene.views), scene.grid_hw, (merged, merged))
+
+    def _prefill(
+        self, segments: Sequence[Segment], scenes: Sequence[Scene], clock: _Clock
+    ) -> Cache:
+        """A cache that holds the dialogue up to the end of the last scene's images."""
+        cache = self._stages.new_cache()
+        pending = iter(scenes)
+        images: Iterator[np.ndarray] = iter(())
+        for segment in segments:
+            if segment.kind == "geometry":
+                scene = next(pending)
+                images = iter(scene.images)
+                self._encode(scene, clock)
+                with clock.measure("geometry"):
+                    self._stages.geometry(scene.features, segment, cache)
+            elif segment.kind == "semantic":
+                square = semantic_image(next(images), self._query.semantic_width_px)
+                with clock.measure("encode_semantics"):
+                    features = self._stages.encode_semantics(square)
+                with clock.measure("prefill"):
+                    self._stages.language(segment, cache, features)
+            else:
+                with clock.measure("prefill"):
+                    self._stages.language(segment, cache)
+        return cache
+
+    def _decode(
+        self,
+        cache: Cache,
+        position: int,
+        limit: int,
+        on_text: Callable[[str], None] | None,
+        should_stop: Callable[[], bool],
+    ) -> tuple[list[int], bool]:
+        """Greedy ids after the start token, and whether the model itself ended the answer."""
+        walk = Walk(self._tokenizer.special, cache.length, position)
+        token, ids = self._tokenizer.special.newline, []
+        while len(ids) < limit and not should_stop():
+            logits = self._stages.language(walk.text([token]), cache)
+            token = int(np.argmax(logits))
+            if token == self._tokenizer.special.im_end:
+                return ids, True
+            ids.append(token)
+            if on_text is not None:
+                on_text(self._tokenizer.decode(ids))
+        return ids, False
+
+
+def _intrinsics_or_none(local_points: np.ndarray) -> Intrinsics | None:
+    try:
+        return intrinsics_from_points(local_points)
+    except ValueError:
+        return None
+
+
+def _confidence(raw: RawGeometry, intrinsics: Sequence[Intrinsics | None]) -> np.ndarray:
+    """The confidence head's where the checkpoint has one, else the agreement of the views."""
+    if raw.confidence is not None:
+        return raw.confidence
+    return multi_view_confidence(raw.local_points_u, raw.window_from_camera, intrinsics)
+
+
+if __name__ == "__main__":
+    from g2vlm_ros.offline import main
+
+    raise SystemExit(main())

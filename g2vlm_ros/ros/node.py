@@ -1,0 +1,410 @@
+"""The node `perception`: cameras in, clouds, poses and answers out. Wiring only.
+
+Sensor callbacks hand frames over and return; one thread owns the device and runs windows and
+questions as jobs; what a window adds is published from that thread.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import threading
+import traceback
+from concurrent.futures import ThreadPoolExecutor, wait
+
+import numpy as np
+import rclpy
+from diagnostic_msgs.msg import DiagnosticArray
+from nav_msgs.msg import Odometry
+from rcl_interfaces.msg import SetParametersResult
+from rclpy.callback_groups import MutuallyExclusiveCallbackGroup, ReentrantCallbackGroup
+from rclpy.event_handler import SubscriptionEventCallbacks
+from rclpy.executors import ExternalShutdownException, MultiThreadedExecutor
+from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
+from rclpy.qos import QoSProfile, qos_profile_sensor_data
+from rclpy.qos_overriding_options import QoSOverridingOptions
+from sensor_msgs.msg import CameraInfo, CompressedImage, Image
+from std_msgs.msg import Header
+from std_srvs.srv import Trigger
+
+from g2vlm_ros.core.datatypes import Intrinsics
+from g2vlm_ros.core.fingerprint import fingerprint
+from g2vlm_ros.core.images import ImageError
+from g2vlm_ros.core.settings import SettingError, Settings, knobs
+from g2vlm_ros.live import Counts, LiveMapping, Update
+from g2vlm_ros.msg import ReconstructionStatus
+from g2vlm_ros.perception import Perception
+from g2vlm_ros.ros import convert, params
+from g2vlm_ros.ros.outputs import LATCHED, Outputs
+from g2vlm_ros.ros.services import Services
+from g2vlm_ros.ros.status import Diagnostics, status_message
+from g2vlm_ros.srv import GetPoints, SaveMap, SpatialQuery
+
+SETTINGS = frozenset(name for name, _ in knobs())
+ODOMETRY_MAX_GAP_NS = 500_000_000
+"""An odometry message this far from a frame's stamp says nothing about it."""
+
+
+def reported(transition):
+    """A transition whose failure is logged: rclpy itself would swallow the exception."""
+
+    @functools.wraps(transition)
+    def run(self, state: LifecycleState) -> TransitionCallbackReturn:
+        try:
+            return transition(self, state)
+        except (ValueError, OSError) as error:
+            self.get_logger().error(f"{transition.__name__}: {error}")
+        except Exception:
+            self.get_logger().error(f"{transition.__name__} failed:\n{traceback.format_exc()}")
+        return TransitionCallbackReturn.FAILURE
+
+    return run
+
+
+class PerceptionNode(LifecycleNode):
+    """Lifecycle: configure loads the model, activate subscribes, deactivate waits for the device.
+
+    A job that fails on the device is logged, shown in /diagnostics and ~/status, and the next
+    window is tried. Raises SettingError when a parameter is wrong at start.
+    """
+
+    def __init__(self, **node_arguments):
+        super().__init__(
+            "perception", automatically_declare_parameters_from_overrides=True, **node_arguments
+        )
+        params.declare(self, Settings)
+        self._configured = False
+        self._active = False
+        self.add_on_set_parameters_callback(self._check_parameters)
+
+    # Lifecycle -------------------------------------------------------------------------------
+
+    @reported
+    def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Validate settings, load and warm up the model, make topics and services."""
+        settings = params.read(self, Settings)
+        self._settings = settings
+        self._device = ThreadPoolExecutor(max_workers=1, thread_name_prefix="device")
+        try:
+            self._perception = self._device.submit(open_and_warm_up, settings).result()
+            self._version = fingerprint(settings.model.checkpoint)
+        except BaseException:
+            self._device.shutdown()
+            raise
+        self._live = LiveMapping(self._perception, settings)
+        self._newest: Update | None = None
+        self._latency_s = math.nan
+        self._problem = ""
+        self._job_waiting = threading.Event()
+        self._intrinsics: dict[str, Intrinsics] = {}
+        self._odometry: tuple[int, np.ndarray] | None = None
+        self._outputs = Outputs(self, settings)
+        self._status = self.create_lifecycle_publisher(ReconstructionStatus, "~/status", LATCHED)
+        self._make_diagnostics()
+        self._make_services()
+        self._configured = True
+        self.get_logger().info(f"model {self._version} on {self._perception.backend}")
+        return super().on_configure(state)
+
+    @reported
+    def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Subscribe to the cameras and start reporting."""
+        result = super().on_activate(state)
+        self._active = True
+        self._subscribe()
+        self._timer = self.create_timer(self._settings.status_period_s, self._report)
+        return result
+
+    @reported
+    def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Stop listening, wait for the running job, forget waiting frames."""
+        self._stop()
+        return super().on_deactivate(state)
+
+    @reported
+    def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Give the model, the topics and the services back."""
+        self._close()
+        return super().on_cleanup(state)
+
+    @reported
+    def on_shutdown(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Stop and close from whatever state."""
+        self._stop()
+        self._close()
+        return super().on_shutdown(state)
+
+    def _stop(self) -> None:
+        if not self._active:
+            return
+        self._active = False
+        for subscription in self._subscriptions_made:
+            self.destroy_subscription(subscription)
+        self.destroy_timer(self._timer)
+        self._device.submit(lambda: None).result()
+        self._live.reset()
+
+    def _close(self) -> None:
+        if not self._configured:
+            return
+        self._configured = False
+        self._outputs.close()
+        for publisher in (self._status, self._diagnostics_publisher):
+            self.destroy_publisher(publisher)
+        for service in self._services_made:
+            self.destroy_service(service)
+        self._device.shutdown()
+        del self._perception, self._live, self._newest
+
+    # Wiring ----------------------------------------------------------------------------------
+
+    def _check_parameters(self, changed) -> SetParametersResult:
+        """Settings change only while unconfigured, and only to values that fit."""
+        values = {p.name: p.value for p in changed if p.name in SETTINGS}
+        if not values:
+            return SetParametersResult(successful=True)
+        if self._configured:
+            names = ", ".join(values)
+            reason = f"{names} can change only while unconfigured; deactivate and clean up first"
+            return SetParametersResult(successful=False, reason=reason)
+        try:
+            params.read(self, Settings, values)
+        except SettingError as error:
+            return SetParametersResult(successful=False, reason=str(error))
+        return SetParametersResult(successful=True)
+
+    def _make_diagnostics(self) -> None:
+        self._diagnostics = Diagnostics(self.get_name(), self._perception.backend, self._settings)
+        self._diagnostics_publisher = self.create_lifecycle_publisher(
+            DiagnosticArray, "/diagnostics", QoSProfile(depth=1)
+        )
+
+    def _make_services(self) -> None:
+        services = Services(
+            self._perception,
+            self._settings.map.frame,
+            self._version,
+            newest=self._newest_and_age,
+            refresh=self._refresh,
+            submit=self._device.submit,
+            active=lambda: self._active,
+            log_failure=self._log_failure,
+        )
+        group = ReentrantCallbackGroup()
+        self._services_made = [
+            self.create_service(kind, name, handler, callback_group=group)
+            for kind, name, handler in (
+                (GetPoints, "~/get_points", services.get_points),
+                (SaveMap, "~/save_map", services.save_map),
+                (SpatialQuery, "~/query", services.query),
+                (Trigger, "~/reset", self._reset),
+            )
+        ]
+
+    def _subscribe(self) -> None:
+        """One image and one camera_info subscription per camera, sensor QoS, overridable."""
+        group = MutuallyExclusiveCallbackGroup()
+        compressed = self._settings.image_transport == "compressed"
+        kind, suffix = (CompressedImage, "/compressed") if compressed else (Image, "")
+        self._frame_from = (
+            convert.frame_from_compressed if compressed else convert.frame_from_image
+        )
+        made = []
+        for camera in self._settings.cameras:
+            for message, topic, callback in (
+                (kind, f"{camera}/image_raw{suffix}", self._on_image),
+                (CameraInfo, f"{camera}/camera_info", self._on_camera_info),
+            ):
+                made.append(self._listen(message, topic, callback, camera, group))
+        if self._settings.odometry_topic:
+            topic = self._settings.odometry_topic
+            made.append(self._listen(Odometry, topic, self._on_odometry, "odometry", group))
+        self._subscriptions_made = made
+
+    def _listen(self, message, topic, callback, name, group):
+        def incompatible(event) -> None:
+            self.get_logger().error(
+                f"a publisher of {topic} offers an incompatible QoS ({event.last_policy_kind}); "
+                f"override qos_overrides.{topic}.subscription or the publisher's"
+            )
+
+        return self.create_subscription(
+            message,
+            topic,
+            functools.partial(callback, name),
+            qos_profile_sensor_data,
+            callback_group=group,
+            event_callbacks=SubscriptionEventCallbacks(incompatible_qos=incompatible),
+            qos_overriding_options=QoSOverridingOptions.with_default_policies(),
+        )
+
+    # Frames ----------------------------------------------------------------------------------
+
+    def _on_image(self, camera: str, message: Image | CompressedImage) -> None:
+        try:
+            frame = self._frame_from(
+                message,
+                camera,
+                max_px=self._settings.max_image_px,
+                intrinsics=self._intrinsics.get(camera),
+                position_m=self._position_at(convert.stamp_ns(message.header.stamp)),
+            )
+        except ImageError as error:
+            self._live.reject(error.reason)
+            self.get_logger().warning(f"{camera}: {error}", throttle_duration_sec=5.0)
+            return
+        self._live.offer(frame)
+        self._schedule()
+
+    def _on_camera_info(self, camera: str, message: CameraInfo) -> None:
+        try:
+            intrinsics = convert.intrinsics_from_info(message)
+        except ValueError as error:
+            intrinsics = None
+            self.get_logger().warning(
+                f"{camera}: camera_info is not used: {error}", throttle_duration_sec=5.0
+            )
+        if intrinsics is None:
+            self._intrinsics.pop(camera, None)
+        else:
+            self._intrinsics[camera] = intrinsics
+            if convert.is_distorted(message):
+                self.get_logger().warning(
+                    f"{camera}: camera_info has lens distortion; use a rectified image topic",
+                    once=True,
+                )
+
+    def _on_odometry(self, _name: str, message: Odometry) -> None:
+        p = message.pose.pose.position
+        self._odometry = (convert.stamp_ns(message.header.stamp), np.array([p.x, p.y, p.z]))
+
+    def _position_at(self, stamp_ns: int) -> np.ndarray | None:
+        if self._odometry is None or abs(self._odometry[0] - stamp_ns) > ODOMETRY_MAX_GAP_NS:
+            return None
+        return self._odometry[1]
+
+    # Device ----------------------------------------------------------------------------------
+
+    def _schedule(self) -> None:
+        """Queue a window job unless one is queued already; a running one does not count."""
+        if self._active and not self._job_waiting.is_set() and self._outputs.wanted():
+            self._job_waiting.set()
+            self._device.submit(self._run_window)
+
+    def _run_window(self) -> None:
+        self._job_waiting.clear()
+        if not self._active:
+            return
+        try:
+            update = self._live.step()
+            if update is None:
+                return
+            self._outputs.publish(update)
+            self._newest, self._problem = update, ""
+            self._latency_s = self._age_s(update)
+            self._publish_status()
+        except Exception as error:
+            self._problem = f"{type(error).__name__}: {error}"
+            self._log_failure("window", error)
+        self._schedule()
+
+    def _age_s(self, update: Update) -> float:
+        return (self.get_clock().now().nanoseconds - update.window.stamp_ns) * 1e-9
+
+    def _newest_and_age(self) -> tuple[Update, float] | None:
+        update = self._newest
+        return None if update is None else (update, self._age_s(update))
+
+    def _refresh(self, timeout_s: float) -> None:
+        """Run a window although nobody listens, and wait for it."""
+        wait([self._device.submit(self._run_window)], timeout_s)
+
+    def _reset(self, _request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
+        self._live.reset()
+        self._newest = None
+        response.success, response.message = True, "frames and map are forgotten"
+        return response
+
+    def _log_failure(self, what: str, error: Exception) -> None:
+        self.get_logger().error(
+            f"{what} failed: {''.join(traceback.format_exception(error))}",
+            throttle_duration_sec=5.0,
+        )
+
+    # Seen from outside -----------------------------------------------------------------------
+
+    def counts(self) -> Counts:
+        """Frames and windows since configure."""
+        return self._live.counts()
+
+    def listened_to(self) -> bool:
+        """Whether anybody subscribes to something that needs the model."""
+        return self._outputs.wanted()
+
+    def idle(self) -> bool:
+        """Whether no window job is queued; waits for a running one."""
+        self._device.submit(lambda: None).result()
+        return not self._job_waiting.is_set()
+
+    # Reports ---------------------------------------------------------------------------------
+
+    def _header(self, stamp) -> Header:
+        return Header(stamp=stamp, frame_id=self._settings.map.frame)
+
+    def _publish_status(self) -> None:
+        update = self._newest
+        stamp = convert.stamp(update.window.stamp_ns) if update else self._now()
+        self._status.publish(
+            status_message(
+                self._header(stamp), self._live.counts(), update, self._latency_s,
+                self._version, self._perception.backend, self._problem,
+            )
+        )  # fmt: skip
+
+    def _now(self):
+        return self.get_clock().now().to_msg()
+
+    def _report(self) -> None:
+        self._publish_status()
+        if self._diagnostics_publisher.get_subscription_count():
+            now_s = self.get_clock().now().nanoseconds * 1e-9
+            self._diagnostics_publisher.publish(
+                self._diagnostics.report(
+                    Header(stamp=self._now()), now_s, self._live.counts(), self._newest,
+                    self._latency_s, self._problem, self._outputs.wanted(),
+                )
+            )  # fmt: skip
+
+
+def open_and_warm_up(settings: Settings) -> Perception:
+    """Load the model and run it once on grey views, so that the first window is not slow."""
+    perception = Perception.open(settings)
+    grey = np.full((480, 640, 3), 128, np.uint8)
+    perception.reconstruct([grey] * settings.window.views)
+    return perception
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """``ros2 run g2vlm_ros perception``: starts unconfigured; a launch file drives it."""
+    rclpy.init(args=arguments)
+    executor = MultiThreadedExecutor(num_threads=4)
+    try:
+        node = PerceptionNode()
+    except SettingError as error:
+        rclpy.logging.get_logger("perception").fatal(str(error))
+        rclpy.try_shutdown()
+        return 2
+    executor.add_node(node)
+    try:
+        executor.spin()
+    except (KeyboardInterrupt, ExternalShutdownException):
+        pass
+    finally:
+        node.on_shutdown(None)
+        node.destroy_node()
+        rclpy.try_shutdown()
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,156 @@
+"""The topics of the node: made at configure, filled only for who listens."""
+
+from __future__ import annotations
+
+import numpy as np
+from geometry_msgs.msg import PoseArray, PoseWithCovarianceStamped
+from nav_msgs.msg import Path
+from rclpy.lifecycle import LifecycleNode
+from rclpy.qos import DurabilityPolicy, QoSProfile
+from rclpy.qos_overriding_options import QoSOverridingOptions
+from sensor_msgs.msg import CameraInfo, Image, PointCloud2
+from std_msgs.msg import Header
+from tf2_msgs.msg import TFMessage
+
+from g2vlm_ros.core import cloud
+from g2vlm_ros.core.settings import Settings
+from g2vlm_ros.live import Update
+from g2vlm_ros.ros import convert
+
+UNKNOWN_COVARIANCE = np.zeros((6, 6))
+"""All zero means unknown, as in sensor_msgs: nothing has measured how good the poses are."""
+LATCHED = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
+
+
+class Outputs:
+    """Publishes what one window adds; work for a topic is done only when it has subscribers."""
+
+    TOPICS = {
+        "points": (PointCloud2, "~/points", QoSProfile(depth=2)),
+        "pose": (PoseWithCovarianceStamped, "~/pose", QoSProfile(depth=10)),
+        "path": (Path, "~/path", LATCHED),
+        "window_poses": (PoseArray, "~/window_poses", QoSProfile(depth=2)),
+        "depth": (Image, "~/depth/image", QoSProfile(depth=2)),
+        "depth_info": (CameraInfo, "~/depth/camera_info", QoSProfile(depth=2)),
+        "tf": (TFMessage, "/tf", QoSProfile(depth=100)),
+    }
+
+    def __init__(self, node: LifecycleNode, settings: Settings):
+        self._settings = settings
+        self._sub_map = -1
+        self._path = Path()
+        self._cloud: PointCloud2 | None = None
+        self._publishers = {
+            name: node.create_lifecycle_publisher(
+                kind, topic, qos, qos_overriding_options=QoSOverridingOptions.with_default_policies()
+            )
+            for name, (kind, topic, qos) in self.TOPICS.items()
+            if name != "tf" or settings.map.publish_tf
+        }
+        self._node = node
+
+    def close(self) -> None:
+        """Take the topics away."""
+        for publisher in self._publishers.values():
+            self._node.destroy_publisher(publisher)
+        self._publishers.clear()
+
+    def wanted(self) -> bool:
+        """Whether anybody listens to anything that needs the model."""
+        return any(self._listened(name) for name in self._publishers)
+
+    def publish(self, update: Update) -> None:
+        """Send everything that somebody listens to. Stamps are those of the views."""
+        self._publish_points(update)
+        self._publish_poses(update)
+        self._publish_depth(update)
+        self._publish_transforms(update)
+
+    def _listened(self, name: str) -> bool:
+        publisher = self._publishers.get(name)
+        return publisher is not None and publisher.get_subscription_count() > 0
+
+    def _header(self, stamp_ns: int) -> Header:
+        return convert.header(stamp_ns, self._settings.map.frame)
+
+    def _publish_points(self, update: Update) -> None:
+        if not self._listened("points"):
+            return
+        chosen = self._settings.cloud
+        everything = [range(update.result.views)]
+        for views in [[i] for i in update.new_views] if chosen.organised else everything:
+            self._publish_cloud(update, np.array(views))
+
+    def _publish_cloud(self, update: Update, views: np.ndarray) -> None:
+        chosen, result = self._settings.cloud, update.result
+        local, colours, confidence = cloud.subsample(
+            chosen.stride_px,
+            result.local_points_u[views],
+            result.colours[views],
+            result.confidence[views],
+        )
+        valid = cloud.valid_points(local, confidence, chosen.min_confidence, chosen.max_edge_step)
+        self._cloud = convert.cloud_message(
+            self._header(max(update.window.frames[i].stamp_ns for i in views)),
+            local,
+            colours,
+            confidence,
+            valid,
+            organised=chosen.organised,
+            poses=update.map_from_camera[views],
+            scale=update.placement.map_from_window.scale,
+            out=self._cloud,
+        )
+        self._publishers["points"].publish(self._cloud)
+
+    def _publish_poses(self, update: Update) -> None:
+        frames, poses = update.window.frames, update.map_from_camera
+        if update.placement.sub_map != self._sub_map:
+            self._sub_map = update.placement.sub_map
+            self._path.poses.clear()
+        for i in sorted(update.new_views, key=lambda i: frames[i].stamp_ns):
+            header = self._header(frames[i].stamp_ns)
+            stamped = convert.pose_stamped(header, poses[i])
+            convert.append(self._path, stamped, self._settings.map.path_length)
+            if self._listened("pose"):
+                message = convert.pose_with_covariance(header, poses[i], UNKNOWN_COVARIANCE)
+                self._publishers["pose"].publish(message)
+        if self._listened("path"):
+            self._publishers["path"].publish(self._path)
+        if self._listened("window_poses"):
+            header = self._header(update.window.stamp_ns)
+            self._publishers["window_poses"].publish(convert.pose_array(header, poses))
+
+    def _publish_depth(self, update: Update) -> None:
+        image, info = self._listened("depth"), self._listened("depth_info")
+        if not (image or info):
+            return
+        frames = update.window.frames
+        newest = {frame.camera: i for i, frame in enumerate(frames)}
+        for i in newest.values():
+            header = convert.header(frames[i].stamp_ns, frames[i].frame_id)
+            depth = update.result.local_points_u[i, ..., 2]
+            if image:
+                scaled = depth * np.float32(update.placement.map_from_window.scale)
+                self._publishers["depth"].publish(convert.depth_image(header, scaled))
+            if info:
+                known = frames[i].intrinsics
+                height, width = depth.shape
+                camera = known.resized(width, height) if known else update.result.intrinsics[i]
+                message = convert.camera_info(header, camera, width, height)
+                self._publishers["depth_info"].publish(message)
+
+    def _publish_transforms(self, update: Update) -> None:
+        if not self._listened("tf"):
+            return
+        newest = {frame.camera: i for i, frame in enumerate(update.window.frames)}
+        transforms = []
+        for i in newest.values():
+            frame = update.window.frames[i]
+            child = frame.frame_id + self._settings.map.tf_child_suffix
+            header = self._header(frame.stamp_ns)
+            transforms.append(
+                convert.transform_message(header, child, update.map_from_camera[i])
+            )
+        self._publishers["tf"].publish(TFMessage(transforms=transforms))
+

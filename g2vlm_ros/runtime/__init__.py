@@ -1,0 +1,1 @@
+"""Runs the network on a device, behind the one Protocol of `stages`."""

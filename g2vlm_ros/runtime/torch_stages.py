@@ -1,0 +1,149 @@
+"""The stages in torch: the readable reference, on CPU or CUDA, in any float dtype."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from g2vlm_ros.core.config import PATCH_PX, ModelConfig
+from g2vlm_ros.core.datatypes import NonFiniteError, RawGeometry
+from g2vlm_ros.core.sequence import Segment
+from g2vlm_ros.model.cache import KVCache
+from g2vlm_ros.model.checkpoint import load
+from g2vlm_ros.model.network import G2VLM
+
+DTYPES = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "float64": torch.float64,
+}
+
+
+class TorchStages:
+    """Implements `runtime.stages.Stages`; two calls with the same input give the same bits."""
+
+    def __init__(self, network: G2VLM):
+        weight = network.dino2llm.weight
+        self.network = network
+        self.config: ModelConfig = network.config
+        self.device = weight.device
+        self.backend = f"torch {weight.device} {str(weight.dtype).removeprefix('torch.')}"
+
+    @classmethod
+    def open(
+        cls,
+        folder: str | Path,
+        device: str = "auto",
+        dtype: str = "auto",
+        dino_windows: str | None = None,
+    ) -> TorchStages:
+        """Loads a checkpoint folder.
+
+        device "auto" is CUDA where there is one, else the CPU; dtype "auto" is bfloat16 on CUDA
+        (as released) and float32 on the CPU. dino_windows overrides the folder's setting.
+        """
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        if torch.device(device).type == "cuda" and not torch.cuda.is_available():
+            raise ValueError(f"device '{device}' needs CUDA, which torch does not find; use 'cpu'")
+        if dtype == "auto":
+            dtype = "float32" if torch.device(device).type == "cpu" else "bfloat16"
+        if dtype not in DTYPES:
+            raise ValueError(f"dtype is '{dtype}'; it must be auto or one of {', '.join(DTYPES)}")
+        return cls(load(folder, device, DTYPES[dtype], dino_windows))
+
+    def new_cache(self) -> KVCache:
+        return KVCache(self.config.text.layers)
+
+    @torch.inference_mode()
+    def encode_geometry(self, images: np.ndarray) -> Tensor:
+        _check_images("images", images, ndim=4, multiple=PATCH_PX)
+        return _finite("encode_geometry", self.network.encode_geometry(self._put(images)))
+
+    @torch.inference_mode()
+    def encode_semantics(self, image: np.ndarray) -> Tensor:
+        _check_images("image", image, ndim=3, multiple=PATCH_PX * self.config.vision.merge)
+        return _finite("encode_semantics", self.network.encode_semantics(self._put(image)))
+
+    @torch.inference_mode()
+    def geometry(self, features: Tensor, segment: Segment, cache: KVCache) -> Tensor:
+        views, patches = features.shape[:2]
+        _check_boundaries(segment, "geometry", views, patches)
+        ids = self._ids(segment).reshape(views, 2)
+        positions = self._put(segment.positions)
+        return _finite("geometry", self.network.geometry(features, ids, positions, cache))
+
+    @torch.inference_mode()
+    def heads(
+        self, hidden: Tensor, grid_hw: tuple[int, int], global_points: bool = False
+    ) -> RawGeometry:
+        if hidden.shape[1] != grid_hw[0] * grid_hw[1]:
+            raise ValueError(
+                f"grid {grid_hw} has {grid_hw[0] * grid_hw[1]} patches, the hidden states have "
+                f"{hidden.shape[1]}; pass the grid of the images that were encoded"
+            )
+        results = self.network.heads(hidden, grid_hw, global_points)
+        arrays = [None if x is None else _finite("heads", x).float() for x in results]
+        return RawGeometry(*(None if x is None else x.cpu().numpy() for x in arrays))
+
+    @torch.inference_mode()
+    def language(
+        self, segment: Segment, cache: KVCache, features: Tensor | None = None
+    ) -> np.ndarray:
+        ids, positions = self._ids(segment), self._put(segment.positions)
+        if segment.kind == "text":
+            logits = self.network.text(ids, positions, cache, cache.length)
+        else:
+            if features is None:
+                raise ValueError("a semantic segment needs the features of its image; pass them")
+            _check_boundaries(segment, "semantic", 1, features.shape[0])
+            logits = self.network.semantic(features, ids, positions, cache)
+        return _finite("language", logits).cpu().numpy()
+
+    def _ids(self, segment: Segment) -> Tensor:
+        vocabulary = self.config.text.vocab_size
+        if segment.token_ids.min() < 0 or segment.token_ids.max() >= vocabulary:
+            raise ValueError(
+                f"token id {segment.token_ids.max()} is outside the model's vocabulary of "
+                f"{vocabulary}; tokenizer and weights must be of one checkpoint"
+            )
+        return self._put(segment.token_ids)
+
+    def _put(self, array: np.ndarray) -> Tensor:
+        return torch.tensor(array, device=self.device)
+
+
+def _finite(stage: str, result: Tensor) -> Tensor:
+    if not torch.isfinite(result).all():
+        raise NonFiniteError(stage)
+    return result
+
+
+def _check_images(name: str, images: np.ndarray, ndim: int, multiple: int) -> None:
+    if images.dtype != np.uint8 or images.ndim != ndim or images.shape[-1] != 3 or not images.size:
+        raise ValueError(
+            f"{name} are {images.dtype} {images.shape}; they must be uint8 with {ndim} "
+            "dimensions, the last of 3 colours; use core.preprocess"
+        )
+    height, width = images.shape[-3:-1]
+    if height % multiple or width % multiple:
+        raise ValueError(
+            f"{name} of {width}x{height} pixels; both sides must be multiples of {multiple}; "
+            "use core.preprocess"
+        )
+
+
+def _check_boundaries(segment: Segment, kind: str, views: int, image_tokens: int) -> None:
+    """The trunk relies on each view being [start, image tokens, end]."""
+    step = image_tokens + 2
+    starts = step * np.arange(views)
+    slots = np.stack((starts, starts + step - 1), axis=1).ravel()
+    if segment.kind != kind or not np.array_equal(segment.slots, slots):
+        raise ValueError(
+            f"a {segment.kind} segment of {segment.length} tokens does not belong to {views} "
+            f"views of {image_tokens} tokens in a {kind} stage; build it for these images"
+        )

@@ -1,0 +1,39 @@
+"""The one camera of the simulation: fixed lens, fixed height, pitched down a little."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from g2vlm_ros.core.datatypes import Intrinsics
+from g2vlm_ros.core.geometry import ZUP_FROM_OPTICAL
+
+HORIZONTAL_FIELD_RAD = np.deg2rad(70.0)
+ASPECT = 4 / 3
+HEIGHT_M = (1.2, 1.4)
+PITCH_DOWN_RAD = (0.0, np.deg2rad(12.0))
+"""Ranges from which each robot draws how its camera is mounted."""
+
+
+def lens(width_px: int, height_px: int) -> Intrinsics:
+    """The pinhole camera for an image of this size; ValueError unless it is 4:3."""
+    if width_px * 3 != height_px * 4:
+        raise ValueError(f"image size {width_px}x{height_px} is not 4:3; try 112x84 or 640x480")
+    focal = width_px / 2 / np.tan(HORIZONTAL_FIELD_RAD / 2)
+    centre = ((width_px - 1) / 2, (height_px - 1) / 2)
+    return Intrinsics(focal, focal, *centre, width_px, height_px)
+
+
+def world_from_camera(
+    position_m: np.ndarray, yaw_rad: float, pitch_down_rad: float, roll_rad: float = 0.0
+) -> np.ndarray:
+    """Pose (4, 4) of the optical frame; yaw turns about the vertical, 0 looks along world x."""
+    cy, sy = np.cos(yaw_rad), np.sin(yaw_rad)
+    cp, sp = np.cos(pitch_down_rad), np.sin(pitch_down_rad)
+    cr, sr = np.cos(roll_rad), np.sin(roll_rad)
+    yaw = np.array([[cy, -sy, 0.0], [sy, cy, 0.0], [0.0, 0.0, 1.0]])
+    pitch = np.array([[cp, 0.0, sp], [0.0, 1.0, 0.0], [-sp, 0.0, cp]])
+    roll = np.array([[1.0, 0.0, 0.0], [0.0, cr, -sr], [0.0, sr, cr]])
+    pose = np.eye(4)
+    pose[:3, :3] = yaw @ pitch @ roll @ ZUP_FROM_OPTICAL
+    pose[:3, 3] = position_m
+    return pose

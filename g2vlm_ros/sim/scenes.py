@@ -1,0 +1,125 @@
+"""Scenes of a split, and the views of them that are worth looking at."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from g2vlm_ros.core.datatypes import Intrinsics
+from g2vlm_ros.sim.arrays import Arrays
+from g2vlm_ros.sim.camera import lens
+from g2vlm_ros.sim.home import Home, build_home
+from g2vlm_ros.sim.render import render
+from g2vlm_ros.sim.walk import RATE_HZ, Walk, walk
+
+GAP_S = (0.4, 1.6)
+"""Range from which the time between two views of a scene is drawn; live windows lie inside it."""
+MAX_WALL, MIN_DEPTH_M = 0.8, 0.45
+"""A view is bare when walls cover more than this share, or when it is pressed against something."""
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A home and a robot's walk through it."""
+
+    home: Home
+    walk: Walk
+
+
+@dataclass(frozen=True)
+class Clips:
+    """V views each of S scenes; images, depth and items are arrays of the rendering backend."""
+
+    scenes: tuple[Scene, ...]
+    steps: np.ndarray
+    """int64 (S, V): index into the walk of each scene, in order of time."""
+    images: Any
+    """uint8 (S, V, H, W, 3)."""
+    depth_m: Any
+    """float32 (S, V, H, W)."""
+    items: Any
+    """uint8 (S, V, H, W)."""
+
+    def time_s(self) -> np.ndarray:
+        """float64 (S, V)."""
+        rows = zip(self.scenes, self.steps, strict=True)
+        return np.stack([scene.walk.time_s[steps] for scene, steps in rows])
+
+    def world_from_camera(self) -> np.ndarray:
+        """float64 (S, V, 4, 4)."""
+        rows = zip(self.scenes, self.steps, strict=True)
+        return np.stack([scene.walk.world_from_camera[steps] for scene, steps in rows])
+
+
+def make_scene(seed: int, legs: int = 6) -> Scene:
+    """The scene of a seed: the first furnishing of its home in which a robot can walk."""
+    for attempt in range(20):
+        home = build_home(seed, attempt)
+        track = walk(home, attempt, legs)
+        if track is not None and len(track.time_s) > 10 * RATE_HZ:
+            return Scene(home, track)
+    raise RuntimeError(f"home {seed} is not walkable in 20 furnishings; use another seed")
+
+
+def make_clips(
+    scenes: Sequence[Scene],
+    views: int,
+    camera: Intrinsics,
+    arrays: Arrays | None = None,
+    samples: int = 2,
+) -> Clips:
+    """Views of each scene along its walk, bare walls left out; a function of the seeds alone."""
+    arrays = arrays or Arrays()
+    steps = pick_steps(scenes, views, arrays)
+    index = np.repeat(np.arange(len(scenes)), views)
+    pose = np.concatenate([s.walk.world_from_camera[k] for s, k in zip(scenes, steps, strict=True)])
+    time = np.concatenate([s.walk.time_s[k] for s, k in zip(scenes, steps, strict=True)])
+    homes = [scene.home for scene in scenes]
+    made = render(homes, index, pose, time, camera, arrays, samples)
+    fold = (len(scenes), views)
+    parts = (part.reshape(*fold, *part.shape[1:]) for part in (made.images, made.depth_m, made.items))
+    return Clips(tuple(scenes), steps, *parts)
+
+
+def pick_steps(scenes: Sequence[Scene], views: int, arrays: Arrays) -> np.ndarray:
+    """int64 (S, views): instants about evenly spaced in time that do not only show a wall.
+
+    Where a stretch of the walk has too few such instants, the least bare ones are taken.
+    """
+    candidates = np.stack([_candidates(scene, 2 * views) for scene in scenes])
+    bare = _bareness(scenes, candidates, arrays)
+    picked = []
+    for row, badness in zip(candidates, bare, strict=True):
+        good = np.flatnonzero(badness < 1.0)
+        if len(good) < views:
+            good = np.sort(np.argsort(badness, kind="stable")[:views])
+        picked.append(row[good[:views]])
+    return np.stack(picked)
+
+
+def _candidates(scene: Scene, count: int) -> np.ndarray:
+    rng = np.random.default_rng([scene.home.seed, 3])
+    last = len(scene.walk.time_s) - 1
+    gap = np.exp(rng.uniform(*np.log(GAP_S))) * RATE_HZ
+    gap = min(gap, last / count)
+    start = rng.uniform(0, max(1e-6, last - gap * count))
+    return np.round(start + gap * (np.arange(count) + rng.uniform(0, 0.7, count))).astype(np.int64)
+
+
+def _bareness(scenes: Sequence[Scene], steps: np.ndarray, arrays: Arrays) -> np.ndarray:
+    """(S, V) from a small rendering: below 1 is fit to be shown."""
+    index = np.repeat(np.arange(len(scenes)), steps.shape[1])
+    pose = np.concatenate([s.walk.world_from_camera[k] for s, k in zip(scenes, steps, strict=True)])
+    time = np.concatenate([s.walk.time_s[k] for s, k in zip(scenes, steps, strict=True)])
+    homes = [scene.home for scene in scenes]
+    small = render(homes, index, pose, time, lens(16, 12), arrays, samples=1)
+    items, depth = arrays.numpy(small.items), arrays.numpy(small.depth_m)
+    walls = np.zeros((len(homes), 256), bool)
+    for row, home in zip(walls, homes, strict=True):
+        row[[0] + [item.id for item in home.items if item.name == "wall"]] = True
+    wall = walls[index[:, None, None], items].mean((1, 2)) / MAX_WALL
+    close = MIN_DEPTH_M / np.quantile(depth.reshape(len(depth), -1), 0.1, axis=1)
+    return np.maximum(wall, close).reshape(steps.shape)

@@ -1,0 +1,80 @@
+"""ROS isolation of a test run, and the `ros` fixture and marker.
+
+Set before rclpy is imported: a domain of its own, discovery on this machine only, log files in a
+temporary folder. Nodes in subprocesses inherit it.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import shutil
+import socket
+import tempfile
+from collections.abc import Iterator
+from types import ModuleType
+
+import pytest
+
+# Domains up to 101 keep every DDS port below Linux's ephemeral ones. One domain per test run: the
+# run that holds the socket has the domain.
+PORT_OF_DOMAIN_0 = 22119
+DOMAINS = range(1, 102)
+
+
+def claim_domain() -> tuple[int, socket.socket]:
+    """A ROS domain that no other test run on this machine has, with the socket that holds it."""
+    start = os.getpid() % len(DOMAINS)
+    for domain in [*DOMAINS[start:], *DOMAINS[:start]]:
+        claim = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+        try:
+            claim.bind(("127.0.0.1", PORT_OF_DOMAIN_0 + domain))
+        except OSError:
+            claim.close()
+        else:
+            return domain, claim
+    raise RuntimeError("all ROS domains from 1 to 101 are in use by other test runs")
+
+
+domain, claim = claim_domain()
+log_folder = tempfile.mkdtemp(prefix="g2vlm_ros_test_")
+os.environ["ROS_DOMAIN_ID"] = str(domain)
+os.environ["ROS_AUTOMATIC_DISCOVERY_RANGE"] = "LOCALHOST"
+os.environ["ROS_LOG_DIR"] = log_folder
+if os.environ.get("ROS_DISTRO") == "humble":  # later ones warn about it
+    os.environ["ROS_LOCALHOST_ONLY"] = "1"
+
+
+def pytest_unconfigure() -> None:
+    claim.close()
+    shutil.rmtree(log_folder, ignore_errors=True)
+
+
+def missing_ros() -> str:
+    """Why tests over ROS cannot run here; empty if they can."""
+    for module, remedy in (
+        ("rclpy", "run `make test`, or source a ROS 2 distribution"),
+        ("tf2_msgs.msg", "run `make test`, or install the ROS package tf2_msgs"),
+        ("g2vlm_ros.msg", "run `make test`, or build with colcon and source install/setup.bash"),
+    ):
+        try:
+            importlib.import_module(module)
+        except ImportError as error:
+            return f"cannot import {module} ({error}): {remedy}"
+    return ""
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("ros") and (reason := missing_ros()):
+        pytest.skip(reason)
+
+
+@pytest.fixture
+def ros() -> Iterator[ModuleType]:
+    """rclpy, initialised for one test; skips the test with the reason where ROS is missing."""
+    if reason := missing_ros():
+        pytest.skip(reason)
+    rclpy = importlib.import_module("rclpy")
+    rclpy.init()
+    yield rclpy
+    rclpy.try_shutdown()

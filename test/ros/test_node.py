@@ -1,0 +1,332 @@
+"""The node over real DDS: frames in, clouds and poses out, bad input counted, never a crash."""
+
+import math
+
+import numpy as np
+import pytest
+
+pytestmark = pytest.mark.ros
+pytest.importorskip("torch", reason="the golden checkpoint runs on the torch backend here")
+
+from test.ros.harness import SMALL, Bench, bench, image  # noqa: E402
+
+START_S = 1000.0
+
+
+def stream(made, count, start=START_S, camera="camera", step=0.1):
+    """Send `count` frames 0.1 s apart and wait until the device rests."""
+    for k in range(count):
+        made.send(f"/{camera}/image_raw", image(start + k * step, frame_id=f"{camera}_optical"))
+    made.settle()
+
+
+def test_frames_become_a_cloud_with_their_stamp_frame_fields_and_points():
+    from sensor_msgs.msg import PointCloud2
+
+    with bench(**{"cloud.max_edge_step": 0.0}) as made:
+        made.listen(PointCloud2, "/perception/points")
+        stream(made, 2)
+        made.until(lambda: made.received["/perception/points"], "a cloud")
+        cloud = made.received["/perception/points"][0]
+    assert cloud.header.frame_id == "map"
+    assert (cloud.header.stamp.sec, cloud.header.stamp.nanosec) == (1000, 100_000_000)
+    assert [f.name for f in cloud.fields] == ["x", "y", "z", "rgb", "confidence"]
+    # 64x48 photographs become 56x42 views; nothing is left out without an edge filter.
+    assert cloud.width * cloud.height == 2 * 56 * 42 and cloud.is_dense
+    assert len(cloud.data) == cloud.width * cloud.point_step == cloud.row_step
+    xyz = np.frombuffer(cloud.data, np.float32).reshape(-1, 5)[:, :3]
+    assert np.isfinite(xyz).all() and xyz.std() > 0
+
+
+def test_every_topic_carries_what_its_name_says():
+    from geometry_msgs.msg import PoseArray, PoseWithCovarianceStamped
+    from nav_msgs.msg import Path
+    from sensor_msgs.msg import CameraInfo, Image
+    from tf2_msgs.msg import TFMessage
+
+    from g2vlm_ros.msg import ReconstructionStatus
+
+    kinds = {
+        "/perception/pose": PoseWithCovarianceStamped,
+        "/perception/path": Path,
+        "/perception/window_poses": PoseArray,
+        "/perception/depth/image": Image,
+        "/perception/depth/camera_info": CameraInfo,
+        "/perception/status": ReconstructionStatus,
+        "/tf": TFMessage,
+    }
+    # The random weights of the golden checkpoint agree with nothing: join windows all the same.
+    with bench(**{"map.min_joint_inliers": 0.0}) as made:
+        for topic, kind in kinds.items():
+            made.listen(kind, topic)
+        stream(made, 3)
+        got = made.received
+        made.until(lambda: len(got["/perception/pose"]) == 3, "one pose per frame")
+        made.until(lambda: all(got[topic] for topic in kinds), "every topic")
+        made.until(lambda: got["/perception/status"][-1].window_id == 2, "the last status")
+        status = got["/perception/status"][-1]
+        path, poses = got["/perception/path"][-1], got["/perception/window_poses"][-1]
+        depth, info = got["/perception/depth/image"][-1], got["/perception/depth/camera_info"][-1]
+        transform = got["/tf"][-1].transforms[0]
+    stamps = [p.header.stamp.nanosec for p in got["/perception/pose"]]
+    assert stamps == [0, 100_000_000, 200_000_000]
+    assert len(path.poses) == 3 and len(poses.poses) == 2
+    assert path.poses[-1].pose == poses.poses[-1] == got["/perception/pose"][-1].pose.pose
+    q = poses.poses[0].orientation
+    assert math.isclose(math.hypot(q.x, q.y, q.z, q.w), 1.0, abs_tol=1e-6)
+    assert (depth.encoding, depth.width, depth.height) == ("32FC1", 56, 42)
+    assert depth.header.frame_id == "camera_optical" and info.header == depth.header
+    assert (transform.header.frame_id, transform.child_frame_id) == ("map", "camera_optical_g2vlm")
+    assert status.view_cameras == ["camera"] * 2 and status.backend.startswith("torch cpu")
+    assert status.frames_received == status.frames_used == 3
+    assert status.scale_state == ReconstructionStatus.SCALE_RELATIVE
+    assert math.isnan(status.metres_per_unit) and status.model_version.startswith("A@")
+    assert {"encode_geometry", "geometry", "heads"} <= set(status.stage_names)
+
+
+def test_a_known_scale_is_published_as_metric():
+    from g2vlm_ros.msg import ReconstructionStatus
+
+    with bench(**{"map.metres_per_unit": 0.5}) as made:
+        topic = "/perception/status"
+        from geometry_msgs.msg import PoseArray
+
+        made.listen(PoseArray, "/perception/window_poses")
+        made.listen(ReconstructionStatus, topic)
+        stream(made, 2)
+        made.until(lambda: made.received[topic] and made.received[topic][-1].window_id, "status")
+        status = made.received[topic][-1]
+    assert status.scale_state == ReconstructionStatus.SCALE_METRIC
+    assert (status.metres_per_unit, status.scale_source) == (0.5, "fixed")
+
+
+def test_organised_clouds_come_one_per_view_with_its_stamp():
+    from sensor_msgs.msg import PointCloud2
+
+    with bench(**{"cloud.organised": True, "cloud.stride_px": 2}) as made:
+        made.listen(PointCloud2, "/perception/points")
+        stream(made, 2)
+        made.until(lambda: len(made.received["/perception/points"]) == 2, "two clouds")
+        clouds = made.received["/perception/points"]
+    assert [(c.width, c.height) for c in clouds] == [(28, 21)] * 2
+    assert [c.header.stamp.nanosec for c in clouds] == [0, 100_000_000]
+
+
+def test_nobody_listens_nothing_is_computed_until_somebody_does():
+    from sensor_msgs.msg import PointCloud2
+
+    with bench() as made:
+        stream(made, 6)
+        assert made.node.counts().windows == 0
+        made.listen(PointCloud2, "/perception/points")
+        stream(made, 1, start=START_S + 0.6)
+        made.until(lambda: made.node.counts().windows == 1, "a window")
+
+
+BAD = {
+    "encoding": {"encoding": "rainbow8"},
+    "truncated": {"data": b"123"},
+    "size": {"width": 0, "height": 0, "step": 0, "data": b""},
+    "step": {"step": 10},
+    "huge": {"width": 100_000, "height": 100_000, "step": 300_000},
+}
+
+
+def test_bad_images_are_counted_by_reason_and_good_ones_go_on():
+    from sensor_msgs.msg import PointCloud2
+
+    with bench() as made:
+        made.listen(PointCloud2, "/perception/points")
+        for k, fields in enumerate(BAD.values()):
+            made.send("/camera/image_raw", image(START_S + k, **fields))
+        made.send("/camera/image_raw", image(0.0))
+        made.settle()
+        counts = made.node.counts()
+        assert sum(counts.dropped.values()) == len(BAD) + 1 and counts.used == 0
+        assert counts.dropped["encoding"] == 1 and counts.dropped["stamp"] == 1
+        assert counts.dropped["truncated"] >= 1 and counts.dropped["size"] >= 2
+        stream(made, 2, start=START_S + 50)
+        made.until(lambda: made.received["/perception/points"], "a cloud after all")
+
+
+def test_stamps_out_of_order_twice_and_jumping_back():
+    from sensor_msgs.msg import PointCloud2
+
+    with bench() as made:
+        made.listen(PointCloud2, "/perception/points")
+        for seconds in (START_S, START_S, START_S - 0.5, 1.0, 1.1):
+            made.send("/camera/image_raw", image(seconds))
+        made.settle()
+        made.until(lambda: made.received["/perception/points"], "a cloud in the new time")
+        counts, cloud = made.node.counts(), made.received["/perception/points"][-1]
+    assert counts.dropped == {"duplicate": 1, "out_of_order": 1, "clock_jump": 1}
+    assert cloud.header.stamp.sec == 1
+
+
+def test_an_undecodable_frame_is_left_out_of_its_window():
+    from sensor_msgs.msg import CompressedImage, PointCloud2
+
+    import cv2
+
+    from g2vlm_ros.ros import convert
+    from test.ros.harness import photograph
+
+    def compressed(seconds, spoil=False):
+        data = bytearray(cv2.imencode(".png", photograph(int(seconds * 10)))[1].tobytes())
+        if spoil:
+            data[60:-40] = b"\0" * (len(data) - 100)
+        header = convert.header(round(seconds * 1e9), "optical")
+        return CompressedImage(header=header, format="png", data=bytes(data))
+
+    with bench(image_transport="compressed") as made:
+        made.listen(PointCloud2, "/perception/points")
+        for k in range(4):
+            topic = "/camera/image_raw/compressed"
+            made.send(topic, compressed(START_S + 0.1 * k, spoil=k == 1))
+        made.settle()
+        made.until(lambda: len(made.received["/perception/points"]) >= 2, "clouds")
+        assert made.node.counts().dropped["undecodable"] == 1
+
+
+def test_wrong_camera_info_is_reported_and_a_right_one_is_used():
+    from sensor_msgs.msg import CameraInfo
+
+    def info(focal):
+        k = [focal, 0.0, 31.5, 0.0, focal, 23.5, 0.0, 0.0, 1.0]
+        return CameraInfo(width=64, height=48, k=k)
+
+    with bench() as made:
+        made.listen(CameraInfo, "/perception/depth/camera_info")
+        made.publish("/camera/camera_info", info(math.nan))
+        stream(made, 2)
+        made.publish("/camera/camera_info", info(60.0))
+        made.until(lambda: made.node._intrinsics, "the calibration")
+        stream(made, 2, start=START_S + 0.5)
+        made.until(lambda: len(made.received["/perception/depth/camera_info"]) >= 2, "infos")
+        found = made.received["/perception/depth/camera_info"][-1]
+    assert found.k[0] == pytest.approx(60 * 56 / 64)
+
+
+def test_two_cameras_make_windows_of_both():
+    from g2vlm_ros.msg import ReconstructionStatus
+    from sensor_msgs.msg import PointCloud2
+
+    with bench(cameras=["left", "right"], **{"window.overlap": 0}) as made:
+        made.listen(PointCloud2, "/perception/points")
+        made.listen(ReconstructionStatus, "/perception/status")
+        made.send("/right/image_raw", image(START_S + 0.01))
+        made.send("/left/image_raw", image(START_S))
+        made.settle()
+        status = made.received["/perception/status"]
+        made.until(lambda: status and status[-1].window_id == 1, "a window")
+        assert status[-1].view_cameras == ["left", "right"]
+
+
+def test_reset_forgets_and_starts_a_new_map():
+    from g2vlm_ros.msg import ReconstructionStatus
+    from nav_msgs.msg import Path
+    from std_srvs.srv import Trigger
+
+    with bench() as made:
+        made.listen(Path, "/perception/path")
+        made.listen(ReconstructionStatus, "/perception/status")
+        stream(made, 4)
+        made.until(lambda: len(made.received["/perception/path"]) >= 1, "a path")
+        before = made.received["/perception/status"][-1].sub_map_id
+        assert made.call(Trigger, "/perception/reset", Trigger.Request()).success
+        stream(made, 2, start=START_S + 1)
+        made.until(
+            lambda: made.received["/perception/status"][-1].sub_map_id > before, "a new map"
+        )
+        made.until(
+            lambda: len(made.received["/perception/path"][-1].poses) == 2, "a path of the new map"
+        )
+
+
+def test_lifecycle_tour_twice_leaves_nothing_behind():
+    from rclpy.lifecycle import TransitionCallbackReturn
+    from sensor_msgs.msg import PointCloud2
+
+    made = Bench()
+    try:
+        topics = None
+        for tour in range(3):
+            made.start()
+            made.listen(PointCloud2, "/perception/points")
+            stream(made, 2, start=START_S + 10 * tour)
+            made.until(lambda t=tour: len(made.received["/perception/points"]) > t, "a cloud")
+            for transition in (made.node.trigger_deactivate, made.node.trigger_cleanup):
+                assert transition() == TransitionCallbackReturn.SUCCESS
+            made.peer.destroy_subscription(list(made.peer.subscriptions)[-1])
+            mine = {
+                "publishers": len(list(made.node.publishers)),
+                "subscriptions": len(list(made.node.subscriptions)),
+                "timers": len(list(made.node.timers)),
+                "services": len(list(made.node.services)),
+            }
+            assert topics in (None, mine)
+            topics = mine
+    finally:
+        made.close()
+
+
+def test_configure_fails_with_a_sentence_and_can_be_tried_again(tmp_path):
+    from rclpy.lifecycle import TransitionCallbackReturn
+    from rclpy.parameter import Parameter
+
+    made = Bench(**{"model.checkpoint": str(tmp_path / "missing")})
+    try:
+        assert made.node.trigger_configure() == TransitionCallbackReturn.FAILURE
+        change = [Parameter("model.checkpoint", value=SMALL["model.checkpoint"])]
+        assert made.node.set_parameters(change)[0].successful
+        made.start()
+    finally:
+        made.close()
+
+
+def test_wrong_parameters_are_refused_with_name_value_and_bound():
+    from rclpy.parameter import Parameter
+
+    from g2vlm_ros.core.settings import SettingError
+
+    import rclpy
+
+    with pytest.raises(SettingError, match="window.views is 77; it must lie in 1 to 32"):
+        Bench(**{"window.views": 77})
+    rclpy.try_shutdown()
+    with bench(**{"window.min_gap_s": 1}) as made:
+        assert made.node.get_parameter("window.min_gap_s").value == 1.0
+        result = made.node.set_parameters([Parameter("window.views", value=4)])[0]
+        assert not result.successful and "unconfigured" in result.reason
+    made = Bench()
+    try:
+        result = made.node.set_parameters([Parameter("window.views", value=99)])[0]
+        assert not result.successful and "32, value: 99" in result.reason
+    finally:
+        made.close()
+
+
+def test_unknown_parameters_are_reported():
+    from g2vlm_ros.core.settings import Settings
+    from g2vlm_ros.ros import params
+
+    made = Bench(**{"window.vews": 3})
+    try:
+        assert params.unknown(made.node, Settings) == ["window.vews"]
+    finally:
+        made.close()
+
+
+def test_without_frames_or_activity_there_is_no_geometry():
+    from g2vlm_ros.srv import GetPoints
+    from rclpy.lifecycle import TransitionCallbackReturn
+
+    name, request = "/perception/get_points", GetPoints.Request(camera="camera")
+    empty = Bench()
+    try:
+        empty.start()
+        assert empty.call(GetPoints, name, request).error_code == 9904
+        assert empty.node.trigger_deactivate() == TransitionCallbackReturn.SUCCESS
+        assert empty.call(GetPoints, name, request).error_code == 9908
+    finally:
+        empty.close()

@@ -1,0 +1,127 @@
+"""Services over real DDS: right answers, and error codes with a sentence for everything else."""
+
+import math
+
+import numpy as np
+import pytest
+
+pytestmark = pytest.mark.ros
+pytest.importorskip("torch", reason="the golden checkpoint runs on the torch backend here")
+
+from test.ros.harness import bench, image  # noqa: E402
+
+START_S = 1000.0
+
+
+@pytest.fixture(scope="module")
+def made():
+    """A node with one window of two frames, taken long ago."""
+    with bench(**{"query.semantic_width_px": 56, "query.max_tokens": 4}) as made:
+        for k in range(2):
+            made.send("/camera/image_raw", image(START_S + 0.1 * k))
+        made.settle()
+        yield made
+
+
+def get_points(made, **fields):
+    from g2vlm_ros.srv import GetPoints
+
+    request = GetPoints.Request(**{"max_age_s": 1e12, **fields})
+    return made.call(GetPoints, "/perception/get_points", request)
+
+
+def ask(made, **fields):
+    from g2vlm_ros.srv import SpatialQuery
+
+    request = SpatialQuery.Request(**{"max_age_s": 1e12, "max_wait_s": 20.0, **fields})
+    return made.call(SpatialQuery, "/perception/query", request)
+
+
+def test_points_of_pixels_lie_in_the_cloud(made, tmp_path):
+    from g2vlm_ros.core.cloud import read_ply
+    from g2vlm_ros.srv import SaveMap
+
+    answer = get_points(made, camera="camera", u_px=[0.0, 31.5, 63.0], v_px=[0.0, 23.5, 47.0])
+    assert answer.success and answer.header.frame_id == "map"
+    assert answer.header.stamp.nanosec == 100_000_000 and len(answer.points) == 3
+    path = tmp_path / "map.ply"
+    saved = made.call(SaveMap, "/perception/save_map", SaveMap.Request(path=str(path)))
+    points, colours, _ = read_ply(path)
+    assert saved.success and saved.points == len(points) == 2 * 56 * 42
+    assert colours.std() > 0
+    for p in answer.points:
+        distance = np.linalg.norm(points - [p.x, p.y, p.z], axis=1).min()
+        assert distance < 1e-4
+
+
+def test_points_in_a_box_are_those_inside(made):
+    from geometry_msgs.msg import PoseStamped, Vector3
+
+    one = get_points(made, camera="camera", u_px=[20.0], v_px=[20.0]).points[0]
+    pose = PoseStamped()
+    pose.header.frame_id = "map"
+    pose.pose.position.x, pose.pose.position.y, pose.pose.position.z = map(
+        float, (one.x, one.y, one.z)
+    )
+    size = Vector3(x=0.2, y=0.2, z=0.2)
+    answer = get_points(made, box_pose=pose, box_size=size, max_points=5)
+    assert answer.success and 1 <= len(answer.points) <= 5
+    for p in answer.points:
+        assert max(abs(p.x - one.x), abs(p.y - one.y), abs(p.z - one.z)) <= 0.1 + 1e-5
+    pose.pose.position.x += 1e6
+    assert get_points(made, box_pose=pose, box_size=size).error_code == 9905
+
+
+@pytest.mark.parametrize(
+    ("fields", "code", "words"),
+    [
+        ({"camera": "left", "u_px": [1.0], "v_px": [1.0]}, 9909, "it has camera"),
+        ({"camera": "camera", "u_px": [1.0]}, 9909, "1 u_px for 0 v_px"),
+        ({"camera": "camera", "u_px": [64.0], "v_px": [1.0]}, 9909, "outside the 64x48"),
+        ({}, 9909, "box_size"),
+        ({"camera": "camera", "target_frame": "odom"}, 9902, "'odom'"),
+        ({"camera": "camera", "max_age_s": 0.5}, 9904, "s old"),
+        ({"camera": "camera", "max_age_s": -1.0}, 9909, "above 0"),
+    ],
+)
+def test_bad_requests_for_points_get_a_code_and_a_sentence(made, fields, code, words):
+    answer = get_points(made, **fields)
+    assert not answer.success and answer.error_code == code and words in answer.error_msg
+
+
+def test_a_question_is_answered_in_words_from_the_window(made):
+    first, second = ask(made, question="What is there?"), ask(made, question="How far is it?")
+    assert first.success and first.window_id == 1 and first.answer
+    assert first.model_version.startswith("A@") and math.isnan(first.number)
+    assert "encode_semantics" in first.stage_names
+    assert "encode_semantics" not in second.stage_names, "the window is encoded once"
+
+
+@pytest.mark.parametrize(
+    ("fields", "code", "words"),
+    [
+        ({"question": ""}, 9909, "1 to 512"),
+        ({"question": " \n"}, 9909, "1 to 512"),
+        ({"question": "a" * 513}, 9909, "513"),
+        ({"question": "a", "max_wait_s": 0.0}, 9909, "max_wait_s"),
+        ({"question": "a", "answer_kind": 6}, 9903, "TEXT"),
+        ({"question": "a", "max_age_s": 1.0}, 9904, "s old"),
+        ({"question": "a", "max_wait_s": 1e-6}, 9901, "max_wait_s"),
+    ],
+)
+def test_bad_questions_get_a_code_and_a_sentence(made, fields, code, words):
+    answer = ask(made, **fields)
+    assert not answer.success and answer.error_code == code and words in answer.error_msg
+
+
+def test_save_map_refuses_what_it_cannot_write(made, tmp_path):
+    from g2vlm_ros.srv import SaveMap
+
+    for path, words in (
+        (tmp_path / "map.xyz", "'xyz'"),
+        ("map.ply", "absolute"),
+        (tmp_path / "no" / "map.ply", "folder must exist"),
+    ):
+        answer = made.call(SaveMap, "/perception/save_map", SaveMap.Request(path=str(path)))
+        assert answer.error_code == 9909 and words in answer.error_msg
+

@@ -1,0 +1,185 @@
+"""The package describes itself truly: dependencies, versions, targets, no trace of a machine."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+import sys
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+MANIFEST = ElementTree.parse(ROOT / "package.xml").getroot()
+
+# Import name -> rosdep key, where they differ.
+ROSDEP_KEYS = {
+    "PIL": "python3-pil",
+    "cv2": "python3-opencv",
+    "numpy": "python3-numpy",
+    "transforms3d": "python3-transforms3d",
+    "yaml": "python3-yaml",
+}
+# Not in rosdep: README names them for pip.
+PIP_ONLY = {
+    "cuda",
+    "onnx",
+    "onnxruntime",
+    "onnxscript",
+    "pycuda",
+    "rosbags",
+    "safetensors",
+    "tensorrt",
+    "tensorrt_rtx",
+    "tokenizers",
+    "torch",
+    "vision_msgs",
+}
+
+
+def dependencies(*kinds: str) -> set[str]:
+    return {element.text for element in MANIFEST if element.tag in kinds}
+
+
+def third_party_imports() -> set[str]:
+    names = set()
+    for file in [*ROOT.glob("g2vlm_ros/**/*.py"), *ROOT.glob("launch/*.py")]:
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.Import):
+                names |= {alias.name.split(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and not node.level:
+                names.add(node.module.split(".")[0])
+    return names - set(sys.stdlib_module_names) - {"g2vlm_ros"}
+
+
+def kept_files() -> list[Path]:
+    """The text files of the project: what git would keep, without asking git."""
+    skipped = {".git", ".venv", "build", "install", "log", "__pycache__", "demo_output"}
+    skipped |= {"bench_output", ".pytest_cache", ".ruff_cache"}
+    suffixes = {".py", ".md", ".txt", ".xml", ".toml", ".yaml", ".yml", ".rviz", ".msg", ".srv"}
+    suffixes |= {".action", ".json", ".sh", ""}
+    found = []
+    for folder, folders, files in os.walk(ROOT):
+        folders[:] = [
+            name for name in folders if name not in skipped and not name.endswith(".egg-info")
+        ]
+        found += [path for name in files if (path := Path(folder, name)).suffix in suffixes]
+    return found
+
+
+def test_manifest_is_complete() -> None:
+    assert MANIFEST.tag == "package"
+    assert MANIFEST.get("format") == "3"
+    for tag in ("name", "version", "description", "maintainer", "license"):
+        assert MANIFEST.findtext(tag), f"package.xml lacks <{tag}>"
+    assert MANIFEST.findtext("name") == "g2vlm_ros"
+    assert MANIFEST.findtext("export/build_type") == "ament_cmake"
+    assert MANIFEST.findtext("member_of_group") == "rosidl_interface_packages"
+
+
+def test_manifest_names_what_the_code_imports() -> None:
+    named = dependencies("depend", "exec_depend")
+    missing = {
+        name
+        for name in third_party_imports() - PIP_ONLY
+        if ROSDEP_KEYS.get(name, name) not in named
+    }
+    assert not missing, f"package.xml has no exec_depend for the imports {sorted(missing)}"
+
+
+def test_manifest_names_what_cmake_and_the_interfaces_use() -> None:
+    cmake = (ROOT / "CMakeLists.txt").read_text()
+    found = set(re.findall(r"find_package\((\w+)", cmake))
+    assert found <= dependencies("depend", "buildtool_depend", "build_depend", "test_depend")
+    interfaces = [file for kind in ("msg", "srv", "action") for file in ROOT.glob(f"{kind}/*")]
+    used = {
+        package
+        for file in interfaces
+        for package in re.findall(r"^(\w+)/\w+", file.read_text(), re.MULTILINE)
+    }
+    assert used <= dependencies("depend")
+    assert all(re.search(rf"DEPENDENCIES.*\b{package}\b", cmake) for package in used)
+
+
+def test_version_is_the_same_everywhere() -> None:
+    import g2vlm_ros
+
+    assert MANIFEST.findtext("version") == g2vlm_ros.__version__
+    if importlib.util.find_spec("setuptools") is None:
+        pytest.skip("setuptools is not installed, so setup.py cannot be asked")
+    command = [sys.executable, "setup.py", "--version"]
+    output = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert output.strip().splitlines()[-1] == g2vlm_ros.__version__
+
+
+@pytest.mark.parametrize(
+    "file", sorted(ROOT.glob("requirements/*.txt")), ids=lambda file: file.name
+)
+def test_requirements_are_pinned(file: Path) -> None:
+    lines = [line for line in file.read_text().splitlines() if line and not line.startswith("#")]
+    assert lines
+    for line in lines:
+        assert re.fullmatch(r'[A-Za-z0-9._-]+==[\w.]+(; python_version (<|>=) "3\.\d+")?', line), (
+            line
+        )
+
+
+def test_no_file_knows_a_machine_or_an_index() -> None:
+    # Put together here, so that this file does not name them itself.
+    places = [
+        "/" + "work/",
+        "/" + "home/",
+        "/" + "root/",
+        "pypi" + ".org",
+        "download." + "pytorch",
+    ]
+    places += ["files.python" + "hosted", "debian" + ".org", "/tmp" + "/dev"]
+    for file in kept_files():
+        text = file.read_text(errors="replace")
+        named = [place for place in places if place in text]
+        assert not named, f"{file.relative_to(ROOT)} names {named}"
+
+
+@pytest.mark.parametrize("target", ["demo", "test", "build", "bench", "lint", "clean"])
+def test_make_targets_exist(target: str) -> None:
+    if shutil.which("make") is None:
+        pytest.skip("make is not installed")
+    command = ["make", "--dry-run", target]
+    output = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert output.returncode == 0, output.stderr
+    assert target in ("clean", "lint") or f"setup_env.py {target}" in output.stdout
+
+
+def test_an_old_python_can_read_the_set_up() -> None:
+    """It refuses old Pythons with a sentence, so they must get as far as that."""
+    ast.parse((ROOT / "tools" / "setup_env.py").read_text(), feature_version=(3, 7))
+
+
+def test_ci_runs_the_tests() -> None:
+    script = ROOT / ".ci" / "run"
+    assert os.access(script, os.X_OK)
+    assert "make test" in script.read_text()
+
+
+def test_executables_have_modules() -> None:
+    line = re.search(r"set\(executables (.+)\)", (ROOT / "CMakeLists.txt").read_text())
+    pairs = [pair.split("=") for pair in line[1].split()]
+    assert {"perception", "replay"} <= {name for name, _ in pairs}
+    for _, module in pairs:
+        tree = ast.parse((ROOT / "g2vlm_ros" / "ros" / f"{module}.py").read_text())
+        names = {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
+        assert "main" in names, f"g2vlm_ros.ros.{module} has no main()"
+
+
+@pytest.mark.parametrize("arguments", [["check"], ["format", "--check"]], ids=["check", "format"])
+def test_ruff_is_content(arguments: list[str]) -> None:
+    if importlib.util.find_spec("ruff") is None:
+        pytest.skip("ruff is not installed; `make lint` installs it")
+    command = [sys.executable, "-m", "ruff", *arguments, "--no-cache", "."]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout + result.stderr
