@@ -24,6 +24,8 @@ from contextlib import suppress
 import cv2
 import numpy as np
 
+from benchmarks.record import record
+
 VIEWS, HEIGHT, WIDTH = 8, 392, 518
 IMAGE_PX = (1280, 720)
 INPUT_WIDTH_PX = 518
@@ -296,17 +298,15 @@ def run() -> dict[str, object]:
     }
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     """Measure and record; `--listen` is the receiving process of the cloud measurement."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description="Costs of large messages and camera images.")
     parser.add_argument("--listen", action="store_true", help=argparse.SUPPRESS)
     os.environ.setdefault("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
-    if parser.parse_args().listen:
+    if parser.parse_args(arguments).listen:
         listen()
-        return
-    from benchmarks.record import record
-
-    record("messages", run())
+    else:
+        print(record("messages", run()).name)
 
 
 if __name__ == "__main__":

@@ -81,9 +81,7 @@ class LiveMapping:
         """A consistent snapshot of the counters (any thread)."""
         with self._lock:
             buffer = self._buffer
-            return Counts(
-                buffer.received, buffer.used, Counter(buffer.dropped), self._windows
-            )
+            return Counts(buffer.received, buffer.used, Counter(buffer.dropped), self._windows)
 
     def step(self) -> Update | None:
         """Run the next window, if there is one, through model and map (device thread only).

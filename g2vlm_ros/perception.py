@@ -11,6 +11,7 @@ From a shell: ``python -m g2vlm_ros.perception FOLDER_OR_VIDEO --checkpoint DIR 
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -29,7 +30,7 @@ from g2vlm_ros.core.sequence import (
     dialogue_segments,
     reconstruction_segments,
 )
-from g2vlm_ros.core.settings import Settings, SettingError
+from g2vlm_ros.core.settings import SettingError, Settings
 from g2vlm_ros.core.tokenizer import Tokenizer
 from g2vlm_ros.runtime.stages import Cache, Features, Stages, open_stages
 
@@ -159,6 +160,12 @@ class Perception:
         if not question.strip():
             raise ValueError("the question is empty; ask something about the views")
         scene = scene if isinstance(scene, Scene) else self.scene(scene)
+        if len(scene.views) > self._query.max_views:
+            logging.getLogger(__name__).warning(
+                "a question about %d views; answers degrade above query.max_views = %d",
+                len(scene.views),
+                self._query.max_views,
+            )
         clock = _Clock()
         segments = self._dialogue(scene, question, history, examples)
         *prefix, text = segments

@@ -83,7 +83,7 @@ def test_cloud_is_coloured_and_lies_in_the_map(tmp_path):
 
 def test_questions_alone_write_nothing(images, checkpoint, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert run(images, "--checkpoint", checkpoint, "--question", "How far?") == 0
+    assert run(images, "--checkpoint", checkpoint, "--views", 1, "--question", "How far?") == 0
     assert [path.name for path in tmp_path.iterdir()] == ["images"]
     assert "Q: How far?\nA: " in capsys.readouterr().out
 
@@ -100,7 +100,7 @@ def test_min_confidence_leaves_points_out(images, checkpoint, tmp_path, capsys, 
 def test_same_views_give_the_same_bytes(images, checkpoint, tmp_path, capsys):
     written = []
     for name in ("a.ply", "b.ply"):
-        assert run(images, "--checkpoint", checkpoint, "--out", tmp_path / name) == 0
+        assert run(images, "--checkpoint", checkpoint, "--views", 2, "--out", tmp_path / name) == 0
         written.append((tmp_path / name).read_bytes())
     assert written[0] == written[1]
 

@@ -38,6 +38,7 @@ PIP_ONLY = {
     "tensorrt_rtx",
     "tokenizers",
     "torch",
+    "tqdm",
     "vision_msgs",
 }
 

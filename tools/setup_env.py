@@ -33,6 +33,7 @@ if not (3, 10) <= sys.version_info[:2] <= (3, 13):
 ROOT = Path(__file__).resolve().parent.parent
 VENV = ROOT / ".venv"
 STAMPS = VENV / ".setup"
+UNFINISHED = STAMPS / "pip_is_at_work"  # left by an interrupted pip: half a package may lie there
 BUILD = STAMPS / "build"  # beside the stamps: the symbolic links in .venv lead into it
 LOCK = ROOT / ".setup.lock"
 CONSTRAINTS = ROOT / "requirements" / "constraints.txt"
@@ -40,7 +41,7 @@ CONSTRAINTS = ROOT / "requirements" / "constraints.txt"
 # The requirements/*.txt of each purpose; "ros" stands for ROS itself and the built interfaces.
 PURPOSES = {
     "build": ("base", "ros"),
-    "demo": ("base", "ros"),
+    "demo": ("base", "ros", "torch"),
     "bench": ("base", "ros", "torch"),
     "test": ("base", "ros", "torch", "test"),
     "lint": ("test",),
@@ -72,7 +73,7 @@ def main():
     except SetupError as error:
         sys.exit(f"set-up: {error}")
     except OSError as error:
-        sys.exit(f"set-up: {error}")
+        sys.exit(f"set-up: {error.strerror} ({error.filename or ROOT})")
     except KeyboardInterrupt:
         sys.exit("set-up: interrupted; the same command goes on where it stopped")
     if arguments:
@@ -101,7 +102,7 @@ def sourced_ros():
 
 def make_venv():
     key = f"{sys.version}\n{sys.base_prefix}\n{ROOT}\nROS: {sourced_ros() or 'wheels'}"
-    if done("venv", key):
+    if done("venv", key) and not UNFINISHED.exists():
         return
     if VENV.exists() and not STAMPS.exists():
         raise SetupError(f"{VENV} was not made by this set-up; move it away and try again")
@@ -141,11 +142,13 @@ def install(groups):
     command += ["-c", str(CONSTRAINTS), *requirements_arguments(missing)]
     if os.environ.get("TORCH_INDEX"):
         command += ["--extra-index-url", os.environ["TORCH_INDEX"]]
+    UNFINISHED.touch()
     run(command, "pip")
     if "ros" in missing:
         mend_wheels()
     for group in missing:
         stamp(group, keys[group])
+    UNFINISHED.unlink()
 
 
 def requirements_key(group):
@@ -324,6 +327,7 @@ def run(command, name, env=None):
         cwd=str(ROOT),
         universal_newlines=True,
         errors="replace",
+        close_fds=False,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -331,7 +335,8 @@ def run(command, name, env=None):
     with process, log.open("w") as file:
         for line in process.stdout:
             file.write(line)
-            if time.monotonic() - shown > 10 and line.strip():
+            telling = line.strip() and not line.startswith("WARNING")
+            if telling and time.monotonic() - shown > 10:
                 shown = time.monotonic()
                 say(f"  {shown - started:3.0f} s  {line.strip()[:90]}")
     if process.returncode:
@@ -348,7 +353,9 @@ def run(command, name, env=None):
 
 @contextlib.contextmanager
 def one_at_a_time():
+    """Holds the lock of this folder; the commands inherit it, so it outlives a killed set-up."""
     with LOCK.open("w") as file:
+        os.set_inheritable(file.fileno(), True)
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -56,9 +56,7 @@ class Similarity:
     def inverse(self) -> Similarity:
         """b_from_a of this a_from_b."""
         rotation = self.rotation.T
-        return Similarity(
-            1.0 / self.scale, rotation, -(rotation @ self.translation) / self.scale
-        )
+        return Similarity(1.0 / self.scale, rotation, -(rotation @ self.translation) / self.scale)
 
 
 def project(points: np.ndarray, camera: Intrinsics) -> np.ndarray:
@@ -115,16 +113,14 @@ def depth_edges(depth: np.ndarray, relative_step: float) -> np.ndarray:
     depth (0.1 = 10 %).
     """
     edges = np.zeros(depth.shape, dtype=bool)
-    for axis in (-1, -2):
-        n = depth.shape[axis]
-        near = np.take(depth, range(n - 1), axis)
-        far = np.take(depth, range(1, n), axis)
-        step = np.abs(far - near) > relative_step * np.minimum(near, far)
-        first = [slice(None)] * depth.ndim
-        second = [slice(None)] * depth.ndim
-        first[axis], second[axis] = slice(None, -1), slice(1, None)
-        edges[tuple(first)] |= step
-        edges[tuple(second)] |= step
+    for first, second in (
+        ((..., slice(None, -1)), (..., slice(1, None))),
+        ((..., slice(None, -1), slice(None)), (..., slice(1, None), slice(None))),
+    ):
+        a, b = depth[first], depth[second]
+        step = np.abs(a - b) > relative_step * np.minimum(a, b)
+        edges[first] |= step
+        edges[second] |= step
     return edges
 
 

@@ -15,8 +15,14 @@ class SettingError(ValueError):
     """A setting that is unknown, of the wrong type or outside its bounds."""
 
 
-def knob(default: Any, doc: str, *, low: float | None = None, high: float | None = None,
-         choices: tuple[str, ...] = ()) -> Any:
+def knob(
+    default: Any,
+    doc: str,
+    *,
+    low: float | None = None,
+    high: float | None = None,
+    choices: tuple[str, ...] = (),
+) -> Any:
     """A dataclass field with its documentation and bounds (inclusive)."""
     meta = {"doc": doc, "low": low, "high": high, "choices": choices}
     if isinstance(default, list):
@@ -30,23 +36,32 @@ class ModelSettings:
 
     checkpoint: str = knob("", "Folder of the checkpoint (Hugging Face layout). Required.")
     backend: str = knob(
-        "auto", "What runs the network; auto takes the fastest that is installed.",
+        "auto",
+        "What runs the network; auto takes the fastest that is installed.",
         choices=("auto", "torch", "onnx", "tensorrt"),
     )
-    device: str = knob("auto", "Where it runs; auto takes a GPU if there is one.",
-                       choices=("auto", "cpu", "cuda"))
-    dtype: str = knob("auto", "Arithmetic; auto is bfloat16 on a GPU and float32 on a CPU.",
-                      choices=("auto", "float32", "bfloat16", "float16"))
+    device: str = knob(
+        "auto", "Where it runs; auto takes a GPU if there is one.", choices=("auto", "cpu", "cuda")
+    )
+    dtype: str = knob(
+        "auto",
+        "Arithmetic; auto is bfloat16 on a GPU and float32 on a CPU.",
+        choices=("auto", "float32", "bfloat16", "float16"),
+    )
     dino_windows: str = knob(
-        "auto", "Attention windows of the DINO encoder; auto asks the checkpoint.",
+        "auto",
+        "Attention windows of the DINO encoder; auto asks the checkpoint.",
         choices=("auto", "released", "aligned"),
     )
     image_width_px: int = knob(
-        518, "Width of the views inside the model, a multiple of 14; height follows the aspect.",
-        low=28, high=2072,
+        518,
+        "Width of the views inside the model, a multiple of 14; height follows the aspect.",
+        low=28,
+        high=2072,
     )
     resample: str = knob(
-        "lanczos", "How views are resized: lanczos as released, area is faster and close.",
+        "lanczos",
+        "How views are resized: lanczos as released, area is faster and close.",
         choices=("lanczos", "area"),
     )
 
@@ -57,18 +72,29 @@ class WindowSettings:
 
     views: int = knob(4, "Views per window, all cameras counted.", low=1, high=32)
     overlap: int = knob(
-        1, "Instants that a window shares with the one before, which joins the two.",
-        low=0, high=31,
+        1,
+        "Instants that a window shares with the one before, which joins the two.",
+        low=0,
+        high=31,
     )
     min_gap_s: float = knob(0.25, "Least time between two instants of a window.", low=0.0, high=60)
     min_baseline_m: float = knob(
-        0.0, "Least odometry motion between two instants; 0 needs no odometry.", low=0.0, high=10,
+        0.0,
+        "Least odometry motion between two instants; 0 needs no odometry.",
+        low=0.0,
+        high=10,
     )
     max_age_s: float = knob(
-        5.0, "Most time between the first and the last view of a window.", low=0.01, high=600,
+        5.0,
+        "Most time between the first and the last view of a window.",
+        low=0.01,
+        high=600,
     )
     sync_slop_s: float = knob(
-        0.02, "Most stamp difference between cameras of one instant.", low=0.0, high=1.0,
+        0.02,
+        "Most stamp difference between cameras of one instant.",
+        low=0.0,
+        high=1.0,
     )
 
 
@@ -78,12 +104,15 @@ class CloudSettings:
 
     stride_px: int = knob(1, "Take every n-th pixel in x and y.", low=1, high=64)
     organised: bool = knob(
-        False, "Publish one organised cloud per view (invalid points NaN) instead of a dense one.",
+        False,
+        "Publish one organised cloud per view (invalid points NaN) instead of a dense one.",
     )
     min_confidence: float = knob(0.0, "Leave out points below this confidence.", low=0.0, high=1.0)
     max_edge_step: float = knob(
-        0.1, "Leave out pixels at depth steps above this fraction of depth; 0 keeps all.",
-        low=0.0, high=10,
+        0.1,
+        "Leave out pixels at depth steps above this fraction of depth; 0 keeps all.",
+        low=0.0,
+        high=10,
     )
 
 
@@ -94,16 +123,21 @@ class MapSettings:
     frame: str = knob("map", "Frame of all published geometry (z up, REP-105).")
     publish_tf: bool = knob(True, "Publish the pose of the newest view on /tf.")
     tf_child_suffix: str = knob(
-        "_g2vlm", "Appended to the camera frame on /tf, so that no frame gets a second parent.",
+        "_g2vlm",
+        "Appended to the camera frame on /tf, so that no frame gets a second parent.",
     )
     path_length: int = knob(2000, "Most poses kept in ~/path; older ones go.", low=2, high=1000000)
     metres_per_unit: float = knob(
-        0.0, "Known scale of the model's unit; 0 means unknown, lengths stay relative.",
-        low=0.0, high=1000,
+        0.0,
+        "Known scale of the model's unit; 0 means unknown, lengths stay relative.",
+        low=0.0,
+        high=1000,
     )
     min_joint_inliers: float = knob(
-        0.5, "Least share of points that must agree when two windows are joined.",
-        low=0.0, high=1.0,
+        0.5,
+        "Least share of points that must agree when two windows are joined.",
+        low=0.0,
+        high=1.0,
     )
 
 
@@ -113,11 +147,16 @@ class QuerySettings:
 
     max_tokens: int = knob(64, "Most tokens of an answer.", low=1, high=1024)
     max_views: int = knob(
-        8, "Views above which a question is warned about: answers degrade (released weights).",
-        low=1, high=32,
+        8,
+        "Views above which a question is warned about: answers degrade (released weights).",
+        low=1,
+        high=32,
     )
     semantic_width_px: int = knob(
-        768, "Side of the square view that the semantic encoder sees.", low=28, high=1792,
+        768,
+        "Side of the square view that the semantic encoder sees.",
+        low=28,
+        high=1792,
     )
 
 
@@ -129,7 +168,10 @@ class Settings:
     image_transport: str = knob("raw", "raw or compressed images.", choices=("raw", "compressed"))
     odometry_topic: str = knob("", "nav_msgs/Odometry for window.min_baseline_m; empty for none.")
     max_image_px: int = knob(
-        50_000_000, "Largest image accepted, width times height.", low=1024, high=1_000_000_000,
+        50_000_000,
+        "Largest image accepted, width times height.",
+        low=1024,
+        high=1_000_000_000,
     )
     status_period_s: float = knob(1.0, "Period of ~/status and /diagnostics.", low=0.1, high=60)
     model: ModelSettings = field(default_factory=ModelSettings)

@@ -70,9 +70,7 @@ class WindowBuffer:
         """Take a frame in. A stamp more than max_age_s in the past of its camera's last one is a
         clock that jumped back (simulation restarted): everything older is dropped."""
         if frame.camera not in self._cameras:
-            raise ValueError(
-                f"camera '{frame.camera}' is not one of {', '.join(self._cameras)}"
-            )
+            raise ValueError(f"camera '{frame.camera}' is not one of {', '.join(self._cameras)}")
         self.received += 1
         last = self._last_stamp_ns.get(frame.camera)
         if last is not None and frame.stamp_ns <= last:

@@ -8,7 +8,9 @@ constructor copies it twice. Time is integer nanoseconds. Poses are (4, 4) matri
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import lru_cache, partial
+from typing import Any
 
 import numpy as np
 from builtin_interfaces.msg import Time
@@ -88,7 +90,13 @@ def frame_from_compressed(
     return _frame(msg.header, camera, decode, intrinsics, position_m)
 
 
-def _frame(header, camera, decode, intrinsics, position_m) -> Frame:
+def _frame(
+    header: Header,
+    camera: str,
+    decode: Callable[[], np.ndarray],
+    intrinsics: Intrinsics | None,
+    position_m: np.ndarray | None,
+) -> Frame:
     ns = stamp_ns(header.stamp)
     if ns <= 0:
         raise ImageError(
@@ -105,7 +113,7 @@ def decoder() -> str:
 
 
 @lru_cache(maxsize=1)
-def _bridge():
+def _bridge() -> Any:
     """A CvBridge, or None: not installed, or built for another major version of numpy."""
     try:
         from cv_bridge import CvBridge

@@ -24,7 +24,8 @@ def isolate() -> None:
     """Keep the demo's topics on this machine and apart from a robot's: loopback, own domain."""
     os.environ.setdefault("ROS_DOMAIN_ID", str(64 + os.getpid() % 30))
     os.environ["ROS_AUTOMATIC_DISCOVERY_RANGE"] = "LOCALHOST"
-    os.environ["ROS_LOCALHOST_ONLY"] = "1"  # the same for Humble
+    if os.environ.get("ROS_DISTRO") == "humble":
+        os.environ["ROS_LOCALHOST_ONLY"] = "1"
     profile = ROOT / "config" / "fastdds.xml"
     os.environ.setdefault("FASTDDS_DEFAULT_PROFILES_FILE", str(profile))
     os.environ.setdefault("FASTRTPS_DEFAULT_PROFILES_FILE", str(profile))
@@ -124,19 +125,15 @@ def _wait_for_recorder(perception, recorder: subprocess.Popen) -> None:
 
 
 def _follow(perception, replay, started: float, limit_s: float) -> None:
-    """A progress line until the recording has ended and the device is idle."""
-    while time.monotonic() - started < limit_s:
-        counts = perception.counts()
-        print(
-            f"\r{time.monotonic() - started:5.1f} s  frames {counts.received:4d}  "
-            f"windows {counts.windows:4d}",
-            end="", flush=True, file=sys.stderr,
-        )  # fmt: skip
-        if replay.finished and perception.idle():
-            break
+    """A progress line until the recording has ended and the device has rested for a second."""
+    quiet = 0
+    while quiet < 5 and time.monotonic() - started < limit_s:
+        counts, spent_s = perception.counts(), time.monotonic() - started
+        line = f"\r{spent_s:5.1f} s  frames {counts.received:4d}  windows {counts.windows:4d}"
+        print(line, end="", flush=True, file=sys.stderr)
+        quiet = quiet + 1 if replay.finished and perception.idle() else 0
         time.sleep(0.2)
     print(file=sys.stderr)
-    time.sleep(1.0)  # let the last messages reach the recorder
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -145,8 +142,8 @@ def main(arguments: list[str] | None = None) -> int:
     chosen.out.mkdir(parents=True, exist_ok=True)
     isolate()
     print(
-        f"checkpoint {chosen.checkpoint.name}: tiny and with random weights, so the geometry below "
-        "is meaningless; what is shown is the way from camera to topics"
+        f"checkpoint {chosen.checkpoint.name}: tiny, with random weights. Its geometry means "
+        "nothing; what is shown is the way from camera to topics"
     )
     report = run(chosen)
     path = chosen.out / "report.json"

@@ -95,7 +95,7 @@ class PerceptionNode(LifecycleNode):
         self._newest: Update | None = None
         self._latency_s = math.nan
         self._problem = ""
-        self._job_waiting = threading.Event()
+        self._job_waiting, self._job_running = threading.Event(), threading.Event()
         self._intrinsics: dict[str, Intrinsics] = {}
         self._odometry: tuple[int, np.ndarray] | None = None
         self._outputs = Outputs(self, settings)
@@ -292,21 +292,27 @@ class PerceptionNode(LifecycleNode):
             self._device.submit(self._run_window)
 
     def _run_window(self) -> None:
+        self._job_running.set()
         self._job_waiting.clear()
-        if not self._active:
-            return
         try:
-            update = self._live.step()
-            if update is None:
-                return
-            self._outputs.publish(update)
-            self._newest, self._problem = update, ""
-            self._latency_s = self._age_s(update)
-            self._publish_status()
+            if self._active and self._step():
+                self._schedule()
         except Exception as error:
             self._problem = f"{type(error).__name__}: {error}"
             self._log_failure("window", error)
-        self._schedule()
+        finally:
+            self._job_running.clear()
+
+    def _step(self) -> bool:
+        """Make and publish the next window; False when there are too few frames for one."""
+        update = self._live.step()
+        if update is None:
+            return False
+        self._outputs.publish(update)
+        self._newest, self._problem = update, ""
+        self._latency_s = self._age_s(update)
+        self._publish_status()
+        return True
 
     def _age_s(self, update: Update) -> float:
         return (self.get_clock().now().nanoseconds - update.window.stamp_ns) * 1e-9
@@ -342,9 +348,8 @@ class PerceptionNode(LifecycleNode):
         return self._outputs.wanted()
 
     def idle(self) -> bool:
-        """Whether no window job is queued; waits for a running one."""
-        self._device.submit(lambda: None).result()
-        return not self._job_waiting.is_set()
+        """Whether no window job is queued or running."""
+        return not (self._job_waiting.is_set() or self._job_running.is_set())
 
     # Reports ---------------------------------------------------------------------------------
 

@@ -42,7 +42,10 @@ class Outputs:
         self._cloud: PointCloud2 | None = None
         self._publishers = {
             name: node.create_lifecycle_publisher(
-                kind, topic, qos, qos_overriding_options=QoSOverridingOptions.with_default_policies()
+                kind,
+                topic,
+                qos,
+                qos_overriding_options=QoSOverridingOptions.with_default_policies(),
             )
             for name, (kind, topic, qos) in self.TOPICS.items()
             if name != "tf" or settings.map.publish_tf
@@ -149,8 +152,5 @@ class Outputs:
             frame = update.window.frames[i]
             child = frame.frame_id + self._settings.map.tf_child_suffix
             header = self._header(frame.stamp_ns)
-            transforms.append(
-                convert.transform_message(header, child, update.map_from_camera[i])
-            )
+            transforms.append(convert.transform_message(header, child, update.map_from_camera[i]))
         self._publishers["tf"].publish(TFMessage(transforms=transforms))
-

@@ -24,7 +24,7 @@ REFRESH_WAIT_S = 1.5
 """How long a geometry request waits for a window when none is fresh enough."""
 
 
-class Refusal(Exception):
+class RequestError(Exception):
     """A request that cannot be served: an error code and one sentence with the remedy."""
 
     def __init__(self, code: int, message: str):
@@ -33,14 +33,14 @@ class Refusal(Exception):
 
 
 def answering(handler: Callable) -> Callable:
-    """Turns a handler's Refusal, or any failure, into the error fields of its response."""
+    """Turns a handler's RequestError, or any failure, into the error fields of its response."""
 
     def answer(self, request, response):
         try:
             handler(self, request, response)
             response.success = True
-        except Refusal as refusal:
-            response.error_code, response.error_msg = refusal.code, str(refusal)
+        except RequestError as refused:
+            response.error_code, response.error_msg = refused.code, str(refused)
         except Exception as error:  # a service callback that raises would leave the caller waiting
             self.log_failure(handler.__name__, error)
             response.error_code = SpatialQuery.Response.UNKNOWN
@@ -134,7 +134,7 @@ class Services:
             job.cancel()
             answer = None
         if answer is None or not answer.finished and time.monotonic() > deadline:
-            raise Refusal(
+            raise RequestError(
                 SpatialQuery.Response.TIMEOUT,
                 f"no answer within max_wait_s = {request.max_wait_s:g}; allow more, or ask again "
                 "now that the window is encoded",
@@ -164,7 +164,7 @@ class Services:
         if not request.max_wait_s > 0:
             raise self._invalid(f"max_wait_s is {request.max_wait_s:g}; it must be above 0")
         if request.answer_kind not in (SpatialQuery.Request.AUTO, SpatialQuery.Request.TEXT):
-            raise Refusal(
+            raise RequestError(
                 SpatialQuery.Response.NO_MODEL,
                 f"answer_kind {request.answer_kind} cannot be answered yet; ask for AUTO or TEXT",
             )
@@ -172,7 +172,7 @@ class Services:
     def _current(self, max_age_s: float, max_wait_s: float) -> Update:
         """The newest window's update; a fresh one is tried when there is none young enough."""
         if not self._active():
-            raise Refusal(
+            raise RequestError(
                 SpatialQuery.Response.INACTIVE,
                 "the node is not active; activate it (ros2 lifecycle set ... activate)",
             )
@@ -183,13 +183,13 @@ class Services:
             self._refresh(max_wait_s)
             newest = self._newest()
         if newest is None:
-            raise Refusal(
+            raise RequestError(
                 SpatialQuery.Response.NO_GEOMETRY,
                 "no window has been reconstructed yet; see ~/status for frames and drops",
             )
         update, age_s = newest
         if age_s > max_age_s:
-            raise Refusal(
+            raise RequestError(
                 SpatialQuery.Response.NO_GEOMETRY,
                 f"the newest window is {age_s:.1f} s old, max_age_s is {max_age_s:g}; wait for "
                 "frames or allow more",
@@ -204,7 +204,9 @@ class Services:
         views = [i for i, frame in enumerate(frames) if frame.camera == request.camera]
         if not views:
             cameras = ", ".join(sorted({frame.camera for frame in frames}))
-            raise self._invalid(f"camera '{request.camera}' is not in the window; it has {cameras}")
+            raise self._invalid(
+                f"camera '{request.camera}' is not in the window; it has {cameras}"
+            )
         u, v = np.array(request.u_px, np.float64), np.array(request.v_px, np.float64)
         if len(u) != len(v) or not len(u):
             raise self._invalid(f"{len(u)} u_px for {len(v)} v_px; give one pair or more")
@@ -245,18 +247,20 @@ class Services:
         keep = (np.abs(inside) <= size / 2).all(1) & ~(confidence < request.min_confidence)
         chosen = np.flatnonzero(keep)
         if not chosen.size:
-            raise Refusal(SpatialQuery.Response.NOT_VISIBLE, "the box holds no point; enlarge it")
+            raise RequestError(
+                SpatialQuery.Response.NOT_VISIBLE, "the box holds no point; enlarge it"
+            )
         if chosen.size > request.max_points:
             chosen = chosen[np.linspace(0, chosen.size - 1, request.max_points).astype(int)]
         return points[chosen], confidence[chosen]
 
     def _check_map_frame(self, field: str, frame: str) -> None:
         if frame != self._map_frame:
-            raise Refusal(
+            raise RequestError(
                 SpatialQuery.Response.TF_ERROR,
                 f"{field} is '{frame}'; only the map frame '{self._map_frame}' is served",
             )
 
     @staticmethod
-    def _invalid(message: str) -> Refusal:
-        return Refusal(SpatialQuery.Response.INVALID_REQUEST, message)
+    def _invalid(message: str) -> RequestError:
+        return RequestError(SpatialQuery.Response.INVALID_REQUEST, message)

@@ -155,4 +155,3 @@ class Diagnostics:
     def _engine(self, problem: str) -> DiagnosticStatus:
         level = ERROR if problem else OK
         return self._task("engine", level, problem or "running", backend=self._hardware_id)
-

@@ -24,16 +24,27 @@ def lens(width_px: int, height_px: int) -> Intrinsics:
 
 
 def world_from_camera(
-    position_m: np.ndarray, yaw_rad: float, pitch_down_rad: float, roll_rad: float = 0.0
+    position_m: np.ndarray,
+    yaw_rad: float | np.ndarray,
+    pitch_down_rad: float | np.ndarray,
+    roll_rad: float | np.ndarray = 0.0,
 ) -> np.ndarray:
-    """Pose (4, 4) of the optical frame; yaw turns about the vertical, 0 looks along world x."""
+    """Poses (..., 4, 4) of the optical frame for positions (..., 3) and angles (...).
+
+    Yaw turns about the vertical and 0 looks along world x; pitch and roll act in the turned frame.
+    """
     cy, sy = np.cos(yaw_rad), np.sin(yaw_rad)
     cp, sp = np.cos(pitch_down_rad), np.sin(pitch_down_rad)
     cr, sr = np.cos(roll_rad), np.sin(roll_rad)
-    yaw = np.array([[cy, -sy, 0.0], [sy, cy, 0.0], [0.0, 0.0, 1.0]])
-    pitch = np.array([[cp, 0.0, sp], [0.0, 1.0, 0.0], [-sp, 0.0, cp]])
-    roll = np.array([[1.0, 0.0, 0.0], [0.0, cr, -sr], [0.0, sr, cr]])
-    pose = np.eye(4)
-    pose[:3, :3] = yaw @ pitch @ roll @ ZUP_FROM_OPTICAL
-    pose[:3, 3] = position_m
+    rows = (
+        (cy * cp, cy * sp * sr - sy * cr, cy * sp * cr + sy * sr),
+        (sy * cp, sy * sp * sr + cy * cr, sy * sp * cr - cy * sr),
+        (-sp, cp * sr, cp * cr),
+    )
+    shape = np.shape(position_m)[:-1]
+    rotation = np.stack([np.broadcast_to(e, shape) for row in rows for e in row], -1)
+    pose = np.zeros((*shape, 4, 4))
+    pose[..., :3, :3] = rotation.reshape(*shape, 3, 3) @ ZUP_FROM_OPTICAL
+    pose[..., :3, 3] = position_m
+    pose[..., 3, 3] = 1.0
     return pose

@@ -10,8 +10,9 @@ import numpy as np
 
 from g2vlm_ros.core.datatypes import Intrinsics
 from g2vlm_ros.sim.arrays import Arrays
+from g2vlm_ros.sim.builder import build_home
 from g2vlm_ros.sim.camera import lens
-from g2vlm_ros.sim.home import Home, build_home
+from g2vlm_ros.sim.home import Home
 from g2vlm_ros.sim.render import render
 from g2vlm_ros.sim.walk import RATE_HZ, Walk, walk
 
@@ -75,12 +76,16 @@ def make_clips(
     arrays = arrays or Arrays()
     steps = pick_steps(scenes, views, arrays)
     index = np.repeat(np.arange(len(scenes)), views)
-    pose = np.concatenate([s.walk.world_from_camera[k] for s, k in zip(scenes, steps, strict=True)])
+    pose = np.concatenate(
+        [s.walk.world_from_camera[k] for s, k in zip(scenes, steps, strict=True)]
+    )
     time = np.concatenate([s.walk.time_s[k] for s, k in zip(scenes, steps, strict=True)])
     homes = [scene.home for scene in scenes]
     made = render(homes, index, pose, time, camera, arrays, samples)
     fold = (len(scenes), views)
-    parts = (part.reshape(*fold, *part.shape[1:]) for part in (made.images, made.depth_m, made.items))
+    parts = (
+        part.reshape(*fold, *part.shape[1:]) for part in (made.images, made.depth_m, made.items)
+    )
     return Clips(tuple(scenes), steps, *parts)
 
 
@@ -90,7 +95,7 @@ def pick_steps(scenes: Sequence[Scene], views: int, arrays: Arrays) -> np.ndarra
     Where a stretch of the walk has too few such instants, the least bare ones are taken.
     """
     candidates = np.stack([_candidates(scene, 2 * views) for scene in scenes])
-    bare = _bareness(scenes, candidates, arrays)
+    bare = bareness(scenes, candidates, arrays)
     picked = []
     for row, badness in zip(candidates, bare, strict=True):
         good = np.flatnonzero(badness < 1.0)
@@ -109,10 +114,12 @@ def _candidates(scene: Scene, count: int) -> np.ndarray:
     return np.round(start + gap * (np.arange(count) + rng.uniform(0, 0.7, count))).astype(np.int64)
 
 
-def _bareness(scenes: Sequence[Scene], steps: np.ndarray, arrays: Arrays) -> np.ndarray:
+def bareness(scenes: Sequence[Scene], steps: np.ndarray, arrays: Arrays) -> np.ndarray:
     """(S, V) from a small rendering: below 1 is fit to be shown."""
     index = np.repeat(np.arange(len(scenes)), steps.shape[1])
-    pose = np.concatenate([s.walk.world_from_camera[k] for s, k in zip(scenes, steps, strict=True)])
+    pose = np.concatenate(
+        [s.walk.world_from_camera[k] for s, k in zip(scenes, steps, strict=True)]
+    )
     time = np.concatenate([s.walk.time_s[k] for s, k in zip(scenes, steps, strict=True)])
     homes = [scene.home for scene in scenes]
     small = render(homes, index, pose, time, lens(16, 12), arrays, samples=1)

@@ -33,8 +33,7 @@ def shade(
         at = scene[view] * made.shape.shape[1] + flat_solid[pixel]
         z, camera = flat_depth[pixel], pose[:, view]
         world = tuple(
-            camera[row + 3]
-            + z * (camera[row] * ray_x + camera[row + 1] * ray_y + camera[row + 2])
+            camera[row + 3] + z * (camera[row] * ray_x + camera[row + 1] * ray_y + camera[row + 2])
             for row in (0, 4, 8)
         )
         look = made.look[:, at]
@@ -85,9 +84,7 @@ def _texture(arrays: Arrays, look: Any, place: Vector, depth: Any) -> Vector:
     return tuple(look[c] + mixed * (look[3 + c] - look[c]) for c in range(3))
 
 
-def _light(
-    arrays: Arrays, made: Tables, at: Any, look: Any, world: Vector, normal: Vector
-) -> Any:
+def _light(arrays: Arrays, made: Tables, at: Any, look: Any, world: Vector, normal: Vector) -> Any:
     """Brightness (P,): ambient light, the lamp of the room, its shadows, darker room edges."""
     lamp = [look[22 + axis] - w for axis, w in enumerate(world)]
     squared = sum(part * part for part in lamp) + 1e-6

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from g2vlm_ros.sim.camera import HEIGHT_M, PITCH_DOWN_RAD, world_from_camera
-from g2vlm_ros.sim.home import DOOR_WIDTH_M, WALL_M, Home
+from g2vlm_ros.sim.home import DOOR_WIDTH_M, WALL_M, Door, Home
 
 RADIUS_M = 0.28
 SPEED_M_S = 0.5
@@ -54,7 +54,7 @@ class FreeSpace:
         return bool(self.free(line).all())
 
 
-def _corridor(door) -> tuple[float, float, float, float]:
+def _corridor(door: Door) -> tuple[float, float, float, float]:
     reach = np.full(2, DOOR_WIDTH_M / 2 - RADIUS_M)
     reach[door.axis] = RADIUS_M + 2 * WALL_M
     return (*(door.centre_m - reach), *(door.centre_m + reach))
@@ -79,9 +79,8 @@ def _random_point(
 ) -> np.ndarray | None:  # fmt: skip
     """A free point of the room from which one can drive straight to every point in `seen`."""
     x0, y0, x1, y1 = home.rooms[room].rectangle
-    for point in rng.uniform((x0, y0), (x1, y1), (tries, 2)):
-        if not space.free(point[None])[0]:
-            continue
+    points = rng.uniform((x0, y0), (x1, y1), (tries, 2))
+    for point in points[space.free(points)]:
         far = all(np.linalg.norm(point - other) > 0.5 for other in seen)
         if far and all(space.clear(point, other) for other in seen):
             return point
@@ -117,7 +116,12 @@ def _waypoints(
 
 
 def _through(
-    home: Home, space: FreeSpace, rng: np.random.Generator, room: int, here: np.ndarray, door
+    home: Home,
+    space: FreeSpace,
+    rng: np.random.Generator,
+    room: int,
+    here: np.ndarray,
+    door: Door,
 ) -> list[np.ndarray] | None:
     """Waypoints from `here` through the doorway into the next room, or None if blocked."""
     other = door.rooms[1] if door.rooms[0] == room else door.rooms[0]
@@ -169,8 +173,7 @@ def _mount(track: np.ndarray, rng: np.random.Generator) -> Walk:
     phases = rng.uniform(0, 2 * np.pi, 3)
     sway = np.sin(time[:, None] * (2.1, 2.9, 1.7) + phases) * np.deg2rad((0.5, 0.5, 3.0))
     yaw = track[:, 2] + sway[:, 2]
-    poses = np.stack([
-        world_from_camera((x, y, height), angle, max(0.0, pitch + a), b)
-        for (x, y, _), angle, (a, b, _) in zip(track, yaw, sway, strict=True)
-    ])  # fmt: skip
+    position = np.column_stack([track[:, :2], np.full(len(track), height)])
+    pitch = np.maximum(0.0, pitch + sway[:, 0])
+    poses = world_from_camera(position, yaw, pitch, sway[:, 1])
     return Walk(time, track[:, :2], yaw, poses)

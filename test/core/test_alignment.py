@@ -88,9 +88,7 @@ def make_window(number, stamps):
 
 def level_pose(x, yaw):
     pose = np.eye(4)
-    turn = np.array(
-        [[np.cos(yaw), -np.sin(yaw), 0], [np.sin(yaw), np.cos(yaw), 0], [0, 0, 1]]
-    )
+    turn = np.array([[np.cos(yaw), -np.sin(yaw), 0], [np.sin(yaw), np.cos(yaw), 0], [0, 0, 1]])
     pose[:3, :3] = turn @ ZUP_FROM_OPTICAL
     pose[:3, 3] = [x, 0.2 * x, 0]
     return pose
@@ -109,7 +107,8 @@ def test_windows_of_random_unit_and_frame_join_into_one_map(rng):
         for i, pose in zip(ids, placement.camera_poses(result.window_from_camera), strict=True):
             map_poses[i] = pose
         assert placement.sub_map == 0 and placement.scale_state is ScaleState.RELATIVE
-        unit_of_map = unit_of_map if number else placement.map_from_window.scale * unit.scale
+        if number == 0:
+            unit_of_map = placement.map_from_window.scale * unit.scale
     for i, pose in map_poses.items():
         expected = np.linalg.inv(poses[0]) @ poses[i]
         found = np.linalg.inv(map_poses[0]) @ pose

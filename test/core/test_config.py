@@ -55,7 +55,6 @@ def test_keys_that_hugging_face_leaves_out_have_its_defaults() -> None:
         ("text", "model_type", "llama", "only 'qwen2_vl'"),
         ("text", "rope_scaling", {"mrope_section": [2, 2, 2]}, "half the head size, 8"),
         ("text", "rope_scaling", None, "half the head size, 8"),
-        ("text", "hidden_size", 68, "the decoders"),
         ("vit", "hidden_size", 32, "only 64"),
         ("dino", "use_swiglu_ffn", True, "only False"),
         ("dino", "patch_size", 16, "only 14"),
@@ -67,12 +66,11 @@ def test_what_we_do_not_build_is_refused(file: str, key: str, value: object, mes
 
 
 def test_decoder_sizes_can_differ_from_the_released_ones() -> None:
-    small = ModelConfig.from_dicts(*(values()[name] for name in FILES), {"blocks": 2, "heads": 4})
-    assert (small.decoder.blocks, small.decoder.heads, small.decoder.camera_channels) == (
-        2,
-        4,
-        512,
-    )
+    dicts = [values()[name] for name in FILES]
+    small = ModelConfig.from_dicts(*dicts, {"blocks": 2, "heads": 4}).decoder
+    assert (small.blocks, small.heads, small.camera_channels) == (2, 4, 512)
+    with pytest.raises(ConfigError, match="the decoders: width 64 over 3 heads"):
+        ModelConfig.from_dicts(*dicts, {"heads": 3})
 
 
 def test_missing_and_broken_files_are_named(tmp_path: Path) -> None:

@@ -39,12 +39,11 @@ def test_frames_become_a_cloud_with_their_stamp_frame_fields_and_points():
 
 
 def test_every_topic_carries_what_its_name_says():
+    from g2vlm_ros.msg import ReconstructionStatus
     from geometry_msgs.msg import PoseArray, PoseWithCovarianceStamped
     from nav_msgs.msg import Path
     from sensor_msgs.msg import CameraInfo, Image
     from tf2_msgs.msg import TFMessage
-
-    from g2vlm_ros.msg import ReconstructionStatus
 
     kinds = {
         "/perception/pose": PoseWithCovarianceStamped,
@@ -164,9 +163,8 @@ def test_stamps_out_of_order_twice_and_jumping_back():
 
 
 def test_an_undecodable_frame_is_left_out_of_its_window():
-    from sensor_msgs.msg import CompressedImage, PointCloud2
-
     import cv2
+    from sensor_msgs.msg import CompressedImage, PointCloud2
 
     from g2vlm_ros.ros import convert
     from test.ros.harness import photograph
@@ -285,11 +283,10 @@ def test_configure_fails_with_a_sentence_and_can_be_tried_again(tmp_path):
 
 
 def test_wrong_parameters_are_refused_with_name_value_and_bound():
+    import rclpy
     from rclpy.parameter import Parameter
 
     from g2vlm_ros.core.settings import SettingError
-
-    import rclpy
 
     with pytest.raises(SettingError, match="window.views is 77; it must lie in 1 to 32"):
         Bench(**{"window.views": 77})

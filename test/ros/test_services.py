@@ -38,8 +38,9 @@ def ask(made, **fields):
 
 
 def test_points_of_pixels_lie_in_the_cloud(made, tmp_path):
-    from g2vlm_ros.core.cloud import read_ply
     from g2vlm_ros.srv import SaveMap
+
+    from g2vlm_ros.core.cloud import read_ply
 
     answer = get_points(made, camera="camera", u_px=[0.0, 31.5, 63.0], v_px=[0.0, 23.5, 47.0])
     assert answer.success and answer.header.frame_id == "map"
@@ -124,4 +125,3 @@ def test_save_map_refuses_what_it_cannot_write(made, tmp_path):
     ):
         answer = made.call(SaveMap, "/perception/save_map", SaveMap.Request(path=str(path)))
         assert answer.error_code == 9909 and words in answer.error_msg
-

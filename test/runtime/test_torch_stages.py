@@ -87,21 +87,12 @@ def test_a_forked_cache_answers_as_a_fresh_one(stages: TorchStages, views: np.nd
     assert cache.length == len(PROMPT)
 
 
-def swapped_error(stages: TorchStages, views: np.ndarray) -> float:
-    """How far results are from following a permutation of the features of views 1 to 3.
-
-    The trunk numbers views by their place, so a permutation acts on features and positions.
-    """
-    order = [0, 3, 1, 2]
-    features = stages.encode_geometry(views)
-    permuted = stages.encode_geometry(views[order])
-    return float((permuted - features[order]).abs().max())
-
-
 def test_views_are_encoded_alone_only_with_aligned_windows(
     stages: TorchStages, views: np.ndarray
 ) -> None:
-    error = swapped_error(stages, views)
+    order = [0, 3, 1, 2]
+    permuted = stages.encode_geometry(views[order])
+    error = (permuted - stages.encode_geometry(views)[order]).abs().max()
     if stages.config.dino.windows == "aligned":
         assert error < 1e-5
     else:
@@ -109,7 +100,11 @@ def test_views_are_encoded_alone_only_with_aligned_windows(
 
 
 def test_permuted_views_permute_points_and_poses(views: np.ndarray) -> None:
-    """With aligned windows views differ by nothing but the positions they are given."""
+    """With aligned windows views differ by nothing but their temporal positions.
+
+    The sequence gives those by place, so they are moved along with the views here. With released
+    windows the law does not hold, see the test above.
+    """
     stages, order = TorchStages.open(GOLDEN, device="cpu", dino_windows="aligned"), [0, 2, 3, 1]
     cache, walk = stages.new_cache(), Walk(SPECIAL)
     stages.language(walk.text(PROMPT), cache)
@@ -165,8 +160,7 @@ def test_nan_is_an_error_with_the_name_of_its_stage(
     stages = TorchStages.open(GOLDEN, device="cpu")
     stages.network.get_parameter(parameter).view(-1)[0] = torch.nan
     with pytest.raises(NonFiniteError) as error:
-        answer_first = stages.encode_semantics(views[0, :84, :84])
-        assert torch.isfinite(answer_first).all()
+        stages.encode_semantics(views[0, :84, :84])
         reconstruct(stages, views)
     assert error.value.stage == stage
 

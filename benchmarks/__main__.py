@@ -1,0 +1,34 @@
+"""``make bench``: every benchmark in a process of its own, one after the other.
+
+``python -m benchmarks NAME ...`` runs some. Each writes benchmarks/results/<name>.json.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).parent
+NOT_BENCHMARKS = {"__init__", "__main__", "record", "eager_reference"}
+
+
+def main(names: list[str]) -> int:
+    """Run the named benchmarks, all by default; exit code 1 if one failed."""
+    known = sorted(path.stem for path in HERE.glob("*.py") if path.stem not in NOT_BENCHMARKS)
+    wrong = [name for name in names if name not in known]
+    if wrong:
+        print(f"no benchmark {', '.join(wrong)}; there are {', '.join(known)}", file=sys.stderr)
+        return 2
+    failed = []
+    for name in names or known:
+        print(f"== {name}", flush=True)
+        if subprocess.run([sys.executable, "-m", f"benchmarks.{name}"], check=False).returncode:
+            failed.append(name)
+    if failed:
+        print(f"failed: {', '.join(failed)}", file=sys.stderr)
+    return bool(failed)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))

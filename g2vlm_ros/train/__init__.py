@@ -1,0 +1,1 @@
+"""Training of the demo checkpoint on the simulated home, from scratch, on a CPU or a GPU."""

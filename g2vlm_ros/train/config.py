@@ -1,0 +1,164 @@
+"""Every number of the training in one place: the network's sizes, the data, the losses, the steps."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+
+from g2vlm_ros.core.config import ModelConfig
+
+STAGES = ("geometry", "joint")
+"""First points and poses alone, then also answers, as the paper stages it."""
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """The network. The decoders are those of the released format: 5 blocks of 16 heads."""
+
+    hidden: int = 192
+    layers: int = 4
+    heads: int = 4
+    kv_heads: int = 2
+    mlp: int = 448
+    vocabulary: int = 640
+    dino_layers: int = 2
+    dino_heads: int = 3
+    registers: int = 4
+    table_side: int = 8
+    vit_width: int = 128
+    vit_layers: int = 3
+    vit_heads: int = 4
+    decoder: dict | None = None
+    """Other decoder sizes (decoder_config.json), for tests only."""
+
+    def text(self) -> dict:
+        """text_config.json."""
+        third = self.hidden // self.heads // 2 // 3
+        sections = [self.hidden // self.heads // 2 - 2 * third, third, third]
+        return {
+            "architectures": ["Qwen2VLForConditionalGeneration"],
+            "model_type": "qwen2_vl",
+            "vocab_size": self.vocabulary,
+            "hidden_size": self.hidden,
+            "intermediate_size": self.mlp,
+            "num_hidden_layers": self.layers,
+            "num_attention_heads": self.heads,
+            "num_key_value_heads": self.kv_heads,
+            "hidden_act": "silu",
+            "max_position_embeddings": 4096,
+            "rms_norm_eps": 1e-6,
+            "rope_theta": 100.0,
+            "rope_scaling": {"type": "mrope", "mrope_section": sections},
+            "tie_word_embeddings": False,
+        }
+
+    def vit(self) -> dict:
+        """vit_config.json."""
+        return {
+            "model_type": "qwen2_vl",
+            "depth": self.vit_layers,
+            "embed_dim": self.vit_width,
+            "hidden_size": self.hidden,
+            "hidden_act": "quick_gelu",
+            "mlp_ratio": 4,
+            "num_heads": self.vit_heads,
+            "in_channels": 3,
+            "patch_size": 14,
+            "spatial_merge_size": 2,
+            "temporal_patch_size": 2,
+        }
+
+    def dino(self) -> dict:
+        """dino_config.json; the windows are aligned, as the architecture intends."""
+        return {
+            "model_type": "dinov2_with_registers",
+            "hidden_size": self.hidden,
+            "num_hidden_layers": self.dino_layers,
+            "num_attention_heads": self.dino_heads,
+            "mlp_ratio": 4,
+            "hidden_act": "gelu",
+            "layer_norm_eps": 1e-6,
+            "image_size": 14 * self.table_side,
+            "patch_size": 14,
+            "num_channels": 3,
+            "qkv_bias": True,
+            "layerscale_value": 1.0,
+            "use_swiglu_ffn": False,
+            "num_register_tokens": self.registers,
+            "attention_windows": "aligned",
+        }
+
+    def model(self) -> ModelConfig:
+        """The same for the network."""
+        return ModelConfig.from_dicts(self.text(), self.vit(), self.dino(), self.decoder)
+
+
+@dataclass(frozen=True)
+class Data:
+    """What is rendered and how windows are cut from it."""
+
+    width_px: int = 112
+    height_px: int = 84
+    semantic_px: int = 112
+    """Side of the square image for the semantic encoder."""
+    views_per_scene: int = 8
+    views: tuple[int, ...] = (2, 3, 4, 5, 6, 8)
+    views_weights: tuple[float, ...] = (0.15, 0.15, 0.35, 0.1, 0.15, 0.1)
+    scenes_kept: int = 3000
+    """Scenes in memory; new ones replace the oldest."""
+    scenes_first: int = 128
+    """Scenes rendered before the first step."""
+    render_share: float = 0.25
+    """Most of the time that goes into rendering while training."""
+    questions: int = 8
+    """Per window."""
+    tokens: int = 56
+    """Longest question with its answer."""
+
+
+@dataclass(frozen=True)
+class Loss:
+    """Weights of the losses."""
+
+    points: float = 1.0
+    metric: float = 0.5
+    rays: float = 0.5
+    normals: float = 0.3
+    rotation: float = 1.5
+    translation: float = 0.8
+    matching: float = 0.1
+    language: float = 1.0
+    object_weight: float = 3.0
+    """Pixels on things and at depth edges count this much more."""
+    pixels: float = 0.5
+    """Share of the pixels that each step draws for the point loss."""
+
+
+@dataclass(frozen=True)
+class Steps:
+    """Optimisation."""
+
+    batch_views: int = 64
+    """Views per step: windows times views per window."""
+    muon_rate: float = 0.006
+    adam_rate: float = 0.0012
+    weight_decay: float = 0.01
+    warmup: int = 200
+    anneal: float = 0.4
+    """Last part of a stage in which the rates fall linearly to zero."""
+    clip: float = 1.0
+    save_s: float = 180.0
+    seed: int = 1
+
+
+@dataclass(frozen=True)
+class Config:
+    """All of it."""
+
+    sizes: Sizes = field(default_factory=Sizes)
+    data: Data = field(default_factory=Data)
+    loss: Loss = field(default_factory=Loss)
+    steps: Steps = field(default_factory=Steps)
+
+    def record(self) -> dict:
+        """For the checkpoint and the model card."""
+        return asdict(self)

@@ -1,0 +1,279 @@
+"""The network on a batch of windows, differentiable: the layers of `model`, other bookkeeping.
+
+`model` serves one window with a growing cache. Training wants many windows of equal size at once,
+so here the keys and values of earlier stages are plain tensors, and several questions about one
+window are answered side by side under a mask that keeps them apart.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from g2vlm_ros.core.config import PATCH_PX, ModelConfig
+from g2vlm_ros.core.sequence import (
+    Walk,
+    after_images,
+    answer_ids,
+    chat_prefix,
+    question_ids,
+    reconstruction_prefix,
+)
+from g2vlm_ros.core.tokenizer import Tokenizer
+from g2vlm_ros.model.decoder import GEOMETRIC, SEMANTIC, Layer, causal_mask
+from g2vlm_ros.model.layers import attend, heads_first, wide
+from g2vlm_ros.model.network import G2VLM
+from g2vlm_ros.model.rope import rotate, trunk_angles, vision_angles
+from g2vlm_ros.train.tokens import pad
+
+IGNORED = -100
+"""Label of tokens that are not to be predicted."""
+Past = list[tuple[Tensor, Tensor]]
+"""Keys and values of each layer, (B or 1, kv_heads, T, D), so far."""
+
+
+class RawHeads(NamedTuple):
+    """What the heads give before anything is made of it."""
+
+    points: Tensor
+    """float32 (B, N, H, W, 3): x/z, y/z, log z."""
+    translation: Tensor
+    """float32 (B, N, 3)."""
+    rotation9: Tensor
+    """float32 (B, N, 9)."""
+    hidden: Tensor
+    """(B, N, P, C): the patches' hidden states."""
+
+
+class Questions(NamedTuple):
+    """Q questions about each of B windows, with their answers."""
+
+    ids: Tensor
+    """int64 (B, Q, L), padded."""
+    labels: Tensor
+    """int64 (B, Q, L): the next token where it belongs to the answer, else IGNORED."""
+
+
+def build(config: ModelConfig, seed: int) -> G2VLM:
+    """A fresh network without the global head, initialised for training from scratch."""
+    torch.manual_seed(seed)
+    network = G2VLM(config)
+    for part in ("global_points_decoder", "global_point_head"):
+        if hasattr(network, part):
+            delattr(network, part)
+    last_of_branch = ("proj.weight", "o_proj.weight", "fc2.weight", "dense.weight", "down_proj.weight")
+    for name, weight in network.named_parameters():
+        if name.endswith(("_token", "register_tokens", "position_embeddings")):
+            nn.init.normal_(weight, std=0.2)
+        elif "embed_tokens" in name:
+            nn.init.normal_(weight, std=1.0)
+        elif weight.ndim > 1:
+            fan_in = weight[0].numel()
+            branch = any(part in name for part in ("o_proj", "fc2", "dense", "down_proj", "attn.proj"))
+            nn.init.normal_(weight, std=fan_in**-0.5 * (0.3 if branch else 1.0))
+        elif name.endswith("bias"):
+            nn.init.zeros_(weight)
+    _start_heads(network)
+    return network
+
+
+def _start_heads(network: G2VLM) -> None:
+    """The heads begin near a wall 2.5 m ahead, at the identity pose."""
+    head, camera = network.point_head.proj, network.camera_head
+    with torch.no_grad():
+        for layer in (head, camera.fc_t, camera.fc_rot, network.language_model.lm_head):
+            layer.weight.mul_(0.1)
+        head.bias[2 * PATCH_PX**2 :] = float(np.log(2.5))
+        camera.fc_rot.bias.copy_(torch.eye(3).flatten())
+
+
+class Trainee(nn.Module):
+    """A network with the constants of its prompts."""
+
+    def __init__(self, network: G2VLM, tokenizer: Tokenizer):
+        super().__init__()
+        self.network = network
+        self.tokenizer = tokenizer
+        self.prefixes = {
+            "geometry": reconstruction_prefix(tokenizer), "joint": chat_prefix(tokenizer)
+        }  # fmt: skip
+
+    def geometry(self, images: Tensor) -> RawHeads:
+        """uint8 (B, N, H, W, 3) to raw head outputs, as a reconstruction is prompted."""
+        grid = images.shape[2] // PATCH_PX, images.shape[3] // PATCH_PX
+        _, _, hidden, _ = self._geometry("geometry", images)
+        flat = hidden.flatten(0, 1)
+        net = self.network
+        # Pixels as the points head gives them, before the exponential.
+        points = net.point_head(net.point_decoder(flat, grid), grid)
+        translation, rotation9 = net.camera_head(net.camera_decoder(flat, grid))
+        fold = images.shape[:2]
+        return RawHeads(
+            points.float().unflatten(0, fold),
+            translation.float().unflatten(0, fold),
+            rotation9.float().unflatten(0, fold),
+            hidden,
+        )
+
+    def answers(self, images: Tensor, squares: Tensor, questions: Questions) -> Tensor:
+        """Mean cross-entropy of the answers' tokens.
+
+        squares: uint8 (B, N, S, S, 3), the same views for the semantic encoder.
+        """
+        walk, past, _, device = self._geometry("joint", images)
+        batch, views = images.shape[:2]
+        merge = self.network.config.vision.merge * PATCH_PX
+        grid = squares.shape[2] // merge, squares.shape[3] // merge
+        features = encode_squares(self.network, squares.flatten(0, 1)).unflatten(0, (batch, views))
+        segments = [walk.semantic(grid) for _ in range(views)]
+        embed = self.network.language_model.model.embed_tokens
+        ends = embed(torch.as_tensor(segments[0].token_ids, device=device)).expand(batch, views, -1, -1)
+        image_tokens = torch.cat((ends[:, :, :1], features.to(ends.dtype), ends[:, :, 1:]), 2)
+        count, length = questions.ids.shape[1:]
+        text = embed(questions.ids).flatten(1, 2)
+        stream = torch.cat((image_tokens.flatten(1, 2), text), 1)
+        after = walk.position + np.tile(np.arange(length), count)
+        positions = np.concatenate([*(s.positions for s in segments), np.tile(after, (3, 1))], 1)
+        mask = question_mask(past[0][0].shape[2], [s.length for s in segments], count, length)
+        hidden, _ = self._run(
+            stream, None, torch.as_tensor(positions, device=device), past, mask.to(device)
+        )
+        hidden = hidden[:, -count * length :]
+        wanted = questions.labels.flatten(1, 2) != IGNORED
+        logits = self.network.language_model.lm_head(hidden[wanted]).float()
+        return F.cross_entropy(logits, questions.labels.flatten(1, 2)[wanted])
+
+    def _geometry(self, prefix: str, images: Tensor) -> tuple[Walk, Past, Tensor, torch.device]:
+        """The text prefix and the views of all windows; hidden states (B, N, P, C)."""
+        batch, views, height, width, _ = images.shape
+        device, net = images.device, self.network
+        walk = Walk(self.tokenizer.special)
+        text = walk.text(self.prefixes[prefix])
+        grid = height // PATCH_PX, width // PATCH_PX
+        segment = walk.geometry(views, grid)
+        embed = net.language_model.model.embed_tokens
+        ids, at = (torch.as_tensor(a, device=device) for a in (text.token_ids, text.positions))
+        _, past = self._run(embed(ids)[None], None, at, None, causal_mask(len(ids), 0, device))
+        features = net.encode_geometry(images.flatten(0, 1)).unflatten(0, (batch, views))
+        ends = embed(torch.as_tensor(segment.token_ids, device=device).view(views, 2))
+        ends = ends.expand(batch, -1, -1, -1)
+        at = torch.as_tensor(segment.positions, device=device)
+        hidden, past = self._run(ends, features, at, past, None)
+        return walk, past, hidden, device
+
+    def _run(
+        self, semantic: Tensor, geometric: Tensor | None, positions: Tensor, past: Past | None,
+        mask: Tensor | None,
+    ) -> tuple[Tensor, Past]:  # fmt: skip
+        """All layers over one stage; the normalised geometric tokens if there are any.
+
+        semantic (B, T, C), or the boundary tokens (B, N, 2, C) beside geometric (B, N, P, C).
+        """
+        trunk = self.network.language_model.model
+        config = trunk.config
+        angles = trunk_angles(positions, config.mrope_section, config.rope_theta)
+        semantic = wide(semantic)
+        geometric = None if geometric is None else wide(geometric)
+        grown = []
+        for index, layer in enumerate(trunk.layers):
+            before = None if past is None else past[index]
+            semantic, geometric, pair = _layer(layer, semantic, geometric, angles, before, mask)
+            grown.append(pair)
+        if geometric is None:
+            return trunk.norm(semantic), grown
+        return trunk.norm_moe_geo(geometric), grown
+
+
+def _layer(
+    layer: Layer, semantic: Tensor, geometric: Tensor | None, angles: Tensor,
+    past: tuple[Tensor, Tensor] | None, mask: Tensor | None,
+) -> tuple[Tensor, Tensor | None, tuple[Tensor, Tensor]]:  # fmt: skip
+    """`model.decoder.Layer` for batched windows."""
+    attention = layer.self_attn
+    parts = attention.project(layer.input_layernorm(semantic), SEMANTIC)
+    if geometric is not None:
+        inner = attention.project(layer.input_layernorm_moe_geo(geometric), GEOMETRIC)
+        parts = tuple(_in_order(s, g) for s, g in zip(parts, inner, strict=True))
+    counts = (layer.config.heads, layer.config.kv_heads, layer.config.kv_heads)
+    q, k, v = (heads_first(part, count) for part, count in zip(parts, counts, strict=True))
+    q, k = rotate(q, angles), rotate(k, angles)
+    if past is not None:
+        batch = k.shape[0]
+        k, v = (
+            torch.cat((old.expand(batch, -1, -1, -1), new), dim=2)
+            for old, new in zip(past, (k, v), strict=True)
+        )
+    attended = attend(q, k, v, mask)
+    if geometric is None:
+        semantic = semantic + attention.output(attended, SEMANTIC)
+    else:
+        cut = attended.unflatten(1, (geometric.shape[1], -1))
+        ends = torch.cat((cut[:, :, :1], cut[:, :, -1:]), 2)
+        semantic = semantic + attention.output(ends, SEMANTIC)
+        geometric = geometric + layer.ls1(attention.output(cut[:, :, 1:-1], GEOMETRIC))
+        normed = layer.post_attention_layernorm_moe_geo(geometric)
+        geometric = geometric + layer.ls2(layer.mlp_moe_geo(normed))
+    semantic = semantic + layer.mlp(layer.post_attention_layernorm(semantic))
+    return semantic, geometric, (k, v)
+
+
+def _in_order(ends: Tensor, patches: Tensor) -> Tensor:
+    """(B, N, 2, C) around (B, N, P, C) to the order of the sequence, (B, N * (P + 2), C)."""
+    start, end = ends.split(1, dim=2)
+    return torch.cat((start, patches, end), dim=2).flatten(1, 2)
+
+
+def encode_squares(network: G2VLM, squares: Tensor) -> Tensor:
+    """`model.encoders.VisionTower` for a batch: uint8 (B, S, S, 3) to (B, T, C)."""
+    tower = network.vit_model
+    grid = squares.shape[1] // PATCH_PX, squares.shape[2] // PATCH_PX
+    head_dim = tower.config.embed_dim // tower.config.heads
+    angles = vision_angles(grid, head_dim, tower.config.merge, squares.device)
+    rows = torch.stack([tower.rows(square) for square in squares])
+    x = wide(tower.patch_embed["proj"](rows))
+    for block in tower.blocks:
+        x = block(x, angles)
+    merged = tower.merger(x.flatten(0, 1))
+    return merged.unflatten(0, (len(squares), -1))
+
+
+def question_mask(cached: int, images: list[int], count: int, length: int) -> Tensor:
+    """bool (T, cached + T): images see the cache and earlier images, questions see all of that.
+
+    Tokens of an image see each other; a question is causal and sees no other question.
+    """
+    total = sum(images) + count * length
+    block = np.concatenate([
+        np.repeat(np.arange(len(images)), images),
+        len(images) + np.repeat(np.arange(count), length),
+    ])  # fmt: skip
+    step = np.concatenate([np.zeros(sum(images), int), np.tile(np.arange(length), count)])
+    row, column = block[:, None], block[None, :]
+    is_image = column < len(images)
+    mine = (row == column) & (step[None, :] <= step[:, None])
+    allowed = (is_image & (column <= row)) | (~is_image & mine)
+    return torch.from_numpy(np.concatenate([np.ones((total, cached), bool), allowed], 1))
+
+
+def encode_questions(
+    tokenizer: Tokenizer, windows: list[list[tuple[str, str]]], length: int
+) -> Questions:
+    """Q (question, answer) pairs per window as ids and labels; too long ones are cut off."""
+    ids, labels = [], []
+    for pairs in windows:
+        for question, answer in pairs:
+            asked = question_ids(tokenizer, after_images(question))
+            told = answer_ids(tokenizer, answer)
+            end = len(tokenizer.encode_user(answer)) + 2
+            row = np.concatenate([asked, told[:end]])[: length + 1]
+            label = np.full(len(row), IGNORED, np.int64)
+            label[len(asked) : -1] = row[len(asked) + 1 :]
+            ids.append(row[:-1])
+            labels.append(label[:-1])
+    shape = (len(windows), -1, length)
+    padded = pad(ids, length, tokenizer.special.im_end), pad(labels, length, IGNORED)
+    return Questions(*(torch.from_numpy(part).view(shape) for part in padded))

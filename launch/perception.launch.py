@@ -1,0 +1,80 @@
+"""Brings the perception node up to active; with replay:=PATH on a recording as its camera."""
+
+from pathlib import Path
+
+from launch.actions import DeclareLaunchArgument, EmitEvent, OpaqueFunction, RegisterEventHandler
+from launch.events import matches_action
+from launch_ros.actions import LifecycleNode, Node
+from launch_ros.event_handlers import OnStateTransition
+from launch_ros.events.lifecycle import ChangeState
+from lifecycle_msgs.msg import Transition
+
+from launch import LaunchDescription
+
+SHARE = Path(__file__).parents[1]
+TEXTS = {
+    "params_file": "Parameter files over config/perception.yaml, separated by commas, later ones "
+    "win; a bare name (cpu, desktop, jetson_orin) is one of config/.",
+    "checkpoint": "Folder of the checkpoint; empty: model.checkpoint of the parameter files.",
+    "backend": "auto, torch, onnx or tensorrt; empty: model.backend of the parameter files.",
+    "cameras": "Camera namespaces, separated by commas; empty: cameras of the parameter files.",
+    "namespace": "Namespace of the nodes and of the cameras.",
+    "replay": "Folder of images, video or recording to play as the first camera.",
+}
+SWITCHES = (
+    ("use_sim_time", "false", "Take time from /clock; a replay then publishes it."),
+    ("autostart", "true", "Configure and activate; false leaves that to a lifecycle manager."),
+    ("rviz", "false", "Show cloud, path, poses, frames and depth in RViz."),
+    ("demo", "false", "Play the installed demo frames through the demo checkpoint on the CPU."),
+)
+
+
+def generate_launch_description():
+    declare, switch = DeclareLaunchArgument, {"choices": ["true", "false"]}
+    texts = [declare(n, default_value="", description=d) for n, d in TEXTS.items()]
+    switches = [declare(n, default_value=v, description=d, **switch) for n, v, d in SWITCHES]
+    return LaunchDescription([*texts, *switches, OpaqueFunction(function=launch_nodes)])
+
+
+def launch_nodes(context):
+    given = dict(context.launch_configurations)
+    on = {name: given[name] == "true" for name, _, _ in SWITCHES}
+    files, cameras = (given[name].replace(",", " ").split() for name in ("params_file", "cameras"))
+    if on["demo"]:
+        files.insert(0, "cpu")
+        given["replay"] = given["replay"] or f"{SHARE}/demo/frames"
+        given["checkpoint"] = given["checkpoint"] or f"{SHARE}/demo/checkpoint"
+    common = {"package": "g2vlm_ros", "namespace": given["namespace"], "output": "screen"}
+    chosen = {"model.checkpoint": given["checkpoint"], "model.backend": given["backend"]}
+    chosen = {name: value for name, value in {**chosen, "cameras": cameras}.items() if value}
+    chosen["use_sim_time"] = on["use_sim_time"]
+    common["parameters"] = [*map(existing, ["perception", *files]), chosen]
+    node = LifecycleNode(name="perception", executable="perception", **common)
+    actions = [node, *bring_up(node)] if on["autostart"] else [node]
+    if given["replay"]:
+        camera = (cameras or ["camera"])[0]
+        source = {"path": given["replay"], "camera": camera, "sim_time": on["use_sim_time"]}
+        common["parameters"] = [source]
+        actions.append(Node(name="replay", executable="replay", **common))
+    if on["rviz"]:
+        view = ["-d", f"{SHARE}/config/perception.rviz"]
+        actions.append(Node(package="rviz2", executable="rviz2", arguments=view))
+    return actions
+
+
+def bring_up(node):
+    def change(transition):
+        event = ChangeState(lifecycle_node_matcher=matches_action(node), transition_id=transition)
+        return EmitEvent(event=event)
+
+    then = [change(Transition.TRANSITION_ACTIVATE)]
+    done = {"start_state": "configuring", "goal_state": "inactive", "entities": then}
+    handler = OnStateTransition(target_lifecycle_node=node, **done)
+    return [RegisterEventHandler(handler), change(Transition.TRANSITION_CONFIGURE)]
+
+
+def existing(name):
+    path = Path(name).expanduser() if "/" in name or "." in name else SHARE / f"config/{name}.yaml"
+    if not path.is_file():
+        raise RuntimeError(f"params_file names {path}, which does not exist")
+    return str(path)

@@ -1,0 +1,43 @@
+"""The demo as a newcomer runs it: a process of its own, real DDS, files left behind."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+pytestmark = pytest.mark.ros
+pytest.importorskip("torch", reason="the golden checkpoint runs on the torch backend here")
+
+from test.ros.harness import GOLDEN  # noqa: E402
+
+FRAMES = GOLDEN.parents[1] / "frames"
+
+
+def run(out, *arguments):
+    environment = {**os.environ, "ROS_LOG_DIR": str(out / "log")}
+    command = [sys.executable, "-m", "g2vlm_ros.ros.demo", "--out", str(out), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment)
+
+
+def test_demo_leaves_a_report_of_what_was_received(tmp_path):
+    result = run(
+        tmp_path, "--images", str(FRAMES), "--checkpoint", str(GOLDEN),
+        "--width", "56", "--backend", "torch",
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["frames_in"] == 12 and report["windows"] >= 1
+    assert report["received"]["/perception/points"] >= 1
+    assert report["received"]["/perception/pose"] == report["frames_used"]
+    assert report["latency_ms"]["p50"] > 0 and "heads" in report["stage_ms"]
+    rows = (tmp_path / "poses.csv").read_text().splitlines()
+    assert len(rows) == 1 + report["frames_used"]
+    for name in ("cloud.ply", "cloud.png"):
+        assert (tmp_path / name).stat().st_size > 100
+
+
+def test_demo_says_what_is_missing(tmp_path):
+    result = run(tmp_path, "--images", str(tmp_path / "nowhere"))
+    assert result.returncode == 2 and "nowhere does not exist" in result.stderr

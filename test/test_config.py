@@ -1,0 +1,121 @@
+"""The shipped parameter files, DDS profiles and the RViz view agree with the code."""
+
+from __future__ import annotations
+
+import re
+import xml.etree.ElementTree as ET
+from pathlib import Path
+
+import pytest
+import yaml
+
+from g2vlm_ros.core.settings import Settings, default_of, knobs
+
+CONFIG = Path(__file__).parents[1] / "config"
+OVERLAYS = ("cpu", "desktop", "jetson_orin")
+MIB = 1 << 20
+
+
+def parameters(name):
+    """The file's parameters by dotted name."""
+    content = yaml.safe_load((CONFIG / f"{name}.yaml").read_text())
+    assert list(content) == ["/**/perception"]
+    flat = {}
+    for key, value in content["/**/perception"]["ros__parameters"].items():
+        nested = value if isinstance(value, dict) else {"": value}
+        flat.update({f"{key}.{leaf}".rstrip("."): item for leaf, item in nested.items()})
+    return flat
+
+
+def comments(name):
+    """The comment above each parameter by dotted name, joined to one line."""
+    found, group, above = {}, "", []
+    for line in (CONFIG / f"{name}.yaml").read_text().splitlines():
+        match = re.fullmatch(r"( *)(?:# ?(.*)|([\w/*]+):( .*)?)?", line)
+        indent, comment, key, value = match.groups()
+        if comment is not None:
+            above.append(comment)
+            continue
+        if key and value is None and len(indent) == 4:
+            group = f"{key}."
+        elif key and value is not None:
+            found[key if len(indent) == 4 else group + key] = " ".join(above)
+        above = []
+    return found
+
+
+def test_every_parameter_with_its_default():
+    assert parameters("perception") == {name: default_of(item) for name, item in knobs()}
+
+
+@pytest.mark.parametrize(("name", "item"), list(knobs()), ids=[name for name, _ in knobs()])
+def test_every_parameter_is_explained(name, item):
+    expected, meta = item.metadata["doc"], item.metadata
+    if meta["choices"]:
+        expected += f" One of: {', '.join(meta['choices'])}."
+    if meta["low"] is not None:
+        expected += f" Bounds: {meta['low']} to {meta['high']}."
+    assert comments("perception").get(name) == expected
+
+
+@pytest.mark.parametrize("name", OVERLAYS)
+def test_overlays_hold_only_differences_with_reasons(name):
+    changed, defaults = parameters(name), parameters("perception")
+    assert changed
+    for key, value in changed.items():
+        assert value != defaults[key], f"{key} is the default anyway"
+        assert comments(name)[key].endswith("."), f"{key} has no reason"
+    Settings.from_flat({**defaults, **changed})
+
+
+@pytest.mark.parametrize("first", OVERLAYS)
+@pytest.mark.parametrize("second", OVERLAYS)
+def test_overlays_can_be_stacked(first, second):
+    Settings.from_flat({**parameters(first), **parameters(second)})
+
+
+def test_fast_dds_profile_holds_a_full_cloud():
+    """Shared memory above 64 MiB and UDP, chosen by the default participant; asynchronous."""
+    ns = {"dds": "http://www.eprosima.com/XMLSchemas/fastRTPS_Profiles"}
+    root = ET.parse(CONFIG / "fastdds.xml").getroot()
+    transports = {
+        t.findtext("dds:transport_id", namespaces=ns): t
+        for t in root.iterfind(".//dds:transport_descriptor", ns)
+    }
+    used = [e.text for e in root.iterfind(".//dds:userTransports/dds:transport_id", ns)]
+    assert sorted(used) == sorted(transports)
+    kinds = {transports[name].findtext("dds:type", namespaces=ns): name for name in used}
+    assert set(kinds) == {"SHM", "UDPv4"}
+    segment = transports[kinds["SHM"]].findtext("dds:segment_size", namespaces=ns)
+    assert int(segment) >= 64 * MIB
+    assert root.findtext(".//dds:useBuiltinTransports", namespaces=ns) == "false"
+    assert root.findtext(".//dds:publishMode/dds:kind", namespaces=ns) == "ASYNCHRONOUS"
+
+
+def test_cyclone_profile_asks_for_large_buffers():
+    ns = {"c": "https://cdds.io/config"}
+    root = ET.parse(CONFIG / "cyclonedds.xml").getroot()
+    size = root.find(".//c:Internal/c:SocketReceiveBufferSize", ns)
+    assert size is not None and size.get("min") == "10MB"
+
+
+def test_rviz_shows_the_topics_of_the_node():
+    view = yaml.safe_load((CONFIG / "perception.rviz").read_text())
+    manager = view["Visualization Manager"]
+    assert manager["Global Options"]["Fixed Frame"] == default_of(dict(knobs())["map.frame"])
+    shown = {
+        display["Class"]: display["Topic"]["Value"]
+        for display in manager["Displays"]
+        if "Topic" in display
+    }
+    assert shown == {
+        "rviz_default_plugins/PointCloud2": "/perception/points",
+        "rviz_default_plugins/Path": "/perception/path",
+        "rviz_default_plugins/PoseWithCovariance": "/perception/pose",
+        "rviz_default_plugins/PoseArray": "/perception/window_poses",
+        "rviz_default_plugins/Image": "/perception/depth/image",
+    }
+    classes = {display["Class"] for display in manager["Displays"]}
+    assert "rviz_default_plugins/TF" in classes
+    path = next(d for d in manager["Displays"] if d["Class"].endswith("/Path"))
+    assert path["Topic"]["Durability Policy"] == "Transient Local"

@@ -1,0 +1,98 @@
+"""The launch file: short and plain everywhere; described by `launch` where that is installed."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+FILE = Path(__file__).parents[1] / "launch" / "perception.launch.py"
+TEXTS = {"params_file", "checkpoint", "backend", "cameras", "namespace", "replay"}
+SWITCHES = {"use_sim_time": "false", "autostart": "true", "rviz": "false", "demo": "false"}
+
+
+@pytest.fixture
+def tree():
+    return ast.parse(FILE.read_text())
+
+
+def constant(tree, name):
+    """The value of a module constant, without running the file."""
+    values = [
+        node.value
+        for node in tree.body
+        if isinstance(node, ast.Assign) and [t.id for t in node.targets] == [name]
+    ]
+    return ast.literal_eval(values[0])
+
+
+def test_is_short_and_plain(tree):
+    assert len(FILE.read_text().splitlines()) <= 80
+    names = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+    imported = {
+        alias.name if isinstance(node, ast.Import) else node.module
+        for node in ast.walk(tree)
+        if isinstance(node, (ast.Import, ast.ImportFrom))
+        for alias in node.names
+    }
+    assert not names & {"eval", "exec", "compile", "__import__"}
+    assert not {module.split(".")[0] for module in imported} & {"subprocess", "os", "rclpy"}
+
+
+def test_arguments(tree):
+    assert set(constant(tree, "TEXTS")) == TEXTS
+    switches = constant(tree, "SWITCHES")
+    assert {name: default for name, default, _ in switches} == SWITCHES
+    described = [*constant(tree, "TEXTS").values(), *(text for _, _, text in switches)]
+    assert all(text.endswith(".") for text in described)
+
+
+@pytest.fixture
+def actions():
+    """A function from arguments to the actions that the launch file starts."""
+    launch = pytest.importorskip("launch", reason="ROS package launch is missing")
+    if not hasattr(launch, "LaunchContext"):
+        pytest.skip("ROS package launch is missing: launch/ here is the folder of launch files")
+    pytest.importorskip("launch_ros.actions", reason="ROS package launch_ros is missing")
+    spec = importlib.util.spec_from_file_location("perception_launch", FILE)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+
+    def start(**given):
+        context = launch.LaunchContext()
+        for entity in module.generate_launch_description().entities:
+            if isinstance(entity, launch.actions.DeclareLaunchArgument):
+                context.launch_configurations.setdefault(entity.name, given.get(entity.name))
+                if context.launch_configurations[entity.name] is None:
+                    del context.launch_configurations[entity.name]
+                    entity.execute(context)
+        return module.launch_nodes(context)
+
+    return start
+
+
+def executables(entities):
+    from launch_ros.actions import Node
+
+    return [entity.node_executable for entity in entities if isinstance(entity, Node)]
+
+
+def test_nodes_by_argument(actions):
+    assert executables(actions()) == ["perception"]
+    assert executables(actions(replay="/r")) == ["perception", "replay"]
+    assert executables(actions(demo="true", rviz="true")) == ["perception", "replay", "rviz2"]
+
+
+def test_autostart_adds_transitions(actions):
+    assert len(actions()) == 3
+    assert len(actions(autostart="false")) == 1
+
+
+def test_missing_parameter_file_is_named(actions):
+    assert executables(actions(params_file="cpu,desktop")) == ["perception"]
+    with pytest.raises(RuntimeError, match="mine.yaml, which does not exist"):
+        actions(params_file="cpu,mine.yaml")
+    with pytest.raises(RuntimeError, match="toaster.yaml, which does not exist"):
+        actions(params_file="toaster")
