@@ -10,6 +10,7 @@ tensors in the checkpoint's dictionary. Not for use: the network is `g2vlm_ros.m
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -118,7 +119,16 @@ class EagerReference:
             x, cache[index] = self._layer(x, kinds, cos, sin, cache[index], causal, prefix)
         return self._by_kind(x, kinds, lambda y, e: self._rms(f"language_model.model.norm{e}", y))
 
-    def _layer(self, x, kinds, cos, sin, past, causal, prefix):  # noqa: ANN001, ANN202
+    def _layer(
+        self,
+        x: Tensor,
+        kinds: list[Tensor],
+        cos: Tensor,
+        sin: Tensor,
+        past: tuple[Tensor, Tensor] | None,
+        causal: bool,
+        prefix: str,
+    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         config, attn = self.config.text, prefix + "self_attn."
 
         def project(name: str, heads: int, y: Tensor) -> Tensor:
@@ -145,7 +155,9 @@ class EagerReference:
         y = self._by_kind(y, kinds, lambda z, e: self._gated(f"{prefix}mlp{e}.", z))
         return x + self._scaled(y, kinds, prefix + "ls2.gamma"), (k, v)
 
-    def _by_kind(self, x: Tensor, kinds: list[Tensor], part) -> Tensor:  # noqa: ANN001
+    def _by_kind(
+        self, x: Tensor, kinds: list[Tensor], part: Callable[[Tensor, str], Tensor]
+    ) -> Tensor:
         """Gathers the tokens of each kind, runs their expert, scatters the results."""
         out = None
         for index, expert in zip(kinds, ("", "_moe_geo"), strict=True):

@@ -1,9 +1,10 @@
 """Our torch path against a plain eager implementation with the original's structure, on the CPU.
 
 `python -m benchmarks.model` makes a random checkpoint of middle size and reconstructs four views
-of 252x196 in three processes of their own: eager float32, ours in float32, ours in bfloat16. Each
-reports the best seconds per window and its peak memory: of the process, and above the interpreter
-while loading and while running. The result, with the deviation of bfloat16 relative to depth, goes
+of 252x196 in three processes that take turns: eager float32, ours in float32, ours in bfloat16.
+Times are CPU seconds of one thread, which other load on the machine disturbs least. Peak memory is
+that of each whole process, loading included (the original fills random modules from a state dict
+read whole), and apart for loading and running. The result, with deviations relative to depth, goes
 to benchmarks/results/model.json.
 """
 
@@ -11,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -52,7 +52,7 @@ VIEWS, HEIGHT, WIDTH = 4, 196, 252
 PROMPT = np.arange(10, 21)
 SPECIAL = SpecialTokens(2, 3, 0, 1, 4)
 RUNS = ("eager_float32", "ours_float32", "ours_bfloat16")
-ROUNDS = 4
+ROUNDS = 3
 
 
 def make_checkpoint(folder: Path) -> int:
@@ -110,34 +110,59 @@ def eager(folder: Path) -> Callable[[], RawGeometry]:
     return reconstruct
 
 
-def measure(run: str, folder: Path) -> None:
-    """One process of the benchmark: writes its numbers and its depth to the folder."""
-    torch.set_num_threads(len(os.sched_getaffinity(0)))
-    before = _memory("VmRSS")
+def serve(run: str, folder: Path) -> None:
+    """One process of the benchmark: reconstructs once per line on its input, then reports."""
+    torch.set_num_threads(1)
+    interpreter = _memory("VmRSS")
     implementation, dtype = run.split("_")
     reconstruct = eager(folder) if implementation == "eager" else ours(folder, dtype)
     loading_peak = _memory("VmHWM")
-    geometry = reconstruct()  # warms up, and brings the mapped weights that it needs into memory
-    warm = _memory("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")
+    Path("/proc/self/clear_refs").write_text("5")  # starts a new peak
+    geometry = reconstruct()
+    points, poses = geometry.local_points_u, geometry.window_from_camera
+    np.savez(folder / f"{run}.npz", points=points, poses=poses)
     seconds = []
-    for _ in range(ROUNDS):
-        start = time.perf_counter()
+    print("ready", flush=True)
+    while sys.stdin.readline().strip():
+        start = time.process_time()
         reconstruct()
-        seconds.append(time.perf_counter() - start)
+        seconds.append(time.process_time() - start)
+        print("done", flush=True)
     running_peak = _memory("VmHWM")
-    np.savez(
-        folder / f"{run}.npz", points=geometry.local_points_u, poses=geometry.window_from_camera
-    )
     numbers = {
-        "seconds": min(seconds),
-        "seconds_all": [round(x, 4) for x in seconds],
-        "peak_mb": max(loading_peak, running_peak),
-        "loading_peak_mb": loading_peak - before,
-        "running_peak_mb": running_peak - before,
-        "running_above_weights_mb": running_peak - warm,
+        "cpu_seconds": [round(x, 4) for x in seconds],
+        "process_peak_mb": round(max(loading_peak, running_peak)),
+        "loading_above_interpreter_mb": round(loading_peak - interpreter),
+        "running_above_interpreter_mb": round(running_peak - interpreter),
     }
     (folder / f"{run}.json").write_text(json.dumps(numbers))
+
+
+def in_turns(folder: Path) -> dict[str, dict]:
+    """Runs the processes side by side, one round at a time, so that other load hits all alike."""
+    command = [sys.executable, "-m", "benchmarks.model", "--serve"]
+    processes = {}
+    for run in RUNS:
+        processes[run] = subprocess.Popen(
+            [*command, run, str(folder)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        processes[run].stdout.readline()
+    for _ in range(ROUNDS):
+        for process in processes.values():
+            process.stdin.write("go\n")
+            process.stdin.flush()
+            process.stdout.readline()
+    for run, process in processes.items():
+        process.stdin.close()
+        if process.wait():
+            raise RuntimeError(f"the run {run} failed; its error is above")
+    return {run: json.loads((folder / f"{run}.json").read_text()) for run in RUNS}
+
+
+def speed_ratio(one: dict, other: dict) -> float:
+    """Median over rounds of one's time over the other's in the same round."""
+    pairs = zip(one["cpu_seconds"], other["cpu_seconds"], strict=True)
+    return float(np.median([a / b for a, b in pairs]))
 
 
 def _memory(field: str) -> float:
@@ -145,7 +170,7 @@ def _memory(field: str) -> float:
     return int(status.split()[0]) / 1024
 
 
-def depth_deviation(folder: Path, run: str, reference: str) -> dict[str, float]:
+def deviation(folder: Path, run: str, reference: str) -> dict[str, float]:
     """Point and pose differences between two runs, as fractions of the reference depth."""
     got, want = (np.load(folder / f"{name}.npz") for name in (run, reference))
     depth = want["points"][..., 2]
@@ -161,29 +186,26 @@ def depth_deviation(folder: Path, run: str, reference: str) -> dict[str, float]:
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--measure", nargs=2, metavar=("RUN", "DIR"), help=argparse.SUPPRESS)
+    parser.add_argument("--serve", nargs=2, metavar=("RUN", "DIR"), help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
-    if options.measure:
-        measure(options.measure[0], Path(options.measure[1]))
+    if options.serve:
+        serve(options.serve[0], Path(options.serve[1]))
         return
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         parameters = make_checkpoint(folder)
-        for run in RUNS:
-            command = [sys.executable, "-m", "benchmarks.model", "--measure", run, str(folder)]
-            subprocess.run(command, check=True)
-        runs = {run: json.loads((folder / f"{run}.json").read_text()) for run in RUNS}
-        half, whole = runs["ours_bfloat16"], runs["ours_float32"]
-        peer = runs["eager_float32"]
+        runs = in_turns(folder)
+        peer, whole, half = (runs[run] for run in RUNS)
         result = {
             "parameters": parameters,
             "views": [VIEWS, HEIGHT, WIDTH],
             "runs": runs,
-            "float32_time_over_eager": whole["seconds"] / peer["seconds"],
-            "float32_peak_over_eager": whole["peak_mb"] / peer["peak_mb"],
-            "bfloat16_speedup_over_eager": peer["seconds"] / half["seconds"],
-            "float32_against_eager": depth_deviation(folder, "ours_float32", "eager_float32"),
-            "bfloat16_against_float32": depth_deviation(folder, "ours_bfloat16", "ours_float32"),
+            "float32_time_over_eager": speed_ratio(whole, peer),
+            "float32_process_peak_over_eager": whole["process_peak_mb"] / peer["process_peak_mb"],
+            "bfloat16_speedup_over_eager": speed_ratio(peer, half),
+            "bfloat16_speedup_over_float32": speed_ratio(whole, half),
+            "float32_against_eager": deviation(folder, "ours_float32", "eager_float32"),
+            "bfloat16_against_float32": deviation(folder, "ours_bfloat16", "ours_float32"),
         }
     print(json.dumps(result, indent=1))
     print(record("model", result).name)

@@ -1,7 +1,7 @@
 """Frames in, map updates out: the live pipeline without ROS.
 
 Data flows one way: `offer` (any thread, cheap) -> window -> `step` (the device's thread: model ->
-map) -> `Update`. Newest frames win; what is not used is counted.
+map -> loop closure) -> `Update`. Newest frames win; what is not used is counted.
 """
 
 from __future__ import annotations
@@ -9,12 +9,15 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from g2vlm_ros.core.alignment import MapAligner, Placement
-from g2vlm_ros.core.datatypes import Frame, Reconstruction, Window
+from g2vlm_ros.core.alignment import sample_view
+from g2vlm_ros.core.datatypes import Frame, NonFiniteError, Reconstruction, Window
+from g2vlm_ros.core.image_faults import ImageJudge
+from g2vlm_ros.core.keyframes import Keyframe, KeyframeStore, compressed, unit_descriptors
+from g2vlm_ros.core.map_frame import MapAligner, Placement
 from g2vlm_ros.core.settings import Settings
 from g2vlm_ros.core.window import WindowBuffer
 from g2vlm_ros.perception import Perception, Scene
@@ -47,6 +50,9 @@ class Counts:
     used: int
     dropped: Counter[str]
     windows: int
+    loops: Counter[str] = field(default_factory=Counter)
+    """Tries to close a loop by outcome: "closed", "no_overlap", "looks_different", "poor_joint",
+    "contradicts_map", "non_finite"."""
 
 
 class LiveMapping:
@@ -54,12 +60,17 @@ class LiveMapping:
 
     def __init__(self, perception: Perception, settings: Settings):
         self._perception = perception
+        self._settings = settings
         self._buffer = WindowBuffer(settings.cameras, settings.window, self._clock_jumped)
         self._aligner = MapAligner(settings.map)
+        self._judge = ImageJudge()
+        self._keyframes = KeyframeStore(settings.map.keyframes)
+        self._last_try = 0
         self._lock = threading.Lock()
         self._seen: set[tuple[str, int]] = set()
         self._restart = False
         self._windows = 0
+        self._loops: Counter[str] = Counter()
 
     def offer(self, frame: Frame) -> None:
         """Take a frame in (any thread)."""
@@ -81,22 +92,29 @@ class LiveMapping:
         """A consistent snapshot of the counters (any thread)."""
         with self._lock:
             buffer = self._buffer
-            return Counts(buffer.received, buffer.used, Counter(buffer.dropped), self._windows)
+            return Counts(
+                buffer.received,
+                buffer.used,
+                Counter(buffer.dropped),
+                self._windows,
+                Counter(self._loops),
+            )
 
     def step(self) -> Update | None:
         """Run the next window, if there is one, through model and map (device thread only).
 
-        Frames that cannot be decoded are counted and left out. Raises NonFiniteError, and
-        whatever the backend raises when the device fails.
+        Frames that cannot be decoded, or that show a covered, blurred or frozen camera, are
+        counted and left out. Raises NonFiniteError, and whatever the backend raises when the
+        device fails.
         """
         with self._lock:
             window = self._buffer.take()
-            if window is not None and self._restart:
-                self._aligner.reset()
-                self._seen.clear()
-                self._restart = False
+            restart = window is not None and self._restart
+            self._restart = self._restart and not restart
         if window is None:
             return None
+        if restart:
+            self._forget()
         started = time.perf_counter()
         window, images = self._decode(window)
         if not images:
@@ -106,24 +124,39 @@ class LiveMapping:
         result = self._perception.reconstruct(scene)
         inferred = time.perf_counter()
         update = self._place(window, scene, result)
+        aligned = time.perf_counter()
+        update = self._close_loop(update, images)
         update.stage_times_s.update(
             decode=decoded - started,
             **result.stage_times_s,
-            alignment=time.perf_counter() - inferred,
+            alignment=aligned - inferred,
+            loop=time.perf_counter() - aligned,
         )
         with self._lock:
             self._windows += 1
         return update
 
+    def _forget(self) -> None:
+        self._aligner.reset()
+        self._keyframes.clear()
+        self._seen.clear()
+        self._last_try = 0
+
     def _decode(self, window: Window) -> tuple[Window, list[np.ndarray]]:
-        """The window without the frames that cannot be decoded, and the images of the rest."""
+        """The window without the frames that cannot be used, and the images of the rest."""
         frames, images = [], []
         for frame in window.frames:
+            fault = "undecodable"
             try:
                 image = frame.decode()
+                fault = (
+                    None if _key(frame) in self._seen else self._judge.fault(frame.camera, image)
+                )
             except ValueError:
+                pass
+            if fault is not None:
                 with self._lock:
-                    self._buffer.discard(frame, "undecodable")
+                    self._buffer.discard(frame, fault)
                 continue
             frames.append(frame)
             images.append(image)
@@ -131,11 +164,79 @@ class LiveMapping:
 
     def _place(self, window: Window, scene: Scene, result: Reconstruction) -> Update:
         placement = self._aligner.place(window, result)
-        keys = [(frame.camera, frame.stamp_ns) for frame in window.frames]
+        keys = [_key(frame) for frame in window.frames]
         new_views = tuple(i for i, key in enumerate(keys) if key not in self._seen)
         self._seen = set(keys)
         poses = placement.camera_poses(result.window_from_camera)
         return Update(window, scene, result, placement, poses, new_views, {})
 
+    def _close_loop(self, update: Update, images: list[np.ndarray]) -> Update:
+        """Join the window to a place seen long ago, if the newest view looks like one."""
+        settings, window = self._settings.map, update.window
+        if not settings.loop_closure:
+            return update
+        newest = max(range(len(window.frames)), key=lambda i: window.frames[i].stamp_ns)
+        descriptor = unit_descriptors(update.result)[newest]
+        gap, placement = settings.loop_gap_windows, update.placement
+        rested = window.id - self._last_try >= gap
+        found = self._keyframes.find(descriptor, window.id - gap) if rested else None
+        if found is not None and found[1] >= settings.loop_similarity:
+            self._last_try = window.id
+            placement, outcome = self._bridge(update, images, found[0], newest)
+            with self._lock:
+                self._loops[outcome] += 1
+            poses = placement.camera_poses(update.result.window_from_camera)
+            update = replace(update, placement=placement, map_from_camera=poses)
+        self._remember(update, images[newest], newest, descriptor)
+        return update
+
+    def _bridge(
+        self, update: Update, images: list[np.ndarray], candidate: Keyframe, newest: int
+    ) -> tuple[Placement, str]:
+        """Show old and new views to the network together and let the aligner join the two."""
+        beside = self._keyframes.beside(candidate)
+        old = [candidate] + ([beside] if beside is not None else [])
+        others = sorted(set(range(len(images))) - {newest}, key=lambda i: -_stamp(update, i))
+        # The newest view last, and as many views together as the network usually sees.
+        views = [*others[: max(0, self._settings.window.views - len(old) - 1)][::-1], newest]
+        try:
+            mixed = [k.frame.decode() for k in old] + [images[i] for i in views]
+            bridge = self._perception.reconstruct(self._perception.scene(mixed))
+        except NonFiniteError:
+            return update.placement, "non_finite"
+        return self._aligner.close_loop(
+            update.placement,
+            update.window,
+            update.result,
+            [(k.window_id, k.sample) for k in old],
+            views,
+            bridge,
+        )
+
+    def _remember(
+        self, update: Update, image: np.ndarray, newest: int, descriptor: np.ndarray
+    ) -> None:
+        """Keep the newest view as a keyframe if it shows something new."""
+        self._keyframes.forget(self._aligner.forgotten)
+        self._aligner.forgotten.clear()
+        result, pose = update.result, update.map_from_camera[newest]
+        depth = float(np.median(result.local_points_u[newest, ::8, ::8, 2]))
+        reach = depth * update.placement.map_from_window.scale
+        if not self._keyframes.is_new(pose, reach):
+            return
+        frame = update.window.frames[newest]
+        copy = compressed(image, self._settings.model.image_width_px)
+        kept = Frame(frame.stamp_ns, frame.camera, frame.frame_id, copy)
+        sample = sample_view(result, newest)
+        self._keyframes.add(Keyframe(update.window.id, kept, sample, descriptor), pose, reach)
+
     def _clock_jumped(self) -> None:
         self._restart = True
+
+
+def _key(frame: Frame) -> tuple[str, int]:
+    return frame.camera, frame.stamp_ns
+
+
+def _stamp(update: Update, view: int) -> int:
+    return update.window.frames[view].stamp_ns

@@ -16,9 +16,9 @@ from pathlib import Path
 
 import numpy as np
 
-from g2vlm_ros.core.alignment import MapAligner
 from g2vlm_ros.core.cloud import valid_points, write_ply, write_poses_csv
-from g2vlm_ros.core.datatypes import Frame, NonFiniteError, Reconstruction, Window
+from g2vlm_ros.core.datatypes import NonFiniteError, Reconstruction
+from g2vlm_ros.core.geometry import ZUP_FROM_OPTICAL, Similarity
 from g2vlm_ros.core.settings import Settings
 from g2vlm_ros.core.sources import open_source
 from g2vlm_ros.perception import Perception, Scene
@@ -65,23 +65,28 @@ def write_results(
 
     The map is the node's: z up, the first camera at the origin, lengths in model units.
     """
-    frames = [Frame(stamp, CAMERA, CAMERA, decode=lambda: None) for stamp in stamps_ns]
-    placement = MapAligner(settings.map).place(Window(0, tuple(frames)), result)
+    map_from_window = _level_first_camera(result.window_from_camera[0])
     chosen = settings.cloud
     valid = valid_points(
         result.local_points_u, result.confidence, chosen.min_confidence, chosen.max_edge_step
     )
     if ply:
-        points = placement.map_from_window.apply(result.points_u()[valid])
+        points = map_from_window.apply(result.points_u()[valid])
         write_ply(ply, points, result.colours[valid], result.confidence[valid])
     if csv:
-        poses = placement.camera_poses(result.window_from_camera)
+        poses = map_from_window.apply_pose(result.window_from_camera)
         rows = (
             (ns, CAMERA, settings.map.frame, pose)
             for ns, pose in zip(stamps_ns, poses, strict=True)
         )
         write_poses_csv(csv, rows)
     return int(valid.sum())
+
+
+def _level_first_camera(window_from_camera: np.ndarray) -> Similarity:
+    """map_from_window, where the first camera (4, 4) is the origin and level: x forward, z up."""
+    rotation = ZUP_FROM_OPTICAL @ window_from_camera[:3, :3].T.astype(np.float64)
+    return Similarity(1.0, rotation, -rotation @ window_from_camera[:3, 3])
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:

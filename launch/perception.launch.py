@@ -12,9 +12,9 @@ from lifecycle_msgs.msg import Transition
 from launch import LaunchDescription
 
 SHARE = Path(__file__).parents[1]
+PROFILES = ("FASTDDS_DEFAULT_PROFILES_FILE", "FASTRTPS_DEFAULT_PROFILES_FILE")
 TEXTS = {
-    "params_file": "Parameter files over config/perception.yaml, separated by commas, later ones "
-    "win; a bare name (cpu, desktop, jetson_orin) is one of config/.",
+    "params_file": "Laid over config/perception.yaml: files or names in config/ (cpu), by commas.",
     "checkpoint": "Folder of the checkpoint; empty: model.checkpoint of the parameter files.",
     "backend": "auto, torch, onnx or tensorrt; empty: model.backend of the parameter files.",
     "cameras": "Camera namespaces, separated by commas; empty: cameras of the parameter files.",
@@ -44,7 +44,8 @@ def launch_nodes(context):
         files.insert(0, "cpu")
         given["replay"] = given["replay"] or f"{SHARE}/demo/frames"
         given["checkpoint"] = given["checkpoint"] or f"{SHARE}/demo/checkpoint"
-    common = {"package": "g2vlm_ros", "namespace": given["namespace"], "output": "screen"}
+    env = {n: f"{SHARE}/config/fastdds.xml" for n in PROFILES if n not in context.environment}
+    common = {"package": "g2vlm_ros", "namespace": given["namespace"], "additional_env": env}
     chosen = {"model.checkpoint": given["checkpoint"], "model.backend": given["backend"]}
     chosen = {name: value for name, value in {**chosen, "cameras": cameras}.items() if value}
     chosen["use_sim_time"] = on["use_sim_time"]
@@ -52,9 +53,8 @@ def launch_nodes(context):
     node = LifecycleNode(name="perception", executable="perception", **common)
     actions = [node, *bring_up(node)] if on["autostart"] else [node]
     if given["replay"]:
-        camera = (cameras or ["camera"])[0]
-        source = {"path": given["replay"], "camera": camera, "sim_time": on["use_sim_time"]}
-        common["parameters"] = [source]
+        common["parameters"] = [{"path": given["replay"], "sim_time": on["use_sim_time"]}]
+        common["parameters"] += [{"camera": camera} for camera in cameras[:1]]
         actions.append(Node(name="replay", executable="replay", **common))
     if on["rviz"]:
         view = ["-d", f"{SHARE}/config/perception.rviz"]

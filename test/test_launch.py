@@ -90,6 +90,19 @@ def test_autostart_adds_transitions(actions):
     assert len(actions(autostart="false")) == 1
 
 
+def test_large_messages_profile_unless_the_user_has_one(actions, monkeypatch):
+    def profiles(action):
+        pairs = action.process_description.additional_env or ()
+        return {name[0].text: Path(value[0].text) for name, value in pairs}
+
+    new, old = "FASTDDS_DEFAULT_PROFILES_FILE", "FASTRTPS_DEFAULT_PROFILES_FILE"
+    for name in (new, old):
+        monkeypatch.delenv(name, raising=False)
+    assert profiles(actions()[0])[new].is_file()
+    monkeypatch.setenv(new, "/mine.xml")
+    assert set(profiles(actions()[0])) == {old}
+
+
 def test_missing_parameter_file_is_named(actions):
     assert executables(actions(params_file="cpu,desktop")) == ["perception"]
     with pytest.raises(RuntimeError, match="mine.yaml, which does not exist"):

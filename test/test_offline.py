@@ -64,6 +64,8 @@ def test_cloud_is_coloured_and_lies_in_the_map(tmp_path):
     wall = np.stack([(u - 2.5) / 3, (v - 1.5) / 3, np.full_like(u, 2)], -1)[None].repeat(2, 0)
     poses = np.eye(4, dtype=np.float32)[None].repeat(2, 0)
     poses[1, 0, 3] = 0.5
+    window_from_first = np.array([[0, -1, 0, 3], [1, 0, 0, 4], [0, 0, 1, 5], [0, 0, 0, 1.0]])
+    poses = (window_from_first @ poses).astype(np.float32)
     raw = RawGeometry(wall, poses, poses[:, :3, :3].reshape(2, 9))
     colours = np.random.default_rng(0).integers(0, 255, (2, 4, 6, 3), dtype=np.uint8)
     confidence = np.full((2, 4, 6), 0.9, np.float32)

@@ -1,24 +1,35 @@
-"""Windows into one map frame: the similarity that joins them, and where the scale comes from.
+"""How two windows fit together: a robust similarity over their shared views, and its covariance.
 
-Every window comes out of the network in a frame and a unit of its own. Successive windows share
-views; the points of a shared view are the same surface twice, pixel for pixel, so the seven-degree
-similarity between them is a weighted least-squares fit with outliers weighted down.
+Every window comes out of the network in a frame and a unit of its own. Windows that share views
+show the same pixels twice; the seven-degree similarity between them is fitted to where each pixel
+lies as seen from its camera. `map_frame` chains such joints into one map.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from g2vlm_ros.core.datatypes import Reconstruction, ScaleState, Window
-from g2vlm_ros.core.geometry import ZUP_FROM_OPTICAL, Similarity
-from g2vlm_ros.core.settings import MapSettings
+from g2vlm_ros.core.datatypes import Reconstruction
+from g2vlm_ros.core.geometry import Similarity
+from g2vlm_ros.core.pose_graph import adjoint, exponential
 
-ROBUST_STEPS = 10
+ROBUST_STEPS = 4
+POLISH_STEPS = 8
 INLIER_DISTANCE = 0.1
 """A point agrees when it lies within this fraction of its distance from the camera."""
 JOINT_POINTS_PER_VIEW = 2000
+BLOCKS_PER_SIDE = 8
+"""Errors of neighbouring pixels are alike: a view counts as 8 x 8 independent patches."""
+LEAST_PATCHES = 14
+"""With fewer, seven unknowns would explain the errors instead of showing them."""
+SYSTEMATIC = np.array([0.002] * 3 + [0.002] * 3 + [0.005])
+"""Least standard deviation of a joint over one view, whatever its residuals say: radians,
+fraction of the range, logarithm of scale. A whole view that is wrong shows in no residual."""
+WORST = np.array([0.05] * 3 + [0.05] * 3 + [0.1])
+"""Standard deviations (same units) at which a joint is worth half of its inliers."""
 
 
 def fit_similarity(source: np.ndarray, target: np.ndarray, weights: np.ndarray) -> Similarity:
@@ -50,138 +61,205 @@ class Joint:
     inliers: float
     """Share of the weight that agrees within INLIER_DISTANCE, 0..1."""
     residual: float
-    """Weighted median distance of the points as a fraction of their range."""
+    """Median distance of the points as a fraction of their range."""
+    covariance: np.ndarray
+    """float64 (7, 7) of d in ``truth = exponential(d) @ target_from_source``: rotation (rad),
+    translation (target unit), log scale, about the target's origin."""
+    quality: float
+    """0..1: the inliers, discounted where the geometry leaves the similarity undetermined."""
+
+
+@dataclass(frozen=True)
+class ViewSample:
+    """What is kept of a view so that later windows can be joined to its window."""
+
+    points_u: np.ndarray
+    """float32 (n, 3) on a regular grid of pixels, in the frame of the window."""
+    centre_u: np.ndarray
+    """float64 (3,): the camera in the frame of the window."""
+    weights: np.ndarray
+    """float32 (n,): confidence, 1 where it is unknown."""
+    blocks: np.ndarray
+    """int16 (n,): which patch of the view each point is from."""
+
+
+def sample_view(result: Reconstruction, view: int) -> ViewSample:
+    """The view on a grid of about JOINT_POINTS_PER_VIEW pixels; the same ones in every window."""
+    height, width = result.local_points_u.shape[1:3]
+    step = max(1, int(np.sqrt(height * width / JOINT_POINTS_PER_VIEW)))
+    local = result.local_points_u[view, ::step, ::step]
+    rows, columns = np.indices(local.shape[:2])
+    patch_row = rows * BLOCKS_PER_SIDE // local.shape[0]
+    blocks = patch_row * BLOCKS_PER_SIDE + columns * BLOCKS_PER_SIDE // local.shape[1]
+    pose = result.window_from_camera[view].astype(np.float64)
+    points = local.reshape(-1, 3) @ pose[:3, :3].T + pose[:3, 3]
+    weights = np.nan_to_num(result.confidence[view, ::step, ::step].reshape(-1), nan=1.0)
+    return ViewSample(
+        points.astype(np.float32), pose[:3, 3], weights, blocks.reshape(-1).astype(np.int16)
+    )
+
+
+def join_views(pairs: Sequence[tuple[ViewSample, ViewSample]]) -> Joint:
+    """target_from_source from pairs (in the source window, in the target window) of one view each.
+
+    Raises ValueError where the points cannot fix a similarity or are from LEAST_PATCHES at most.
+    """
+    if not pairs:
+        raise ValueError("the windows share no view; they cannot be joined")
+    source = np.concatenate([s.points_u for s, _ in pairs]).astype(np.float64)
+    target = np.concatenate([t.points_u for _, t in pairs]).astype(np.float64)
+    weights = np.concatenate([s.weights * t.weights for s, t in pairs]).astype(np.float64)
+    centres = np.concatenate([np.broadcast_to(t.centre_u, t.points_u.shape) for _, t in pairs])
+    per_view = BLOCKS_PER_SIDE**2
+    blocks = np.concatenate([s.blocks + k * per_view for k, (s, _) in enumerate(pairs)])
+    good = np.isfinite(source).all(1) & np.isfinite(target).all(1) & (weights > 0)
+    return fit_joint(source[good], target[good], weights[good], centres[good], blocks[good])
 
 
 def fit_joint(
-    source: np.ndarray, target: np.ndarray, weights: np.ndarray, range_target: np.ndarray
+    source: np.ndarray,
+    target: np.ndarray,
+    weights: np.ndarray,
+    centres: np.ndarray,
+    blocks: np.ndarray,
 ) -> Joint:
-    """Robust target_from_source: closed form, iteratively reweighted (Cauchy weights).
+    """Robust target_from_source over the same pixels in two windows.
 
-    source, target: float64 (n, 3); weights: float64 (n,); range_target: float64 (n,) distance of
-    each target point from its camera, the yardstick of its error. Raises as `fit_similarity`.
+    source, target: float64 (n, 3). weights: float64 (n,). centres: float64 (n, 3), the camera that
+    sees each point, in the target. blocks: int (n,), the patch of each point. Closed form with
+    Cauchy weights first; then Gauss-Newton on the direction and the logarithm of the range from
+    the camera, each with the spread that it shows: depth errs along the ray, and squared distances
+    would shrink the scale a little with every window. Raises ValueError as `fit_similarity` does,
+    and for points from LEAST_PATCHES or less.
     """
+    patches = len(np.unique(blocks))
+    if patches <= LEAST_PATCHES:
+        raise ValueError(
+            f"the shared points are from {patches} patches of a view; more than {LEAST_PATCHES} "
+            "are needed to tell how well windows join"
+        )
+    seen = _Seen(source, target, weights, centres)
+    fit = _robust_closed_form(seen)
+    for _ in range(POLISH_STEPS):
+        equations = _equations(fit, seen)
+        step = _solve(equations.hessian, -equations.gradient.sum(0))
+        fit = exponential(step) @ fit
+        if np.abs(step[[0, 1, 2, 6]]).max() < 1e-7:
+            break
+    equations = _equations(fit, seen)
+    pivot, reach = seen.centres.mean(0), float(np.median(seen.range))
+    views = 1 + int((np.abs(np.diff(seen.centres, axis=0)).max(1) > 0).sum())
+    covariance = _covariance(equations, blocks, patches) + _systematic(pivot, reach, views)
+    error = np.linalg.norm(fit.apply(source) - target, axis=1) / seen.range
+    inliers = float(weights[error < INLIER_DISTANCE].sum() / weights.sum())
+    quality = inliers / (1.0 + _uncertainty(covariance, pivot, reach) ** 2)
+    return Joint(fit, inliers, float(np.median(error)), covariance, quality)
+
+
+class _Seen:
+    """Corresponding points, and where the target's lie as seen from their cameras."""
+
+    def __init__(
+        self, source: np.ndarray, target: np.ndarray, weights: np.ndarray, centres: np.ndarray
+    ):
+        ray = target - centres
+        self.source, self.target, self.weights, self.centres = source, target, weights, centres
+        self.range = np.maximum(np.linalg.norm(ray, axis=1), 1e-9)
+        self.direction = ray / self.range[:, None]
+
+
+@dataclass(frozen=True)
+class _Equations:
+    """Weighted normal equations of the seven unknowns about a fit."""
+
+    hessian: np.ndarray
+    """(7, 7) with the weights, which converges safely."""
+    curvature: np.ndarray
+    """(7, 7) with the second derivative of the Cauchy loss, which the covariance needs."""
+    gradient: np.ndarray
+    """(n, 7), one row per point."""
+
+
+def _robust_closed_form(seen: _Seen) -> Similarity:
     # A relative error of depth grows with depth: weigh each point by its inverse variance.
-    base = weights / np.maximum(range_target, 1e-9) ** 2
+    base = seen.weights / seen.range**2
     current = base
     for _ in range(ROBUST_STEPS):
-        fit = fit_similarity(source, target, current)
-        error = np.linalg.norm(fit.apply(source) - target, axis=1) / range_target
+        fit = fit_similarity(seen.source, seen.target, current)
+        error = np.linalg.norm(fit.apply(seen.source) - seen.target, axis=1) / seen.range
         spread = max(1.4826 * float(np.median(error)), 1e-6)
         current = base / (1.0 + (error / spread) ** 2)
-    inliers = float(weights[error < INLIER_DISTANCE].sum() / weights.sum())
-    return Joint(fit, inliers, float(np.median(error)))
+    return fit
 
 
-@dataclass(frozen=True)
-class Placement:
-    """Where a window lies in the map."""
-
-    map_from_window: Similarity
-    sub_map: int
-    """Counts from 0, up each time a window could not be joined to the one before."""
-    scale_state: ScaleState
-    metres_per_unit: float
-    """Metres per map unit: 1 when METRIC, NaN otherwise."""
-    joint: Joint | None
-    """None for the first window of a sub-map."""
-
-    def camera_poses(self, window_from_camera: np.ndarray) -> np.ndarray:
-        """map_from_camera float64 (N, 4, 4), rigid, z-up map."""
-        return self.map_from_window.apply_pose(window_from_camera)
-
-
-@dataclass(frozen=True)
-class _Anchor:
-    """Sampled points of one placed view, by which the next window can be joined."""
-
-    points_map: np.ndarray
-    range_map: np.ndarray
-    weights: np.ndarray
+def _equations(fit: Similarity, seen: _Seen) -> _Equations:
+    moved = fit.apply(seen.source)
+    ray = moved - seen.centres
+    reach = np.maximum(np.linalg.norm(ray, axis=1), 1e-9)[:, None]
+    unit = ray / reach
+    log_range = np.log(reach[:, 0] / seen.range)
+    turn = unit - seen.direction
+    # The motion of a point under (rotation, translation, log scale) is w x p + v + l p.
+    along = _row(moved, unit / reach)
+    across = [_row(moved, (np.eye(3)[k] - unit * unit[:, k, None]) / reach) for k in range(3)]
+    w_range, c_range = _cauchy(log_range, np.median(np.abs(log_range)) * 1.4826, 1, seen.weights)
+    angle = np.linalg.norm(turn, axis=1)
+    w_turn, c_turn = _cauchy(angle, np.median(angle) / 1.1774, 2, seen.weights)
+    hessian = (along * w_range[:, None]).T @ along
+    curvature = (along * c_range[:, None]).T @ along
+    gradient = along * (w_range * log_range)[:, None]
+    for k, row in enumerate(across):
+        hessian += (row * w_turn[:, None]).T @ row
+        curvature += (row * c_turn[:, None]).T @ row
+        gradient += row * (w_turn * turn[:, k])[:, None]
+    return _Equations(hessian, curvature, gradient)
 
 
-class MapAligner:
-    """Places successive windows in one map frame.
+def _row(points: np.ndarray, functional: np.ndarray) -> np.ndarray:
+    """(n, 7) derivative of functional . point by (rotation, translation, log scale)."""
+    scale = (functional * points).sum(1, keepdims=True)
+    return np.concatenate([np.cross(points, functional), functional, scale], axis=1)
 
-    The first camera of a sub-map is the origin, assumed level: x forward, y left, z up. Map units
-    are the first window's, or metres once `MapSettings.metres_per_unit` says so.
+
+def _cauchy(
+    error: np.ndarray, spread: float, degrees: int, weights: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Weights (n,) of the reweighted step, and mean second derivatives (n,) of the loss."""
+    spread = max(float(spread), 1e-6)
+    squared = (error / spread) ** 2
+    robust = 1.0 / (1.0 + squared)
+    weighted = weights * robust / spread**2
+    return weighted, weighted * (1.0 - 2.0 * robust * squared / degrees)
+
+
+def _solve(hessian: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """The step of Gauss-Newton; zero in directions of which the points say nothing."""
+    return np.linalg.lstsq(hessian, right, rcond=1e-14)[0]
+
+
+def _covariance(equations: _Equations, blocks: np.ndarray, patches: int) -> np.ndarray:
+    """(7, 7) by the sandwich over patches: what the patches pull in different directions.
+
+    It counts correlated pixels of a patch as one observation. (Liang & Zeger, Biometrika 1986.)
     """
-
-    def __init__(self, settings: MapSettings):
-        self._settings = settings
-        self._anchors: dict[tuple[str, int], _Anchor] = {}
-        self._sub_map = -1
-
-    def reset(self) -> None:
-        """Start a new sub-map with the next window."""
-        self._anchors.clear()
-
-    def place(self, window: Window, result: Reconstruction) -> Placement:
-        """Join a window to the map by the views it shares with the one before.
-
-        A joint with fewer than `min_joint_inliers` agreeing points is refused: a new sub-map
-        starts, so that a wrong pose is never published as a continuation.
-        """
-        keys = [(frame.camera, frame.stamp_ns) for frame in window.frames]
-        joint = self._join(keys, result)
-        if joint is None:
-            self._sub_map += 1
-            map_from_window = self._first_pose(result)
-        else:
-            map_from_window = joint.target_from_source
-        self._remember(keys, result, map_from_window)
-        metric = self._settings.metres_per_unit > 0
-        return Placement(
-            map_from_window,
-            self._sub_map,
-            ScaleState.METRIC if metric else ScaleState.RELATIVE,
-            1.0 if metric else float("nan"),
-            joint,
-        )
-
-    def _join(self, keys: list[tuple[str, int]], result: Reconstruction) -> Joint | None:
-        shared = [i for i, key in enumerate(keys) if key in self._anchors]
-        if not shared:
-            return None
-        anchors = [self._anchors[keys[i]] for i in shared]
-        samples = [_sample(result, i) for i in shared]
-        source = np.concatenate([points for points, _ in samples])
-        target = np.concatenate([a.points_map for a in anchors])
-        weights = np.concatenate(
-            [w * a.weights for (_, w), a in zip(samples, anchors, strict=True)]
-        )
-        range_map = np.concatenate([a.range_map for a in anchors])
-        good = np.isfinite(source).all(1) & np.isfinite(target).all(1) & (range_map > 0)
-        try:
-            joint = fit_joint(source[good], target[good], weights[good], range_map[good])
-        except ValueError:
-            return None
-        return joint if joint.inliers >= self._settings.min_joint_inliers else None
-
-    def _first_pose(self, result: Reconstruction) -> Similarity:
-        """Map frame of a new sub-map: the first view at the origin, level."""
-        pose = result.window_from_camera[0].astype(np.float64)
-        scale = self._settings.metres_per_unit or 1.0
-        rotation = ZUP_FROM_OPTICAL @ pose[:3, :3].T
-        return Similarity(scale, rotation, -scale * (rotation @ pose[:3, 3]))
-
-    def _remember(
-        self, keys: list[tuple[str, int]], result: Reconstruction, map_from_window: Similarity
-    ) -> None:
-        centres = map_from_window.apply(result.window_from_camera[:, :3, 3].astype(np.float64))
-        self._anchors = {}
-        for i, key in enumerate(keys):
-            points, weights = _sample(result, i)
-            points_map = map_from_window.apply(points)
-            distance = np.linalg.norm(points_map - centres[i], axis=1)
-            self._anchors[key] = _Anchor(points_map, distance, weights)
+    pulls = np.zeros((int(blocks.max()) + 1, 7))
+    np.add.at(pulls, blocks, equations.gradient)
+    bread = equations.curvature
+    if np.linalg.eigvalsh(bread - 0.1 * equations.hessian)[0] <= 0:
+        bread = equations.hessian
+    inverse = np.linalg.pinv(bread, rcond=1e-14, hermitian=True)
+    return inverse @ (pulls.T @ pulls) @ inverse * patches / (patches - 7)
 
 
-def _sample(result: Reconstruction, view: int) -> tuple[np.ndarray, np.ndarray]:
-    """Points of one view on a regular grid, float64 (n, 3) in the window frame, and weights."""
-    height, width = result.local_points_u.shape[1:3]
-    step = max(1, int(np.sqrt(height * width / JOINT_POINTS_PER_VIEW)))
-    local = result.local_points_u[view, ::step, ::step].reshape(-1, 3).astype(np.float64)
-    pose = result.window_from_camera[view].astype(np.float64)
-    weights = result.confidence[view, ::step, ::step].reshape(-1).astype(np.float64)
-    return local @ pose[:3, :3].T + pose[:3, 3], np.nan_to_num(weights, nan=1.0)
+def _systematic(pivot: np.ndarray, reach: float, views: int) -> np.ndarray:
+    """(7, 7) SYSTEMATIC about the cameras, moved to the target's origin."""
+    std = SYSTEMATIC * ([1.0] * 3 + [reach] * 3 + [1.0]) / np.sqrt(views)
+    move = adjoint(Similarity(1.0, np.eye(3), pivot))
+    return (move * std**2) @ move.T
+
+
+def _uncertainty(covariance: np.ndarray, pivot: np.ndarray, reach: float) -> float:
+    """The worst standard deviation about the cameras, in units of WORST."""
+    move = adjoint(Similarity(1.0, np.eye(3), -pivot))
+    std = np.sqrt(np.diag(move @ covariance @ move.T))
+    return float((std / (WORST * ([1.0] * 3 + [reach] * 3 + [1.0]))).max())

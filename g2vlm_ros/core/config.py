@@ -145,7 +145,7 @@ class ModelConfig:
 
 
 def _text_config(keys: _Keys) -> TextConfig:
-    keys.expect("model_type", "qwen2_vl")
+    keys.expect_family("qwen2_vl")
     keys.expect("hidden_act", "silu")
     heads = keys.count("num_attention_heads")
     hidden_size = keys.count("hidden_size")
@@ -168,7 +168,7 @@ def _text_config(keys: _Keys) -> TextConfig:
 
 
 def _vision_config(keys: _Keys, hidden_size: int) -> VisionConfig:
-    keys.expect("model_type", "qwen2_vl")
+    keys.expect_family("qwen2_vl")
     keys.expect("hidden_act", "quick_gelu")
     keys.expect("hidden_size", hidden_size)
     embed_dim = keys.count("embed_dim", 1280)
@@ -183,7 +183,7 @@ def _vision_config(keys: _Keys, hidden_size: int) -> VisionConfig:
 
 
 def _dino_config(keys: _Keys) -> DinoConfig:
-    keys.expect("model_type", "dinov2_with_registers")
+    keys.expect_family("dinov2_with_registers")
     keys.expect("hidden_act", "gelu")
     keys.expect("patch_size", PATCH_PX)
     keys.expect("use_swiglu_ffn", False)
@@ -234,6 +234,14 @@ class _Keys:
         value = self.values.get(key, only)
         if value != only:
             raise ConfigError(f"{self.file}: {key} is {value!r}; only {only!r} is supported")
+
+    def expect_family(self, family: str) -> None:
+        """Refuses other architectures; library versions append words such as `_text`."""
+        model_type = self.values.get("model_type", family)
+        if not str(model_type).startswith(family):
+            raise ConfigError(
+                f"{self.file}: model_type is {model_type!r}; only {family!r} is supported"
+            )
 
     def _get(self, key: str, default: object) -> object:
         value = self.values.get(key, default)

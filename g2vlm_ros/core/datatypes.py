@@ -111,6 +111,9 @@ class Frame:
     """Known calibration for the full image, or None."""
     position_m: np.ndarray | None = None
     """Odometry position of the robot at the stamp, float64 (3,) metres, or None."""
+    depth: Callable[[], np.ndarray] | None = None
+    """Returns a depth image registered to this one, float (height, width) in metres, NaN or 0
+    where unknown; or None where the camera has no depth."""
 
     def __post_init__(self) -> None:
         if self.position_m is not None:
@@ -172,11 +175,15 @@ class Reconstruction:
     intrinsics: tuple[Intrinsics | None, ...]
     """Per view, recovered from the points, for the H x W image; None where no pinhole fits."""
     stage_times_s: dict[str, float]
+    descriptors: np.ndarray | None = None
+    """float32 (N, C): a compact signature of each view, near where views look alike; or None."""
 
     def __post_init__(self) -> None:
         shape = self.geometry.local_points_u.shape
         _freeze(self, "colours", shape, np.uint8)
         _freeze(self, "confidence", shape[:3], np.float32)
+        if self.descriptors is not None:
+            _freeze(self, "descriptors", (shape[0], None), np.float32)
         if len(self.intrinsics) != shape[0]:
             raise ValueError(f"{len(self.intrinsics)} intrinsics given for {shape[0]} views")
 

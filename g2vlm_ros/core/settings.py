@@ -139,6 +139,51 @@ class MapSettings:
         low=0.0,
         high=1.0,
     )
+    min_joint_quality: float = knob(
+        0.3,
+        "Least quality of a joint: inliers, less where the geometry leaves it undetermined.",
+        low=0.0,
+        high=1.0,
+    )
+    camera_height_m: float = knob(
+        0.0,
+        "Known height of the cameras above the floor, for scale; 0 means unknown.",
+        low=0.0,
+        high=100,
+    )
+    rig_baselines: str = knob(
+        "",
+        "Known distances between cameras in metres, for scale: left right 0.12, right rear 0.3.",
+    )
+    max_scale_std: float = knob(
+        0.1,
+        "Largest relative standard deviation of the scale at which lengths become metres.",
+        low=0.001,
+        high=1.0,
+    )
+    loop_closure: bool = knob(
+        True,
+        "Look for places seen before; a candidate costs one more run of the model.",
+    )
+    loop_gap_windows: int = knob(
+        10,
+        "Least windows between a place and its return, and between two tries.",
+        low=2,
+        high=1000,
+    )
+    loop_similarity: float = knob(
+        0.7,
+        "Least cosine similarity of two views' descriptors for a try.",
+        low=0.0,
+        high=1.0,
+    )
+    keyframes: int = knob(100, "Most views remembered for loop closure.", low=3, high=10000)
+    graph_windows: int = knob(
+        128,
+        "Most windows that move on their own when a loop closes; older ones move in groups.",
+        low=16,
+        high=1000,
+    )
 
 
 @dataclass(frozen=True)

@@ -72,11 +72,11 @@ class Attention(nn.Module):
     def project(self, x: Tensor, expert: str) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values (..., T, heads * D); q and k normalised per head."""
         q, k, v = (getattr(self, f"{name}_proj{expert}")(x) for name in "qkv")
-        q, k = (
-            getattr(self, f"{name}_norm{expert}")(y.unflatten(-1, (-1, self.head_dim))).flatten(-2)
-            for name, y in (("q", q), ("k", k))
-        )
-        return q, k, v
+        return self._norm("q_norm" + expert, q), self._norm("k_norm" + expert, k), v
+
+    def _norm(self, name: str, x: Tensor) -> Tensor:
+        heads = x.unflatten(-1, (-1, self.head_dim))
+        return getattr(self, name)(heads).flatten(-2)
 
     def output(self, x: Tensor, expert: str) -> Tensor:
         return getattr(self, "o_proj" + expert)(x)

@@ -12,12 +12,13 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import rclpy
-from rcl_interfaces.msg import ParameterDescriptor
+from rcl_interfaces.msg import SetParametersResult
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.node import Node
+from rclpy.parameter import Parameter
 from rclpy.qos import DurabilityPolicy, QoSProfile, qos_profile_sensor_data
 from rclpy.qos_overriding_options import QoSOverridingOptions
 from rosgraph_msgs.msg import Clock
@@ -25,7 +26,7 @@ from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from std_msgs.msg import Bool
 from std_srvs.srv import SetBool
 
-from g2vlm_ros.core.settings import SettingError, check, default_of, knob
+from g2vlm_ros.core.settings import SettingError, knob
 from g2vlm_ros.ros import convert, params
 from g2vlm_ros.ros.recording import CameraFrame, Recording
 
@@ -96,11 +97,13 @@ class ReplayNode(Node):
             "replay", automatically_declare_parameters_from_overrides=True, **node_arguments
         )
         try:
-            self._settings = _read_parameters(self)
+            params.declare(self, ReplaySettings)
+            self._settings = params.read(self, ReplaySettings)
             self._recording = open_recording(self._settings)
         except BaseException:
             self.destroy_node()
             raise
+        self.add_on_set_parameters_callback(_refuse_changes)
         self.finished = False
         """True after the last frame (never when looping), also when playing failed."""
         self.failure = ""
@@ -300,22 +303,10 @@ class ReplayNode(Node):
         self.get_logger().info(f"{verb} {self.published}{of} frames")
 
 
-def _read_parameters(node: Node) -> ReplaySettings:
-    """The node's parameters as checked settings, declared read-only with their documentation."""
-    values = {}
-    for item in fields(ReplaySettings):
-        value = default_of(item)
-        if node.has_parameter(item.name):
-            value = check(item.name, item, node.get_parameter(item.name).value)
-            node.undeclare_parameter(item.name)
-        descriptor = ParameterDescriptor(description=item.metadata["doc"], read_only=True)
-        node.declare_parameter(item.name, value, descriptor, ignore_override=True)
-        values[item.name] = value
-    known = {*values, *params.OF_ROS}
-    for name in sorted(node.get_parameters_by_prefix("")):
-        if name not in known and not name.startswith("qos_overrides."):
-            node.get_logger().warning(f"parameter '{name}' is not known and not used")
-    return ReplaySettings(**values)
+def _refuse_changes(changed: list[Parameter]) -> SetParametersResult:
+    names = ", ".join(p.name for p in changed if not p.name.startswith(params.OF_ROS))
+    reason = f"{names} cannot change while playing; start replay again" if names else ""
+    return SetParametersResult(successful=not names, reason=reason)
 
 
 def main(arguments: list[str] | None = None) -> int:

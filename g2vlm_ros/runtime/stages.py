@@ -20,8 +20,17 @@ from g2vlm_ros.core.sequence import Segment
 Features = Any
 """What a backend's encoders and trunk return; only the same backend can read it."""
 
-BACKENDS = {"torch": ("g2vlm_ros.runtime.torch_stages", "TorchStages")}
+BACKENDS = {
+    "onnx": ("g2vlm_ros.runtime.onnx_stages", "OnnxStages"),
+    "torch": ("g2vlm_ros.runtime.torch_stages", "TorchStages"),
+}
 """Name of a backend -> module and class; imported when opened, so each needs only its own."""
+GPU = Path("/dev/nvidiactl")
+"""There where a driver for NVIDIA GPUs runs."""
+
+
+class UnfitError(ValueError):
+    """A backend cannot run this checkpoint here; another one may."""
 
 
 class Cache(Protocol):
@@ -39,6 +48,8 @@ class Stages(Protocol):
     config: ModelConfig
     backend: str
     """What runs, for people: backend, device and precision."""
+    chosen_because: str
+    """Why this backend, for the log; set by `open_stages`."""
 
     def encode_geometry(self, images: np.ndarray) -> Features:
         """uint8 (N, H, W, 3) RGB, sides multiples of 14: geometric tokens (N, P, C)."""
@@ -67,8 +78,34 @@ class Stages(Protocol):
 
 
 def open_stages(backend: str, folder: str | Path, **options: Any) -> Stages:
-    """Opens a checkpoint folder with a backend; options are those of the backend's `open`."""
-    if backend not in BACKENDS:
-        raise ValueError(f"backend '{backend}' is not there; choose one of {', '.join(BACKENDS)}")
-    module, name = BACKENDS[backend]
-    return getattr(import_module(module), name).open(folder, **options)
+    """Opens a checkpoint folder with a backend; options are those of the backend's `open`.
+
+    "auto" takes the first that can run the folder: on a CPU onnx, which is faster and needs no
+    torch, then torch; with a GPU torch first. `chosen_because` of the result says why.
+    """
+    if backend != "auto":
+        if backend not in BACKENDS:
+            known = ", ".join(["auto", *BACKENDS])
+            raise ValueError(f"backend '{backend}' is not there; choose one of {known}")
+        return _open(backend, folder, "asked for", options)
+    passed_over = []
+    for name in _by_preference(options.get("device", "auto")):
+        try:
+            why = "; ".join([*passed_over, "the best that is here"])
+            return _open(name, folder, why, options)
+        except (ImportError, UnfitError) as error:
+            passed_over.append(f"not {name}: {error}")
+    raise UnfitError(f"no backend can run {folder}: {'; '.join(passed_over)}")
+
+
+def _by_preference(device: str) -> list[str]:
+    if device != "cpu" and GPU.exists():
+        return sorted(BACKENDS, key=lambda name: name == "onnx")
+    return list(BACKENDS)
+
+
+def _open(name: str, folder: str | Path, why: str, options: dict[str, Any]) -> Stages:
+    module, kind = BACKENDS[name]
+    stages = getattr(import_module(module), kind).open(folder, **options)
+    stages.chosen_because = why
+    return stages

@@ -103,12 +103,12 @@ class Data:
     views_per_scene: int = 8
     views: tuple[int, ...] = (2, 3, 4, 5, 6, 8)
     views_weights: tuple[float, ...] = (0.15, 0.15, 0.35, 0.1, 0.15, 0.1)
-    scenes_kept: int = 3000
-    """Scenes in memory; new ones replace the oldest."""
-    scenes_first: int = 128
-    """Scenes rendered before the first step."""
-    render_share: float = 0.25
-    """Most of the time that goes into rendering while training."""
+    shards_first: int = 8
+    """Shards of 32 scenes that are there before the first step."""
+    shards_kept: int = 100
+    """Shards in memory; new ones replace the oldest."""
+    windows_per_scene: int = 24
+    """A new shard comes in after 32 times as many windows."""
     questions: int = 8
     """Per window."""
     tokens: int = 56

@@ -1,13 +1,18 @@
-"""Windows of a known scene, each in a unit and frame of its own, must come out in one map."""
+"""Laws of the joint of two windows: exactness, outliers, and an error bar that can be believed."""
 
 import numpy as np
 import pytest
 
-from g2vlm_ros.core.alignment import MapAligner, fit_joint, fit_similarity
-from g2vlm_ros.core.datatypes import Frame, RawGeometry, Reconstruction, ScaleState, Window
-from g2vlm_ros.core.geometry import ZUP_FROM_OPTICAL, Similarity
-from g2vlm_ros.core.settings import MapSettings
-from test.core.test_geometry import random_rotation, random_similarity
+from g2vlm_ros.core.alignment import (
+    ViewSample,
+    fit_joint,
+    fit_similarity,
+    join_views,
+    sample_view,
+)
+from g2vlm_ros.core.pose_graph import logarithm
+from test.core.test_geometry import random_similarity
+from test.drive import DrivePerception, Noise, lap_poses
 
 
 @pytest.fixture
@@ -48,102 +53,149 @@ def test_weight_zero_means_ignored(rng):
     assert fit_similarity(source, target, weights).scale == pytest.approx(truth.scale)
 
 
+ROWS, COLUMNS = np.mgrid[0:48, 0:64]
+PATCHES = (ROWS // 6 * 8 + COLUMNS // 8).reshape(-1)
+RAYS = np.stack([(COLUMNS - 31.5) / 46, (ROWS - 23.5) / 46, np.ones(ROWS.shape)], -1)
+
+
+def patched(rng, size=()):
+    """Noise (3072, *size) of deviation 1 that is the same all over a patch."""
+    return rng.normal(size=(64, *size))[PATCHES]
+
+
+def two_windows(rng, depth, truth, error, turn):
+    """The same view in two windows (source, target): range errors and direction errors given."""
+    local = (RAYS * depth[..., None]).reshape(-1, 3)
+    views = []
+    for window in (truth.inverse(), None):
+        spoilt = (local + turn * error(rng, (3,)) * local[:, 2:]) * np.exp(error(rng))[:, None]
+        points, centre = spoilt, np.zeros(3)
+        if window is not None:
+            points, centre = window.apply(points), window.apply(centre)
+        views.append(ViewSample(points.astype(np.float32), centre, np.ones(3072), PATCHES))
+    return tuple(views)
+
+
 def test_robust_fit_survives_a_third_of_outliers_where_the_closed_form_does_not(rng):
     truth = random_similarity(rng)
     source = rng.normal(size=(600, 3)) + [0, 0, 5]
-    target = truth.apply(source) * (1 + 0.01 * rng.normal(size=(600, 1)))
+    camera = truth.apply(np.zeros(3))
+    target = truth.apply(source * (1 + 0.01 * rng.normal(size=(600, 1))))
     target[:200] += rng.normal(size=(200, 3)) * 10
-    distance = np.linalg.norm(target, axis=1)
-    joint = fit_joint(source, target, np.ones(600), distance)
+    centres = np.broadcast_to(camera, target.shape)
+    joint = fit_joint(source, target, np.ones(600), centres, np.arange(600) % 60)
     plain = fit_similarity(source, target, np.ones(600))
     robust_error = abs(joint.target_from_source.scale / truth.scale - 1)
     assert robust_error < 0.01 < abs(plain.scale / truth.scale - 1)
     assert 0.6 < joint.inliers < 0.75
 
 
-def make_view(rng, world_from_camera, height=24, width=32):
-    """A point map of a rough wall, in the camera's frame and in the world."""
-    rows, columns = np.mgrid[0:height, 0:width]
-    depth = rng.uniform(2, 4, size=rows.shape)
-    rays = np.stack([(columns - 15.5) / 30, (rows - 11.5) / 30, np.ones_like(depth)], -1)
-    return rays * depth[..., None]
+def test_noise_of_depth_does_not_shrink_the_scale(rng):
+    """Least squares on positions loses noise² of scale in every joint, and sixty multiply."""
+    logs = {"joint": [], "closed form": []}
+    for _ in range(30):
+        truth = random_similarity(rng)
+        noise = lambda rng, size=(): 0.05 * rng.normal(size=(3072, *size))  # noqa: E731
+        source, target = two_windows(rng, rng.uniform(2, 4, ROWS.shape), truth, noise, 0.0)
+        points = source.points_u.astype(float), target.points_u.astype(float)
+        fits = {
+            "joint": join_views([(source, target)]).target_from_source,
+            "closed form": fit_similarity(*points, np.ones(3072)),
+        }
+        for name, fit in fits.items():
+            logs[name].append(np.log(fit.scale / truth.scale))
+    assert abs(np.mean(logs["joint"])) < 5e-4 < abs(np.mean(logs["closed form"]))
 
 
-def make_result(views, poses, unit: Similarity) -> Reconstruction:
-    """The views as the network would give them: a frame and a unit of its own."""
-    local = np.stack([unit.scale * v for v in views]).astype(np.float32)
-    moved = np.stack([unit.apply_pose(p) for p in poses]).astype(np.float32)
-    raw = RawGeometry(local, moved, moved[:, :3, :3].reshape(-1, 9).copy())
-    shape = local.shape[:3]
-    return Reconstruction(
-        raw, np.zeros((*shape, 3), np.uint8), np.full(shape, np.nan, np.float32),
-        (None,) * len(views), {},
-    )  # fmt: skip
+@pytest.mark.parametrize("scene", ["rough", "plane", "slope"])
+@pytest.mark.parametrize(("correlated", "least"), [(True, 0.5), (False, 0.05)])
+def test_covariance_matches_the_error_that_is_made(rng, scene, correlated, least):
+    """Normalised errors have deviation 1, with errors alike over whole patches as well."""
+    depth = {
+        "rough": rng.uniform(2, 4, ROWS.shape),
+        "plane": np.full(ROWS.shape, 3.0),
+        "slope": 2 + ROWS / 10.0,
+    }[scene]
+
+    def error(rng, size=()):
+        each = rng.normal(size=(3072, *size))
+        return 0.06 * (patched(rng, size) if correlated else each)
+
+    normalised = []
+    for _ in range(40):
+        truth = random_similarity(rng)
+        joint = join_views([two_windows(rng, depth, truth, error, 0.3)])
+        miss = logarithm(truth @ joint.target_from_source.inverse())
+        normalised.append(miss @ np.linalg.solve(joint.covariance, miss) / 7)
+        assert joint.quality > 0.3
+    assert least**2 < np.mean(normalised) < 1.6**2
 
 
-def make_window(number, stamps):
-    frames = (Frame(s, "front", "optical", lambda: np.zeros((1, 1, 3), np.uint8)) for s in stamps)
-    return Window(number, tuple(frames))
+def test_quality_falls_with_noise_and_outliers(rng):
+    qualities = []
+    for depth, outliers in [(0, 0), (0.03, 0), (0.03, 0.2), (0.1, 0.2), (0.1, 0.6)]:
+        truth = DrivePerception(lap_poses(2, 0.2), Noise(depth, outliers))
+        one, two = truth.reconstruct([0, 1]), truth.reconstruct([0, 1])
+        joint = join_views([(sample_view(two, i), sample_view(one, i)) for i in (0, 1)])
+        qualities.append(joint.quality)
+    assert qualities[0] > 0.99 and qualities[-1] < 0.2
+    assert (np.diff(qualities) < 0).all()
 
 
-def level_pose(x, yaw):
-    pose = np.eye(4)
-    turn = np.array([[np.cos(yaw), -np.sin(yaw), 0], [np.sin(yaw), np.cos(yaw), 0], [0, 0, 1]])
-    pose[:3, :3] = turn @ ZUP_FROM_OPTICAL
-    pose[:3, 3] = [x, 0.2 * x, 0]
-    return pose
+def test_points_that_fix_nothing_get_no_quality(rng):
+    """Far haze: a view whose depth is noise has a joint, but it is worth nothing."""
 
+    def error(rng, size=()):
+        return 1.0 * patched(rng, size)
 
-def test_windows_of_random_unit_and_frame_join_into_one_map(rng):
-    poses = [level_pose(0.3 * i, 0.1 * i) for i in range(9)]
-    views = [make_view(rng, pose) for pose in poses]
-    aligner = MapAligner(MapSettings())
-    map_poses = {}
-    for number, first in enumerate(range(0, 7, 2)):
-        ids = range(first, first + 3)
-        unit = random_similarity(rng)
-        result = make_result([views[i] for i in ids], [poses[i] for i in ids], unit)
-        placement = aligner.place(make_window(number, ids), result)
-        for i, pose in zip(ids, placement.camera_poses(result.window_from_camera), strict=True):
-            map_poses[i] = pose
-        assert placement.sub_map == 0 and placement.scale_state is ScaleState.RELATIVE
-        if number == 0:
-            unit_of_map = placement.map_from_window.scale * unit.scale
-    for i, pose in map_poses.items():
-        expected = np.linalg.inv(poses[0]) @ poses[i]
-        found = np.linalg.inv(map_poses[0]) @ pose
-        np.testing.assert_allclose(found[:3, :3], expected[:3, :3], atol=1e-4)
-        np.testing.assert_allclose(found[:3, 3], expected[:3, 3] * unit_of_map, atol=1e-3)
-    np.testing.assert_allclose(map_poses[0][:3, :3], ZUP_FROM_OPTICAL, atol=1e-6)
-
-
-def test_a_joint_that_does_not_agree_starts_a_new_sub_map(rng):
-    poses = [level_pose(0.3 * i, 0) for i in range(4)]
-    aligner = MapAligner(MapSettings())
-    first = make_result([make_view(rng, p) for p in poses[:2]], poses[:2], Similarity.identity())
-    aligner.place(make_window(1, [0, 1]), first)
-    other = make_result([make_view(rng, p) for p in poses[:2]], poses[:2], Similarity.identity())
-    scrambled = make_result(
-        [rng.normal(size=(24, 32, 3)) * 50 + [0, 0, 200] for _ in range(2)],
-        poses[:2],
-        Similarity.identity(),
+    joint = join_views(
+        [two_windows(rng, np.full(ROWS.shape, 300.0), random_similarity(rng), error, 0.02)]
     )
-    placement = aligner.place(make_window(2, [1, 2]), scrambled)
-    assert placement.sub_map == 1 and placement.joint is None
-    placement = aligner.place(make_window(3, [7, 8]), other)
-    assert placement.sub_map == 2, "no shared view: nothing to join by"
+    assert joint.quality < 0.1
 
 
-def test_known_scale_makes_the_map_metric(rng):
-    poses = [level_pose(0.5 * i, 0) for i in range(2)]
-    result = make_result([make_view(rng, p) for p in poses], poses, Similarity.identity())
-    placement = MapAligner(MapSettings(metres_per_unit=2.0)).place(make_window(1, [0, 1]), result)
-    found = placement.camera_poses(result.window_from_camera)
-    assert placement.scale_state is ScaleState.METRIC
-    distance = np.linalg.norm(found[1, :3, 3] - found[0, :3, 3])
-    expected = 2 * np.linalg.norm(poses[1][:3, 3] - poses[0][:3, 3])
-    assert distance == pytest.approx(expected, rel=1e-5)
+def test_a_corner_of_the_view_is_not_trusted_like_the_whole(rng):
+    truth = random_similarity(rng)
+    noise = lambda rng, size=(): 0.05 * patched(rng, size)  # noqa: E731
+    source, target = two_windows(rng, np.full(ROWS.shape, 3.0), truth, noise, 0.3)
+    joints = [join_views([(source, target)])]
+    source.weights[((ROWS >= 24) | (COLUMNS >= 32)).reshape(-1)] = 0
+    joints.append(join_views([(source, target)]))
+    whole, corner = joints
+    assert corner.quality < whole.quality
+    assert np.trace(corner.covariance[:3, :3]) > 2 * np.trace(whole.covariance[:3, :3])
+    source.weights[((ROWS >= 12) | (COLUMNS >= 32)).reshape(-1)] = 0
+    with pytest.raises(ValueError, match="from 8 patches"):
+        join_views([(source, target)])
 
 
-def test_random_rotation_is_proper(rng):
-    assert np.linalg.det(random_rotation(rng)) == pytest.approx(1)
+def test_three_shared_views_join_better_than_poses_chained_over_one(rng):
+    """Orientation errors of single views average out over the points of all of them."""
+    misses = {"joint": [], "chain": []}
+    perception = DrivePerception(lap_poses(3, 0.2), Noise(0.05, 0.1, 0.01, 0.01), seed=3)
+    for _ in range(40):
+        one, truth = perception.reconstruct([0, 1, 2]), perception.window_from_world
+        two = perception.reconstruct([0, 1, 2])
+        truth = truth @ perception.window_from_world.inverse()
+        joint = join_views([(sample_view(two, i), sample_view(one, i)) for i in range(3)])
+        chain = one.window_from_camera[0, :3, :3] @ two.window_from_camera[0, :3, :3].T
+        for name, turn in (("joint", joint.target_from_source.rotation), ("chain", chain)):
+            cosine = (np.trace(turn.T @ truth.rotation) - 1) / 2
+            misses[name].append(np.arccos(np.clip(cosine, -1, 1)))
+    assert np.mean(misses["joint"]) < 0.75 * np.mean(misses["chain"])
+
+
+def test_no_shared_view_is_an_error():
+    with pytest.raises(ValueError, match="share no view"):
+        join_views([])
+
+
+def test_exact_windows_join_exactly_whatever_their_units(rng):
+    truth = random_similarity(rng)
+    nothing = lambda rng, size=(): np.zeros((3072, *size))  # noqa: E731
+    pair = two_windows(rng, rng.uniform(2, 4, ROWS.shape), truth, nothing, 0.0)
+    joint = join_views([pair])
+    miss = logarithm(truth @ joint.target_from_source.inverse())
+    np.testing.assert_allclose(miss, 0, atol=1e-5)
+    assert joint.inliers == 1 and joint.residual < 1e-6 and joint.quality > 0.99
+    assert np.linalg.eigvalsh(joint.covariance)[0] > 0

@@ -1,0 +1,405 @@
+"""Windows into one map frame that stays put: joints, sub-maps, loop closure, metres and level.
+
+The first camera of a sub-map is the origin, taken as level (x forward, y left, z up) until a floor
+plane says better. Map units are the first window's until the scale is known, metres from then on;
+whatever moves earlier windows is listed in the placement that moved them.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from g2vlm_ros.core.alignment import Joint, ViewSample, join_views, sample_view
+from g2vlm_ros.core.datatypes import Frame, Reconstruction, ScaleState, Window
+from g2vlm_ros.core.geometry import ZUP_FROM_OPTICAL, Similarity
+from g2vlm_ros.core.keyframes import view_overlap
+from g2vlm_ros.core.pose_graph import PoseGraph, adjoint, cross_matrix, logarithm
+from g2vlm_ros.core.scale import (
+    LEAST_STD,
+    VIEW_NOISE,
+    ScaleBelief,
+    ScaleEvidence,
+    ScaleFilter,
+    evidence,
+    find_floor,
+    rig_baselines_m,
+)
+from g2vlm_ros.core.settings import MapSettings
+
+REMEMBERED_WINDOWS = 4
+"""Earlier windows that a new one may be joined to by shared views."""
+LEAST_OVERLAP = 0.05
+"""Share of a view's points that another view must show to be connected with it."""
+LEAST_ALIKE = 0.3
+"""Least correlation of brightness between the two sides of a loop."""
+LOOP_OVERLAP = 0.15
+MOST_STRAIN = 5.0
+"""Standard deviations, averaged over the seven unknowns, by which a loop may contradict the map."""
+VIEW_TURN_RAD = 0.005
+"""Assumed orientation error of a view in its window."""
+MOVED = 1e-4
+"""Change (rad, map units, log scale) from which a window counts as corrected."""
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where a window lies in the map."""
+
+    map_from_window: Similarity
+    sub_map: int
+    """Counts from 0, up each time a window could not be joined to the ones before. It goes back
+    when a loop joins a later sub-map to an earlier one."""
+    scale_state: ScaleState
+    metres_per_unit: float
+    """Metres per map unit: 1 when METRIC, NaN otherwise."""
+    joint: Joint | None
+    """The best joint with an earlier window; None for the first window of a sub-map."""
+    new_sub_map: str = ""
+    """Why a sub-map starts here: "first", "no_shared_view", "no_overlap" (a turn too fast for the
+    views to overlap) or "poor_joint"; empty where none starts."""
+    covariance: np.ndarray = field(default_factory=lambda: np.full((0, 6, 6), np.nan))
+    """float64 (N, 6, 6) of each view's pose: x y z, then rotation about x y z of the map
+    (REP-103), relative to the origin of the sub-map."""
+    trusted: tuple[bool, ...] = ()
+    """Per view: whether overlaps connect it with the views that place the window."""
+    scale_std: float = float("nan")
+    """Relative standard deviation of the metres; NaN while nothing is known."""
+    scale_source: str = "none"
+    """"odometry", "rig", "depth", "camera_height", "fixed" or "none"."""
+    scale_jump: float = 1.0
+    """New over old estimate of the scale where it changed by more than its deviation."""
+    scale_refused: int = 0
+    """Measurements of scale in a row that contradict the map."""
+    rescaled: float = 1.0
+    """Factor by which all lengths of the sub-map grew with this window; 1 where none did."""
+    floor_z: float = float("nan")
+    """Height of the floor in the map (map units); NaN while none was seen."""
+    loop_closed: bool = False
+    """Whether this window was joined to a place seen long ago."""
+    joined_sub_map: int | None = None
+    """The sub-map that ended because the loop joined it to `sub_map`."""
+    corrections: tuple[tuple[int, Similarity], ...] = ()
+    """Earlier windows that moved: (window id, new map_from_window)."""
+
+    def camera_poses(self, window_from_camera: np.ndarray) -> np.ndarray:
+        """map_from_camera float64 (N, 4, 4), rigid, z-up map."""
+        return self.map_from_window.apply_pose(window_from_camera)
+
+
+@dataclass
+class _SubMap:
+    """What is known about the frame of one sub-map."""
+
+    id: int
+    scale: ScaleFilter = field(default_factory=ScaleFilter)
+    metric: bool = False
+    floor_z: float = float("nan")
+
+
+class MapAligner:
+    """Places successive windows in one map frame. Not thread-safe."""
+
+    def __init__(self, settings: MapSettings):
+        self._settings = settings
+        self._rig_m = rig_baselines_m(settings.rig_baselines)
+        self._sub_maps = 0
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget the map; the next window starts a new sub-map."""
+        self._graph = PoseGraph(self._settings.graph_windows)
+        self._sub_map_of: dict[int, _SubMap] = {}
+        self._recent: deque[tuple[int, dict[tuple[str, int], ViewSample]]] = deque(
+            maxlen=REMEMBERED_WINDOWS
+        )
+        self.forgotten: set[int] = set()
+
+    def place(self, window: Window, result: Reconstruction) -> Placement:
+        """Join a window to the map by the views it shares with the ones before.
+
+        A joint below `min_joint_inliers` or `min_joint_quality` is refused, and so are views that
+        no overlap connects with the shared ones: a new sub-map starts, so that a wrong pose is
+        never published as a continuation.
+        """
+        samples = {_key(f): sample_view(result, i) for i, f in enumerate(window.frames)}
+        joints, trusted, reason = self._joints(window.frames, samples, result)
+        node = window.id
+        if joints:
+            self._continue(node, joints)
+        else:
+            self._start(node, result)
+        sub_map = self._sub_map_of[node]
+        turned = self._level(node, result, sub_map)
+        belief, rescaled = self._measure(window, result, sub_map, first=not joints)
+        before = self._poses(self._graph.recent(node))
+        if len(joints) > 1 or (sub_map.metric and belief.source != "fixed"):
+            self._graph.optimise_recent(node)
+        if turned or rescaled != 1.0:
+            before = dict.fromkeys(self._graph.members(self._graph.component(node)))
+        self._recent.append((node, samples))
+        placement = Placement(
+            map_from_window=self._graph.pose(node),
+            sub_map=sub_map.id,
+            scale_state=ScaleState.METRIC if sub_map.metric else ScaleState.RELATIVE,
+            metres_per_unit=1.0 if sub_map.metric else float("nan"),
+            joint=max(joints.values(), key=lambda j: j.quality) if joints else None,
+            new_sub_map=reason,
+            covariance=self._covariance(node, result, sub_map, belief),
+            trusted=trusted,
+            scale_std=belief.relative_std,
+            scale_source=belief.source,
+            scale_jump=belief.jump,
+            scale_refused=belief.refused,
+            rescaled=rescaled,
+            floor_z=sub_map.floor_z,
+            corrections=self._moved(before, node),
+        )
+        self._fold()
+        return placement
+
+    def close_loop(
+        self,
+        placement: Placement,
+        window: Window,
+        result: Reconstruction,
+        old: Sequence[tuple[int, ViewSample]],
+        views: Sequence[int],
+        bridge: Reconstruction,
+    ) -> tuple[Placement, str]:
+        """Join the window just placed to windows of long ago, and move what lies between.
+
+        bridge: the network's answer to the old views and then `views` of the window, together.
+        old: (window id, sample in that window) of each old view. Returns the new placement and
+        "closed", or the old one and why not: "no_overlap", "looks_different" (brightness),
+        "poor_joint" or "contradicts_map".
+        """
+        reason = _loop_overlap(bridge, len(old))
+        if reason:
+            return placement, reason
+        node, name = window.id, -window.id
+        samples = [sample_view(bridge, i) for i in range(bridge.views)]
+        own = [(samples[len(old) + k], sample_view(result, v)) for k, v in enumerate(views)]
+        pairs: dict[int, list[tuple[ViewSample, ViewSample]]] = {node: own}
+        for (window_id, sample), bridged in zip(old, samples, strict=False):
+            pairs.setdefault(window_id, []).append((bridged, sample))
+        joints = {n: j for n, p in pairs.items() if (j := self._accepted(p)) is not None}
+        if len(joints) < 2 or node not in joints:
+            return placement, "poor_joint"
+        saved, labels = self._graph.snapshot(), dict(self._sub_map_of)
+        before = self._poses(self._graph.nodes)
+        self._sub_map_of[name] = self._sub_map_of[node]
+        self._continue(name, {node: joints.pop(node)})
+        ended = self._merge(name, joints)
+        cost = self._graph.cost(node)
+        for other, joint in joints.items():
+            self._graph.connect(other, name, joint.target_from_source, joint.covariance)
+        if (self._graph.optimise(node) - cost) / 7 > MOST_STRAIN**2:
+            self._graph.restore(saved)
+            self._sub_map_of = labels
+            return placement, "contradicts_map"
+        return self._closed(placement, window, result, before, ended), "closed"
+
+    def _closed(
+        self,
+        placement: Placement,
+        window: Window,
+        result: Reconstruction,
+        before: dict[int, Similarity | None],
+        ended: int | None,
+    ) -> Placement:
+        """The placement after a loop closure."""
+        node, sub_map = window.id, self._sub_map_of[window.id]
+        moved = dict(placement.corrections) | dict(self._moved(before, node))
+        closed = replace(
+            placement,
+            map_from_window=self._graph.pose(node),
+            sub_map=sub_map.id,
+            scale_state=ScaleState.METRIC if sub_map.metric else ScaleState.RELATIVE,
+            metres_per_unit=1.0 if sub_map.metric else float("nan"),
+            covariance=self._covariance(node, result, sub_map, sub_map.scale.belief()),
+            scale_std=sub_map.scale.belief().relative_std,
+            scale_source=sub_map.scale.belief().source,
+            floor_z=sub_map.floor_z,
+            loop_closed=True,
+            joined_sub_map=ended,
+            corrections=tuple(moved.items()),
+        )
+        self._fold()
+        return closed
+
+    def _joints(
+        self,
+        frames: Sequence[Frame],
+        samples: dict[tuple[str, int], ViewSample],
+        result: Reconstruction,
+    ) -> tuple[dict[int, Joint], tuple[bool, ...], str]:
+        """Accepted joints by earlier window, trust of each view, and why there is no joint."""
+        known = {key for _, views in self._recent for key in views}
+        shared = [i for i, f in enumerate(frames) if _key(f) in known]
+        newest = max(range(len(frames)), key=lambda i: frames[i].stamp_ns)
+        overlap = view_overlap(result)
+        reached = overlap.reachable(shared, LEAST_OVERLAP)
+        alone = tuple(overlap.reachable([newest], LEAST_OVERLAP).tolist())
+        if not shared:
+            return {}, alone, "no_shared_view" if known else "first"
+        if not reached[newest]:
+            return {}, alone, "no_overlap"
+        joints = {}
+        for node, views in self._recent:
+            joint = self._accepted([(samples[k], views[k]) for k in samples if k in views])
+            if joint is not None:
+                joints[node] = joint
+        return joints, tuple(reached.tolist()) if joints else alone, "" if joints else "poor_joint"
+
+    def _accepted(self, pairs: list[tuple[ViewSample, ViewSample]]) -> Joint | None:
+        """The joint over pairs of views, or None where there is none that can be trusted."""
+        try:
+            joint = join_views(pairs)
+        except ValueError:
+            return None
+        limits = self._settings
+        good = joint.inliers >= limits.min_joint_inliers
+        return joint if good and joint.quality >= limits.min_joint_quality else None
+
+    def _continue(self, node: int, joints: dict[int, Joint]) -> None:
+        """Place a node by its best joint; the others become further edges."""
+        best = max(joints, key=lambda n: joints[n].quality)
+        joint = joints[best]
+        self._graph.attach(node, best, joint.target_from_source, joint.covariance)
+        self._sub_map_of[node] = self._sub_map_of[best]
+        for other in joints.keys() - {best}:
+            joint = joints[other]
+            self._graph.connect(other, node, joint.target_from_source, joint.covariance)
+
+    def _start(self, node: int, result: Reconstruction) -> None:
+        """A new sub-map: the first view at the origin, level."""
+        pose = result.window_from_camera[0].astype(np.float64)
+        rotation = ZUP_FROM_OPTICAL @ pose[:3, :3].T
+        self._graph.add(node, Similarity(1.0, rotation, -(rotation @ pose[:3, 3])))
+        self._recent.clear()
+        self._sub_map_of[node] = _SubMap(self._sub_maps)
+        self._sub_maps += 1
+
+    def _merge(self, bridge: int, joints: dict[int, Joint]) -> int | None:
+        """Move the bridge's sub-map to an older one that a joint leads to; the id that ended."""
+        for other, joint in joints.items():
+            goal, own = self._sub_map_of[self._graph.keeper(other)], self._sub_map_of[bridge]
+            if goal is own:
+                continue
+            pose = self._graph.pose(other) @ joint.target_from_source
+            members = self._graph.component(bridge)
+            self._graph.move(members, pose @ self._graph.pose(bridge).inverse())
+            self._sub_map_of.update(dict.fromkeys(members, goal))
+            return own.id
+        return None
+
+    def _level(self, node: int, result: Reconstruction, sub_map: _SubMap) -> bool:
+        """Turn the sub-map upright at the first floor that it sees; whether that happened."""
+        if np.isfinite(sub_map.floor_z):
+            return False
+        pose = self._graph.pose(node)
+        floor = find_floor(result, pose.rotation.T @ [0.0, 0.0, 1.0])
+        if floor is None:
+            return False
+        turn = Similarity(1.0, _upright(pose.rotation @ floor.up), np.zeros(3))
+        self._graph.move(self._graph.component(node), turn)
+        centre = result.window_from_camera[:, :3, 3].astype(np.float64).mean(0)
+        pose = self._graph.pose(node)
+        sub_map.floor_z = float(pose.apply(centre)[2] - pose.scale * floor.height_u)
+        return True
+
+    def _measure(
+        self, window: Window, result: Reconstruction, sub_map: _SubMap, first: bool
+    ) -> tuple[ScaleBelief, float]:
+        """Hear the window's evidence of scale; once it is good, map units become metres."""
+        height_m, node = self._settings.camera_height_m, window.id
+        pose, floor = self._graph.pose(node), None
+        if height_m > 0:
+            floor = find_floor(result, pose.rotation.T @ [0.0, 0.0, 1.0])
+        found = evidence(window, result, floor, rig_m=self._rig_m, camera_height_m=height_m)
+        if found is None and first and self._settings.metres_per_unit > 0:
+            fixed = self._settings.metres_per_unit
+            found = ScaleEvidence(fixed, LEAST_STD["fixed"], "fixed")
+        belief = sub_map.scale.update(found, pose.scale)
+        rescaled = 1.0
+        known = belief.relative_std <= self._settings.max_scale_std
+        if (known and not sub_map.metric) or (sub_map.metric and belief.jump != 1.0):
+            rescaled = belief.metres_per_unit
+            by = Similarity(rescaled, np.eye(3), np.zeros(3))
+            self._graph.move(self._graph.component(node), by)
+            sub_map.scale.rescaled(rescaled)
+            sub_map.metric, sub_map.floor_z = True, sub_map.floor_z * rescaled
+        heard = found is not None and found.source == belief.source and not belief.refused
+        if sub_map.metric and heard and belief.source != "fixed":
+            self._graph.measure_scale(node, found.metres_per_unit, found.relative_std)
+        return belief, rescaled
+
+    def _poses(self, nodes: Sequence[int]) -> dict[int, Similarity | None]:
+        """Poses of the windows that these nodes carry."""
+        return {n: self._graph.pose(n) for n in self._graph.members(nodes)}
+
+    def _moved(
+        self, before: dict[int, Similarity | None], newest: int
+    ) -> tuple[tuple[int, Similarity], ...]:
+        """Earlier windows whose pose differs from before (None: differs anyway)."""
+        moved = []
+        for node, old in before.items():
+            if node <= 0 or node == newest:
+                continue
+            new = self._graph.pose(node)
+            if old is None or np.abs(logarithm(new @ old.inverse())).max() > MOVED:
+                moved.append((node, new))
+        return tuple(moved)
+
+    def _covariance(
+        self, node: int, result: Reconstruction, sub_map: _SubMap, belief: ScaleBelief
+    ) -> np.ndarray:
+        """float64 (N, 6, 6), see Placement: chain of joints, view noise, and scale if metric."""
+        pose = self._graph.pose(node)
+        move = adjoint(pose)
+        own = move @ self._graph.covariance(node) @ move.T
+        views = result.local_points_u.shape[0]
+        depth = np.median(result.local_points_u[:, ::8, ::8, 2].reshape(views, -1), axis=1)
+        covariance = np.zeros((views, 6, 6))
+        centres = pose.apply(result.window_from_camera[:, :3, 3].astype(np.float64))
+        for i, centre in enumerate(centres):
+            jacobian = np.zeros((6, 7))
+            jacobian[:3] = np.column_stack([-cross_matrix(centre), np.eye(3), centre])
+            jacobian[3:, :3] = np.eye(3)
+            covariance[i] = jacobian @ own @ jacobian.T
+            covariance[i, :3, :3] += np.eye(3) * (VIEW_NOISE * depth[i] * pose.scale) ** 2
+            covariance[i, 3:, 3:] += np.eye(3) * VIEW_TURN_RAD**2
+            if sub_map.metric:
+                covariance[i, :3, :3] += belief.relative_std**2 * np.outer(centre, centre)
+        return covariance
+
+    def _fold(self) -> None:
+        self.forgotten |= set(self._graph.fold())
+        self._sub_map_of = {n: self._sub_map_of[n] for n in self._graph.nodes}
+
+
+def _key(frame: Frame) -> tuple[str, int]:
+    return frame.camera, frame.stamp_ns
+
+
+def _upright(up: np.ndarray) -> np.ndarray:
+    """The smallest rotation that turns a unit vector, not far from z, to z."""
+    axis, cosine = np.cross(up, [0.0, 0.0, 1.0]), float(up[2])
+    skew = cross_matrix(axis)
+    return np.eye(3) + skew + skew @ skew / (1.0 + cosine)
+
+
+def _loop_overlap(bridge: Reconstruction, old: int) -> str:
+    """Why the old and the new views of a bridge do not show the same place, or ""."""
+    overlap = view_overlap(bridge)
+    shared = np.fmax(overlap.shared[:old, old:], overlap.shared[old:, :old].T)
+    if not np.nanmax(shared, initial=0.0) >= LOOP_OVERLAP:
+        return "no_overlap"
+    best = np.unravel_index(np.nanargmax(shared), shared.shape)
+    i, j = int(best[0]), old + int(best[1])
+    alike = np.nanmax([overlap.alike[i, j], overlap.alike[j, i], -1.0])
+    return "" if alike >= LEAST_ALIKE else "looks_different"

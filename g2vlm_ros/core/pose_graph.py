@@ -1,0 +1,353 @@
+"""Similarities between windows, made consistent: a small pose graph, optimised incrementally.
+
+The tangent of a similarity is (rotation 3 in rad, translation 3, log scale 1). Nodes are
+map_from_window; edges are joints with their information. The graph never holds more than
+`max_nodes` nodes: beyond that, old ones are folded into their neighbours and move with them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+
+from g2vlm_ros.core.geometry import Similarity
+
+MOST_STEPS = 15
+RECENT = 8
+"""Nodes that every window may move; the whole graph moves at loop closures only."""
+MOST_FOLDED = 4000
+"""Folded windows that still follow their neighbours; older ones are forgotten."""
+
+
+def exponential(tangent: np.ndarray) -> Similarity:
+    """The similarity of a tangent (7,): rotation vector, translation and log scale apart."""
+    rotation, _ = cv2.Rodrigues(np.asarray(tangent[:3], dtype=np.float64))
+    return Similarity(float(np.exp(tangent[6])), rotation, np.array(tangent[3:6], dtype=float))
+
+
+def logarithm(similarity: Similarity) -> np.ndarray:
+    """The tangent float64 (7,) of a similarity, the inverse of `exponential`."""
+    vector, _ = cv2.Rodrigues(similarity.rotation)
+    return np.concatenate([vector[:, 0], similarity.translation, [np.log(similarity.scale)]])
+
+
+def adjoint(similarity: Similarity) -> np.ndarray:
+    """(7, 7): T exponential(d) = exponential(adjoint(T) d) T to first order in d."""
+    matrix = np.zeros((7, 7))
+    matrix[:3, :3] = similarity.rotation
+    matrix[3:6, :3] = cross_matrix(similarity.translation) @ similarity.rotation
+    matrix[3:6, 3:6] = similarity.scale * similarity.rotation
+    matrix[3:6, 6] = -similarity.translation
+    matrix[6, 6] = 1.0
+    return matrix
+
+
+def cross_matrix(vector: np.ndarray) -> np.ndarray:
+    """(3, 3): cross_matrix(a) @ b = a x b."""
+    x, y, z = vector
+    return np.array([[0.0, -z, y], [z, 0.0, -x], [-y, x, 0.0]])
+
+
+@dataclass
+class _Edge:
+    """A measured target_from_source; covariance of its left tangent (target's frame)."""
+
+    target: int
+    source: int
+    measured: Similarity
+    covariance: np.ndarray
+
+    def other(self, node: int) -> int:
+        return self.source if node == self.target else self.target
+
+    def seen_from(self, node: int) -> tuple[Similarity, np.ndarray]:
+        """(node_from_other, its covariance)."""
+        if node == self.target:
+            return self.measured, self.covariance
+        inverse = self.measured.inverse()
+        move = adjoint(inverse)
+        return inverse, move @ self.covariance @ move.T
+
+
+class PoseGraph:
+    """Nodes and edges by integer id; ids grow with time (bridges may be negative)."""
+
+    def __init__(self, max_nodes: int = 128):
+        if max_nodes < 2 * RECENT:
+            raise ValueError(f"max_nodes is {max_nodes}; it must be at least {2 * RECENT}")
+        self._max_nodes = max_nodes
+        self._poses: dict[int, Similarity] = {}
+        self._covariances: dict[int, np.ndarray] = {}
+        self._edges: dict[int, list[_Edge]] = {}
+        self._scales: dict[int, tuple[float, float]] = {}
+        self._spans: dict[int, int] = {}
+        self._folded: dict[int, tuple[int, Similarity]] = {}
+
+    def __len__(self) -> int:
+        return len(self._poses)
+
+    def __contains__(self, node: int) -> bool:
+        return node in self._poses or node in self._folded
+
+    def pose(self, node: int) -> Similarity:
+        """map_from_node, of a node or of one that was folded into another."""
+        if node in self._poses:
+            return self._poses[node]
+        neighbour, relative = self._folded[node]
+        return self._poses[neighbour] @ relative
+
+    @property
+    def nodes(self) -> list[int]:
+        """Ids of the nodes, oldest first; folded ones are not among them."""
+        return sorted(self._poses, key=abs)
+
+    def keeper(self, node: int) -> int:
+        """The node itself, or the one that it was folded into."""
+        return self._folded[node][0] if node in self._folded else node
+
+    def members(self, nodes: Iterable[int]) -> list[int]:
+        """These nodes and all that was folded into them."""
+        chosen = set(nodes)
+        return [n for n, (keeper, _) in self._folded.items() if keeper in chosen] + sorted(chosen)
+
+    def recent(self, node: int) -> list[int]:
+        """The last RECENT nodes of the node's component, its first one left out."""
+        return sorted(self.component(node), key=abs)[1:][-RECENT:]
+
+    def covariance(self, node: int) -> np.ndarray:
+        """(7, 7) of the node's right tangent (its own frame), relative to the first node."""
+        return self._covariances[node]
+
+    def add(self, node: int, map_from_node: Similarity) -> None:
+        """A new node that nothing holds yet."""
+        self._poses[node] = map_from_node
+        self._covariances[node] = np.zeros((7, 7))
+        self._edges[node] = []
+        self._spans[node] = 1
+
+    def attach(
+        self, node: int, target: int, target_from_node: Similarity, covariance: np.ndarray
+    ) -> None:
+        """A new node where its joint with an existing one puts it."""
+        self.add(node, self.pose(target) @ target_from_node)
+        edge = self.connect(target, node, target_from_node, covariance)
+        back = adjoint(edge.measured.inverse())
+        carried = back @ (self._covariances[edge.target] + edge.covariance) @ back.T
+        self._covariances[node] = carried
+
+    def connect(
+        self, target: int, source: int, measured: Similarity, covariance: np.ndarray
+    ) -> _Edge:
+        """A joint between two nodes; a second one between the same nodes is merged with it.
+
+        A folded target or source stands for the node that it was folded into.
+        """
+        if target in self._folded:
+            target, relative = self._folded[target]
+            move = adjoint(relative)
+            measured, covariance = relative @ measured, move @ covariance @ move.T
+        if source in self._folded:
+            source, relative = self._folded[source]
+            measured = measured @ relative.inverse()
+        for edge in self._edges[target]:
+            if edge.other(target) == source:
+                _merge(edge, *_Edge(target, source, measured, covariance).seen_from(edge.target))
+                return edge
+        edge = _Edge(target, source, measured, covariance)
+        self._edges[target].append(edge)
+        self._edges[source].append(edge)
+        return edge
+
+    def measure_scale(self, node: int, scale: float, relative_std: float) -> None:
+        """An outside measurement (odometry, ...) of map units per unit of the node."""
+        self._scales[node] = (float(np.log(scale)), relative_std)
+
+    def move(self, nodes: Iterable[int], by: Similarity) -> None:
+        """by @ map_from_node for these nodes; measured scales follow."""
+        for node in nodes:
+            if node in self._poses:
+                self._poses[node] = by @ self._poses[node]
+            if node in self._scales:
+                log_scale, std = self._scales[node]
+                self._scales[node] = (log_scale + float(np.log(by.scale)), std)
+
+    def component(self, node: int) -> set[int]:
+        """Nodes that joints connect with this one, itself included."""
+        found, waiting = {node}, [node]
+        while waiting:
+            here = waiting.pop()
+            fresh = {edge.other(here) for edge in self._edges[here]} - found
+            found |= fresh
+            waiting += fresh
+        return found
+
+    def remove(self, node: int) -> None:
+        """Forget a node, its edges and what was folded into it."""
+        for edge in self._edges.pop(node):
+            self._edges[edge.other(node)].remove(edge)
+        for table in (self._poses, self._covariances, self._spans, self._scales):
+            table.pop(node, None)
+        self._folded = {n: f for n, f in self._folded.items() if f[0] != node}
+
+    def optimise_recent(self, node: int) -> None:
+        """Move the last RECENT nodes of the node's component; the others stand still."""
+        self._optimise(self.recent(node))
+
+    def optimise(self, node: int) -> float:
+        """Move the whole component, its first node held, and return `cost`.
+
+        Covariances of all its nodes are computed anew.
+        """
+        first, *free = sorted(self.component(node), key=abs)
+        self._optimise(free)
+        self._refresh_covariances(first, free)
+        return self._cost(free)
+
+    def cost(self, node: int) -> float:
+        """Sum of squared normalised errors of the node's component (chi square)."""
+        return self._cost(sorted(self.component(node), key=abs)[1:])
+
+    def snapshot(self) -> tuple:
+        """What `restore` needs to undo additions and moves."""
+        edges = {n: [_Edge(**vars(e)) for e in own] for n, own in self._edges.items()}
+        shared: dict[tuple[int, int], _Edge] = {}
+        for own in edges.values():
+            own[:] = [shared.setdefault((e.target, e.source), e) for e in own]
+        tables = (self._poses, self._covariances, self._scales, self._spans, self._folded)
+        return edges, tuple(dict(table) for table in tables)
+
+    def restore(self, saved: tuple) -> None:
+        """Back to a snapshot."""
+        self._edges, tables = saved
+        self._poses, self._covariances, self._scales, self._spans, self._folded = tables
+
+    def _optimise(self, free: list[int]) -> None:
+        """Levenberg-Marquardt over the free nodes' right tangents."""
+        if not free:
+            return
+        damping, cost = 1e-9, np.inf
+        for _ in range(MOST_STEPS):
+            hessian, gradient, cost = self._normal_equations(free)
+            diagonal = np.diag(np.diag(hessian)) * damping
+            step = np.linalg.solve(hessian + diagonal, -gradient).reshape(-1, 7)
+            before = {n: self._poses[n] for n in free}
+            for node, part in zip(free, step, strict=True):
+                self._poses[node] = self._poses[node] @ exponential(part)
+            after = self._cost(free)
+            if after > cost * (1 + 1e-9):
+                self._poses.update(before)
+                damping = max(damping, 1e-6) * 100
+                if damping > 1e6:
+                    return
+            else:
+                damping /= 10
+                if cost - after <= 1e-6 * cost + 1e-12:
+                    return
+
+    def _touching(self, free: list[int]) -> list[_Edge]:
+        return list({id(e): e for n in free for e in self._edges[n]}.values())
+
+    def _error(self, edge: _Edge) -> tuple[float, np.ndarray, np.ndarray, Similarity]:
+        """Squared normalised error, residual (7,), information, and the leftover similarity."""
+        target, source = self._poses[edge.target], self._poses[edge.source]
+        leftover = target.inverse() @ source @ edge.measured.inverse()
+        residual = logarithm(leftover)
+        information = np.linalg.inv(edge.covariance)
+        return float(residual @ information @ residual), residual, information, leftover
+
+    def _cost(self, free: list[int]) -> float:
+        edges = sum(self._error(e)[0] for e in self._touching(free))
+        return edges + sum(self._scale_error(n) ** 2 for n in free if n in self._scales)
+
+    def _scale_error(self, node: int) -> float:
+        log_scale, std = self._scales[node]
+        return (float(np.log(self._poses[node].scale)) - log_scale) / std
+
+    def _normal_equations(self, free: list[int]) -> tuple[np.ndarray, np.ndarray, float]:
+        """Hessian (7k, 7k), gradient (7k,) and cost."""
+        place = {node: slice(7 * i, 7 * i + 7) for i, node in enumerate(free)}
+        hessian, gradient = np.zeros((7 * len(free),) * 2), np.zeros(7 * len(free))
+        cost = 0.0
+        for edge in self._touching(free):
+            squared, residual, information, leftover = self._error(edge)
+            cost += squared
+            parts = {edge.target: -np.eye(7), edge.source: adjoint(leftover @ edge.measured)}
+            known = [(place[n], part) for n, part in parts.items() if n in place]
+            for here, part in known:
+                gradient[here] += part.T @ information @ residual
+                for there, other in known:
+                    hessian[here, there] += part.T @ information @ other
+        for node in free:
+            if node in self._scales:
+                row = place[node].start + 6
+                std = self._scales[node][1]
+                hessian[row, row] += 1 / std**2
+                gradient[row] += self._scale_error(node) / std
+                cost += self._scale_error(node) ** 2
+        return hessian, gradient, cost
+
+    def _refresh_covariances(self, first: int, free: list[int]) -> None:
+        self._covariances[first] = np.zeros((7, 7))
+        if not free:
+            return
+        inverse = np.linalg.inv(self._normal_equations(free)[0])
+        for i, node in enumerate(free):
+            self._covariances[node] = inverse[7 * i : 7 * i + 7, 7 * i : 7 * i + 7]
+
+    def fold(self) -> list[int]:
+        """Keep at most `max_nodes`: fold old nodes into neighbours; returns forgotten nodes.
+
+        The node that stands for the fewest windows goes, the oldest first, never one of the last
+        RECENT nor the first of its component, which holds the map's frame.
+        """
+        forgotten = []
+        while len(self._poses) > self._max_nodes:
+            order = sorted(self._poses, key=abs)
+            node = min(order[1:-RECENT], key=lambda n: self._spans[n])
+            if self._edges[node]:
+                self._fold(node)
+            else:
+                self.remove(node)
+                forgotten.append(node)
+        while len(self._folded) > MOST_FOLDED:
+            oldest = next(iter(self._folded))
+            del self._folded[oldest]
+            forgotten.append(oldest)
+        return forgotten
+
+    def _fold(self, node: int) -> None:
+        """Replace a node by joints between its neighbours, composed through it."""
+        edges = self._edges[node]
+        nearest = min(edges, key=lambda e: np.trace(e.seen_from(node)[1][:3, :3]))
+        keeper = nearest.other(node)
+        keeper_from_node, near_covariance = nearest.seen_from(keeper)
+        move = adjoint(keeper_from_node)
+        composed = [
+            (e.other(node), keeper_from_node @ measured, near_covariance + move @ cov @ move.T)
+            for e in edges
+            if e is not nearest
+            for measured, cov in [e.seen_from(node)]
+        ]
+        relative = self._poses[keeper].inverse() @ self._poses[node]
+        children = {n: f[1] for n, f in self._folded.items() if f[0] == node}
+        span = self._spans[node]
+        self.remove(node)
+        self._spans[keeper] += span
+        if node > 0:
+            self._folded[node] = (keeper, relative)
+        for child, child_relative in children.items():
+            self._folded[child] = (keeper, relative @ child_relative)
+        for other, measured, covariance in composed:
+            self.connect(keeper, other, measured, covariance)
+
+
+def _merge(edge: _Edge, measured: Similarity, covariance: np.ndarray) -> None:
+    """Fuse a second measurement into an edge by information."""
+    first, second = np.linalg.inv(edge.covariance), np.linalg.inv(covariance)
+    merged = np.linalg.inv(first + second)
+    shift = merged @ second @ logarithm(measured @ edge.measured.inverse())
+    edge.measured = exponential(shift) @ edge.measured
+    edge.covariance = merged

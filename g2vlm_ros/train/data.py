@@ -1,0 +1,267 @@
+"""Windows of rendered views: shards of scenes, a ring of them in memory, batches cut from it.
+
+What a step sees is a function of the seed and of the number of windows drawn before, so a resumed
+training continues exactly. Shards can be rendered ahead by another process into a cache folder:
+
+    python -m g2vlm_ros.train.data --cache FOLDER --shards 90
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from concurrent.futures import Future, ProcessPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from g2vlm_ros.sim.arrays import Arrays
+from g2vlm_ros.sim.camera import lens
+from g2vlm_ros.sim.home import STRUCTURE, Home
+from g2vlm_ros.sim.questions import QuestionAnswer, ask, shares, truth
+from g2vlm_ros.sim.scenes import Scene, make_clips, make_scene
+from g2vlm_ros.sim.splits import home_seed
+from g2vlm_ros.train.config import Data
+from g2vlm_ros.train.losses import Target
+
+SHARD = 32
+"""Scenes per shard."""
+LAYOUT = 1
+"""Raised whenever the simulation changes, so that cached shards of before are not taken."""
+_FLIP = np.diag([-1.0, 1.0, 1.0, 1.0])
+
+
+class Batch(NamedTuple):
+    """B windows of N views."""
+
+    images: Tensor
+    """uint8 (B, N, H, W, 3)."""
+    target: Target
+    questions: list[list[QuestionAnswer]] | None
+    """Per window, in a joint batch."""
+
+
+class Shards:
+    """Rendered scenes of one split by shard number; from the cache folder where there is one."""
+
+    def __init__(
+        self, data: Data, split: str, device: str, cache: Path | None = None, workers: int = 0
+    ):
+        self.data, self.split, self.device, self.cache = data, split, device, cache
+        self.camera = lens(data.width_px, data.height_px)
+        self._pool = ProcessPoolExecutor(workers) if workers else None
+        self._ahead: dict[int, list[Future]] = {}
+        self._homes: dict[int, Home] = {}
+
+    def home(self, number: int, index: int) -> Home:
+        """A home of a shard, built again where the shard came from the cache."""
+        seed = self.seeds(number)[index]
+        if seed not in self._homes:
+            self._homes[seed] = make_scene(seed).home
+        return self._homes[seed]
+
+    def forget(self, number: int) -> None:
+        """Frees the homes of a shard."""
+        for seed in self.seeds(number):
+            self._homes.pop(seed, None)
+
+    def _scenes(self, number: int) -> list[Scene]:
+        """The homes and walks of a shard, built in other processes where there are workers."""
+        seeds = self.seeds(number)
+        if self._pool is None:
+            return [make_scene(seed) for seed in seeds]
+        for following in range(number, number + 4):
+            if following not in self._ahead:
+                later = self.seeds(following)
+                self._ahead[following] = [self._pool.submit(make_scene, seed) for seed in later]
+        return [future.result() for future in self._ahead.pop(number)]
+
+    def seeds(self, number: int) -> list[int]:
+        """The homes of a shard."""
+        return [home_seed(self.split, number * SHARD + i) for i in range(SHARD)]
+
+    def get(self, number: int) -> dict[str, Tensor]:
+        """images (32, V, H, W, 3), depth, items (32, V, H, W), poses (32, V, 4, 4), times (32, V).
+
+        structure (32,) is the largest item id of floors, ceilings and walls, which come first.
+        """
+        path = None if self.cache is None else self.cache / self._name(number)
+        if path is not None and path.exists():
+            return {name: part.to(self.device) for name, part in load_file(path).items()}
+        made = self._render(number)
+        if path is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            part = path.with_suffix(f".{os.getpid()}")
+            save_file({name: value.cpu().contiguous() for name, value in made.items()}, part)
+            part.replace(path)
+        return made
+
+    def _render(self, number: int) -> dict[str, Tensor]:
+        scenes = self._scenes(number)
+        self._homes |= {scene.home.seed: scene.home for scene in scenes}
+        arrays = Arrays() if self.device == "cpu" else Arrays(self.device)
+        parts: list[dict[str, Tensor]] = []
+        step = 4 if self.device == "cpu" else SHARD
+        for first in range(0, SHARD, step):
+            clips = make_clips(
+                scenes[first : first + step], self.data.views_per_scene, self.camera, arrays
+            )
+            views = (clips.images, clips.depth_m, clips.items)
+            images, depth, items = (torch.as_tensor(part, device=self.device) for part in views)
+            parts.append({
+                "images": images, "depth": depth.half(), "items": items,
+                "poses": torch.as_tensor(clips.world_from_camera()),
+                "times": torch.as_tensor(clips.time_s()),
+            })  # fmt: skip
+        made = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+        bounds = [sum(item.name in STRUCTURE for item in scene.home.items) for scene in scenes]
+        return made | {"structure": torch.tensor(bounds, device=self.device)}
+
+    def _name(self, number: int) -> str:
+        data = self.data
+        size = f"{data.width_px}x{data.height_px}x{data.views_per_scene}"
+        return f"{self.split}-{size}-v{LAYOUT}-{number:05d}.safetensors"
+
+
+class Ring:
+    """The latest shards of a split in memory; `advance` brings in new ones as windows are drawn."""
+
+    def __init__(self, shards: Shards):
+        self.shards = shards
+        self.data = shards.data
+        self._held: dict[int, dict[str, Any]] = {}
+
+    def advance(self, windows: int) -> None:
+        """Holds the shards that belong to this number of windows drawn."""
+        data = self.data
+        last = data.shards_first + windows // (SHARD * data.windows_per_scene)
+        wanted = range(max(0, last - data.shards_kept), last)
+        for number in [held for held in self._held if held not in wanted]:
+            del self._held[number]
+            self.shards.forget(number)
+        for number in wanted:
+            if number not in self._held:
+                self._held[number] = self._prepared(number)
+
+    def _prepared(self, number: int) -> dict[str, Any]:
+        shard: dict[str, Any] = dict(self.shards.get(number))
+        items = shard["items"].cpu().numpy()
+        shard["share"] = np.stack([shares(views) for views in items])
+        shard["poses"], shard["times"] = (shard[k].cpu().numpy() for k in ("poses", "times"))
+        shard["important"] = shard["items"] > shard["structure"][:, None, None, None]
+        return shard
+
+    def batch(self, total_views: int, rng: np.random.Generator, joint: bool) -> Batch:
+        """Windows of one random length, about `total_views` views in all.
+
+        Joint windows keep their order in time, their colours and their sides.
+        """
+        data = self.data
+        views = int(rng.choice(data.views, p=np.divide(data.views_weights, sum(data.views_weights))))
+        count = max(1, total_views // views)
+        numbers = sorted(self._held)
+        images, depth, important, poses, questions = [], [], [], [], []
+        for _ in range(count):
+            number = numbers[int(rng.integers(len(numbers)))]
+            shard, scene = self._held[number], int(rng.integers(SHARD))
+            steps = pick_views(rng, data.views_per_scene, views, not joint)
+            at = torch.as_tensor(steps, device=shard["images"].device)
+            images.append(shard["images"][scene, at])
+            depth.append(shard["depth"][scene, at])
+            important.append(shard["important"][scene, at])
+            poses.append(shard["poses"][scene, steps])
+            if joint:
+                questions.append(self._questions(number, scene, steps, rng))
+        relative = np.stack([np.linalg.inv(pose[0]) @ pose for pose in poses])
+        pixels, target = torch.stack(images), Target(
+            torch.stack(depth).float(), torch.stack(important),
+            torch.as_tensor(relative, dtype=torch.float32, device=images[0].device),
+        )  # fmt: skip
+        if joint:
+            return Batch(_exposed(pixels, rng), target, questions)
+        pixels, target = _mirrored(pixels, target, rng)
+        return Batch(_exposed(_recoloured(pixels, rng), rng), target, None)
+
+    def _questions(
+        self, number: int, scene: int, steps: np.ndarray, rng: np.random.Generator
+    ) -> list[QuestionAnswer]:
+        shard = self._held[number]
+        home = self.shards.home(number, scene)
+        facts = truth(
+            home, shard["share"][scene, steps], shard["poses"][scene, steps],
+            shard["times"][scene, steps],
+        )  # fmt: skip
+        return ask(facts, rng, self.data.questions)
+
+
+def pick_views(
+    rng: np.random.Generator, available: int, views: int, any_order: bool
+) -> np.ndarray:
+    """Which views make a window: mostly neighbours in time, else a random choice in order."""
+    stride = int(rng.choice([1, 1, 2, 0]))
+    if stride and stride * (views - 1) < available:
+        first = int(rng.integers(available - stride * (views - 1)))
+        steps = first + stride * np.arange(views)
+    else:
+        steps = np.sort(rng.choice(available, views, replace=False))
+    return steps[::-1].copy() if any_order and rng.random() < 0.4 else steps
+
+
+def _mirrored(
+    pixels: Tensor, target: Target, rng: np.random.Generator
+) -> tuple[Tensor, Target]:
+    """Half of all batches left and right exchanged; poses follow."""
+    if rng.random() < 0.5:
+        return pixels, target
+    flip = torch.as_tensor(_FLIP, dtype=torch.float32, device=pixels.device)
+    depth, important = target.depth_m.flip(-1), target.important.flip(-1)
+    return pixels.flip(-2), Target(depth, important, flip @ target.poses @ flip)
+
+
+def _recoloured(pixels: Tensor, rng: np.random.Generator) -> Tensor:
+    """Each window's colour channels in a random order."""
+    order = np.stack([rng.permutation(3) for _ in range(len(pixels))])
+    index = torch.as_tensor(order, device=pixels.device)[:, None, None, None, :]
+    return pixels.gather(-1, index.expand_as(pixels))
+
+
+def _exposed(pixels: Tensor, rng: np.random.Generator) -> Tensor:
+    """Brightness and contrast of each window, and the noise of each pixel, vary a little."""
+    shape = (len(pixels), 1, 1, 1, 1)
+    gain, offset = rng.uniform(0.85, 1.15, shape), rng.uniform(-10, 10, shape)
+    sigma = rng.uniform(0.0, 3.0, shape)
+    gain, offset, sigma = (
+        torch.as_tensor(x, dtype=torch.float32, device=pixels.device) for x in (gain, offset, sigma)
+    )
+    noisy = pixels.float() * gain + offset + sigma * torch.randn(pixels.shape, device=pixels.device)
+    return noisy.round().clamp(0, 255).to(torch.uint8)
+
+
+def squares(pixels: Tensor, side: int) -> Tensor:
+    """uint8 (B, N, side, side, 3): the views as the semantic encoder gets them, bicubic."""
+    flat = pixels.flatten(0, 1).permute(0, 3, 1, 2).float()
+    made = F.interpolate(flat, (side, side), mode="bicubic", antialias=True)
+    made = made.round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
+    return made.unflatten(0, pixels.shape[:2])
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Renders the first shards of the training split into a cache folder."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("--cache", type=Path, required=True)
+    parser.add_argument("--shards", type=int, default=90)
+    parser.add_argument("--every", type=int, default=1, help="take each n-th shard")
+    parser.add_argument("--first", type=int, default=0)
+    options = parser.parse_args(arguments)
+    shards = Shards(Data(), "train", "cpu", options.cache)
+    for number in range(options.first, options.shards, options.every):
+        shards.get(number)
+
+
+if __name__ == "__main__":
+    main()

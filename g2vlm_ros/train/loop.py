@@ -1,0 +1,194 @@
+"""The training loop: one stage for a time or a number of windows, resumable at any save."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from g2vlm_ros.core.tokenizer import Tokenizer
+from g2vlm_ros.train.config import STAGES, Config
+from g2vlm_ros.train.data import Batch, Ring, Shards, squares
+from g2vlm_ros.train.forward import Trainee, build, encode_questions
+from g2vlm_ros.train.losses import geometry_terms, matching_term, true_rays
+from g2vlm_ros.train.muon import Optimizer
+from g2vlm_ros.train.state import CURVES, Progress, load_state, restore, save_state
+
+MATCH_WIDTH = 64
+_KERNELS = (SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH)
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How long a stage runs: minutes of training time, or windows where minutes is 0."""
+
+    minutes: float = 0.0
+    windows: int = 0
+
+    def done(self, progress: Progress) -> float:
+        """Share of the stage that is over, 0 to 1."""
+        if self.minutes > 0:
+            return min(1.0, progress.stage_seconds / (60.0 * self.minutes))
+        return min(1.0, progress.stage_windows / max(1, self.windows))
+
+
+class Training:
+    """A network under training in a folder that also holds its tokenizer."""
+
+    def __init__(
+        self, config: Config, folder: Path, device: str = "cpu", cache: Path | None = None,
+        workers: int = 0,
+    ):  # fmt: skip
+        self.config, self.folder, self.device = config, folder, device
+        network = build(config.sizes.model(), config.steps.seed)
+        self.trainee = Trainee(network, Tokenizer.open(folder)).to(device)
+        self.match = nn.Linear(config.sizes.hidden, MATCH_WIDTH, bias=False).to(device)
+        self.all = nn.ModuleDict({"network": self.trainee.network, "match": self.match})
+        self.optimizer = Optimizer(self.all, config.steps.weight_decay)
+        self.ring = Ring(Shards(config.data, "train", device, cache, workers))
+        self.rays = true_rays(self.ring.shards.camera, torch.device(device))
+        self.progress = Progress()
+        self.recent: dict[str, list[float]] = {}
+        self._resume()
+
+    def _resume(self) -> None:
+        saved = load_state(self.folder, self.device)
+        if saved is not None:
+            weights, state, self.optimizer.count, self.progress = saved
+            restore(self.all.state_dict(), weights, "network")
+            restore(self.optimizer.state, state, "optimiser")
+
+    def save(self) -> None:
+        """Writes the state and appends the losses since the last save to the curves."""
+        weights = self.all.state_dict()
+        save_state(
+            self.folder, weights, self.optimizer.state, self.optimizer.count, self.progress
+        )
+        if self.recent:
+            means = {name: float(np.mean(values)) for name, values in self.recent.items()}
+            record = {"stage": self.progress.stage, "steps": self.progress.steps,
+                      "windows": self.progress.windows, "seconds": self.progress.seconds,
+                      "skipped": self.progress.skipped, **means}  # fmt: skip
+            with (self.folder / CURVES).open("a") as file:
+                file.write(json.dumps(record) + "\n")
+            self.recent = {}
+
+    def run(self, stage: str, budget: Budget, show: bool = True) -> None:
+        """Trains until the budget of the stage is used; continues a stage that was stopped."""
+        if stage not in STAGES:
+            raise ValueError(f"stage is '{stage}'; it must be one of {', '.join(STAGES)}")
+        progress = self.progress
+        if progress.stage != stage:
+            progress.stage, progress.stage_steps = stage, 0
+            progress.stage_windows, progress.stage_seconds = 0, 0.0
+        bar = _bar(stage) if show else None
+        saved = last = time.monotonic()
+        self.ring.advance(progress.windows)
+        while budget.done(progress) < 1.0:
+            terms = self.step(budget.done(progress))
+            now = time.monotonic()
+            progress.seconds += now - last
+            progress.stage_seconds += now - last
+            last = now
+            for name, value in terms.items():
+                self.recent.setdefault(name, []).append(value)
+            if bar is not None:
+                bar(budget.done(progress), progress, terms)
+            if now - saved > self.config.steps.save_s:
+                self.save()
+                saved = time.monotonic()
+        self.save()
+
+    def step(self, done: float) -> dict[str, float]:
+        """One step on new windows; the losses as numbers. A step that is not finite is skipped."""
+        config, progress = self.config, self.progress
+        rng = np.random.default_rng([config.steps.seed, progress.steps])
+        torch.manual_seed(int(rng.integers(2**62)))
+        joint = progress.stage == "joint"
+        self.ring.advance(progress.windows)
+        terms = self._terms(self._batch(rng, joint and bool(rng.random() < 0.75)))
+        total = sum(getattr(config.loss, name) * term for name, term in terms.items())
+        total.backward()
+        norm = nn.utils.clip_grad_norm_(self.all.parameters(), config.steps.clip)
+        if bool(torch.isfinite(norm)) and bool(torch.isfinite(total)):
+            factor = self._factor(done)
+            self.optimizer.step(config.steps.muon_rate * factor, config.steps.adam_rate * factor)
+        else:
+            progress.skipped += 1
+            self.all.zero_grad(set_to_none=True)
+        progress.steps += 1
+        progress.stage_steps += 1
+        return {name: float(term.detach()) for name, term in terms.items()}
+
+    def _factor(self, done: float) -> float:
+        steps = self.config.steps
+        warm = min(1.0, (self.progress.stage_steps + 1) / steps.warmup)
+        return warm * min(1.0, (1.0 - done) / steps.anneal)
+
+    def _batch(self, rng: np.random.Generator, joint: bool) -> Batch:
+        return self.ring.batch(self.config.steps.batch_views, rng, joint)
+
+    def _terms(self, batch: Batch) -> dict[str, Tensor]:
+        count = len(batch.images)
+        self.progress.windows += count
+        self.progress.stage_windows += count
+        kind = torch.device(self.device).type
+        # torch's fused attention on the CPU is several times slower backwards for heads this small.
+        kernels = [SDPBackend.MATH] if kind == "cpu" else list(_KERNELS)
+        with torch.autocast(kind, torch.bfloat16), sdpa_kernel(kernels):
+            raw = self.trainee.geometry(batch.images)
+            language = None if batch.questions is None else self._language(batch)
+            features = F.normalize(self.match(raw.hidden).float(), dim=-1)
+        terms = geometry_terms(raw, batch.target, self.rays, self.config.loss)
+        terms["matching"] = matching_term(features, batch.target, self.rays)
+        return terms if language is None else terms | {"language": language}
+
+    def _language(self, batch: Batch) -> Tensor:
+        data = self.config.data
+        filled = []
+        for window in batch.questions:
+            # Where a window allows fewer questions, some are asked twice; weight, not truth.
+            pairs = [(qa.question, qa.answer) for qa in window] or [("What is there?", "Nothing.")]
+            filled.append([pairs[i % len(pairs)] for i in range(data.questions)])
+        encoded = encode_questions(self.trainee.tokenizer, filled, data.tokens)
+        encoded = type(encoded)(*(part.to(self.device) for part in encoded))
+        return self.trainee.answers(batch.images, squares(batch.images, data.semantic_px), encoded)
+
+
+def _bar(stage: str):
+    """A progress line: tqdm where it is installed, else a plain line every 20 seconds."""
+    try:
+        from tqdm import tqdm
+    except ImportError:
+        return _PlainBar(stage)
+    bar = tqdm(total=100.0, desc=stage, unit="%", bar_format="{l_bar}{bar}| {postfix}")
+
+    def update(done: float, progress: Progress, terms: dict[str, float]) -> None:
+        bar.n = 100.0 * done
+        rate = progress.windows / max(1e-9, progress.seconds)
+        bar.set_postfix_str(
+            f"{progress.windows} windows, {rate:.1f}/s, points {terms['points']:.3f}", refresh=False
+        )
+        bar.refresh() if progress.steps % 10 == 0 else None
+
+    return update
+
+
+class _PlainBar:
+    def __init__(self, stage: str):
+        self.stage, self.last = stage, 0.0
+
+    def __call__(self, done: float, progress: Progress, terms: dict[str, float]) -> None:
+        now = time.monotonic()
+        if now - self.last > 20:
+            self.last = now
+            losses = ", ".join(f"{name} {value:.3f}" for name, value in terms.items())
+            line = f"{self.stage} {100 * done:.1f} %, {progress.windows} windows, {losses}"
+            print(line, flush=True)
