@@ -33,6 +33,7 @@ from torch import Tensor, nn
 
 from g2vlm_ros.core.config import DINO_WINDOWS, PATCH_PX, ModelConfig
 from g2vlm_ros.export.graphs import Graph, Shape, stage_graphs
+from g2vlm_ros.export.int8 import quantise
 from g2vlm_ros.model.checkpoint import StoredTensor, empty_network, misfits, stored_tensors
 from g2vlm_ros.model.network import FLOAT32_PARTS, G2VLM
 from g2vlm_ros.runtime.manifest import (
@@ -40,12 +41,16 @@ from g2vlm_ros.runtime.manifest import (
     GraphFile,
     Manifest,
     ManifestError,
-    check_graph,
     digest,
     weight_files,
 )
 
-DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+DTYPES = {
+    "float32": torch.float32,
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+    "int8": torch.float32,  # traced so, then `int8.quantise`
+}
 ELEMENTS = {
     torch.float64: ir.DataType.DOUBLE,
     torch.float32: ir.DataType.FLOAT,
@@ -163,6 +168,8 @@ def _name_values(model: ir.Model, weights: list[str], graph: Graph, fixed: dict[
         for value in node.outputs:
             if not value.is_graph_output():
                 value.shape = value.type = None
+    for value in inputs:
+        value.metadata_props.clear()
     for value in inputs[: len(weights)]:
         if not value.uses():
             model.graph.inputs.remove(value)
@@ -224,6 +231,8 @@ def export(
         fixed = _fixed(graph_file.size)
         model = trace(network, graph, opset, DTYPES[dtype], fixed)
         attach_weights(model, graph, stored)
+        if dtype == "int8":
+            quantise(model, folder / f"{graph_file.file}.data")
         done = _write(folder, graph_file, model, graph)
         kept = tuple(g for g in manifest.graphs if g.file != done.file)
         manifest = replace(manifest, graphs=(*kept, done))
@@ -305,6 +314,27 @@ def _write(folder: Path, graph_file: GraphFile, model: ir.Model, graph: Graph) -
 
 def _sizes(value: ir.Value) -> list[int | str]:
     return [n if isinstance(n, int) else n.value for n in value.shape]
+
+
+def with_graphs(
+    folder: Path, scratch: Path, dtype: str, dino_windows: Sequence[str] = DINO_WINDOWS
+) -> Path:
+    """The folder when it has every graph of a dtype, else `scratch` as a copy of it with them."""
+    try:
+        manifest = Manifest.read(folder)
+        manifest.check_weights(folder)
+        kinds = {(g.stage, g.dino_windows) for g in manifest.of(dtype=dtype, size=None)}
+    except ManifestError:
+        kinds = set()
+    needed = {(stage, None) for stage in (*STAGES[1:], "heads_global")}
+    needed |= {(STAGES[0], windows) for windows in dino_windows}
+    if needed <= kinds:
+        return folder
+    copy_checkpoint(folder, scratch)
+    export(scratch, dtype=dtype, global_points=True, dino_windows=dino_windows[0])
+    for windows in dino_windows[1:]:
+        export(scratch, dtype=dtype, dino_windows=windows, stages=STAGES[:1])
+    return scratch
 
 
 def copy_checkpoint(source: Path, target: Path) -> None:

@@ -131,7 +131,7 @@ class Trainee(nn.Module):
         features = encode_squares(self.network, squares.flatten(0, 1)).unflatten(0, (batch, views))
         segments = [walk.semantic(grid) for _ in range(views)]
         embed = self.network.language_model.model.embed_tokens
-        ends = embed(torch.as_tensor(segments[0].token_ids, device=device)).expand(batch, views, -1, -1)
+        ends = embed(torch.tensor(segments[0].token_ids, device=device)).expand(batch, views, -1, -1)
         image_tokens = torch.cat((ends[:, :, :1], features.to(ends.dtype), ends[:, :, 1:]), 2)
         count, length = questions.ids.shape[1:]
         text = embed(questions.ids).flatten(1, 2)
@@ -140,7 +140,7 @@ class Trainee(nn.Module):
         positions = np.concatenate([*(s.positions for s in segments), np.tile(after, (3, 1))], 1)
         mask = question_mask(past[0][0].shape[2], [s.length for s in segments], count, length)
         hidden, _ = self._run(
-            stream, None, torch.as_tensor(positions, device=device), past, mask.to(device)
+            stream, None, torch.tensor(positions, device=device), past, mask.to(device)
         )
         hidden = hidden[:, -count * length :]
         wanted = questions.labels.flatten(1, 2) != IGNORED
@@ -156,12 +156,12 @@ class Trainee(nn.Module):
         grid = height // PATCH_PX, width // PATCH_PX
         segment = walk.geometry(views, grid)
         embed = net.language_model.model.embed_tokens
-        ids, at = (torch.as_tensor(a, device=device) for a in (text.token_ids, text.positions))
+        ids, at = (torch.tensor(a, device=device) for a in (text.token_ids, text.positions))
         _, past = self._run(embed(ids)[None], None, at, None, causal_mask(len(ids), 0, device))
         features = net.encode_geometry(images.flatten(0, 1)).unflatten(0, (batch, views))
-        ends = embed(torch.as_tensor(segment.token_ids, device=device).view(views, 2))
+        ends = embed(torch.tensor(segment.token_ids, device=device).view(views, 2))
         ends = ends.expand(batch, -1, -1, -1)
-        at = torch.as_tensor(segment.positions, device=device)
+        at = torch.tensor(segment.positions, device=device)
         hidden, past = self._run(ends, features, at, past, None)
         return walk, past, hidden, device
 

@@ -1,0 +1,111 @@
+"""Command line of the training.
+
+    python -m g2vlm_ros.train --out runs/demo --stage geometry --minutes 90
+    python -m g2vlm_ros.train --out runs/demo --stage joint --minutes 60
+    python -m g2vlm_ros.train --out runs/demo --export engines/demo
+
+A second call with the same folder continues: the same stage where it stopped, another stage with
+the weights so far. `--device cuda` renders the data on the GPU as well. `--stage all` does both
+stages, two thirds of the minutes for the geometry. Stopping it with a signal loses nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from g2vlm_ros.sim.camera import lens
+from g2vlm_ros.sim.questions import ask, shares, truth
+from g2vlm_ros.sim.scenes import make_clips, make_scene
+from g2vlm_ros.sim.splits import home_seed
+from g2vlm_ros.train.config import STAGES, Config
+from g2vlm_ros.train.curves import draw_curves
+from g2vlm_ros.train.export import export
+from g2vlm_ros.train.loop import Budget, Training
+from g2vlm_ros.train.tokens import corpus, write_tokenizer
+
+GEOMETRY_SHARE = 2 / 3
+_TOKENIZER_SCENES = 60
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Trains, or exports what was trained."""
+    options = _options(arguments)
+    if options.export is not None:
+        export(options.out, options.export)
+        return
+    torch.set_num_threads(options.threads)
+    signal.signal(signal.SIGTERM, _interrupt)
+    config = Config()
+    steps = config.steps
+    if options.device != "cpu":
+        # A GPU is fast enough for larger batches, which the rates follow by the square root.
+        factor = options.batch_views / steps.batch_views
+        steps = replace(steps, batch_views=options.batch_views,
+                        muon_rate=steps.muon_rate * factor**0.5,
+                        adam_rate=steps.adam_rate * factor**0.5)  # fmt: skip
+        config = replace(config, steps=steps)
+    if not (options.out / "tokenizer.json").exists():
+        write_tokenizer(options.out, corpus(sample_texts()), config.sizes.vocabulary)
+    training = Training(config, options.out, options.device, options.cache, options.workers)
+    try:
+        for stage, minutes in _plan(options.stage, options.minutes):
+            training.run(stage, Budget(minutes, options.windows))
+    except KeyboardInterrupt:
+        training.save()
+    draw_curves(options.out)
+
+
+def _options(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--out", type=Path, required=True, help="folder of the training")
+    parser.add_argument("--stage", choices=(*STAGES, "all"), default="all")
+    parser.add_argument("--minutes", type=float, default=0.0, help="training time of the stage")
+    parser.add_argument("--windows", type=int, default=150_000, help="length where minutes is 0")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--batch-views", type=int, default=512, help="per step on a GPU")
+    parser.add_argument("--cache", type=Path, help="folder with shards rendered ahead")
+    parser.add_argument(
+        "--workers", type=int, default=0, help="processes that build homes (GPU: cores - 2)"
+    )
+    parser.add_argument("--export", type=Path, help="write the checkpoint here and stop")
+    return parser.parse_args(arguments)
+
+
+def _plan(stage: str, minutes: float) -> list[tuple[str, float]]:
+    if stage != "all":
+        return [(stage, minutes)]
+    return [("geometry", GEOMETRY_SHARE * minutes), ("joint", (1 - GEOMETRY_SHARE) * minutes)]
+
+
+def _interrupt(number: int, frame: object) -> None:
+    raise KeyboardInterrupt
+
+
+def sample_texts() -> list[str]:
+    """Questions and answers of some training homes, to learn the tokenizer from."""
+    texts: list[str] = []
+    for index in range(_TOKENIZER_SCENES):
+        scene = make_scene(home_seed("train", index))
+        clips = make_clips([scene], 4, lens(64, 48), samples=1)
+        facts = truth(
+            scene.home, shares(clips.items[0]), clips.world_from_camera()[0], clips.time_s()[0]
+        )
+        for qa in ask(facts, np.random.default_rng(index), 30):
+            texts += [qa.question, qa.answer]
+    return texts
+
+
+if __name__ == "__main__":
+    # Threads that wait must sleep: spinning ones starve whatever else runs on the machine.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    main()
