@@ -104,8 +104,8 @@ class LiveMapping:
         """Run the next window, if there is one, through model and map (device thread only).
 
         Frames that cannot be decoded, or that show a covered, blurred or frozen camera, are
-        counted and left out. Raises NonFiniteError, and whatever the backend raises when the
-        device fails.
+        counted and left out; without a new view there is no update. Raises NonFiniteError, and
+        whatever the backend raises when the device fails.
         """
         with self._lock:
             window = self._buffer.take()
@@ -117,7 +117,7 @@ class LiveMapping:
             self._forget()
         started = time.perf_counter()
         window, images = self._decode(window)
-        if not images:
+        if all(_key(frame) in self._seen for frame in window.frames):
             return None
         decoded = time.perf_counter()
         scene = self._perception.scene(images)
@@ -146,20 +146,18 @@ class LiveMapping:
         """The window without the frames that cannot be used, and the images of the rest."""
         frames, images = [], []
         for frame in window.frames:
-            fault = "undecodable"
             try:
-                image = frame.decode()
-                fault = (
-                    None if _key(frame) in self._seen else self._judge.fault(frame.camera, image)
-                )
+                image, fault = frame.decode(), None
+                if _key(frame) not in self._seen:
+                    fault = self._judge.fault(frame.camera, image)
             except ValueError:
-                pass
-            if fault is not None:
+                fault = "undecodable"
+            if fault is None:
+                frames.append(frame)
+                images.append(image)
+            else:
                 with self._lock:
                     self._buffer.discard(frame, fault)
-                continue
-            frames.append(frame)
-            images.append(image)
         return Window(window.id, tuple(frames)), images
 
     def _place(self, window: Window, scene: Scene, result: Reconstruction) -> Update:

@@ -113,6 +113,11 @@ class Perception:
         """What runs the network, e.g. "torch cpu float32"."""
         return self._stages.backend
 
+    @property
+    def chosen_because(self) -> str:
+        """Why this backend, one sentence for the log."""
+        return self._stages.chosen_because
+
     def scene(self, images: Sequence[np.ndarray]) -> Scene:
         """Views of one window: uint8 (h, w, 3) RGB each, the first one fixes the model's size."""
         views = resize_views(images, self._model.image_width_px, self._model.resample)

@@ -1,69 +1,38 @@
-"""Frames in, map updates out, without ROS and with perfect geometry in place of the network."""
+"""Frames in, map updates out, without ROS: good drives, loops, and bad days.
+
+The truth stands in for the network (`test/drive.py`), in a unit and frame of its own per window.
+"""
 
 import threading
+from dataclasses import replace
 
+import cv2
 import numpy as np
 import pytest
 
-from g2vlm_ros.core.datatypes import Frame, Intrinsics, RawGeometry, Reconstruction
-from g2vlm_ros.core.geometry import ZUP_FROM_OPTICAL, Similarity, unproject
+from g2vlm_ros.core import map_frame
+from g2vlm_ros.core.datatypes import NonFiniteError, ScaleState
+from g2vlm_ros.core.geometry import Similarity
 from g2vlm_ros.core.settings import Settings
 from g2vlm_ros.live import LiveMapping
-from test.core.test_geometry import random_similarity
+from test.drive import (
+    LAP_M,
+    DrivePerception,
+    Noise,
+    drive,
+    frame_of,
+    lap_poses,
+    pose_on_lap,
+    trajectory_error,
+)
 
-CAMERA = Intrinsics(28.0, 28.0, 15.5, 11.5, 32, 24)
-VALUES = {"window.views": 3, "window.min_gap_s": 0.1, "window.max_age_s": 2.0}
-
-
-class PerfectPerception:
-    """Knows the truth of a wavy wall seen by a camera that slides along it, each window in a unit
-    and frame of its own. Images carry the number of the view."""
-
-    def __init__(self):
-        self.rng = np.random.default_rng(1)
-        self.windows = 0
-
-    def scene(self, images):
-        return [int(image[0, 0, 0]) for image in images]
-
-    def reconstruct(self, numbers):
-        self.windows += 1
-        unit = random_similarity(self.rng)
-        local = np.stack([unit.scale * view_points(n) for n in numbers]).astype(np.float32)
-        poses = np.stack([unit.apply_pose(world_from_camera(n)) for n in numbers])
-        raw = RawGeometry(local, poses.astype(np.float32), np.zeros((len(numbers), 9), np.float32))
-        shape = local.shape[:3]
-        return Reconstruction(
-            raw, np.zeros((*shape, 3), np.uint8), np.ones(shape, np.float32),
-            (CAMERA,) * len(numbers), {"heads": 0.0},
-        )  # fmt: skip
+VALUES = {"window.views": 3, "window.max_age_s": 4.0}
 
 
-def world_from_camera(number):
-    pose = np.eye(4)
-    pose[:3, :3] = ZUP_FROM_OPTICAL
-    pose[:3, 3] = [0.0, -0.1 * number, 0.0]
-    return pose
-
-
-def view_points(number):
-    rows, columns = np.mgrid[0:24, 0:32]
-    depth = 3 + 0.5 * np.sin(0.7 * columns + number) * np.cos(0.5 * rows)
-    return unproject(np.stack([columns, rows], -1), depth, CAMERA)
-
-
-def frame(number, spoil=False):
-    def decode():
-        if spoil:
-            raise ValueError("spoilt")
-        return np.full((24, 32, 3), number, np.uint8)
-
-    return Frame(10**9 + number * 10**8, "camera", "optical", decode)
-
-
-@pytest.fixture
-def live():
-    return LiveMapping(PerfectPerception(), Settings.from_flat(VALUES))
+def make(poses, noise=None, **values):
+    perception = DrivePerception(poses, noise)
+    flat = {key.replace("__", "."): value for key, value in values.items()}
+    return perception, LiveMapping(perception, Settings.from_flat({**VALUES, **flat}))
 
 
 def steps(live):
@@ -73,81 +42,286 @@ def steps(live):
     return updates
 
 
-def test_a_drive_comes_out_in_one_frame_and_unit(live):
-    poses, units = {}, []
-    for number in range(41):
-        live.offer(frame(number))
-        for update in steps(live):
-            for i in update.new_views:
-                poses[update.window.frames[i].stamp_ns] = update.map_from_camera[i]
-            units.append(update.placement.map_from_window)
-    assert len(poses) == 41 and len({u.scale for u in units}) == len(units) == 20
+def run(perception, live, numbers, change=lambda number, frame: frame):
+    """Offer these views one by one; `change` may spoil a frame. Returns the updates."""
+    updates = []
+    for number in numbers:
+        live.offer(change(number, frame_of(perception, number)))
+        updates += steps(live)
+    return updates
+
+
+def with_image(spoil):
+    """Makes `change` for `run`: the image of the frame goes through `spoil`."""
+
+    def change(number, frame):
+        return replace(frame, decode=lambda: spoil(frame.decode()))
+
+    return change
+
+
+@pytest.fixture
+def short():
+    return make(lap_poses(24, 0.2))
+
+
+def test_a_drive_comes_out_in_one_frame_and_unit():
+    perception, live = make(lap_poses(61, 0.3), map__loop_closure=False)
+    poses, units = {}, set()
+    for update in run(perception, live, range(61)):
+        for i in update.new_views:
+            poses[update.window.frames[i].stamp_ns] = update.map_from_camera[i]
+        units.add(update.placement.map_from_window.scale)
+    assert len(poses) == 61 and len(units) == 30
     track = np.stack([poses[stamp][:3, 3] for stamp in sorted(poses)])
-    truth = np.stack([world_from_camera(n)[:3, 3] for n in range(41)])
-    unit = np.linalg.norm(track[1] - track[0]) / 0.1
-    np.testing.assert_allclose(track, truth * unit, atol=2e-3 * unit)
-    np.testing.assert_allclose(poses[max(poses)][:3, :3], ZUP_FROM_OPTICAL, atol=1e-3)
+    assert trajectory_error(track, perception.poses[:, :3, 3]) < 1e-4
+    np.testing.assert_allclose(poses[max(poses)][2, :3], perception.poses[-1, 2, :3], atol=1e-3)
 
 
-def test_map_points_of_a_shared_view_are_the_same_in_both_windows(live):
-    for number in range(5):
-        live.offer(frame(number))
-    first = live.step()
-    assert live.step() is None and isinstance(first.placement.map_from_window, Similarity)
-    for number in range(5, 7):
-        live.offer(frame(number))
-    second = live.step()
+def test_map_points_of_a_shared_view_are_the_same_in_both_windows(short):
+    first, second = run(*short, range(5))
+    assert isinstance(first.placement.map_from_window, Similarity)
     shared = second.window.frames[0].stamp_ns
-    assert shared == first.window.frames[-1].stamp_ns
+    assert shared == first.window.frames[-1].stamp_ns and second.new_views == (1, 2)
     np.testing.assert_allclose(
         second.map_points()[0], first.map_points()[-1], rtol=1e-3, atol=1e-3
     )
 
 
-def test_spoilt_frames_are_left_out_and_counted(live):
-    for number in range(3):
-        live.offer(frame(number, spoil=number == 1))
-    update = live.step()
+def test_a_loop_takes_out_most_of_the_drift():
+    perception = DrivePerception(lap_poses(92, 0.4, 0), Noise(0.05, 0.1, 0.005, 0.005), seed=2)
+    errors, tracks = [], []
+    for closure in (False, True):
+        perception.rng = np.random.default_rng(2)
+        tracks.append(drive(perception, map__loop_closure=closure))
+        numbers, found = tracks[-1].positions()
+        errors.append(trajectory_error(found, perception.poses[numbers, :3, 3]))
+    assert tracks[1].counts.loops["closed"] >= 1 and not tracks[0].counts.loops
+    assert errors[1] < 0.85 * errors[0] and errors[0] < 0.015
+
+
+def test_loop_closure_says_what_it_moved():
+    poses = lap_poses(round(LAP_M / 0.4) + 5, 0.4, weave=0.0)
+    perception, live = make(poses, Noise(0.05, 0.1, 0.005, 0.005), map__loop_gap_windows=20)
+    updates = run(perception, live, range(len(poses)))
+    (closed,) = [u for u in updates if u.placement.loop_closed]
+    moved = dict(closed.placement.corrections)
+    assert len(moved) > 0.7 * closed.window.id and closed.window.id not in moved
+    assert 1 not in moved, "the first window holds the map in place"
+    before = [np.trace(u.placement.covariance[-1, :3, :3]) for u in updates if u is not closed]
+    assert np.trace(closed.placement.covariance[-1, :3, :3]) < 0.5 * max(before)
+    assert live.counts().loops == {"closed": 1}
+
+
+@pytest.mark.parametrize("guards", ["all", "only the map"])
+def test_a_network_that_hallucinates_a_bridge_cannot_bend_the_map(monkeypatch, guards):
+    """The place is the same, but the bridge puts the new views three metres aside."""
+    if guards == "only the map":
+        monkeypatch.setattr(map_frame, "LEAST_ALIKE", -2.0)
+        monkeypatch.setattr(map_frame, "LOOP_OVERLAP", 0.0)
+    poses = lap_poses(round(LAP_M / 0.4) + 5, 0.4, weave=0.0)
+    perception, live = make(poses, map__loop_gap_windows=20)
+    honest = perception.reconstruct
+
+    def dream(numbers):
+        result = honest(numbers)
+        if max(numbers) - min(numbers) < 60:
+            return result
+        dreamt = result.window_from_camera.copy()
+        new = np.array(numbers) > 60
+        dreamt[new, :3, 3] += 3 * perception.window_from_world.scale * dreamt[new, :3, 0]
+        geometry = replace(result.geometry, window_from_camera=dreamt)
+        return replace(result, geometry=geometry)
+
+    perception.reconstruct = dream
+    updates = run(perception, live, range(len(poses)))
+    refused = {"contradicts_map"}
+    if guards == "all":
+        refused |= {"no_overlap", "looks_different"}
+    counts = live.counts().loops
+    assert counts and set(counts) <= refused
+    assert not any(u.placement.loop_closed or u.placement.corrections for u in updates)
+
+
+def test_a_bridge_that_the_network_cannot_compute_is_counted():
+    poses = lap_poses(round(LAP_M / 0.4) + 5, 0.4, weave=0.0)
+    perception, live = make(poses, map__loop_gap_windows=20)
+    honest = perception.reconstruct
+
+    def fail(numbers):
+        if max(numbers) - min(numbers) > 60:
+            raise NonFiniteError("heads")
+        return honest(numbers)
+
+    perception.reconstruct = fail
+    assert len(run(perception, live, range(len(poses)))) == (len(poses) - 1) // 2
+    assert set(live.counts().loops) == {"non_finite"}
+
+
+def test_a_robot_that_was_carried_finds_its_way_back_into_the_old_map():
+    """Back and forth over known ground after a gap: the new sub-map joins the first one."""
+    poses = np.concatenate([lap_poses(31, 0.3, 0), lap_poses(31, 0.3, 0)])
+    perception, live = make(poses, map__loop_gap_windows=5)
+    updates = run(perception, live, range(31))
+    live._buffer.clear("lost")
+    updates += run(perception, live, range(31, 62))
+    starts = [u.placement.new_sub_map for u in updates if u.placement.new_sub_map]
+    assert starts == ["first", "no_shared_view"]
+    (joined,) = [u for u in updates if u.placement.joined_sub_map is not None]
+    assert joined.placement.joined_sub_map == 1 and joined.placement.sub_map == 0
+    assert updates[-1].placement.sub_map == 0
+    moved = dict(joined.placement.corrections)
+    assert {u.window.id for u in updates if u.placement.sub_map == 1} <= set(moved)
+    found = [u.map_from_camera[0][:3, 3] for u in (updates[10], updates[-8])]
+    numbers = [u.scene[0] for u in (updates[10], updates[-8])]
+    unit = np.linalg.norm(updates[10].map_from_camera[2][:3, 3] - found[0]) / 0.6
+    truth = np.diff(poses[numbers, :3, 3], axis=0)[0]
+    assert np.linalg.norm(found[1] - found[0]) == pytest.approx(
+        unit * np.linalg.norm(truth), rel=0.02
+    )
+
+
+def test_spoilt_frames_are_left_out_and_counted(short):
+    def spoil(number, frame):
+        def fail():
+            raise ValueError("spoilt")
+
+        return replace(frame, decode=fail) if number == 1 else frame
+
+    perception, live = short
+    (update,) = run(perception, live, range(3), spoil)
     counts = live.counts()
     assert len(update.window.frames) == 2 and counts.dropped == {"undecodable": 1}
     assert (counts.received, counts.used, counts.windows) == (3, 2, 1)
 
 
-def test_a_window_of_nothing_but_spoilt_frames_is_no_window(live):
-    for number in range(3):
-        live.offer(frame(number, spoil=True))
-    assert live.step() is None and live.counts().dropped["undecodable"] == 3
-    for number in range(3, 6):
-        live.offer(frame(number))
-    assert live.step() is not None
+def test_a_window_of_nothing_but_spoilt_frames_is_no_window(short):
+    perception, live = short
+    black = with_image(np.zeros_like)
+    assert run(perception, live, range(3), black) == []
+    assert live.counts().dropped["covered"] == 3
+    assert run(perception, live, range(3, 6))
 
 
-def test_reset_and_a_clock_that_jumps_back_start_a_new_sub_map(live):
-    for number in range(3):
-        live.offer(frame(number))
-    first = live.step()
+def test_covered_blurred_and_frozen_cameras_are_counted_by_reason(short):
+    perception, live = short
+    run(perception, live, range(9))
+    last = perception.image(9)
+    run(perception, live, range(9, 11), with_image(lambda image: (image // 20).astype(np.uint8)))
+    assert live.counts().dropped["covered"] == 2
+    assert live.counts().windows == 4, "nothing new was seen"
+    blur = with_image(lambda image: cv2.GaussianBlur(image, (0, 0), 9))
+    run(perception, live, range(11, 14), blur)
+    assert live.counts().dropped["blurred"] == 3
+    run(perception, live, range(14, 22), with_image(lambda image: last))
+    assert live.counts().dropped["frozen"] >= 4
+
+
+def test_a_jump_of_exposure_changes_nothing():
+    poses = lap_poses(15, 0.2)
+    tracks = []
+    for gain in (1.0, 0.5):
+        perception, live = make(poses)
+        dark = with_image(lambda i, g=gain: np.where(np.arange(48)[:, None, None] < 8, i, i * g))
+        updates = run(perception, live, range(8))
+        updates += run(
+            perception, live, range(8, 15),
+            lambda n, f, d=dark: replace(f, decode=lambda: d(n, f).decode().astype(np.uint8)),
+        )  # fmt: skip
+        assert not live.counts().dropped
+        tracks.append([u.placement.sub_map for u in updates])
+    assert tracks[0] == tracks[1] == [0] * 7
+
+
+def test_a_turn_without_overlap_is_stated_and_not_bridged_by_a_guess():
+    poses = lap_poses(12, 0.2)
+    poses[6:] = np.stack([pose_on_lap(1.2 + 0.2 * k, np.pi) for k in range(6)])
+    updates = run(*make(poses), range(12))
+    reasons = [u.placement.new_sub_map for u in updates]
+    assert reasons.count("no_overlap") == 1 and reasons[0] == "first"
+    turned = updates[reasons.index("no_overlap")].placement
+    assert turned.sub_map == 1 and not all(turned.trusted) and turned.joint is None
+
+
+def test_odometry_makes_metres_and_its_jump_is_refused_and_counted():
+    poses = lap_poses(41, 0.4)
+    perception, live = make(poses)
+
+    def odometry(number, frame):
+        jump = 30.0 if number >= 30 else 0.0
+        return replace(frame, position_m=poses[number, :3, 3] + [jump, 0, 0])
+
+    updates = run(perception, live, range(41), odometry)
+    assert updates[-1].placement.scale_state is ScaleState.METRIC
+    assert updates[-1].placement.scale_source == "odometry"
+    assert all(u.placement.scale_jump == 1 for u in updates[5:])
+    way = np.linalg.norm(np.diff(updates[-1].map_from_camera[:, :3, 3], axis=0), axis=1)
+    np.testing.assert_allclose(way, 0.4, rtol=0.05)
+
+
+def test_missing_odometry_leaves_metres_that_were_known_but_less_certain():
+    poses = lap_poses(61, 0.4)
+    perception, live = make(poses)
+    updates = run(
+        perception, live, range(61),
+        lambda n, f: replace(f, position_m=poses[n, :3, 3].copy()) if n < 20 else f,
+    )  # fmt: skip
+    placements = [u.placement for u in updates]
+    assert placements[-1].scale_state is ScaleState.METRIC
+    assert placements[-1].scale_std > 1.1 * placements[9].scale_std
+    assert updates[-1].placement.new_sub_map == ""
+
+
+def test_reset_and_a_clock_that_jumps_back_start_a_new_sub_map(short):
+    perception, live = short
+    (first,) = run(perception, live, range(3))
     live.reset()
-    for number in range(103, 106):
-        live.offer(frame(number))
-    second = live.step()
-    live.offer(Frame(1, "camera", "optical", frame(0).decode))
-    for number in range(1, 3):
-        live.offer(Frame(number * 2 * 10**8, "camera", "optical", frame(number).decode))
-    third = live.step()
+    (second,) = run(perception, live, range(14, 17))
+    for number in range(3):
+        live.offer(replace(frame_of(perception, number), stamp_ns=1 + number * 3 * 10**8))
+    (third,) = steps(live)
     assert [u.placement.sub_map for u in (first, second, third)] == [0, 1, 2]
+    assert [u.placement.new_sub_map for u in (first, second, third)] == ["first"] * 3
     np.testing.assert_allclose(third.map_from_camera[0][:3, 3], 0, atol=1e-6)
 
 
-def test_frames_may_come_from_any_thread_while_windows_are_made(live):
+def test_reset_while_the_network_is_busy_takes_effect_with_the_next_window(short):
+    perception, live = short
+    honest = perception.reconstruct
+
+    def interrupted(numbers):
+        if numbers[0] == 2:
+            live.reset()
+        return honest(numbers)
+
+    perception.reconstruct = interrupted
+    updates = run(perception, live, range(9))
+    assert [u.placement.sub_map for u in updates] == [0, 0, 1]
+    assert updates[2].placement.new_sub_map == "first"
+
+
+def test_frames_may_come_from_any_thread_while_windows_are_made(short):
+    perception, live = short
     threads = [
         threading.Thread(target=lambda: [live.reject("encoding") for _ in range(500)])
         for _ in range(4)
     ]
     for thread in threads:
         thread.start()
-    for number in range(60):
-        live.offer(frame(number))
-        live.step()
+    run(perception, live, range(24))
     for thread in threads:
         thread.join()
-    assert live.counts().received == 2060 and live.counts().dropped["encoding"] == 2000
+    assert live.counts().received == 2024 and live.counts().dropped["encoding"] == 2000
+
+
+def test_memory_of_a_long_drive_is_bounded():
+    """Nothing in the mapping grows with the number of windows once its bounds are reached."""
+    poses = np.concatenate([lap_poses(round(LAP_M / 0.6), 0.6, 0)] * 4)
+    perception, live = make(poses, map__keyframes=10, map__graph_windows=16)
+    sizes = []
+    for update in run(perception, live, range(len(poses))):
+        graph = live._aligner._graph
+        sizes.append((len(graph), len(live._keyframes), len(live._aligner._sub_map_of)))
+        assert update.placement.sub_map == 0
+    assert max(s[0] for s in sizes) <= 18 and max(s[1] for s in sizes) == 10
+    assert sizes[-1] <= (18, 10, 18)

@@ -14,7 +14,7 @@ import numpy as np
 
 from g2vlm_ros.core.datatypes import Reconstruction
 from g2vlm_ros.core.geometry import Similarity
-from g2vlm_ros.core.pose_graph import adjoint, exponential
+from g2vlm_ros.core.pose_graph import adjoint, cross_matrix, exponential
 
 ROBUST_STEPS = 4
 POLISH_STEPS = 8
@@ -23,7 +23,9 @@ CAUCHY = 2.385
 Communications in Statistics 1977)."""
 INLIER_DISTANCE = 0.1
 """A point agrees when it lies within this fraction of its distance from the camera."""
-JOINT_POINTS_PER_VIEW = 2000
+POINTS_PER_VIEW = 2000
+JOINT_POINTS = 3000
+"""More are thinned out: neighbouring pixels repeat each other."""
 BLOCKS_PER_SIDE = 8
 """Errors of neighbouring pixels are alike: a view counts as 8 x 8 independent patches."""
 LEAST_PATCHES = 14
@@ -87,9 +89,9 @@ class ViewSample:
 
 
 def sample_view(result: Reconstruction, view: int) -> ViewSample:
-    """The view on a grid of about JOINT_POINTS_PER_VIEW pixels; the same ones in every window."""
+    """The view on a grid of about POINTS_PER_VIEW pixels; the same ones in every window."""
     height, width = result.local_points_u.shape[1:3]
-    step = max(1, int(np.sqrt(height * width / JOINT_POINTS_PER_VIEW)))
+    step = max(1, int(np.sqrt(height * width / POINTS_PER_VIEW)))
     local = result.local_points_u[view, ::step, ::step]
     rows, columns = np.indices(local.shape[:2])
     patch_row = rows * BLOCKS_PER_SIDE // local.shape[0]
@@ -109,14 +111,17 @@ def join_views(pairs: Sequence[tuple[ViewSample, ViewSample]]) -> Joint:
     """
     if not pairs:
         raise ValueError("the windows share no view; they cannot be joined")
-    source = np.concatenate([s.points_u for s, _ in pairs]).astype(np.float64)
-    target = np.concatenate([t.points_u for _, t in pairs]).astype(np.float64)
-    weights = np.concatenate([s.weights * t.weights for s, t in pairs]).astype(np.float64)
-    centres = np.concatenate([np.broadcast_to(t.centre_u, t.points_u.shape) for _, t in pairs])
-    per_view = BLOCKS_PER_SIDE**2
-    blocks = np.concatenate([s.blocks + k * per_view for k, (s, _) in enumerate(pairs)])
+    step = max(1, sum(len(s.blocks) for s, _ in pairs) // JOINT_POINTS)
+    source = np.concatenate([s.points_u[::step] for s, _ in pairs]).astype(np.float64)
+    target = np.concatenate([t.points_u[::step] for _, t in pairs]).astype(np.float64)
+    weights = np.concatenate([(s.weights * t.weights)[::step] for s, t in pairs])
+    views = np.concatenate([np.full(len(s.blocks[::step]), k) for k, (s, _) in enumerate(pairs)])
+    centres = np.stack([t.centre_u for _, t in pairs])[views]
+    blocks = np.concatenate([s.blocks[::step] for s, _ in pairs]) + views * BLOCKS_PER_SIDE**2
     good = np.isfinite(source).all(1) & np.isfinite(target).all(1) & (weights > 0)
-    return fit_joint(source[good], target[good], weights[good], centres[good], blocks[good])
+    return fit_joint(
+        source[good], target[good], weights[good].astype(np.float64), centres[good], blocks[good]
+    )
 
 
 def fit_joint(
@@ -147,7 +152,7 @@ def fit_joint(
         equations = _equations(fit, seen)
         step = _solve(equations.hessian, -equations.gradient.sum(0))
         fit = exponential(step) @ fit
-        if np.abs(step[[0, 1, 2, 6]]).max() < 1e-7:
+        if np.abs(step[[0, 1, 2, 6]]).max() < 1e-6:
             break
     equations = _equations(fit, seen)
     pivot, reach = seen.centres.mean(0), float(np.median(seen.range))
@@ -198,30 +203,46 @@ def _robust_closed_form(seen: _Seen) -> Similarity:
 def _equations(fit: Similarity, seen: _Seen) -> _Equations:
     moved = fit.apply(seen.source)
     ray = moved - seen.centres
-    reach = np.maximum(np.linalg.norm(ray, axis=1), 1e-9)[:, None]
-    unit = ray / reach
-    log_range = np.log(reach[:, 0] / seen.range)
+    reach = np.maximum(np.linalg.norm(ray, axis=1), 1e-9)
+    unit = ray / reach[:, None]
+    log_range = np.log(reach / seen.range)
     turn = unit - seen.direction
-    # The motion of a point under (rotation, translation, log scale) is w x p + v + l p.
-    along = _row(moved, unit / reach)
-    across = [_row(moved, (np.eye(3)[k] - unit * unit[:, k, None]) / reach) for k in range(3)]
-    w_range, c_range = _cauchy(log_range, np.median(np.abs(log_range)) * 1.4826, 1, seen.weights)
     angle = np.linalg.norm(turn, axis=1)
+    w_range, c_range = _cauchy(log_range, np.median(np.abs(log_range)) * 1.4826, 1, seen.weights)
     w_turn, c_turn = _cauchy(angle, np.median(angle) / 1.1774, 2, seen.weights)
-    hessian = (along * w_range[:, None]).T @ along
-    curvature = (along * c_range[:, None]).T @ along
-    gradient = along * (w_range * log_range)[:, None]
-    for k, row in enumerate(across):
-        hessian += (row * w_turn[:, None]).T @ row
-        curvature += (row * c_turn[:, None]).T @ row
-        gradient += row * (w_turn * turn[:, k])[:, None]
-    return _Equations(hessian, curvature, gradient)
+    along, square = _row(moved, unit), reach**2
+    # Across the ray is everything less what is along it.
+    hessian, curvature = (
+        _moments(moved, across / square)
+        + (along * ((range_ - across) / square)[:, None]).T @ along
+        for range_, across in ((w_range, w_turn), (c_range, c_turn))
+    )
+    across = turn - unit * (unit * turn).sum(1, keepdims=True)
+    pull = unit * (w_range * log_range)[:, None] + across * w_turn[:, None]
+    return _Equations(hessian, curvature, _row(moved, pull / reach[:, None]))
 
 
 def _row(points: np.ndarray, functional: np.ndarray) -> np.ndarray:
-    """(n, 7) derivative of functional . point by (rotation, translation, log scale)."""
-    scale = (functional * points).sum(1, keepdims=True)
-    return np.concatenate([np.cross(points, functional), functional, scale], axis=1)
+    """(n, 7) derivative of functional . point by (rotation, translation, log scale).
+
+    The motion of a point p under them is w x p + v + l p.
+    """
+    (x, y, z), (a, b, c) = points.T, functional.T
+    turn = (y * c - z * b, z * a - x * c, x * b - y * a)
+    return np.stack([*turn, a, b, c, a * x + b * y + c * z], axis=1)
+
+
+def _moments(points: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """(7, 7) sum of weight times J' J, with J (3, 7) the motion of a point as in `_row`."""
+    second, first = (points * weights[:, None]).T @ points, weights @ points
+    total = np.zeros((7, 7))
+    total[:3, :3] = np.trace(second) * np.eye(3) - second
+    total[:3, 3:6] = cross_matrix(first)
+    total[3:6, :3] = total[:3, 3:6].T
+    total[3:6, 3:6] = weights.sum() * np.eye(3)
+    total[3:6, 6] = total[6, 3:6] = first
+    total[6, 6] = np.trace(second)
+    return total
 
 
 def _cauchy(

@@ -62,7 +62,11 @@ class Sight:
         """`slack`: map units a surface must lie behind a point, besides RELATIVE_SLACK."""
         self._view, self._slack = view, slack
         depth = view.trusted_depth(min_confidence)
-        self.reach = float(depth.max(initial=0.0))
+        self._reach = float(depth.max(initial=0.0))
+        camera = view.camera
+        corner = np.hypot(camera.width_px / camera.fx_px, camera.height_px / camera.fy_px)
+        self.range = self._reach * float(np.hypot(1.0, corner))
+        """No ray goes farther (the principal point lies in the image)."""
         self._nearest = cv2.erode(
             depth, np.ones((3, 3), np.uint8), borderType=cv2.BORDER_CONSTANT, borderValue=0.0
         )
@@ -82,7 +86,7 @@ class Sight:
         Far balls hidden behind everything around them in the image are left out.
         """
         x, y, z = self._in_camera(centres)
-        near = np.flatnonzero((z > -radius) & (z < self.reach + radius))
+        near = np.flatnonzero((z > -radius) & (z < self._reach + radius))
         x, y, z = x[near], y[near], z[near]
         footprint = max(self._view.camera.fx_px, self._view.camera.fy_px) * radius
         footprint = footprint / np.maximum(z, np.float32(radius))

@@ -158,7 +158,8 @@ def view_overlap(result: Reconstruction) -> Overlap:
     for j, camera in enumerate(result.intrinsics):
         if camera is None:
             continue
-        for i in range(views):
+        shared[j, j] = alike[j, j] = 1.0
+        for i in set(range(views)) - {j}:
             other_from_own = np.linalg.inv(poses[j]) @ poses[i]
             moved = points[i] @ other_from_own[:3, :3].T + other_from_own[:3, 3]
             pixel = np.nan_to_num(project(moved, camera), nan=-1.0).round()

@@ -46,7 +46,7 @@ class Correction:
 class Corrections:
     """The corrections that some voxels still wait for; a voxel older than one waits for it.
 
-    A cell may be written while the voxel in it waits. That voxel is then displaced: it keeps aside,
+    A cell may be written while its voxel waits. That voxel is then displaced: it keeps aside,
     in no cell, until it is placed anew.
     """
 

@@ -38,7 +38,7 @@ LEAST_ALIKE = 0.3
 """Least correlation of brightness between the two sides of a loop."""
 LOOP_OVERLAP = 0.15
 MOST_STRAIN = 5.0
-"""Standard deviations, averaged over the seven unknowns, by which a loop may contradict the map."""
+"""Standard deviations, mean of the seven unknowns, by which a loop may contradict the map."""
 VIEW_TURN_RAD = 0.005
 """Assumed orientation error of a view in its window."""
 MOVED = 1e-4

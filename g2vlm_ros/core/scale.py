@@ -234,9 +234,13 @@ def find_floor(result: Reconstruction, up: np.ndarray) -> Floor | None:
     on = np.abs(distance[:, best]) < step
     if on.sum() < LEAST_FLOOR_SHARE * everything:
         return None
-    centre = points[on].mean(0)
-    refined = np.linalg.svd(points[on] - centre, full_matrices=False)[2][2]
-    refined = refined * np.sign(refined @ up)
+    for _ in range(3):
+        # What stands on the floor is near it too: close in on the plane itself.
+        centre = points[on].mean(0)
+        refined = np.linalg.svd(points[on] - centre, full_matrices=False)[2][2]
+        refined = refined * np.sign(refined @ up)
+        off = np.abs((points - centre) @ refined)
+        on = off <= np.clip(3 * np.median(off[on]), 1e-4 * reach, step)
     below = ((points - centre) @ refined < -2 * step).mean()
     heights = (centres - middle - centre) @ refined
     if refined @ up < FLOOR_TILT or below > 0.1 or heights.min() <= step:

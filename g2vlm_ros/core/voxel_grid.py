@@ -26,7 +26,7 @@ VOXEL = np.dtype(
 )
 BLOCK_EDGE = 8
 CELLS = BLOCK_EDGE**3
-VOXELS_PER_BLOCK = 32
+VOXELS_PER_BLOCK = 48
 """The pools hold this many voxels per block; surfaces fill blocks with 30 to 100."""
 
 _CELL_BITS = 9
@@ -98,7 +98,10 @@ class VoxelGrid:
         self.size = size
         self.max_voxels, self.max_blocks = rows * VOXELS_PER_BLOCK, rows
         self.voxels = np.zeros(self.max_voxels, VOXEL)
-        self.blocks = np.zeros(rows, _BLOCK)
+        self.blocks = {
+            name: np.zeros((rows, *_BLOCK[name].shape), _BLOCK[name].base) for name in _BLOCK.names
+        }
+        """By field of a block, an array over rows; a field alone is what most look-ups need."""
         self._words = self.voxels.view(np.uint32).reshape(-1, VOXEL.itemsize // 4)
         self._index = np.zeros((rows, CELLS), np.int32)  # slot + 1, so that fresh pages are empty
         self._keys = np.empty(0, np.int64)
@@ -258,6 +261,14 @@ class VoxelGrid:
             fold.at(folded, inverse, voxels[source])
             self.blocks[name][rows] = folded
 
+    def rows_around(self, place: np.ndarray, distance: float) -> np.ndarray:
+        """Rows intp of blocks whose centre is within `distance` of `place` along every axis."""
+        near = self.blocks["voxels"][: self._fresh_row] > 0
+        for axis in range(3):
+            centre = self.blocks["centre"][: self._fresh_row, axis]
+            near &= np.abs(centre - np.float32(place[axis])) <= np.float32(distance)
+        return np.flatnonzero(near)
+
     def by_remoteness(self, origin: np.ndarray) -> np.ndarray:
         """Rows of all blocks, those first that are far from `origin` (3,) and old.
 
@@ -298,15 +309,15 @@ class VoxelGrid:
         return rows
 
     def _open_blocks(self, rows: np.ndarray, keys: np.ndarray) -> None:
-        blocks = np.zeros(len(rows), _BLOCK)
-        blocks["key"] = keys
+        for field in self.blocks.values():
+            field[rows] = 0
+        self.blocks["key"][rows] = keys
         mask = (1 << _AXIS_BITS) - 1
         for axis in range(3):
             place = (keys >> (_AXIS_BITS * (2 - axis)) & mask) - (_BIAS // BLOCK_EDGE)
-            blocks["centre"][:, axis] = (place + 0.5) * (BLOCK_EDGE * self.size)
-        blocks["first_window"] = np.iinfo(np.int32).max
-        blocks["last_window"] = np.iinfo(np.int32).min
-        self.blocks[rows] = blocks
+            self.blocks["centre"][rows, axis] = (place + 0.5) * (BLOCK_EDGE * self.size)
+        self.blocks["first_window"][rows] = np.iinfo(np.int32).max
+        self.blocks["last_window"][rows] = np.iinfo(np.int32).min
 
     def _take_slots(self, size: int) -> np.ndarray:
         reused = min(size, self._free_size)

@@ -42,7 +42,7 @@ class VoxelMap:
         size: float,
         max_bytes: int,
         min_confidence: float = 0.3,
-        replaced_per_update: int = 20_000,
+        replaced_per_update: int = 15_000,
     ):
         self.lock = threading.RLock()
         self.rules: MapRules | None = None
@@ -163,15 +163,13 @@ class VoxelMap:
             self._revision += 1
             grid = self._grid
             sight = Sight(view, self._min_confidence, 2 * self.size)
-            if not sight.reach:
-                return 0
-            rows = grid.rows
-            near = sight.may_pass(grid.blocks["centre"][rows], self._block_radius)
-            rows = rows[near]
+            rows = grid.rows_around(view.origin, sight.range + self._block_radius)
+            rows = rows[sight.may_pass(grid.blocks["centre"][rows], self._block_radius)]
             rows = rows[grid.blocks["stale"][rows] == 0]
             if len(rows) > CARVED_BLOCKS:
-                turn = self._revision % -(-len(rows) // CARVED_BLOCKS)
-                rows = rows[turn :: -(-len(rows) // CARVED_BLOCKS)]
+                # Scattered, so that of several cameras none is tied to the same part for ever.
+                parts = -(-len(rows) // CARVED_BLOCKS)
+                rows = rows[(self._revision * 2654435761 >> 16) % parts :: parts]
             slots = grid.slots_in(rows)
             voxels = grid.take(slots)
             passed = sight.passes(voxels["position"]) & (voxels["stamp_ns"] < view.stamp_ns)
@@ -392,6 +390,7 @@ class VoxelMap:
             return
         grid, blocks = self._grid, self._grid.blocks
         displaced = self._corrections.take_displaced()
+        budget -= sum(len(voxels) for _, voxels in displaced)
         stale = blocks["stale"][grid.rows]
         if (waiting := stale > 0).any():
             oldest = stale[waiting].min()

@@ -37,7 +37,9 @@ from g2vlm_ros.export.int8 import quantise
 from g2vlm_ros.model.checkpoint import StoredTensor, empty_network, misfits, stored_tensors
 from g2vlm_ros.model.network import FLOAT32_PARTS, G2VLM
 from g2vlm_ros.runtime.manifest import (
+    GLOBAL,
     MANIFEST,
+    STAGES,
     GraphFile,
     Manifest,
     ManifestError,
@@ -57,8 +59,7 @@ ELEMENTS = {
     torch.float16: ir.DataType.FLOAT16,
     torch.bfloat16: ir.DataType.BFLOAT16,
 }
-STAGES = ("encode_geometry", "geometry", "heads", "encode_semantics", "language")
-OF_SIZE = ("encode_geometry", "heads", "heads_global", "encode_semantics")
+OF_SIZE = ("encode_geometry", "heads", GLOBAL, "encode_semantics")
 """Stages that know the size of the images."""
 EXAMPLE = {
     "views": 3, "height": 84, "width": 112, "rows": 6, "columns": 8, "patches": 48,
@@ -224,7 +225,7 @@ def export(
     if problems := misfits(stored, network):
         raise ManifestError(f"{folder} does not fit its configuration files: {problems[0]}")
     manifest = _earlier(folder, digest(folder), opset, views)
-    stages = [*stages, *(["heads_global"] if global_points else [])]
+    stages = [*stages, *([GLOBAL] if global_points else [])]
     for graph_file in _plan(stages, dtype, sizes, semantic_sizes, config):
         start = time.monotonic()
         graph = stage_graphs(config, DTYPES[dtype], network.confidence)[graph_file.stage]
@@ -316,25 +317,14 @@ def _sizes(value: ir.Value) -> list[int | str]:
     return [n if isinstance(n, int) else n.value for n in value.shape]
 
 
-def with_graphs(
-    folder: Path, scratch: Path, dtype: str, dino_windows: Sequence[str] = DINO_WINDOWS
-) -> Path:
-    """The folder when it has every graph of a dtype, else `scratch` as a copy of it with them."""
-    try:
-        manifest = Manifest.read(folder)
-        manifest.check_weights(folder)
-        kinds = {(g.stage, g.dino_windows) for g in manifest.of(dtype=dtype, size=None)}
-    except ManifestError:
-        kinds = set()
-    needed = {(stage, None) for stage in (*STAGES[1:], "heads_global")}
-    needed |= {(STAGES[0], windows) for windows in dino_windows}
-    if needed <= kinds:
-        return folder
-    copy_checkpoint(folder, scratch)
-    export(scratch, dtype=dtype, global_points=True, dino_windows=dino_windows[0])
-    for windows in dino_windows[1:]:
-        export(scratch, dtype=dtype, dino_windows=windows, stages=STAGES[:1])
-    return scratch
+def export_all(source: Path, target: Path, dtype: str) -> Path:
+    """A copy of a checkpoint in `target` with every graph of a dtype, as `has_all` counts them."""
+    copy_checkpoint(source, target)
+    first, *others = DINO_WINDOWS
+    export(target, dtype=dtype, global_points=True, dino_windows=first)
+    for windows in others:
+        export(target, dtype=dtype, dino_windows=windows, stages=STAGES[:1])
+    return target
 
 
 def copy_checkpoint(source: Path, target: Path) -> None:

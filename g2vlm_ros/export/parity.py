@@ -6,8 +6,9 @@ one line per case and array: the largest error as a fraction of the tolerance. E
 array misses. DIR is a checkpoint folder with `cases.json`, `meta.json` (tolerances), `images/` and
 one safetensors file per case; nothing here knows the sizes of a particular set.
 
-In half precision `tolerance.HALF_PRECISION` bounds the error and decoding is fed the reference's
-tokens.
+In lower precision `tolerance.LOWER_PRECISION` bounds the error and decoding is fed the reference's
+tokens. With `--backend onnx` the graphs beside the weights are checked, or those of a copy of DIR
+given by `--onnx`; where some are missing, all are made in a temporary folder first.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -34,9 +36,10 @@ from g2vlm_ros.core.sequence import (
 )
 from g2vlm_ros.core.tokenizer import Tokenizer
 from g2vlm_ros.export.tolerance import Line, Tolerances, compare
+from g2vlm_ros.runtime.manifest import has_all
 from g2vlm_ros.runtime.stages import BACKENDS, Cache, Stages, open_stages
 
-DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16", "int8": "int8"}
 TOKEN_TYPES = {"text": 0, "semantic": 1, "geometry": 2}
 
 # --- running a case ------------------------------------------------------------------------------
@@ -265,8 +268,23 @@ def _tensor(x: np.ndarray) -> Any:
 # --- the command ---------------------------------------------------------------------------------
 
 
-def check(folder: Path, backend: str = "torch", precision: str = "fp32") -> Iterator[Line]:
-    """Runs all cases that are in the folder and yields one line per array."""
+def check(
+    folder: Path, backend: str = "torch", precision: str = "fp32", onnx: Path | None = None
+) -> Iterator[Line]:
+    """Runs all cases that are in the folder and yields one line per array.
+
+    onnx: a copy of the folder's checkpoint with ONNX files, for the backend of that name.
+    """
+    with TemporaryDirectory() as scratch:
+        checkpoint, dtype = onnx or folder, DTYPES[precision]
+        if backend == "onnx" and not has_all(checkpoint, dtype):
+            from g2vlm_ros.export.onnx import export_all  # needs torch
+
+            checkpoint = export_all(checkpoint, Path(scratch), dtype)
+        yield from _check(folder, checkpoint, backend, precision)
+
+
+def _check(folder: Path, checkpoint: Path, backend: str, precision: str) -> Iterator[Line]:
     cases = json.loads((folder / "cases.json").read_text(encoding="utf-8"))
     meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
     present = [case for case in cases if (folder / f"{case['case']}.safetensors").exists()]
@@ -279,7 +297,7 @@ def check(folder: Path, backend: str = "torch", precision: str = "fp32") -> Iter
         windows = "aligned" if named.startswith("aligned") else "released"
         if windows not in opened:
             opened[windows] = open_stages(
-                backend, folder, dtype=DTYPES[precision], dino_windows=windows
+                backend, checkpoint, dtype=DTYPES[precision], dino_windows=windows
             )
         golden = load_file(folder / f"{case['case']}.safetensors")
         yield from _check_case(opened[windows], case, tokenizer, folder, golden, tolerances)
@@ -316,10 +334,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--golden", metavar="DIR", required=True, type=Path)
     parser.add_argument("--backend", default="torch", help=f"one of {', '.join(BACKENDS)}")
     parser.add_argument("--precision", default="fp32", choices=DTYPES)
+    parser.add_argument("--onnx", metavar="DIR", type=Path, help="a copy of the set with graphs")
     options = parser.parse_args(arguments)
     lines: list[Line] = []
     try:
-        for line in check(options.golden, options.backend, options.precision):
+        for line in check(options.golden, options.backend, options.precision, options.onnx):
             print(line, flush=True)
             lines.append(line)
     except (OSError, ValueError) as error:

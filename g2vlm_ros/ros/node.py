@@ -103,7 +103,10 @@ class PerceptionNode(LifecycleNode):
         self._make_diagnostics()
         self._make_services()
         self._configured = True
-        self.get_logger().info(f"model {self._version} on {self._perception.backend}")
+        self.get_logger().info(
+            f"model {self._version} on {self._perception.backend} "
+            f"({self._perception.chosen_because})"
+        )
         return super().on_configure(state)
 
     @reported

@@ -40,7 +40,7 @@ class Recorder(Node):
     def __init__(self, perception: str = "/perception"):
         super().__init__("recorder")
         self.counts: Counter[str] = Counter()
-        self.clouds: list[np.ndarray] = []
+        self.clouds: dict[int, np.ndarray] = {}
         self.poses: list[PoseWithCovarianceStamped] = []
         self.latencies_s: list[float] = []
         self.stage_times_s: dict[str, list[float]] = {}
@@ -67,17 +67,19 @@ class Recorder(Node):
         return receive
 
     def _keep_cloud(self, message: PointCloud2) -> None:
-        now_ns = self.get_clock().now().nanoseconds
-        self.latencies_s.append((now_ns - convert.stamp_ns(message.header.stamp)) * 1e-9)
+        stamp_ns = convert.stamp_ns(message.header.stamp)
+        self.latencies_s.append((self.get_clock().now().nanoseconds - stamp_ns) * 1e-9)
         points = np.frombuffer(message.data, np.float32).reshape(-1, 5)
-        self.clouds.append(points[:: max(1, len(points) // 50_000)].copy())
-        if sum(map(len, self.clouds)) > MAX_POINTS:
-            self.clouds = [points[::2] for points in self.clouds]
+        self.clouds[stamp_ns] = points[:: max(1, len(points) // 50_000)].copy()
+        if sum(map(len, self.clouds.values())) > MAX_POINTS:
+            self.clouds = {stamp: points[::2] for stamp, points in self.clouds.items()}
 
     def _keep_status(self, message: ReconstructionStatus) -> None:
         fresh = self.status is None or message.window_id != self.status.window_id
         if self.status is not None and message.sub_map_id != self.status.sub_map_id:
-            self.clouds.clear()
+            # Clouds of another sub-map are in another frame; the new one's may be here already.
+            first_ns = convert.stamp_ns(message.header.stamp)
+            self.clouds = {s: points for s, points in self.clouds.items() if s >= first_ns}
         self.status = message
         if fresh and message.window_id:
             for stage, seconds in zip(message.stage_names, message.stage_times_s, strict=True):
@@ -85,7 +87,7 @@ class Recorder(Node):
 
     def write(self, out: Path) -> None:
         """Leave cloud.ply, cloud.png, poses.csv and recorder.json in `out`."""
-        packed = np.concatenate(self.clouds) if self.clouds else np.zeros((0, 5), np.float32)
+        packed = np.concatenate([np.zeros((0, 5), np.float32), *self.clouds.values()])
         points, confidence = packed[:, :3], packed[:, 4]
         bgr = np.ascontiguousarray(packed[:, 3]).view(np.uint8).reshape(-1, 4)[:, :3]
         colours = np.ascontiguousarray(bgr[:, ::-1])

@@ -12,11 +12,15 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from g2vlm_ros.core.config import DINO_WINDOWS
 from g2vlm_ros.runtime.stages import UnfitError
 
 MANIFEST = "onnx.manifest"
 """JSON, but not named so: `core.fingerprint` is of the checkpoint, not of what is made from it."""
 FORMAT = 1
+STAGES = ("encode_geometry", "geometry", "heads", "encode_semantics", "language")
+GLOBAL = "heads_global"
+"""`heads` with the global points, which only training needs: a graph of its own."""
 BLOCK_BYTES = 1 << 20
 CONFIGS = ("text_config.json", "vit_config.json", "dino_config.json", "decoder_config.json")
 
@@ -91,6 +95,18 @@ class Manifest:
                 f"the ONNX files in {folder} were made for other weights or configuration files; "
                 f"make them again with `{command(folder)}`"
             )
+
+
+def has_all(folder: str | Path, dtype: str) -> bool:
+    """Whether a folder has every graph of a dtype: all stages, any size, both kinds of windows."""
+    try:
+        manifest = Manifest.read(folder)
+        manifest.check_weights(folder)
+    except ManifestError:
+        return False
+    made = {(graph.stage, graph.dino_windows) for graph in manifest.of(dtype=dtype, size=None)}
+    needed = {(stage, None) for stage in (*STAGES[1:], GLOBAL)}
+    return made >= needed | {(STAGES[0], windows) for windows in DINO_WINDOWS}
 
 
 def command(folder: str | Path, *more: str) -> str:

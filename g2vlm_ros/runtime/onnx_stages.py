@@ -20,6 +20,7 @@ from g2vlm_ros.core.datatypes import NonFiniteError, RawGeometry
 from g2vlm_ros.core.sequence import Segment
 from g2vlm_ros.runtime.checks import check_boundaries, check_grid, check_ids, check_images
 from g2vlm_ros.runtime.manifest import (
+    GLOBAL,
     GraphFile,
     Manifest,
     ManifestError,
@@ -124,7 +125,7 @@ class OnnxStages:
     ) -> RawGeometry:
         check_grid(hidden.shape[1], grid_hw)
         size_hw = (grid_hw[0] * PATCH_PX, grid_hw[1] * PATCH_PX)
-        session = self._session("heads_global" if global_points else "heads", size_hw)
+        session = self._session(GLOBAL if global_points else "heads", size_hw)
         grid = hidden.reshape(len(hidden), *grid_hw, -1)
         names = [output.name for output in session.get_outputs()]
         found = dict(zip(names, session.run(None, {"hidden": grid}), strict=True))
@@ -200,7 +201,7 @@ class OnnxStages:
                 if graph.size == candidate:
                     return graph
         if not graphs:
-            more = "--global-points" if stage == "heads_global" else f"--dtype {self._dtype}"
+            more = "--global-points" if stage == GLOBAL else f"--dtype {self._dtype}"
             raise ManifestError(
                 f"{self._folder} has no {self._dtype} ONNX file of stage {stage}; "
                 f"run `{command(self._folder, more)}`"

@@ -6,13 +6,13 @@
 
 A second call with the same folder continues: the same stage where it stopped, another stage with
 the weights so far. `--device cuda` renders the data on the GPU as well. `--stage all` does both
-stages, two thirds of the minutes for the geometry. Stopping it with a signal loses nothing.
+stages, two thirds of the minutes for the geometry. Stopping it with a signal loses nothing. On a
+busy machine set OMP_WAIT_POLICY=PASSIVE, or its threads spin while they wait for each other.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
 import signal
 from dataclasses import replace
 from pathlib import Path
@@ -106,6 +106,4 @@ def sample_texts() -> list[str]:
 
 
 if __name__ == "__main__":
-    # Threads that wait must sleep: spinning ones starve whatever else runs on the machine.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     main()

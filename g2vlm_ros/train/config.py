@@ -103,7 +103,7 @@ class Data:
     views_per_scene: int = 8
     views: tuple[int, ...] = (2, 3, 4, 5, 6, 8)
     views_weights: tuple[float, ...] = (0.15, 0.15, 0.35, 0.1, 0.15, 0.1)
-    shards_first: int = 8
+    shards_first: int = 48
     """Shards of 32 scenes that are there before the first step."""
     shards_kept: int = 100
     """Shards in memory; new ones replace the oldest."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,18 +12,19 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from g2vlm_ros.core.tokenizer import Tokenizer
 from g2vlm_ros.train.config import STAGES, Config
 from g2vlm_ros.train.data import Batch, Ring, Shards, squares
+from g2vlm_ros.train.attention import PlainAttention
 from g2vlm_ros.train.forward import Trainee, build, encode_questions
 from g2vlm_ros.train.losses import geometry_terms, matching_term, true_rays
 from g2vlm_ros.train.muon import Optimizer
 from g2vlm_ros.train.state import CURVES, Progress, load_state, restore, save_state
 
 MATCH_WIDTH = 64
-_KERNELS = (SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH)
+LONGEST_STEP_S = 60.0
+"""Longer pauses between two steps are not training (a suspended process, a sleeping laptop)."""
 
 
 @dataclass(frozen=True)
@@ -94,8 +96,9 @@ class Training:
         while budget.done(progress) < 1.0:
             terms = self.step(budget.done(progress))
             now = time.monotonic()
-            progress.seconds += now - last
-            progress.stage_seconds += now - last
+            spent = min(now - last, LONGEST_STEP_S)
+            progress.seconds += spent
+            progress.stage_seconds += spent
             last = now
             for name, value in terms.items():
                 self.recent.setdefault(name, []).append(value)
@@ -140,9 +143,7 @@ class Training:
         self.progress.windows += count
         self.progress.stage_windows += count
         kind = torch.device(self.device).type
-        # torch's fused attention on the CPU is several times slower backwards for heads this small.
-        kernels = [SDPBackend.MATH] if kind == "cpu" else list(_KERNELS)
-        with torch.autocast(kind, torch.bfloat16), sdpa_kernel(kernels):
+        with torch.autocast(kind, torch.bfloat16), PlainAttention() if kind == "cpu" else nullcontext():
             raw = self.trainee.geometry(batch.images)
             language = None if batch.questions is None else self._language(batch)
             features = F.normalize(self.match(raw.hidden).float(), dim=-1)

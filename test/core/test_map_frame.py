@@ -3,11 +3,21 @@
 import numpy as np
 import pytest
 
+from g2vlm_ros.core import map_frame
 from g2vlm_ros.core.datatypes import Frame, RawGeometry, Reconstruction, ScaleState, Window
 from g2vlm_ros.core.geometry import ZUP_FROM_OPTICAL, Similarity
 from g2vlm_ros.core.map_frame import MapAligner
 from g2vlm_ros.core.settings import MapSettings
 from test.core.test_geometry import random_similarity
+from test.drive import (
+    DrivePerception,
+    Noise,
+    frame_of,
+    lap_poses,
+    pose_on_lap,
+    rotation,
+    trajectory_error,
+)
 
 
 @pytest.fixture
@@ -84,8 +94,10 @@ def test_a_joint_that_does_not_agree_starts_a_new_sub_map(rng):
     )
     placement = aligner.place(make_window(2, [1, 2]), scrambled)
     assert placement.sub_map == 1 and placement.joint is None
+    assert placement.new_sub_map == "poor_joint"
     placement = aligner.place(make_window(3, [7, 8]), other)
     assert placement.sub_map == 2, "no shared view: nothing to join by"
+    assert placement.new_sub_map == "no_shared_view"
 
 
 def test_known_scale_makes_the_map_metric(rng):
@@ -97,3 +109,150 @@ def test_known_scale_makes_the_map_metric(rng):
     distance = np.linalg.norm(found[1, :3, 3] - found[0, :3, 3])
     expected = 2 * np.linalg.norm(poses[1][:3, 3] - poses[0][:3, 3])
     assert distance == pytest.approx(expected, rel=1e-5)
+
+
+def place_all(perception, windows, settings=None, odometry=None):
+    """Placements of windows of view numbers; odometry: number -> position or None."""
+    aligner, placed = MapAligner(settings or MapSettings()), []
+    for k, numbers in enumerate(windows):
+        frames = tuple(
+            frame_of(perception, n, position_m=odometry(n) if odometry else None) for n in numbers
+        )
+        result = perception.reconstruct(numbers)
+        placed.append((aligner.place(Window(k + 1, frames), result), result))
+    return placed
+
+
+def triples(count):
+    """Windows of three views, the last of each shared with the next."""
+    return [list(range(2 * k, 2 * k + 3)) for k in range(count)]
+
+
+def test_map_becomes_metres_once_and_says_so():
+    """Odometry starts with the fourth window: relative until it is good, then all is moved."""
+    perception = DrivePerception(lap_poses(21, 0.3))
+    odometry = lambda n: perception.poses[n, :3, 3].copy() if n >= 6 else None  # noqa: E731
+    placed = [p for p, _ in place_all(perception, triples(10), odometry=odometry)]
+    states = [p.scale_state for p in placed]
+    turn = states.index(ScaleState.METRIC)
+    assert 3 <= turn <= 6 and set(states[turn:]) == {ScaleState.METRIC}
+    assert all(np.isnan(p.metres_per_unit) and p.rescaled == 1 for p in placed[:turn])
+    assert all(p.scale_source == "none" and np.isnan(p.scale_std) for p in placed[:3])
+    change = placed[turn]
+    assert change.rescaled != 1 and change.metres_per_unit == 1
+    assert [w for w, _ in change.corrections] == list(range(1, turn + 1))
+    factors = [new.scale / placed[w - 1].map_from_window.scale for w, new in change.corrections]
+    np.testing.assert_allclose(factors, change.rescaled, rtol=1e-3)
+    assert all(p.rescaled == 1 and p.scale_jump == 1 for p in placed[turn + 1 :])
+    assert change.scale_source == "odometry" and 0 < placed[-1].scale_std <= 0.1
+    poses = [
+        p.camera_poses(r.window_from_camera)
+        for p, r in place_all(perception, triples(10), odometry=odometry)
+    ]
+    step = np.linalg.norm(poses[-1][2, :3, 3] - poses[-1][0, :3, 3])
+    truth = np.linalg.norm(perception.poses[20, :3, 3] - perception.poses[18, :3, 3])
+    assert step == pytest.approx(truth, rel=0.01)
+
+
+def test_scale_that_changes_later_is_reported_and_everything_moves():
+    perception = DrivePerception(lap_poses(31, 0.3))
+    odometry = lambda n: perception.poses[n, :3, 3] * (1.0 if n < 14 else 2.0)  # noqa: E731
+    placed = [p for p, _ in place_all(perception, triples(15), odometry=odometry)]
+    refused = [p.scale_refused for p in placed]
+    assert max(refused) == 2, "twice refused, then believed"
+    (change,) = [p for p in placed[1:] if p.scale_jump != 1]
+    assert change.scale_jump == pytest.approx(2, rel=0.05)
+    assert change.rescaled == pytest.approx(2, rel=0.05) and len(change.corrections) >= 8
+
+
+def test_a_floor_levels_the_map_that_a_tilted_camera_started():
+    poses = lap_poses(5, 0.3)
+    poses[:, :3, :3] = poses[:, :3, :3] @ rotation(np.array([-0.2, 0.0, 0.15]))
+    perception = DrivePerception(poses)
+    ((first, result), *_) = place_all(perception, triples(2))
+    found = first.camera_poses(result.window_from_camera)[0]
+    # Up in the map is up in the world: the third row of the rotation is what gravity fixes.
+    np.testing.assert_allclose(found[2, :3], poses[0, 2, :3], atol=5e-3)
+    np.testing.assert_allclose(found[:3, 3], 0, atol=1e-6)
+    height = -first.floor_z / (first.map_from_window.scale * perception_unit(result, poses))
+    assert height == pytest.approx(1.3, rel=0.01)
+
+
+def perception_unit(result, poses):
+    """Model units per metre of a window."""
+    own = np.linalg.norm(result.window_from_camera[1, :3, 3] - result.window_from_camera[0, :3, 3])
+    return own / np.linalg.norm(poses[1, :3, 3] - poses[0, :3, 3])
+
+
+def test_a_turn_too_fast_to_overlap_starts_a_sub_map_and_says_why():
+    poses = lap_poses(5, 0.2)
+    behind = pose_on_lap(0.8, np.pi)
+    perception = DrivePerception(np.stack([*poses[:3], poses[3], behind]))
+    (first, _), (second, _) = place_all(perception, [[0, 1, 2], [2, 3, 4]])
+    assert first.new_sub_map == "first" and first.trusted == (True,) * 3
+    assert second.new_sub_map == "no_overlap" and second.sub_map == 1
+    assert second.trusted == (False, False, True)
+
+
+def test_pose_covariance_grows_along_the_drive_and_is_in_the_order_of_rep_103():
+    perception = DrivePerception(lap_poses(41, 0.3), Noise(0.03))
+    placed = place_all(perception, triples(20))
+    sizes = [np.trace(p.covariance[-1, :3, :3]) for p, _ in placed]
+    turns = [np.trace(p.covariance[-1, 3:, 3:]) for p, _ in placed]
+    assert sizes[0] > 0 and sizes[-1] > 5 * sizes[0] and turns[-1] > 2 * turns[0]
+    for placement, result in placed:
+        assert placement.covariance.shape == (result.views, 6, 6)
+        assert np.linalg.eigvalsh(placement.covariance)[:, 0].min() > 0
+
+
+def test_unknown_scale_of_a_metric_map_is_uncertainty_along_the_ray_from_its_origin(rng):
+    perception = DrivePerception(lap_poses(21, 0.3))
+    settings = MapSettings(metres_per_unit=2.0)
+    placed = place_all(perception, triples(10), settings)
+    last = placed[-1][0]
+    place = last.camera_poses(placed[-1][1].window_from_camera)[-1, :3, 3]
+    along = place / np.linalg.norm(place)
+    spread = np.sqrt(along @ last.covariance[-1, :3, :3] @ along)
+    assert spread > 0.1 * np.linalg.norm(place), "the fixed number is good to 10 %"
+    assert last.scale_source == "fixed" and last.scale_std >= 0.1
+
+
+def test_odometry_keeps_the_scale_from_drifting():
+    perception = DrivePerception(lap_poses(81, 0.3), Noise(0.05, 0.1, 0.005, 0.005), seed=4)
+    odometry = lambda n: perception.poses[n, :3, 3].copy()  # noqa: E731
+    placed = place_all(perception, triples(40), odometry=odometry)
+    for placement, result in placed[20:]:
+        unit = placement.map_from_window.scale * np.linalg.norm(
+            np.diff(result.window_from_camera[[0, 2], :3, 3], axis=0)
+        )
+        assert placement.scale_state is ScaleState.METRIC
+        assert unit == pytest.approx(0.6, rel=0.25)
+    assert placed[-1][0].scale_std < 0.03
+
+
+def test_reset_forgets_the_map_but_counts_sub_maps_on(rng):
+    perception = DrivePerception(lap_poses(5, 0.3))
+    aligner = MapAligner(MapSettings())
+    windows = [Window(k + 1, tuple(frame_of(perception, n) for n in (0, 1, 2))) for k in range(2)]
+    first = aligner.place(windows[0], perception.reconstruct([0, 1, 2]))
+    aligner.reset()
+    second = aligner.place(windows[1], perception.reconstruct([0, 1, 2]))
+    assert (first.sub_map, second.sub_map) == (0, 1)
+    assert second.new_sub_map == "first" and second.corrections == ()
+
+
+def test_windows_that_share_views_with_several_others_use_them_all(monkeypatch):
+    """Windows that advance by one view of four: joints with three windows beat the last one's."""
+    windows = [list(range(k, k + 4)) for k in range(10)]
+    errors = []
+    for remembered in (1, 4):
+        monkeypatch.setattr(map_frame, "REMEMBERED_WINDOWS", remembered)
+        errors.append(0.0)
+        for seed in range(3):
+            noise = Noise(0.03, 0.05, 0.01, 0.01)
+            perception = DrivePerception(lap_poses(13, 0.8), noise, seed=seed)
+            placed = place_all(perception, windows)
+            found = [p.camera_poses(r.window_from_camera)[:, :3, 3].mean(0) for p, r in placed]
+            truth = [perception.poses[w, :3, 3].mean(0) for w in windows]
+            errors[-1] += trajectory_error(np.stack(found), np.stack(truth)) / 3
+    assert errors[1] < 0.95 * errors[0]

@@ -1,0 +1,112 @@
+"""Views that are remembered, found again, and compared surface by surface."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from g2vlm_ros.core.alignment import sample_view
+from g2vlm_ros.core.keyframes import (
+    Keyframe,
+    KeyframeStore,
+    compressed,
+    unit_descriptors,
+    view_overlap,
+)
+from test.drive import DrivePerception, Noise, frame_of, lap_poses, look, pose_on_lap
+
+
+@pytest.fixture
+def perception():
+    away = np.stack([pose_on_lap(0.0, np.pi), pose_on_lap(17.0)])
+    return DrivePerception(np.concatenate([lap_poses(4, 0.2), away]))
+
+
+def keyframe(perception, window_id, descriptor):
+    sample = sample_view(perception.reconstruct([0]), 0)
+    return Keyframe(window_id, frame_of(perception, 0), sample, np.float32(descriptor))
+
+
+def test_store_is_bounded_and_spreads_over_time(perception):
+    store, one = KeyframeStore(8), keyframe(perception, 0, [1, 0])
+    for window in range(1, 101):
+        store.add(replace(one, window_id=window), np.eye(4), 1.0)
+    ids = [k.window_id for k in store._kept]
+    assert len(store) == 8 and ids[0] == 1 and ids[-1] == 100
+    assert max(np.diff(ids)) < 50
+
+
+def test_most_similar_old_view_is_found_and_young_ones_are_not(perception):
+    store = KeyframeStore(10)
+    for window, descriptor in ((1, [1, 0]), (2, [0.8, 0.6]), (30, [0.6, 0.8])):
+        store.add(keyframe(perception, window, descriptor), np.eye(4), 1.0)
+    found, similarity = store.find(np.float32([0.6, 0.8]), 20)
+    assert found.window_id == 2 and similarity == pytest.approx(0.96)
+    assert store.find(np.float32([0, 1]), 0) is None
+    assert store.find(np.float32([0, 1, 0]), 50) is None, "descriptors of another kind"
+    assert store.beside(found).window_id == 30
+    store.forget([2, 30])
+    assert len(store) == 1
+    store.clear()
+    assert len(store) == 0
+
+
+def test_a_view_is_new_after_a_way_or_a_turn(perception):
+    store, pose = KeyframeStore(10), np.eye(4)
+    assert store.is_new(pose, 2.0)
+    store.add(keyframe(perception, 1, [1, 0]), pose, 2.0)
+    near, far, turned = pose.copy(), pose.copy(), pose_on_lap(0, 0.5)
+    near[0, 3], far[0, 3] = 0.2, 0.4
+    turned[:3, 3] = 0
+    assert not store.is_new(near, 2.0) and store.is_new(far, 2.0) and store.is_new(turned, 2.0)
+
+
+def test_descriptors_of_the_network_come_first_and_thumbnails_stand_in(perception):
+    result = perception.reconstruct([0, 1, 4])
+    thumbnails = unit_descriptors(result)
+    np.testing.assert_allclose(np.linalg.norm(thumbnails, axis=1), 1, rtol=1e-5)
+    assert thumbnails[0] @ thumbnails[1] > 0.3 > thumbnails[0] @ thumbnails[2]
+    own = np.float32([[3, 4], [1, 0], [0, 0]])
+    found = unit_descriptors(replace(result, descriptors=own))
+    np.testing.assert_allclose(found, [[0.6, 0.8], [1, 0], [0, 0]], atol=1e-6)
+
+
+def test_exposure_does_not_change_thumbnails(perception):
+    result = perception.reconstruct([0])
+    dark = replace(result, colours=(result.colours // 2))
+    similarity = unit_descriptors(result)[0] @ unit_descriptors(dark)[0]
+    assert similarity > 0.99
+
+
+def test_compressed_images_come_back_small_and_alike():
+    image = look(pose_on_lap(0.0))[1]
+    back = compressed(image, 64)()
+    assert back.shape == image.shape
+    assert np.abs(back.astype(float) - image).mean() < 8
+    big = image.repeat(4, axis=0).repeat(4, axis=1)
+    assert compressed(big, 64)().shape == image.shape
+
+
+def test_views_of_one_place_overlap_and_look_alike(perception):
+    perception.noise = Noise(0.02)
+    overlap = view_overlap(perception.reconstruct([0, 1, 4]))
+    assert overlap.shared[0, 1] > 0.5 and overlap.alike[0, 1] > 0.8
+    assert overlap.shared[0, 2] < 0.02 and overlap.shared[2, 0] < 0.02
+
+
+def test_equal_shapes_with_other_colours_do_not_look_alike(perception):
+    """Two corridors built alike: geometry agrees, brightness does not."""
+    result = perception.reconstruct([0, 1])
+    other = result.colours.copy()
+    other[1] = look(pose_on_lap(17.0))[1]
+    overlap = view_overlap(replace(result, colours=other))
+    assert overlap.shared[0, 1] > 0.5 and overlap.alike[0, 1] < 0.3
+    flat = np.full_like(other, 90)
+    assert np.isnan(view_overlap(replace(result, colours=flat)).alike[0, 1])
+
+
+def test_reachable_follows_chains_and_unknown_cameras_count_as_connected(perception):
+    result = perception.reconstruct([0, 1, 2, 4])
+    assert view_overlap(result).reachable([0], 0.05).tolist() == [True, True, True, False]
+    blind = view_overlap(replace(result, intrinsics=(None,) * 4))
+    assert np.isnan(blind.shared).all() and blind.reachable([0], 0.05).all()

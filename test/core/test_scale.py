@@ -1,0 +1,194 @@
+"""What can be said about metres, by whom it is believed, and where the floor is."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from g2vlm_ros.core.datatypes import Window
+from g2vlm_ros.core.scale import (
+    ScaleEvidence,
+    ScaleFilter,
+    evidence,
+    find_floor,
+    from_camera_height,
+    from_depth,
+    from_odometry,
+    from_rig,
+    rig_baselines_m,
+)
+from g2vlm_ros.core.settings import SettingError
+from test.drive import HEIGHT_M, DrivePerception, Noise, frame_of, lap_poses, look
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(2)
+
+
+def seen(views=4, step_m=0.4, noise=None, **more):
+    """(frames, result, true metres per unit) of a window with odometry."""
+    perception = DrivePerception(lap_poses(views, step_m), noise)
+    result = perception.reconstruct(list(range(views)))
+    frames = [
+        frame_of(perception, k, position_m=perception.poses[k, :3, 3].copy(), **more)
+        for k in range(views)
+    ]
+    return frames, result, 1 / perception.window_from_world.scale
+
+
+def up_in(result):
+    return -result.window_from_camera[:, :3, 1].astype(float).mean(0)
+
+
+def test_odometry_gives_the_scale_with_an_error_bar():
+    frames, result, truth = seen()
+    found = from_odometry(frames, result)
+    assert found.source == "odometry" and found.metres_per_unit == pytest.approx(truth, rel=1e-4)
+    assert 0.01 < found.relative_std < 0.1
+    longer = from_odometry(*seen(step_m=0.8)[:2])
+    assert longer.relative_std < found.relative_std, "a longer way tells more"
+
+
+def test_odometry_of_a_robot_that_stands_says_nothing():
+    frames, result, _ = seen(step_m=0.01)
+    assert from_odometry(frames, result) is None
+    frames, result, _ = seen()
+    assert from_odometry([replace(f, position_m=None) for f in frames], result) is None
+
+
+def test_one_jump_of_the_odometry_does_not_move_the_scale():
+    frames, result, truth = seen()
+    frames[3] = replace(frames[3], position_m=frames[3].position_m + [50.0, 0, 0])
+    assert from_odometry(frames, result).metres_per_unit == pytest.approx(truth, rel=1e-3)
+
+
+def test_odometry_that_contradicts_itself_is_refused(rng):
+    frames, result, _ = seen()
+    wild = [replace(f, position_m=2.0 * rng.normal(size=3)) for f in frames]
+    assert from_odometry(wild, result) is None
+
+
+def test_rig_uses_cameras_of_one_instant():
+    frames, result, truth = seen(views=4, step_m=0.5)
+    stamps, names = (0, 0, 10**9, 10**9), ("left", "right") * 2
+    frames = [
+        replace(f, stamp_ns=s + 1, camera=c) for f, s, c in zip(frames, stamps, names, strict=True)
+    ]
+    found = from_rig(frames, result, rig_baselines_m("right left 0.5"))
+    assert found.metres_per_unit == pytest.approx(truth, rel=0.01) and found.source == "rig"
+    assert from_rig(frames, result, {}) is None
+    short = from_rig(frames, result, {("left", "right"): 0.05})
+    assert short.relative_std == pytest.approx(found.relative_std)
+
+
+@pytest.mark.parametrize("entry", ["left right", "left right far", "left right -1", "a b c 1"])
+def test_malformed_rig_is_refused(entry):
+    with pytest.raises(SettingError, match=r"left right 0\.12"):
+        rig_baselines_m(f"front rear 2, {entry}")
+
+
+def test_depth_images_of_any_size_and_with_holes():
+    frames, result, truth = seen()
+    depth = look(lap_poses(1, 0.4)[0])[0].astype(np.float32)
+    big = depth.repeat(2, axis=0).repeat(2, axis=1)
+    big[:30] = np.nan
+    big[:, :40] = 0
+    found = from_depth([replace(frames[0], depth=lambda: big), *frames[1:]], result)
+    assert found.metres_per_unit == pytest.approx(truth, rel=0.01) and found.source == "depth"
+    assert from_depth(frames, result) is None
+    blind = np.full((48, 64), np.nan, np.float32)
+    assert from_depth([replace(frames[0], depth=lambda: blind)], result) is None
+
+
+def test_floor_is_found_from_a_tilted_guess_and_gives_the_height(rng):
+    for noise, rel in ((Noise(), 1e-3), (Noise(0.03, 0.1), 0.05)):
+        _, result, truth = seen(noise=noise)
+        down = up_in(result)
+        tilted = down + 0.15 * rng.normal(size=3) * np.linalg.norm(down)
+        floor = find_floor(result, tilted / np.linalg.norm(tilted))
+        found = from_camera_height(floor, HEIGHT_M)
+        assert found.metres_per_unit == pytest.approx(truth, rel=rel)
+        assert found.relative_std >= 0.05 and found.source == "camera_height"
+    assert from_camera_height(floor, 0.0) is None and from_camera_height(None, 1.0) is None
+
+
+def test_without_a_floor_in_view_there_is_none():
+    _, result, _ = seen()
+    assert find_floor(result, up_in(result)) is not None
+    points = result.geometry.local_points_u.copy()
+    points[:, 20:] = points[:, :1]  # the lower half of the images shows nothing new
+    above = replace(result, geometry=replace(result.geometry, local_points_u=points))
+    assert find_floor(above, up_in(above)) is None
+
+
+def test_the_most_trusted_source_speaks():
+    frames, result, truth = seen()
+    depth = look(lap_poses(1, 0.4)[0])[0]
+    frames[0] = replace(frames[0], depth=lambda: 3 * depth)
+    known = dict(rig_m={}, camera_height_m=HEIGHT_M)
+    floor = find_floor(result, up_in(result))
+    assert evidence(Window(1, tuple(frames)), result, floor, **known).source == "odometry"
+    frames = [replace(f, position_m=None) for f in frames]
+    assert evidence(Window(1, tuple(frames)), result, floor, **known).source == "depth"
+    frames = [replace(f, depth=None) for f in frames]
+    assert evidence(Window(1, tuple(frames)), result, floor, **known).source == "camera_height"
+    assert evidence(Window(1, tuple(frames)), result, None, **known) is None
+    assert truth > 0
+
+
+def hear(scale, values, source="odometry", std=0.05):
+    return [scale.update(ScaleEvidence(v, std, source), 1.0) for v in values]
+
+
+def test_filter_knows_nothing_until_told_and_then_sharpens(rng):
+    scale = ScaleFilter()
+    belief = scale.update(None, 1.0)
+    assert belief.source == "none" and np.isnan(belief.metres_per_unit)
+    assert np.isnan(belief.relative_std)
+    beliefs = hear(scale, 2.0 * np.exp(0.05 * rng.normal(size=40)))
+    assert beliefs[-1].metres_per_unit == pytest.approx(2.0, rel=0.03)
+    assert 0.01 <= beliefs[-1].relative_std < beliefs[0].relative_std == 0.05
+
+
+def test_filter_compares_windows_in_the_unit_of_the_map():
+    scale = ScaleFilter()
+    for window_scale in (1.0, 4.0, 0.25):
+        found = ScaleEvidence(2.0 * window_scale, 0.05, "odometry")
+        belief = scale.update(found, window_scale)
+    assert belief.metres_per_unit == pytest.approx(2.0) and belief.refused == 0
+
+
+def test_one_wild_measurement_is_refused_and_a_lasting_change_is_reported():
+    scale = ScaleFilter()
+    hear(scale, [2.0] * 10)
+    (wild,) = hear(scale, [6.0])
+    assert wild.refused == 1 and wild.metres_per_unit == pytest.approx(2.0) and wild.jump == 1
+    hear(scale, [2.0])
+    beliefs = hear(scale, [6.0] * 3)
+    assert [b.jump for b in beliefs[:2]] == [1, 1]
+    assert beliefs[2].jump == pytest.approx(3.0, rel=0.01) and beliefs[2].refused == 0
+
+
+def test_better_sources_replace_worse_ones_and_never_the_other_way():
+    scale = ScaleFilter()
+    hear(scale, [3.0], "fixed", 0.1)
+    (belief,) = hear(scale, [2.0])
+    assert belief.source == "odometry" and belief.jump == pytest.approx(2 / 3)
+    (belief,) = hear(scale, [9.0], "camera_height")
+    assert belief.source == "odometry" and belief.metres_per_unit == pytest.approx(2.0)
+
+
+def test_uncertainty_grows_while_nobody_speaks():
+    scale = ScaleFilter()
+    hear(scale, [2.0] * 5)
+    stds = [scale.update(None, 1.0).relative_std for _ in range(50)]
+    assert (np.diff(stds) > 0).all() and stds[-1] > 0.03
+
+
+def test_rescaling_changes_the_unit_and_nothing_else():
+    scale = ScaleFilter()
+    (belief,) = hear(scale, [2.0])
+    scale.rescaled(2.0)
+    assert scale.belief().metres_per_unit == pytest.approx(1.0)
+    assert scale.belief().relative_std == belief.relative_std

@@ -1,0 +1,214 @@
+"""The exported graphs against torch, in both opsets, on a network that traces in seconds."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch", reason="tracing needs torch")
+onnx = pytest.importorskip("onnx", reason="the export needs onnx")
+pytest.importorskip("onnxscript", reason="the export needs onnxscript")
+
+from safetensors.torch import save_file  # noqa: E402
+
+from g2vlm_ros.core.config import ModelConfig  # noqa: E402
+from g2vlm_ros.core.sequence import SpecialTokens, Walk  # noqa: E402
+from g2vlm_ros.export import graphs  # noqa: E402
+from g2vlm_ros.export.onnx import export, main  # noqa: E402
+from g2vlm_ros.model.checkpoint import empty_network, load  # noqa: E402
+from g2vlm_ros.runtime.manifest import MANIFEST, STAGES, Manifest  # noqa: E402
+from g2vlm_ros.runtime.onnx_stages import OnnxStages  # noqa: E402
+from g2vlm_ros.runtime.stages import Stages  # noqa: E402
+from g2vlm_ros.runtime.torch_stages import TorchStages  # noqa: E402
+
+CONFIGS = {
+    "text": {
+        "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2,
+        "num_key_value_heads": 1, "intermediate_size": 48, "vocab_size": 64,
+        "rms_norm_eps": 1e-6, "rope_scaling": {"mrope_section": [2, 3, 3]},
+    },
+    "vit": {"depth": 1, "embed_dim": 16, "num_heads": 2, "hidden_size": 32},
+    "dino": {
+        "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 98,
+        "patch_size": 14,
+    },
+    "decoder": {"blocks": 1, "heads": 4, "point_channels": 24, "camera_channels": 16},
+}  # fmt: skip
+SPECIAL = SpecialTokens(2, 3, 0, 1, 4)
+
+
+def make_checkpoint(folder: Path, dtype: torch.dtype = torch.float16) -> Path:
+    """A random network with a confidence head."""
+    folder.mkdir()
+    for name, values in CONFIGS.items():
+        (folder / f"{name}_config.json").write_text(json.dumps(values))
+    generator = torch.Generator().manual_seed(0)
+    network = empty_network(ModelConfig.read(folder), ["conf_head.proj.weight"])
+    save_file(
+        {
+            name: (0.3 * torch.randn(p.shape, generator=generator)).to(dtype)
+            for name, p in network.state_dict().items()
+        },
+        folder / "model.safetensors",
+    )
+    return folder
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint with graphs of opset 20."""
+    folder = make_checkpoint(tmp_path_factory.mktemp("opset20") / "mini")
+    export(folder, views=(1, 8))
+    return folder
+
+
+def everything(stages: Stages, views: int, grid_hw: tuple[int, int]) -> dict[str, np.ndarray]:
+    """Every result of every stage for `views` random images."""
+    images = np.random.default_rng(views).integers(
+        0, 256, (views, grid_hw[0] * 14, grid_hw[1] * 14, 3), dtype=np.uint8
+    )
+    cache, walk = stages.new_cache(), Walk(SPECIAL)
+    found = {"prompt": stages.language(walk.text([5, 6, 7]), cache)}
+    found["features"] = stages.encode_geometry(images)
+    hidden = stages.geometry(found["features"], walk.geometry(views, grid_hw), cache)
+    found["hidden"] = hidden
+    raw = stages.heads(hidden, grid_hw)
+    for name in ("local_points_u", "window_from_camera", "rotation9", "confidence"):
+        found[name] = getattr(raw, name)
+    semantic = stages.encode_semantics(images[0, :56, :84])
+    found["semantic"] = semantic
+    found["image"] = stages.language(walk.semantic((2, 3)), cache, semantic)
+    found["question"] = stages.language(walk.text([9, 10, 11, 12]), cache)
+    found["token"] = stages.language(walk.text([13]), cache)
+    return {name: np.asarray(value) for name, value in found.items()}
+
+
+def worst(got: dict[str, np.ndarray], want: dict[str, np.ndarray]) -> float:
+    """The largest ||got - want|| / ||want|| of all results."""
+    assert got.keys() == want.keys()
+    errors = [np.linalg.norm(got[k] - want[k]) / np.linalg.norm(want[k]) for k in want]
+    return float(max(errors))
+
+
+@pytest.mark.parametrize("grid_hw", [(4, 6), (7, 7), (9, 6)])
+@pytest.mark.parametrize("views", [1, 2, 5, 8])
+def test_one_file_takes_any_number_of_views_and_any_size(
+    folder: Path, views: int, grid_hw: tuple[int, int]
+) -> None:
+    got, want = (
+        everything(kind.open(folder, device="cpu"), views, grid_hw)
+        for kind in (OnnxStages, TorchStages)
+    )
+    assert got["confidence"].shape == (views, grid_hw[0] * 14, grid_hw[1] * 14)
+    assert worst(got, want) < 2e-5
+
+
+def test_opset_24_gives_the_same_and_bfloat16_weights_are_read_where_they_are(
+    tmp_path: Path,
+) -> None:
+    folder = make_checkpoint(tmp_path / "mini", torch.bfloat16)
+    manifest = export(folder, opset=24)
+    assert manifest.opset == 24
+    assert {opset_of(folder / graph.file) for graph in manifest.graphs} == {24}
+    got, want = (
+        everything(kind.open(folder, device="cpu"), 3, (4, 6)) for kind in (OnnxStages, TorchStages)
+    )
+    assert worst(got, want) < 2e-5
+
+
+def opset_of(path: Path) -> int:
+    (opset,) = onnx.load(path, load_external_data=False).opset_import
+    assert opset.domain == ""  # nothing but standard operators
+    return opset.version
+
+
+def test_files_are_graphs_that_point_into_the_checkpoint(folder: Path) -> None:
+    for graph in Manifest.read(folder).graphs:
+        path = folder / graph.file
+        assert opset_of(path) == 20 and path.stat().st_size < 400_000
+        model = onnx.load(path, load_external_data=False)
+        outside = [t for t in model.graph.initializer if t.external_data]
+        assert {e.value for t in outside for e in t.external_data if e.key == "location"} == {
+            "model.safetensors"
+        }
+        within = sum(len(t.raw_data) for t in model.graph.initializer)
+        assert outside and within < 10_000
+        assert b".py" not in path.read_bytes()  # no traces of the machine that exported
+    assert not list(folder.glob("*.unfinished"))
+
+
+def test_sizes_make_files_of_a_fixed_size_and_keep_the_others(tmp_path: Path) -> None:
+    folder = make_checkpoint(tmp_path / "mini")
+    export(folder, stages=["encode_geometry"])
+    manifest = export(folder, stages=["encode_geometry"], sizes=[(84, 56)], dino_windows="aligned")
+    names = [graph.file for graph in manifest.graphs]
+    assert names == ["encode_geometry.onnx", "encode_geometry.aligned.84x56.onnx"]
+    fixed = manifest.graphs[1]
+    assert fixed.inputs == {"images": ["UINT8", ["views", 56, 84, 3]]}
+    images = np.random.default_rng(0).integers(0, 256, (3, 56, 84, 3), dtype=np.uint8)
+    got, want = (
+        kind.open(folder, device="cpu", dino_windows="aligned").encode_geometry(images)
+        for kind in (OnnxStages, TorchStages)
+    )
+    np.testing.assert_allclose(got, want, atol=2e-5, rtol=2e-5)
+    with pytest.raises(ValueError, match="70x56 pixels; .* take 84x56; run `.* --sizes 70x56`"):
+        OnnxStages.open(folder, "cpu", dino_windows="aligned").encode_geometry(images[:, :, :70])
+
+
+def test_int8_stays_near_float32(folder: Path, tmp_path: Path) -> None:
+    assert main(["--checkpoint", str(folder), "--out", str(tmp_path), "--dtype", "int8"]) == 0
+    whole, int8 = (
+        everything(stages, 3, (4, 6))
+        for stages in (TorchStages.open(folder, "cpu"), OnnxStages.open(tmp_path, "cpu", "int8"))
+    )
+    products = {
+        node.op_type
+        for node in onnx.load(tmp_path / "geometry.int8.onnx", load_external_data=False).graph.node
+    }
+    assert "MatMulInteger" in products
+    assert 1e-4 < worst(int8, whole) < 0.1
+
+
+def test_the_position_table_is_resampled_as_in_training() -> None:
+    table = torch.randn(1, 1 + 37 * 37, 6, generator=torch.Generator().manual_seed(0))
+    embeddings = empty_embeddings(table)
+    for grid_hw in ((37, 37), (28, 37), (6, 10), (51, 37), (60, 50), (1, 1)):
+        got = graphs.patch_positions(table, grid_hw)
+        torch.testing.assert_close(got, embeddings.patch_positions(grid_hw), atol=5e-6, rtol=0)
+
+
+def empty_embeddings(table: torch.Tensor):
+    from g2vlm_ros.core.config import DinoConfig
+    from g2vlm_ros.model.encoders import DinoEmbeddings
+
+    embeddings = DinoEmbeddings(DinoConfig(6, 1, 1, 6, 4, 37, 1e-6, "released"))
+    embeddings.position_embeddings = torch.nn.Parameter(table)
+    return embeddings
+
+
+def test_bad_checkpoints_and_options_are_one_sentence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = make_checkpoint(tmp_path / "mini")
+    (folder / "dino_config.json").write_text(json.dumps({**CONFIGS["dino"], "hidden_size": 32}))
+    assert main(["--checkpoint", str(folder)]) == 1
+    assert "does not fit its configuration files" in capsys.readouterr().err
+    assert main(["--checkpoint", str(tmp_path / "nowhere")]) == 1
+    for option in (["--sizes", "520x392"], ["--views", "8..1"], ["--opset", "23"]):
+        with pytest.raises(SystemExit):
+            main(["--checkpoint", str(folder), *option])
+    assert not (folder / MANIFEST).exists()
+
+
+def test_graphs_of_older_weights_are_dropped(folder: Path, tmp_path: Path) -> None:
+    other = make_checkpoint(tmp_path / "mini")
+    old = Manifest.read(folder)
+    assert [graph.stage for graph in old.graphs] == list(STAGES)
+    old.write(other)
+    weights = load(other).state_dict()
+    save_file({k: 2 * v.contiguous() for k, v in weights.items()}, other / "model.safetensors")
+    manifest = export(other, stages=["encode_semantics"])
+    assert [graph.stage for graph in manifest.graphs] == ["encode_semantics"]
