@@ -1,6 +1,6 @@
 """How well windows become one map, with the truth in place of the network, and at what price.
 
-A drive of 60 windows around a block (`test/drive.py`), every window in a unit and frame of its own:
+A drive of 60 windows around a block (`test/drive.py`), each window in a unit and frame of its own:
 trajectory error after a similarity, as a share of the path's length, against poses chained over a
 single shared view. Then scale by odometry, and a drive of 1000 windows for cost and memory.
 """
@@ -29,7 +29,7 @@ from test.drive import (
     trajectory_error,
 )
 
-WINDOWS, SEEDS = 60, 5
+WINDOWS, SEEDS = 60, 4
 NOISES = {
     "perfect": Noise(),
     "5 % depth noise, 10 % outliers": Noise(0.05, 0.1),
@@ -65,7 +65,7 @@ def accuracy() -> list[dict[str, Any]]:
     """One row per kind of noise and overlap: errors in per cent of the path, mean over seeds."""
     rows = []
     for name, noise in NOISES.items():
-        for overlap in (1, 2):
+        for overlap in (1, 2, 3):
             views = overlap + (4 - overlap) * WINDOWS
             poses = lap_poses(views, 1.04 * LAP_M / views, weave=0.0)
             errors: dict[str, list[float]] = {"chained": [], "joints": [], "loop": []}
@@ -184,18 +184,17 @@ def _resident_mib() -> float:
     return round(pages * resource.getpagesize() / 2**20, 1)
 
 
+def _breaks(row: dict[str, Any]) -> bool:
+    alone, closed = LIMITS.get(row["noise"], (1.0, 1.0))
+    return row["worst_percent"] > 100 * alone or row["loop_percent"] > 100 * closed
+
+
 def main() -> int:
     """Measure, record, and fail where a promise of the README is broken."""
     result = {"accuracy": accuracy(), "scale_by_odometry": metres(), "long_drive": long_drive()}
     print(result["scale_by_odometry"], result["long_drive"], sep="\n")
     print(record("alignment", result))
-    broken = [
-        row
-        for row in result["accuracy"]
-        if row["noise"] in LIMITS
-        and (row["worst_percent"], row["loop_percent"])
-        > tuple(100 * x for x in LIMITS[row["noise"]])
-    ]
+    broken = [row for row in result["accuracy"] if _breaks(row)]
     return bool(broken) or result["long_drive"]["ratio_600_to_60"] > 1.1
 
 

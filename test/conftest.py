@@ -38,6 +38,7 @@ def claim_domain() -> tuple[int, socket.socket]:
 
 domain, claim = claim_domain()
 log_folder = tempfile.mkdtemp(prefix="g2vlm_ros_test_")
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # as the executables do
 os.environ["ROS_DOMAIN_ID"] = str(domain)
 os.environ["ROS_AUTOMATIC_DISCOVERY_RANGE"] = "LOCALHOST"
 os.environ["ROS_LOG_DIR"] = log_folder

@@ -316,7 +316,7 @@ def test_frames_may_come_from_any_thread_while_windows_are_made(short):
 
 def test_memory_of_a_long_drive_is_bounded():
     """Nothing in the mapping grows with the number of windows once its bounds are reached."""
-    poses = np.concatenate([lap_poses(round(LAP_M / 0.6), 0.6, 0)] * 4)
+    poses = np.concatenate([lap_poses(round(LAP_M / 0.6), 0.6, 0)] * 2)
     perception, live = make(poses, map__keyframes=10, map__graph_windows=16)
     sizes = []
     for update in run(perception, live, range(len(poses))):

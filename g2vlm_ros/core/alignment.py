@@ -14,10 +14,13 @@ import numpy as np
 
 from g2vlm_ros.core.datatypes import Reconstruction
 from g2vlm_ros.core.geometry import Similarity
-from g2vlm_ros.core.pose_graph import adjoint, cross_matrix, exponential
+from g2vlm_ros.core.pose_graph import adjoint, cross_matrix, exponential, logarithm
 
 ROBUST_STEPS = 4
 POLISH_STEPS = 8
+MEAN_STEPS = 4
+SPREAD_VIEWS = 8
+"""Views after which what is seen of their disagreement counts as much as what was known."""
 CAUCHY = 2.385
 """Standard deviations at which the loss bends; 95 % efficient on normal errors (Holland & Welsch,
 Communications in Statistics 1977)."""
@@ -30,9 +33,9 @@ BLOCKS_PER_SIDE = 8
 """Errors of neighbouring pixels are alike: a view counts as 8 x 8 independent patches."""
 LEAST_PATCHES = 14
 """With fewer, seven unknowns would explain the errors instead of showing them."""
-SYSTEMATIC = np.array([0.002] * 3 + [0.002] * 3 + [0.005])
-"""Least standard deviation of a joint over one view, whatever its residuals say: radians,
-fraction of the range, logarithm of scale. A whole view that is wrong shows in no residual."""
+SYSTEMATIC = np.array([0.004] * 3 + [0.005] * 3 + [0.01])
+"""Assumed error of a view as a whole, which shows in no residual of its own: radians, fraction of
+the range, logarithm of scale."""
 WORST = np.array([0.05] * 3 + [0.05] * 3 + [0.1])
 """Standard deviations (same units) at which a joint is worth half of its inliers."""
 
@@ -72,6 +75,8 @@ class Joint:
     translation (target unit), log scale, about the target's origin."""
     quality: float
     """0..1: the inliers, discounted where the geometry leaves the similarity undetermined."""
+    spread: float
+    """How far whole views disagree: their variance over what is assumed, at least 1."""
 
 
 @dataclass(frozen=True)
@@ -104,76 +109,114 @@ def sample_view(result: Reconstruction, view: int) -> ViewSample:
     )
 
 
-def join_views(pairs: Sequence[tuple[ViewSample, ViewSample]]) -> Joint:
+class SharedView:
+    """The same pixels of one view in two windows."""
+
+    def __init__(
+        self,
+        source: np.ndarray,
+        target: np.ndarray,
+        weights: np.ndarray,
+        centre: np.ndarray,
+        blocks: np.ndarray,
+    ):
+        """source, target: float64 (n, 3). weights: float64 (n,). centre: (3,), the camera in the
+        target. blocks: int (n,), the patch of each point. ValueError for LEAST_PATCHES or less."""
+        good = np.isfinite(source).all(1) & np.isfinite(target).all(1) & (weights > 0)
+        self.blocks = blocks[good]
+        self.patches = len(np.unique(self.blocks))
+        if self.patches <= LEAST_PATCHES:
+            raise ValueError(
+                f"the shared points are from {self.patches} patches of a view; more than "
+                f"{LEAST_PATCHES} are needed to tell how well windows join"
+            )
+        self.source, self.target, self.weights = source[good], target[good], weights[good]
+        self.centre = centre
+        ray = self.target - centre
+        self.range = np.maximum(np.linalg.norm(ray, axis=1), 1e-9)
+        self.direction = ray / self.range[:, None]
+        self.reach = float(np.median(self.range))
+
+
+def join_views(pairs: Sequence[tuple[ViewSample, ViewSample]], spread: float = 1.0) -> Joint:
     """target_from_source from pairs (in the source window, in the target window) of one view each.
 
-    Raises ValueError where the points cannot fix a similarity or are from LEAST_PATCHES at most.
+    spread: what earlier joints showed of `Joint.spread`. Raises ValueError where there is no pair
+    that can fix a similarity.
     """
     if not pairs:
         raise ValueError("the windows share no view; they cannot be joined")
     step = max(1, sum(len(s.blocks) for s, _ in pairs) // JOINT_POINTS)
-    source = np.concatenate([s.points_u[::step] for s, _ in pairs]).astype(np.float64)
-    target = np.concatenate([t.points_u[::step] for _, t in pairs]).astype(np.float64)
-    weights = np.concatenate([(s.weights * t.weights)[::step] for s, t in pairs])
-    views = np.concatenate([np.full(len(s.blocks[::step]), k) for k, (s, _) in enumerate(pairs)])
-    centres = np.stack([t.centre_u for _, t in pairs])[views]
-    blocks = np.concatenate([s.blocks[::step] for s, _ in pairs]) + views * BLOCKS_PER_SIDE**2
-    good = np.isfinite(source).all(1) & np.isfinite(target).all(1) & (weights > 0)
-    return fit_joint(
-        source[good], target[good], weights[good].astype(np.float64), centres[good], blocks[good]
-    )
+    views, refused = [], None
+    for source, target in pairs:
+        points = (x.points_u[::step].astype(np.float64) for x in (source, target))
+        weights = (source.weights * target.weights)[::step].astype(np.float64)
+        try:
+            views.append(SharedView(*points, weights, target.centre_u, source.blocks[::step]))
+        except ValueError as error:
+            refused = error
+    if not views:
+        raise refused
+    return fit_joint(views, spread)
 
 
-def fit_joint(
-    source: np.ndarray,
-    target: np.ndarray,
-    weights: np.ndarray,
-    centres: np.ndarray,
-    blocks: np.ndarray,
-) -> Joint:
-    """Robust target_from_source over the same pixels in two windows.
+def fit_joint(views: Sequence[SharedView], spread: float = 1.0) -> Joint:
+    """Robust target_from_source over shared views: each by itself, then their weighted mean.
 
-    source, target: float64 (n, 3). weights: float64 (n,). centres: float64 (n, 3), the camera that
-    sees each point, in the target. blocks: int (n,), the patch of each point. Closed form with
-    Cauchy weights first; then Gauss-Newton on the direction and the logarithm of the range from
-    the camera, each with the spread that it shows: depth errs along the ray, and squared distances
-    would shrink the scale a little with every window. Raises ValueError as `fit_similarity` does,
-    and for points from LEAST_PATCHES or less.
+    What is wrong with a whole view (its pose, its depth's unit) is the same for all its points, so
+    that points of several views must not be thrown together: views a step apart would seem to fix
+    the scale by that step. Views that disagree more than their covariances say widen the result's,
+    and through `spread` those of later joints, which may have one view and cannot tell. Raises
+    ValueError as `fit_similarity` does.
     """
-    patches = len(np.unique(blocks))
-    if patches <= LEAST_PATCHES:
-        raise ValueError(
-            f"the shared points are from {patches} patches of a view; more than {LEAST_PATCHES} "
-            "are needed to tell how well windows join"
-        )
-    seen = _Seen(source, target, weights, centres)
-    fit = _robust_closed_form(seen)
+    fits = [_fit_view(view) for view in views]
+    fit, covariance, spread = _mean(fits, spread)
+    weights = np.concatenate([v.weights for v in views])
+    error = np.concatenate(
+        [np.linalg.norm(fit.apply(v.source) - v.target, axis=1) / v.range for v in views]
+    )
+    inliers = float(weights[error < INLIER_DISTANCE].sum() / weights.sum())
+    pivot, reach = np.mean([v.centre for v in views], 0), float(np.mean([v.reach for v in views]))
+    quality = inliers / (1.0 + _uncertainty(covariance, pivot, reach) ** 2)
+    return Joint(fit, inliers, float(np.median(error)), covariance, quality, spread)
+
+
+def _fit_view(view: SharedView) -> tuple[Similarity, np.ndarray]:
+    """Similarity over one view, and its covariance (7, 7).
+
+    Closed form with Cauchy weights first; then Gauss-Newton on the direction and the logarithm of
+    the range from the camera, each with the spread that it shows: depth errs along the ray, and
+    squared distances would shrink the scale a little with every window.
+    """
+    fit = _robust_closed_form(view)
     for _ in range(POLISH_STEPS):
-        equations = _equations(fit, seen)
+        equations = _equations(fit, view)
         step = _solve(equations.hessian, -equations.gradient.sum(0))
         fit = exponential(step) @ fit
         if np.abs(step[[0, 1, 2, 6]]).max() < 1e-6:
             break
-    equations = _equations(fit, seen)
-    pivot, reach = seen.centres.mean(0), float(np.median(seen.range))
-    views = 1 + int((np.abs(np.diff(seen.centres, axis=0)).max(1) > 0).sum())
-    covariance = _covariance(equations, blocks, patches) + _systematic(pivot, reach, views)
-    error = np.linalg.norm(fit.apply(source) - target, axis=1) / seen.range
-    inliers = float(weights[error < INLIER_DISTANCE].sum() / weights.sum())
-    quality = inliers / (1.0 + _uncertainty(covariance, pivot, reach) ** 2)
-    return Joint(fit, inliers, float(np.median(error)), covariance, quality)
+    covariance = _covariance(_equations(fit, view), view.blocks, view.patches)
+    return fit, covariance + _systematic(view.centre, view.reach)
 
 
-class _Seen:
-    """Corresponding points, and where the target's lie as seen from their cameras."""
-
-    def __init__(
-        self, source: np.ndarray, target: np.ndarray, weights: np.ndarray, centres: np.ndarray
-    ):
-        ray = target - centres
-        self.source, self.target, self.weights, self.centres = source, target, weights, centres
-        self.range = np.maximum(np.linalg.norm(ray, axis=1), 1e-9)
-        self.direction = ray / self.range[:, None]
+def _mean(
+    fits: Sequence[tuple[Similarity, np.ndarray]], spread: float
+) -> tuple[Similarity, np.ndarray, float]:
+    """Mean by information, with views that stand apart weighted down; covariance and spread."""
+    information = np.stack([np.linalg.inv(covariance) for _, covariance in fits])
+    mean, trust, squared = fits[0][0], np.ones(len(fits)), np.zeros(len(fits))
+    for _ in range(MEAN_STEPS if len(fits) > 1 else 0):
+        total = np.einsum("k,kij->ij", trust, information)
+        apart = np.stack([logarithm(fit @ mean.inverse()) for fit, _ in fits])
+        pull = np.einsum("k,kij,kj->i", trust, information, apart)
+        mean = exponential(np.linalg.solve(total, pull)) @ mean
+        apart = np.stack([logarithm(fit @ mean.inverse()) for fit, _ in fits])
+        squared = np.einsum("ki,kij,kj->k", apart, information, apart) / 7
+        trust = 1.0 / (1.0 + squared / (CAUCHY**2 * spread))
+    covariance = np.linalg.inv(np.einsum("k,kij->ij", trust, information))
+    seen = spread * SPREAD_VIEWS + float(trust @ squared)
+    spread = max(1.0, seen / (SPREAD_VIEWS + len(fits) - 1))
+    return mean, covariance * spread, spread
 
 
 @dataclass(frozen=True)
@@ -188,28 +231,28 @@ class _Equations:
     """(n, 7), one row per point."""
 
 
-def _robust_closed_form(seen: _Seen) -> Similarity:
+def _robust_closed_form(view: SharedView) -> Similarity:
     # A relative error of depth grows with depth: weigh each point by its inverse variance.
-    base = seen.weights / seen.range**2
+    base = view.weights / view.range**2
     current = base
     for _ in range(ROBUST_STEPS):
-        fit = fit_similarity(seen.source, seen.target, current)
-        error = np.linalg.norm(fit.apply(seen.source) - seen.target, axis=1) / seen.range
+        fit = fit_similarity(view.source, view.target, current)
+        error = np.linalg.norm(fit.apply(view.source) - view.target, axis=1) / view.range
         spread = max(1.4826 * float(np.median(error)), 1e-6)
         current = base / (1.0 + (error / spread) ** 2)
     return fit
 
 
-def _equations(fit: Similarity, seen: _Seen) -> _Equations:
-    moved = fit.apply(seen.source)
-    ray = moved - seen.centres
+def _equations(fit: Similarity, view: SharedView) -> _Equations:
+    moved = fit.apply(view.source)
+    ray = moved - view.centre
     reach = np.maximum(np.linalg.norm(ray, axis=1), 1e-9)
     unit = ray / reach[:, None]
-    log_range = np.log(reach / seen.range)
-    turn = unit - seen.direction
+    log_range = np.log(reach / view.range)
+    turn = unit - view.direction
     angle = np.linalg.norm(turn, axis=1)
-    w_range, c_range = _cauchy(log_range, np.median(np.abs(log_range)) * 1.4826, 1, seen.weights)
-    w_turn, c_turn = _cauchy(angle, np.median(angle) / 1.1774, 2, seen.weights)
+    w_range, c_range = _cauchy(log_range, np.median(np.abs(log_range)) * 1.4826, 1, view.weights)
+    w_turn, c_turn = _cauchy(angle, np.median(angle) / 1.1774, 2, view.weights)
     along, square = _row(moved, unit), reach**2
     # Across the ray is everything less what is along it.
     hessian, curvature = (
@@ -275,15 +318,19 @@ def _covariance(equations: _Equations, blocks: np.ndarray, patches: int) -> np.n
     return inverse @ (pulls.T @ pulls) @ inverse * patches / (patches - 7)
 
 
-def _systematic(pivot: np.ndarray, reach: float, views: int) -> np.ndarray:
-    """(7, 7) SYSTEMATIC about the cameras, moved to the target's origin."""
-    std = SYSTEMATIC * ([1.0] * 3 + [reach] * 3 + [1.0]) / np.sqrt(views)
-    move = adjoint(Similarity(1.0, np.eye(3), pivot))
-    return (move * std**2) @ move.T
+def _systematic(centre: np.ndarray, reach: float) -> np.ndarray:
+    """(7, 7) SYSTEMATIC about the camera, moved to the target's origin."""
+    move = adjoint(Similarity(1.0, np.eye(3), centre))
+    return (move * (SYSTEMATIC * _units(reach)) ** 2) @ move.T
+
+
+def _units(reach: float) -> np.ndarray:
+    """(7,): 1 for angles and the logarithm of scale, the range for translations."""
+    return np.array([1.0] * 3 + [reach] * 3 + [1.0])
 
 
 def _uncertainty(covariance: np.ndarray, pivot: np.ndarray, reach: float) -> float:
     """The worst standard deviation about the cameras, in units of WORST."""
     move = adjoint(Similarity(1.0, np.eye(3), -pivot))
     std = np.sqrt(np.diag(move @ covariance @ move.T))
-    return float((std / (WORST * ([1.0] * 3 + [reach] * 3 + [1.0]))).max())
+    return float((std / (WORST * _units(reach))).max())

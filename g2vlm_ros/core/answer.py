@@ -39,7 +39,7 @@ _SMALLER = {1.0: (0.01, 0.001), 0.3048: (0.0254,)}
 """What may follow a unit to make one length: "1 m 20", "5 ft 6 in"."""
 
 _DENIALS = re.compile(
-    r"\b(?:can ?not|can't|could not|couldn't|unable to|impossible to|hard to|difficult to)\b[^.!?]{0,40}"
+    r"\b(?:can ?not|can't|could not|couldn't|(?:unable|impossible|hard|difficult) to)\b[^.!?]{0,40}"
     r"\b(?:see|tell|say|find|locate|determine|identify|detect|estimate|measure|answer|know|spot)\b"
     r"|\b(?:do|does|did) ?(?:not|n't) (?:know|see|find|appear|show)\b"
     r"|\bnot (?:visible|present|shown|seen|in (?:the |this |these |any |either )?"
@@ -48,7 +48,8 @@ _DENIALS = re.compile(
     r"|\bno (?:such|sign of)\b|\bunknown\b|\binvisible\b|\bi don't\b"
 )
 _ABSENCES = re.compile(
-    r"\b(?:is|are|see|'s) no(?:ne)?\b(?! (?:more|less|further|closer|farther|longer|wider|taller)\b)"
+    r"\b(?:is|are|see|'s) no(?:ne)?\b"
+    r"(?! (?:more|less|further|closer|farther|longer|wider|taller)\b)"
     r"|\bnot (?:visible|present|shown|seen|in (?:the |this |these |any |either )?"
     r"(?:view|image|picture|frame|scene|photo)s?|there)\b"
     r"|\b(?:can ?not|can't|could not|couldn't|don't|do not|unable to)\b[^.!?]{0,20}"
@@ -190,7 +191,7 @@ def directions(text: str) -> Directions | None:
     patterns = {
         "left": r"\bleft(?:ward|wards|most)?\b(?! over)",
         "right": r"\bright(?:ward|wards|most)?\b",
-        "front": r"\bin front\b|\bahead\b|\bstraight on\b|\bbefore you\b|^\W*front\b|\bforwards?\b",
+        "front": r"\b(?:in front|ahead|straight on|before you|forwards?)\b|^\W*front\b",
         "behind": r"\bbehind\b|\bat your back\b|\bbackwards?\b|\bat the back\b",
         "above": r"\babove\b|\bon top\b|\boverhead\b",
         "below": r"\bbelow\b|\bunder(?:neath)?\b|\bbeneath\b",

@@ -101,8 +101,8 @@ def _fit_line(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
     if x.size < 2:
         return np.nan, np.nan
     centred = x - x.mean()
-    variance = float(centred @ centred)
-    slope = float(centred @ y) / variance if variance > 0 else np.nan
+    variance = float((centred * centred).sum())
+    slope = float((centred * y).sum()) / variance if variance > 0 else np.nan
     return slope, float(y.mean() - slope * x.mean())
 
 

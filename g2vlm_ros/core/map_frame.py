@@ -32,12 +32,10 @@ from g2vlm_ros.core.settings import MapSettings
 
 REMEMBERED_WINDOWS = 4
 """Earlier windows that a new one may be joined to by shared views."""
-LEAST_OVERLAP = 0.05
-"""Share of a view's points that another view must show to be connected with it."""
-LEAST_ALIKE = 0.3
+LEAST_ALIKE = 0.5
 """Least correlation of brightness between the two sides of a loop."""
 LOOP_OVERLAP = 0.15
-MOST_STRAIN = 5.0
+MOST_STRAIN = 2.0
 """Standard deviations, mean of the seven unknowns, by which a loop may contradict the map."""
 VIEW_TURN_RAD = 0.005
 """Assumed orientation error of a view in its window."""
@@ -116,6 +114,7 @@ class MapAligner:
         self._recent: deque[tuple[int, dict[tuple[str, int], ViewSample]]] = deque(
             maxlen=REMEMBERED_WINDOWS
         )
+        self._spread = 1.0
         self.forgotten: set[int] = set()
 
     def place(self, window: Window, result: Reconstruction) -> Placement:
@@ -242,8 +241,9 @@ class MapAligner:
         shared = [i for i, f in enumerate(frames) if _key(f) in known]
         newest = max(range(len(frames)), key=lambda i: frames[i].stamp_ns)
         overlap = view_overlap(result)
-        reached = overlap.reachable(shared, LEAST_OVERLAP)
-        alone = tuple(overlap.reachable([newest], LEAST_OVERLAP).tolist())
+        least = self._settings.min_view_overlap
+        reached = overlap.reachable(shared, least)
+        alone = tuple(overlap.reachable([newest], least).tolist())
         if not shared:
             return {}, alone, "no_shared_view" if known else "first"
         if not reached[newest]:
@@ -258,9 +258,11 @@ class MapAligner:
     def _accepted(self, pairs: list[tuple[ViewSample, ViewSample]]) -> Joint | None:
         """The joint over pairs of views, or None where there is none that can be trusted."""
         try:
-            joint = join_views(pairs)
+            joint = join_views(pairs, self._spread)
         except ValueError:
             return None
+        if len(pairs) > 1:
+            self._spread = joint.spread
         limits = self._settings
         good = joint.inliers >= limits.min_joint_inliers
         return joint if good and joint.quality >= limits.min_joint_quality else None

@@ -114,7 +114,8 @@ class Thing:
     position: np.ndarray
     """float64 (3,): median of the surface."""
     centre: np.ndarray
-    """float64 (3,): middle of the box around the surface; `position` for a pixel."""
+    """float64 (3,): middle of the thing; of a side that no view shows, half of what it may be.
+    `position` for a pixel."""
     size: np.ndarray
     """float64 (3,): longer and shorter horizontal extent, height; NaN for a pixel."""
     size_std: float
@@ -128,6 +129,8 @@ class Thing:
     """Share of the region's pixels that carry the thing."""
     cut: bool
     """Whether the image border cuts it, so that it may be larger."""
+    seen_from: np.ndarray
+    """float64 (3,): the camera of the best view."""
     regions: tuple[Region, ...]
     source: str
     """Who found it: "request", "detection" or "model"."""
@@ -149,29 +152,32 @@ def locate(points: PointMap, region: Region, label: str, source: str, trust: flo
     cut = not region.is_pixel and _touches_border(points, region)
     camera = points.map_from_camera[region.view][:3, 3]
     step = float(np.median(depth[keep])) / max(points.size_px)
-    thing = _shape(label, chosen, region.is_pixel, step)
+    thing = _shape(label, chosen, region.is_pixel, step, camera)
     sure = float(np.median(known)) if known.size else float("nan")
-    covariance = _covariance(thing, camera, chosen, sure, np.count_nonzero(keep), step)
-    return replace(
+    covariance = _covariance(thing, chosen, sure, np.count_nonzero(keep), step)
+    thing = replace(
         thing, covariance=covariance, confidence=sure, visible=float(keep.mean()), cut=cut,
         regions=(region,), source=source, trust=trust,
     )  # fmt: skip
+    return thing if region.is_pixel else _completed(_on_floor(thing, points.floor_z))
 
 
 def fuse(things: Sequence[Thing]) -> Thing:
     """One thing of what several views show of it; their errors are taken as one error."""
     if len(things) == 1:
         return things[0]
+    bottom = min(thing.centre[2] - thing.size[2] / 2 for thing in things)
     sized = [thing for thing in things if np.isfinite(thing.size).all()]
     parts = sized or list(things)
     together = np.concatenate([thing.points for thing in parts])
     best = max(parts, key=lambda thing: thing.visible * thing.trust)
-    shape = _shape(best.label, together, not sized, 0.0)
-    return replace(
+    shape = _shape(best.label, together, not sized, 0.0, best.seen_from)
+    thing = replace(
         shape, size_std=max(thing.size_std for thing in parts), covariance=best.covariance,
         confidence=best.confidence, visible=best.visible, cut=all(t.cut for t in parts),
         regions=tuple(r for t in parts for r in t.regions), source=best.source, trust=best.trust,
     )  # fmt: skip
+    return _completed(_on_floor(thing, bottom)) if sized else thing
 
 
 def group(things: Sequence[Thing]) -> list[Thing]:
@@ -223,7 +229,7 @@ def _pixels(points: PointMap, region: Region) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _usable(points: PointMap, view: int, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
-    """bool (n,): pixels with a finite point in front of the camera; edges only if all else fails."""
+    """bool (n,): pixels with a finite point before the camera; edges only if all else fails."""
     good = np.isfinite(points.points[view, rows, columns]).all(-1)
     good &= points.depth[view, rows, columns] > 0
     top, bottom = max(0, rows.min() - 1), rows.max() + 2
@@ -236,8 +242,15 @@ def _usable(points: PointMap, view: int, rows: np.ndarray, columns: np.ndarray) 
 def _foreground(
     points: PointMap, region: Region, rows: np.ndarray, columns: np.ndarray, usable: np.ndarray
 ) -> np.ndarray:
-    """bool (n,): the pixels of the thing: one layer of depth, the one that fills the middle."""
+    """bool (n,): the pixels of the thing: one layer of depth, the one that fills the middle.
+
+    Around a pixel, those as deep as it is.
+    """
     depth = points.depth[region.view, rows, columns]
+    if region.is_pixel:
+        away = (rows - region.low_px[1]) ** 2 + (columns - region.low_px[0]) ** 2
+        own = depth[np.argmin(np.where(usable, away, np.inf))]
+        return usable & (np.abs(np.log(np.where(usable, depth, own) / own)) < GAP_STEP)
     high = usable & ~_floor(points, region.view, rows, columns)
     candidates = high if high[usable].mean() > 1 - FLAT else usable
     index = np.flatnonzero(candidates)
@@ -266,7 +279,9 @@ def _touches_border(points: PointMap, region: Region) -> bool:
     return min(left, top) < 1 or right > width - 2 or bottom > height - 2
 
 
-def _shape(label: str, chosen: np.ndarray, is_pixel: bool, step: float) -> Thing:
+def _shape(
+    label: str, chosen: np.ndarray, is_pixel: bool, step: float, camera: np.ndarray
+) -> Thing:
     """Place and extents of points (n, 3); what is not known yet is left empty."""
     position = np.median(chosen, axis=0)
     size, centre, yaw = np.full(3, np.nan), position, 0.0
@@ -276,7 +291,7 @@ def _shape(label: str, chosen: np.ndarray, is_pixel: bool, step: float) -> Thing
     nothing = np.zeros((3, 3))
     return Thing(
         label, sample, position, centre, size, 2 * step, yaw, nothing, float("nan"), 0.0, False,
-        (), "",
+        camera, (), "",
     )  # fmt: skip
 
 
@@ -296,11 +311,41 @@ def _box(chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
     return centre, size, float((yaw + np.pi / 2) % np.pi - np.pi / 2)
 
 
+def _on_floor(thing: Thing, floor_z: float) -> Thing:
+    """The thing reaching down to the floor, if it ends in the strip that was taken for floor."""
+    bottom = thing.centre[2] - thing.size[2] / 2
+    strip = 2 * FLOOR_CLEARANCE * float(np.linalg.norm(thing.centre - thing.seen_from))
+    if not 0 < bottom - floor_z < strip:
+        return thing
+    size, centre = thing.size.copy(), thing.centre.copy()
+    size[2] += bottom - floor_z
+    centre[2] -= (bottom - floor_z) / 2
+    return replace(thing, size=size, centre=centre)
+
+
+def _completed(thing: Thing) -> Thing:
+    """The thing with its middle moved behind the surface that is seen.
+
+    Its depth lies anywhere between what is seen and what it is wide, evenly probable.
+    """
+    ray = (thing.centre - thing.seen_from)[:2]
+    reach = float(np.linalg.norm(ray))
+    if reach < 1e-6:
+        return thing
+    ray = ray / reach
+    along = np.quantile(thing.points[:, :2] @ ray, [TRIM, 1 - TRIM])
+    across = np.quantile(thing.points[:, :2] @ [-ray[1], ray[0]], [TRIM, 1 - TRIM])
+    hidden = max(0.0, float(np.diff(across)[0] - np.diff(along)[0]))
+    shift = np.array([*ray, 0.0])
+    covariance = thing.covariance + (hidden / (4 * np.sqrt(3))) ** 2 * np.outer(shift, shift)
+    return replace(thing, centre=thing.centre + hidden / 4 * shift, covariance=covariance)
+
+
 def _covariance(
-    thing: Thing, camera: np.ndarray, chosen: np.ndarray, sure: float, pixels: int, step: float
+    thing: Thing, chosen: np.ndarray, sure: float, pixels: int, step: float
 ) -> np.ndarray:
     """Depth error along the ray, a pixel across it, and the scatter of independent patches."""
-    ray = thing.position - camera
+    ray = thing.position - thing.seen_from
     distance = max(float(np.linalg.norm(ray)), 1e-9)
     doubt = 0.5 if np.isnan(sure) else 1.0 - min(max(sure, 0.0), 1.0)
     along = np.outer(ray, ray) / distance**2

@@ -16,6 +16,8 @@ import numpy as np
 from g2vlm_ros.core.geometry import Similarity
 
 MOST_STEPS = 15
+ENOUGH = 1e-3
+"""Relative gain of a step below which optimisation ends."""
 RECENT = 8
 """Nodes that every window may move; the whole graph moves at loop closures only."""
 MOST_FOLDED = 4000
@@ -244,7 +246,7 @@ class PoseGraph:
                     return
             else:
                 damping /= 10
-                if cost - after <= 1e-6 * cost + 1e-12:
+                if cost - after <= ENOUGH * cost + 1e-9:
                     return
 
     def _touching(self, free: list[int]) -> list[_Edge]:

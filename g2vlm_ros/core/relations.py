@@ -22,6 +22,10 @@ ROBOT_HEIGHT_M = 1.5
 """What is higher does not block a gap."""
 STEP_OVER_M = 0.08
 """What is lower does not either."""
+PASSAGE_M = 0.3
+"""How far before and behind the line between two things something blocks their gap."""
+OBSTACLE_BIN_M, OBSTACLE_POINTS = 0.04, 3
+"""So many points of the map in a bin of that width are an obstacle."""
 
 
 class ScaleError(ValueError):
@@ -308,8 +312,8 @@ def _free(
     along = cloud @ direction
     across = np.abs(cloud @ np.array([-direction[1], direction[0]]))
     margin = 0.1 * width
-    inside = (across < 0.1) & (along > margin) & (along < width - margin)
-    if np.count_nonzero(inside) < 5:
-        return width
-    stops = np.sort(np.concatenate([[0.0, width], along[inside]]))
-    return float(np.diff(stops).max())
+    inside = (across < PASSAGE_M) & (along > margin) & (along < width - margin)
+    bins = np.bincount((along[inside] / OBSTACLE_BIN_M).astype(int))
+    blocked = np.flatnonzero(bins >= OBSTACLE_POINTS) * OBSTACLE_BIN_M
+    starts = np.concatenate([[0.0], blocked + OBSTACLE_BIN_M])
+    return float((np.concatenate([blocked, [width]]) - starts).max())

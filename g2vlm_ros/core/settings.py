@@ -145,6 +145,12 @@ class MapSettings:
         low=0.0,
         high=1.0,
     )
+    min_view_overlap: float = knob(
+        0.05,
+        "Least share of a view that another one must show to count as connected with it.",
+        low=0.0,
+        high=1.0,
+    )
     camera_height_m: float = knob(
         0.0,
         "Known height of the cameras above the floor, for scale; 0 means unknown.",
@@ -187,6 +193,36 @@ class MapSettings:
 
 
 @dataclass(frozen=True)
+class VoxelSettings:
+    """The bounded map of coloured voxels, and the occupancy grid made of it.
+
+    Without metres, lengths shrink or grow together so that a voxel is a hundredth of the first
+    window's median depth.
+    """
+
+    size_m: float = knob(0.05, "Edge of a voxel.", low=0.001, high=10)
+    memory_mib: int = knob(
+        256, "Bound of the map's memory; far and old voxels go first.", low=1, high=32768
+    )
+    min_ray_confidence: float = knob(
+        0.3, "Rays below this confidence prove nothing empty.", low=0.0, high=1.0
+    )
+    replaced_per_update: int = knob(
+        15_000, "Voxels moved per window after a loop closure.", low=100, high=10_000_000
+    )
+    cell_m: float = knob(0.05, "Edge of a cell of ~/occupancy.", low=0.005, high=10)
+    obstacle_low_m: float = knob(
+        0.15, "Height above the floor from which things are in the way.", low=0.01, high=10
+    )
+    obstacle_high_m: float = knob(
+        1.5, "Height above the floor from which things are out of the way.", low=0.02, high=20
+    )
+    publish_period_s: float = knob(
+        1.0, "Least time between two ~/map or ~/occupancy messages.", low=0.1, high=3600
+    )
+
+
+@dataclass(frozen=True)
 class QuerySettings:
     """Answers in language."""
 
@@ -202,6 +238,34 @@ class QuerySettings:
         "Side of the square view that the semantic encoder sees.",
         low=28,
         high=1792,
+    )
+    queue: int = knob(8, "Most questions that wait; more are refused as BUSY.", low=1, high=12)
+    reconstruction_share: float = knob(
+        0.3,
+        "Least share of the device's time for windows while questions wait as well.",
+        low=0.0,
+        high=0.9,
+    )
+    dialogues: int = knob(
+        4,
+        "Most conversations remembered, each with its window; the oldest is forgotten.",
+        low=1,
+        high=64,
+    )
+    windows: int = knob(
+        3, "Most recent windows kept for questions about a moment.", low=1, high=32
+    )
+    robot_width_m: float = knob(
+        0.0,
+        "Width of the robot, for questions whether it fits through; 0 means unknown.",
+        low=0.0,
+        high=10,
+    )
+    detections_topic: str = knob(
+        "", "vision_msgs/Detection2DArray whose labels questions may use; empty for none."
+    )
+    target_tf: str = knob(
+        "", "Child frame under which the last place asked about goes on /tf; empty for none."
     )
 
 
@@ -223,6 +287,7 @@ class Settings:
     window: WindowSettings = field(default_factory=WindowSettings)
     cloud: CloudSettings = field(default_factory=CloudSettings)
     map: MapSettings = field(default_factory=MapSettings)
+    voxel: VoxelSettings = field(default_factory=VoxelSettings)
     query: QuerySettings = field(default_factory=QuerySettings)
 
     def __post_init__(self) -> None:
@@ -314,6 +379,11 @@ def _check_together(settings: Settings) -> None:
         raise SettingError(
             f"window.max_age_s is {window.max_age_s}; {instants} instants {window.min_gap_s} s "
             "apart need more; raise it or lower window.min_gap_s"
+        )
+    if settings.voxel.obstacle_low_m >= settings.voxel.obstacle_high_m:
+        raise SettingError(
+            f"voxel.obstacle_low_m is {settings.voxel.obstacle_low_m}; it must be below "
+            f"voxel.obstacle_high_m, {settings.voxel.obstacle_high_m}"
         )
     if settings.model.image_width_px % 14:
         raise SettingError(

@@ -2,8 +2,8 @@
 
 Each weight matrix becomes int8 with one scale per output channel; each activation becomes uint8
 with the range that it happens to have (ONNX DynamicQuantizeLinear), so nothing is calibrated.
-Processors with VNNI or AMX multiply such numbers several times faster than float32. Norms, softmax,
-rotations, embeddings and the last parts of the heads stay in float32.
+Processors with VNNI or AMX multiply such numbers faster than float32. Norms, softmax, rotations,
+embeddings and the last parts of the heads stay in float32.
 """
 
 from __future__ import annotations
@@ -56,9 +56,7 @@ def _weight_of(node: ir.Node) -> ir.Value | None:
     return factor
 
 
-def _replace(
-    graph: ir.Graph, node: ir.Node, weight: ir.Value, file: BinaryIO, path: Path
-) -> None:
+def _replace(graph: ir.Graph, node: ir.Node, weight: ir.Value, file: BinaryIO, path: Path) -> None:
     matrix = weight.const_value.numpy().astype(np.float32)
     scale = np.maximum(np.abs(matrix).max(axis=1), 1e-12) / MOST
     rounded = np.rint(matrix / scale[:, None]).astype(np.int8).T

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import logging
 import resource
 import shutil
 import sys
@@ -110,6 +111,8 @@ def trace(
         known = [sizes.get(n, n) for n in shape]
         examples.append(torch.zeros(known, dtype=element))
         free.append({axis: torch.export.Dim.DYNAMIC for axis in _free_axes(shape, fixed)})
+    # What the exporter has to say is about itself: deprecations, packages that it could also use.
+    logging.getLogger("torch.onnx._internal.exporter").setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
@@ -268,7 +271,7 @@ def _plan(
     for stage in stages:
         windows = config.dino.windows if stage == "encode_geometry" else None
         wanted = semantic_sizes if stage == "encode_semantics" else sizes
-        for size in (wanted if stage in OF_SIZE and wanted else [None]):
+        for size in wanted if stage in OF_SIZE and wanted else [None]:
             parts = [
                 stage,
                 "" if dtype == "float32" else dtype,

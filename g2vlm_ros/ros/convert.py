@@ -22,7 +22,7 @@ from geometry_msgs.msg import (
     Quaternion,
     TransformStamped,
 )
-from nav_msgs.msg import Path
+from nav_msgs.msg import OccupancyGrid, Path
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image, PointCloud2, PointField
 from std_msgs.msg import Header
 
@@ -30,6 +30,7 @@ from g2vlm_ros.core import cloud, images
 from g2vlm_ros.core.datatypes import Frame, Intrinsics
 from g2vlm_ros.core.geometry import quaternion_xyzw
 from g2vlm_ros.core.images import ImageError
+from g2vlm_ros.core.occupancy import Occupancy
 
 CV_BRIDGE_ENCODINGS = frozenset(images.ENCODINGS) - {"rgb8", "uyvy", "yuyv", "nv12", "nv21"}
 """What cv_bridge of every supported ROS distribution converts; rgb8 needs no conversion."""
@@ -206,6 +207,30 @@ def cloud_message(
     msg.point_step = cloud.POINT_BYTES
     msg.row_step = msg.width * cloud.POINT_BYTES
     msg.is_dense = bool(valid.all()) if organised else True
+    return msg
+
+
+def packed_cloud(header: Header, points: np.ndarray) -> PointCloud2:
+    """A dense PointCloud2 of packed points (n,) of 20 bytes, as `core.map_changes.POINT`."""
+    msg = PointCloud2(header=header, height=1, width=len(points), is_dense=True)
+    msg.fields = [
+        PointField(name=name, offset=offset, datatype=PointField.FLOAT32, count=1)
+        for name, offset in cloud.POINT_FIELDS
+    ]
+    msg.point_step = cloud.POINT_BYTES
+    msg.row_step = msg.width * cloud.POINT_BYTES
+    msg.data.frombytes(memoryview(np.ascontiguousarray(points)).cast("B"))
+    return msg
+
+
+def occupancy_grid(header: Header, grid: Occupancy) -> OccupancyGrid:
+    """An OccupancyGrid in the frame of the header: -1 unknown, 0 free, 100 occupied."""
+    msg = OccupancyGrid(header=header)
+    msg.info.map_load_time = header.stamp
+    msg.info.resolution = float(grid.resolution)
+    msg.info.height, msg.info.width = grid.data.shape
+    msg.info.origin.position.x, msg.info.origin.position.y = grid.origin_x, grid.origin_y
+    msg.data.frombytes(memoryview(np.ascontiguousarray(grid.data)).cast("B"))
     return msg
 
 

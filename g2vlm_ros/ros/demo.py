@@ -20,8 +20,9 @@ ROOT = Path(__file__).resolve().parents[2]
 CLOUD, POSE = "/perception/points", "/perception/pose"
 
 
-def isolate() -> None:
-    """Keep the demo's topics on this machine and apart from a robot's: loopback, own domain."""
+def prepare_environment() -> None:
+    """Loopback and a domain of our own, apart from a robot's; one BLAS thread (small matrices)."""
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     os.environ.setdefault("ROS_DOMAIN_ID", str(64 + os.getpid() % 30))
     os.environ["ROS_AUTOMATIC_DISCOVERY_RANGE"] = "LOCALHOST"
     if os.environ.get("ROS_DISTRO") == "humble":
@@ -140,7 +141,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run, write the report, say in a few lines what was received."""
     chosen = parse(arguments)
     chosen.out.mkdir(parents=True, exist_ok=True)
-    isolate()
+    prepare_environment()
     print(
         f"checkpoint {chosen.checkpoint.name}: tiny, with random weights. Its geometry means "
         "nothing; what is shown is the way from camera to topics"

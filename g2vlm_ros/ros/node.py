@@ -10,39 +10,36 @@ import functools
 import math
 import threading
 import traceback
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import wait
 
 import numpy as np
 import rclpy
 from diagnostic_msgs.msg import DiagnosticArray
-from nav_msgs.msg import Odometry
 from rcl_interfaces.msg import SetParametersResult
 from rclpy.callback_groups import MutuallyExclusiveCallbackGroup, ReentrantCallbackGroup
-from rclpy.event_handler import SubscriptionEventCallbacks
 from rclpy.executors import ExternalShutdownException, MultiThreadedExecutor
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
-from rclpy.qos import QoSProfile, qos_profile_sensor_data
-from rclpy.qos_overriding_options import QoSOverridingOptions
-from sensor_msgs.msg import CameraInfo, CompressedImage, Image
+from rclpy.qos import QoSProfile
 from std_msgs.msg import Header
 from std_srvs.srv import Trigger
 
-from g2vlm_ros.core.datatypes import Intrinsics
+from g2vlm_ros.core.datatypes import Frame
 from g2vlm_ros.core.fingerprint import fingerprint
-from g2vlm_ros.core.images import ImageError
 from g2vlm_ros.core.settings import SettingError, Settings, knobs
 from g2vlm_ros.live import Counts, LiveMapping, Update
 from g2vlm_ros.msg import ReconstructionStatus
 from g2vlm_ros.perception import Perception
 from g2vlm_ros.ros import convert, params
+from g2vlm_ros.ros.cameras import Cameras
+from g2vlm_ros.ros.device import Device
 from g2vlm_ros.ros.outputs import LATCHED, Outputs
+from g2vlm_ros.ros.query import Queries
 from g2vlm_ros.ros.services import Services
 from g2vlm_ros.ros.status import Diagnostics, status_message
-from g2vlm_ros.srv import GetPoints, SaveMap, SpatialQuery
+from g2vlm_ros.scene_map import SceneMap
+from g2vlm_ros.srv import GetPoints, SaveMap
 
 SETTINGS = frozenset(name for name, _ in knobs())
-ODOMETRY_MAX_GAP_NS = 500_000_000
-"""An odometry message this far from a frame's stamp says nothing about it."""
 
 
 def reported(transition):
@@ -84,20 +81,18 @@ class PerceptionNode(LifecycleNode):
         """Validate settings, load and warm up the model, make topics and services."""
         settings = params.read(self, Settings)
         self._settings = settings
-        self._device = ThreadPoolExecutor(max_workers=1, thread_name_prefix="device")
+        self._device = Device(settings.query.reconstruction_share, settings.query.queue)
         try:
             self._perception = self._device.submit(open_and_warm_up, settings).result()
             self._version = fingerprint(settings.model.checkpoint)
         except BaseException:
             self._device.shutdown()
             raise
-        self._live = LiveMapping(self._perception, settings)
+        self._live, self._map = LiveMapping(self._perception, settings), SceneMap(settings)
         self._newest: Update | None = None
         self._latency_s = math.nan
         self._problem = ""
         self._job_waiting, self._job_running = threading.Event(), threading.Event()
-        self._intrinsics: dict[str, Intrinsics] = {}
-        self._odometry: tuple[int, np.ndarray] | None = None
         self._outputs = Outputs(self, settings)
         self._status = self.create_lifecycle_publisher(ReconstructionStatus, "~/status", LATCHED)
         self._make_diagnostics()
@@ -114,8 +109,15 @@ class PerceptionNode(LifecycleNode):
         """Subscribe to the cameras and start reporting."""
         result = super().on_activate(state)
         self._active = True
-        self._subscribe()
-        self._timer = self.create_timer(self._settings.status_period_s, self._report)
+        self._cameras = Cameras(self, self._settings, self._on_frame, self._live.reject)
+        self._report_timers = [
+            self.create_timer(self._settings.status_period_s, self._report),
+            self.create_timer(
+                self._settings.voxel.publish_period_s,
+                lambda: self._outputs.publish_map(self._map),
+                callback_group=MutuallyExclusiveCallbackGroup(),
+            ),
+        ]
         return result
 
     @reported
@@ -141,9 +143,9 @@ class PerceptionNode(LifecycleNode):
         if not self._active:
             return
         self._active = False
-        for subscription in self._subscriptions_made:
-            self.destroy_subscription(subscription)
-        self.destroy_timer(self._timer)
+        self._cameras.close()
+        for timer in self._report_timers:
+            self.destroy_timer(timer)
         self._device.submit(lambda: None).result()
         self._live.reset()
 
@@ -157,7 +159,8 @@ class PerceptionNode(LifecycleNode):
         for service in self._services_made:
             self.destroy_service(service)
         self._device.shutdown()
-        del self._perception, self._live, self._newest
+        self._queries.close()
+        del self._perception, self._live, self._map, self._newest, self._queries
 
     # Wiring ----------------------------------------------------------------------------------
 
@@ -184,12 +187,21 @@ class PerceptionNode(LifecycleNode):
 
     def _make_services(self) -> None:
         services = Services(
-            self._perception,
             self._settings.map.frame,
-            self._version,
+            self._map,
             newest=self._newest_and_age,
             refresh=self._refresh,
-            submit=self._device.submit,
+            active=lambda: self._active,
+            log_failure=self._log_failure,
+        )
+        self._queries = Queries(
+            self,
+            self._perception,
+            self._settings,
+            self._version,
+            self._device,
+            newest=self._newest_and_age,
+            run_window=self._run_window,
             active=lambda: self._active,
             log_failure=self._log_failure,
         )
@@ -199,92 +211,13 @@ class PerceptionNode(LifecycleNode):
             for kind, name, handler in (
                 (GetPoints, "~/get_points", services.get_points),
                 (SaveMap, "~/save_map", services.save_map),
-                (SpatialQuery, "~/query", services.query),
                 (Trigger, "~/reset", self._reset),
             )
         ]
 
-    def _subscribe(self) -> None:
-        """One image and one camera_info subscription per camera, sensor QoS, overridable."""
-        group = MutuallyExclusiveCallbackGroup()
-        compressed = self._settings.image_transport == "compressed"
-        kind, suffix = (CompressedImage, "/compressed") if compressed else (Image, "")
-        self._frame_from = (
-            convert.frame_from_compressed if compressed else convert.frame_from_image
-        )
-        made = []
-        for camera in self._settings.cameras:
-            for message, topic, callback in (
-                (kind, f"{camera}/image_raw{suffix}", self._on_image),
-                (CameraInfo, f"{camera}/camera_info", self._on_camera_info),
-            ):
-                made.append(self._listen(message, topic, callback, camera, group))
-        if self._settings.odometry_topic:
-            topic = self._settings.odometry_topic
-            made.append(self._listen(Odometry, topic, self._on_odometry, "odometry", group))
-        self._subscriptions_made = made
-
-    def _listen(self, message, topic, callback, name, group):
-        def incompatible(event) -> None:
-            self.get_logger().error(
-                f"a publisher of {topic} offers an incompatible QoS ({event.last_policy_kind}); "
-                f"override qos_overrides.{topic}.subscription or the publisher's"
-            )
-
-        return self.create_subscription(
-            message,
-            topic,
-            functools.partial(callback, name),
-            qos_profile_sensor_data,
-            callback_group=group,
-            event_callbacks=SubscriptionEventCallbacks(incompatible_qos=incompatible),
-            qos_overriding_options=QoSOverridingOptions.with_default_policies(),
-        )
-
-    # Frames ----------------------------------------------------------------------------------
-
-    def _on_image(self, camera: str, message: Image | CompressedImage) -> None:
-        try:
-            frame = self._frame_from(
-                message,
-                camera,
-                max_px=self._settings.max_image_px,
-                intrinsics=self._intrinsics.get(camera),
-                position_m=self._position_at(convert.stamp_ns(message.header.stamp)),
-            )
-        except ImageError as error:
-            self._live.reject(error.reason)
-            self.get_logger().warning(f"{camera}: {error}", throttle_duration_sec=5.0)
-            return
+    def _on_frame(self, frame: Frame) -> None:
         self._live.offer(frame)
         self._schedule()
-
-    def _on_camera_info(self, camera: str, message: CameraInfo) -> None:
-        try:
-            intrinsics = convert.intrinsics_from_info(message)
-        except ValueError as error:
-            intrinsics = None
-            self.get_logger().warning(
-                f"{camera}: camera_info is not used: {error}", throttle_duration_sec=5.0
-            )
-        if intrinsics is None:
-            self._intrinsics.pop(camera, None)
-        else:
-            self._intrinsics[camera] = intrinsics
-            if convert.is_distorted(message):
-                self.get_logger().warning(
-                    f"{camera}: camera_info has lens distortion; use a rectified image topic",
-                    once=True,
-                )
-
-    def _on_odometry(self, _name: str, message: Odometry) -> None:
-        p = message.pose.pose.position
-        self._odometry = (convert.stamp_ns(message.header.stamp), np.array([p.x, p.y, p.z]))
-
-    def _position_at(self, stamp_ns: int) -> np.ndarray | None:
-        if self._odometry is None or abs(self._odometry[0] - stamp_ns) > ODOMETRY_MAX_GAP_NS:
-            return None
-        return self._odometry[1]
 
     # Device ----------------------------------------------------------------------------------
 
@@ -311,7 +244,9 @@ class PerceptionNode(LifecycleNode):
         update = self._live.step()
         if update is None:
             return False
+        self._map.add(update)
         self._outputs.publish(update)
+        self._queries.remember(update)
         self._newest, self._problem = update, ""
         self._latency_s = self._age_s(update)
         self._publish_status()
@@ -330,7 +265,9 @@ class PerceptionNode(LifecycleNode):
 
     def _reset(self, _request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
         self._live.reset()
+        self._map.reset()
         self._newest = None
+        self._device.submit(self._queries.forget)
         response.success, response.message = True, "frames and map are forgotten"
         return response
 
@@ -395,7 +332,8 @@ def open_and_warm_up(settings: Settings) -> Perception:
 def main(arguments: list[str] | None = None) -> int:
     """``ros2 run g2vlm_ros perception``: starts unconfigured; a launch file drives it."""
     rclpy.init(args=arguments)
-    executor = MultiThreadedExecutor(num_threads=4)
+    # Besides sensors and reports, each waiting question of the service holds a thread.
+    executor = MultiThreadedExecutor(num_threads=16)
     try:
         node = PerceptionNode()
     except SettingError as error:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 from geometry_msgs.msg import PoseArray, PoseWithCovarianceStamped
-from nav_msgs.msg import Path
+from nav_msgs.msg import OccupancyGrid, Path
 from rclpy.lifecycle import LifecycleNode
 from rclpy.qos import DurabilityPolicy, QoSProfile
 from rclpy.qos_overriding_options import QoSOverridingOptions
@@ -16,9 +16,8 @@ from g2vlm_ros.core import cloud
 from g2vlm_ros.core.settings import Settings
 from g2vlm_ros.live import Update
 from g2vlm_ros.ros import convert
+from g2vlm_ros.scene_map import SceneMap
 
-UNKNOWN_COVARIANCE = np.zeros((6, 6))
-"""All zero means unknown, as in sensor_msgs: nothing has measured how good the poses are."""
 LATCHED = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
 
 
@@ -32,6 +31,8 @@ class Outputs:
         "window_poses": (PoseArray, "~/window_poses", QoSProfile(depth=2)),
         "depth": (Image, "~/depth/image", QoSProfile(depth=2)),
         "depth_info": (CameraInfo, "~/depth/camera_info", QoSProfile(depth=2)),
+        "map": (PointCloud2, "~/map", LATCHED),
+        "occupancy": (OccupancyGrid, "~/occupancy", LATCHED),
         "tf": (TFMessage, "/tf", QoSProfile(depth=100)),
     }
 
@@ -40,6 +41,7 @@ class Outputs:
         self._sub_map = -1
         self._path = Path()
         self._cloud: PointCloud2 | None = None
+        self._map_sent_ns = {"map": 0, "occupancy": 0}
         self._publishers = {
             name: node.create_lifecycle_publisher(
                 kind,
@@ -68,6 +70,22 @@ class Outputs:
         self._publish_poses(update)
         self._publish_depth(update)
         self._publish_transforms(update)
+
+    def publish_map(self, scene_map: SceneMap) -> None:
+        """Send ~/map and ~/occupancy where they are listened to and have changed."""
+        for name, make in (("map", self._map_message), ("occupancy", self._occupancy_message)):
+            stamp_ns = scene_map.stamp_ns
+            if stamp_ns and stamp_ns != self._map_sent_ns[name] and self._listened(name):
+                self._publishers[name].publish(make(scene_map, self._header(stamp_ns)))
+                self._map_sent_ns[name] = stamp_ns
+
+    @staticmethod
+    def _map_message(scene_map: SceneMap, header: Header) -> PointCloud2:
+        return convert.packed_cloud(header, scene_map.points())
+
+    @staticmethod
+    def _occupancy_message(scene_map: SceneMap, header: Header) -> OccupancyGrid:
+        return convert.occupancy_grid(header, scene_map.occupancy())
 
     def _listened(self, name: str) -> bool:
         publisher = self._publishers.get(name)
@@ -116,7 +134,8 @@ class Outputs:
             stamped = convert.pose_stamped(header, poses[i])
             convert.append(self._path, stamped, self._settings.map.path_length)
             if self._listened("pose"):
-                message = convert.pose_with_covariance(header, poses[i], UNKNOWN_COVARIANCE)
+                covariance = update.placement.covariance[i]
+                message = convert.pose_with_covariance(header, poses[i], covariance)
                 self._publishers["pose"].publish(message)
         if self._listened("path"):
             self._publishers["path"].publish(self._path)

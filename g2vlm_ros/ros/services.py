@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import concurrent.futures
 import math
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 from geometry_msgs.msg import Point32
 
-from g2vlm_ros.core import cloud
 from g2vlm_ros.core.geometry import rotation_from_xyzw
 from g2vlm_ros.core.preprocess import PixelMap
 from g2vlm_ros.live import Update
-from g2vlm_ros.perception import Perception
 from g2vlm_ros.ros import convert
+from g2vlm_ros.scene_map import SceneMap
 from g2vlm_ros.srv import GetPoints, SaveMap, SpatialQuery
 
-MAX_QUESTION_CHARACTERS = 512
+MAP_FORMATS = ("ply", "pcd", "npz")
 REFRESH_WAIT_S = 1.5
 """How long a geometry request waits for a window when none is fresh enough."""
 
@@ -51,31 +48,26 @@ def answering(handler: Callable) -> Callable:
 
 
 class Services:
-    """Answers GetPoints, SaveMap and SpatialQuery; knows no node, only what it is given.
+    """Answers GetPoints and SaveMap; knows no node, only what it is given.
 
     newest: returns the newest Update and its age in seconds, or None. refresh(timeout_s): makes
-    the next window now, if frames for one are here. submit: runs a function on
-    the device thread and returns its Future. now_s: the node's clock. active: whether requests
-    are served. log_failure(name, error): reports what should not have happened.
+    the next window now, if frames for one are here. active: whether requests are served.
+    log_failure(name, error): reports what should not have happened.
     """
 
     def __init__(
         self,
-        perception: Perception,
         map_frame: str,
-        model_version: str,
+        scene_map: SceneMap,
         newest: Callable[[], tuple[Update, float] | None],
         refresh: Callable[[float], None],
-        submit: Callable[..., concurrent.futures.Future],
         active: Callable[[], bool],
         log_failure: Callable[[str, Exception], None],
     ):
-        self._perception = perception
         self._map_frame = map_frame
-        self._model_version = model_version
+        self._map = scene_map
         self._newest = newest
         self._refresh = refresh
-        self._submit = submit
         self._active = active
         self.log_failure = log_failure
 
@@ -99,75 +91,20 @@ class Services:
 
     @answering
     def save_map(self, request: SaveMap.Request, response: SaveMap.Response) -> None:
-        """Write the points of the newest window, in the map frame, as PLY."""
-        update = self._current(math.inf, REFRESH_WAIT_S)
+        """Write the map as PLY or PCD for other tools, or as NPZ without loss."""
+        self._current(math.inf, REFRESH_WAIT_S)
         path = Path(request.path).expanduser()
         kind = request.format or path.suffix.lstrip(".").lower()
-        if kind != SaveMap.Request.FORMAT_PLY:
+        if kind not in MAP_FORMATS or path.suffix.lower() != f".{kind}":
             raise self._invalid(
-                f"format '{kind}' is not known; give a path that ends in .ply, or format 'ply'"
+                f"path '{request.path}' with format '{request.format}'; give a path that ends in "
+                f".{', .'.join(MAP_FORMATS)}"
             )
         if not path.is_absolute() or not path.parent.is_dir():
             raise self._invalid(
                 f"path '{request.path}' must be absolute and its folder must exist on the robot"
             )
-        result, points = update.result, update.map_points()
-        cloud.write_ply(path, points, result.colours, result.confidence)
-        response.points = points.size // 3
-        response.path = str(path)
-
-    @answering
-    def query(self, request: SpatialQuery.Request, response: SpatialQuery.Response) -> None:
-        """Answer a question in words from the newest window, within max_wait_s."""
-        self._check_query(request)
-        deadline = time.monotonic() + request.max_wait_s
-        update = self._current(request.max_age_s, request.max_wait_s)
-        job = self._submit(
-            self._perception.ask,
-            update.scene,
-            request.question,
-            should_stop=lambda: time.monotonic() > deadline,
-        )
-        try:
-            answer = job.result(timeout=max(0.0, deadline - time.monotonic()) + 0.1)
-        except concurrent.futures.TimeoutError:
-            job.cancel()
-            answer = None
-        if answer is None or not answer.finished and time.monotonic() > deadline:
-            raise RequestError(
-                SpatialQuery.Response.TIMEOUT,
-                f"no answer within max_wait_s = {request.max_wait_s:g}; allow more, or ask again "
-                "now that the window is encoded",
-            )
-        self._fill_answer(response, update, answer)
-
-    def _fill_answer(self, response: SpatialQuery.Response, update: Update, answer) -> None:
-        response.answer = answer.text
-        response.answer_kind = SpatialQuery.Request.TEXT
-        response.number = float("nan")
-        response.confidence = -1.0
-        response.scale_state = int(update.placement.scale_state)
-        response.scale_relative_std = float("nan")
-        response.stamp = convert.stamp(update.window.stamp_ns)
-        response.age_s = self._newest()[1]
-        response.window_id = update.window.id
-        response.stage_names = list(answer.stage_times_s)
-        response.stage_times_s = list(answer.stage_times_s.values())
-        response.model_version = self._model_version
-
-    def _check_query(self, request: SpatialQuery.Request) -> None:
-        length = len(request.question)
-        if not request.question.strip() or length > MAX_QUESTION_CHARACTERS:
-            raise self._invalid(
-                f"question has {length} characters; it must have 1 to {MAX_QUESTION_CHARACTERS}"
-            )
-        if not request.max_wait_s > 0:
-            raise self._invalid(f"max_wait_s is {request.max_wait_s:g}; it must be above 0")
-        if request.answer_kind not in (SpatialQuery.Request.AUTO, SpatialQuery.Request.TEXT):
-            raise RequestError(
-                SpatialQuery.Response.NO_MODEL,
-                f"answer_kind {request.answer_kind} cannot be answered yet; ask for AUTO or TEXT",
-            )
+        response.points, response.path = self._map.save(path), str(path)
 
     def _current(self, max_age_s: float, max_wait_s: float) -> Update:
         """The newest window's update; a fresh one is tried when there is none young enough."""

@@ -52,7 +52,8 @@ def status_message(
     status.sub_map_id = placement.sub_map
     if placement.scale_state is ScaleState.METRIC:
         status.metres_per_unit = placement.map_from_window.scale
-        status.scale_source = ReconstructionStatus.SOURCE_FIXED
+    status.scale_relative_std = placement.scale_std
+    status.scale_source = placement.scale_source
     if placement.joint is not None:
         status.alignment_quality = placement.joint.inliers
     status.stage_names = list(update.stage_times_s)

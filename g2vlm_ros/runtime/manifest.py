@@ -22,6 +22,7 @@ STAGES = ("encode_geometry", "geometry", "heads", "encode_semantics", "language"
 GLOBAL = "heads_global"
 """`heads` with the global points, which only training needs: a graph of its own."""
 BLOCK_BYTES = 1 << 20
+INDEX = "model.safetensors.index.json"
 CONFIGS = ("text_config.json", "vit_config.json", "dino_config.json", "decoder_config.json")
 
 
@@ -144,5 +145,15 @@ def digest(folder: str | Path) -> str:
 
 
 def weight_files(folder: str | Path) -> list[Path]:
-    """The weight files of a checkpoint folder: one, or shards."""
-    return sorted(Path(folder).glob("model*.safetensors"))
+    """The weight files of a checkpoint folder: one, or the shards of its index."""
+    folder, names = Path(folder), ["model.safetensors"]
+    if (index := folder / INDEX).exists():
+        try:
+            shard_of = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+            names = sorted({Path(name).name for name in shard_of.values()})
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ManifestError(f"{index} is not a weight index; copy it again") from error
+    absent = [name for name in names if not (folder / name).exists()]
+    if absent:
+        raise ManifestError(f"{folder} lacks {', '.join(absent)}; complete the download")
+    return [folder / name for name in names]

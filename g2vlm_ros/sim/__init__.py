@@ -1,1 +1,1 @@
-"""A simulated home: procedural rooms and furniture, a robot's walk, a ray-cast camera, questions."""
+"""A simulated home: procedural rooms and furniture, a robot's walk, a camera, questions."""

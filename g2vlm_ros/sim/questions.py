@@ -1,8 +1,8 @@
 """Questions and answers about a window of views, from ground truth.
 
-Directions are in the viewer's frame of the newest (last) view; distances are from its camera to the
-middle of a thing; everything else is about all views of the window. A thing counts as seen when
-some view shows MIN_PIXELS of it; what is only glimpsed is never asked about.
+Directions are in the viewer's frame of the newest (last) view; distances are from its camera to
+the middle of a thing; everything else is about all views of the window. A thing counts as seen
+when it fills MIN_SHARE of some view; what is only glimpsed is never asked about.
 """
 
 from __future__ import annotations
@@ -183,8 +183,8 @@ def _colour(truth: Truth, rng: np.random.Generator) -> QuestionAnswer | None:
     if not options:
         return None
     thing = _pick(rng, options)
-    wordings = ("What colour is the {x}?", "Which colour does the {x} have?", "The {x} is of which "
-                "colour?")  # fmt: skip
+    wordings = ("What colour is the {x}?", "Which colour does the {x} have?",
+                "The {x} is of which colour?")  # fmt: skip
     return _say(rng, "colour", wordings, f"It is {thing.item.colour}.", x=thing.phrase)
 
 
@@ -326,7 +326,8 @@ def _closer(truth: Truth, rng: np.random.Generator) -> QuestionAnswer | None:
     near, far = sorted((first, second), key=lambda thing: thing.distance_m)
     if far.distance_m < CLEAR_RATIO * near.distance_m:
         return None
-    wordings = ("Which is closer, the {x} or the {y}?", "What is nearer to you: the {x} or the {y}?",
+    wordings = ("Which is closer, the {x} or the {y}?",
+                "What is nearer to you: the {x} or the {y}?",
                 "Is the {x} or the {y} closer to the camera?")  # fmt: skip
     slots = {"x": first.phrase, "y": second.phrase}
     return _say(rng, "closer", wordings, f"The {near.phrase}.", **slots)

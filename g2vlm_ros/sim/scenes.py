@@ -16,10 +16,13 @@ from g2vlm_ros.sim.home import Home
 from g2vlm_ros.sim.render import render
 from g2vlm_ros.sim.walk import RATE_HZ, Walk, walk
 
-GAP_S = (0.4, 1.6)
-"""Range from which the time between two views of a scene is drawn; live windows lie inside it."""
+GAP_MOTION = (0.5, 1.8)
+"""Range of the motion between two views of a scene; one is STEP_M driven or STEP_RAD turned."""
+STEP_M, STEP_RAD = 0.35, np.deg2rad(25.0)
+STARTS = 4
+"""Stretches of the walk that are looked at; the one on which the robot drives most is taken."""
 MAX_WALL, MIN_DEPTH_M = 0.8, 0.45
-"""A view is bare when walls cover more than this share, or when it is pressed against something."""
+"""A view is bare when walls cover more than this share, or when something is right before it."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +93,7 @@ def make_clips(
 
 
 def pick_steps(scenes: Sequence[Scene], views: int, arrays: Arrays) -> np.ndarray:
-    """int64 (S, views): instants about evenly spaced in time that do not only show a wall.
+    """int64 (S, views): instants about evenly spaced in motion that do not only show a wall.
 
     Where a stretch of the walk has too few such instants, the least bare ones are taken.
     """
@@ -106,12 +109,18 @@ def pick_steps(scenes: Sequence[Scene], views: int, arrays: Arrays) -> np.ndarra
 
 
 def _candidates(scene: Scene, count: int) -> np.ndarray:
+    """Instants spaced by motion, so that a turning robot looks as often as a driving one."""
     rng = np.random.default_rng([scene.home.seed, 3])
-    last = len(scene.walk.time_s) - 1
-    gap = np.exp(rng.uniform(*np.log(GAP_S))) * RATE_HZ
-    gap = min(gap, last / count)
-    start = rng.uniform(0, max(1e-6, last - gap * count))
-    return np.round(start + gap * (np.arange(count) + rng.uniform(0, 0.7, count))).astype(np.int64)
+    driven = np.linalg.norm(np.diff(scene.walk.position_m, axis=0), axis=1) / STEP_M
+    turned = np.abs(np.angle(np.exp(1j * np.diff(scene.walk.yaw_rad)))) / STEP_RAD
+    motion = np.concatenate([[0.0], np.cumsum(driven + turned)])
+    gap = min(np.exp(rng.uniform(*np.log(GAP_MOTION))), motion[-1] / count)
+    starts = rng.uniform(0, max(1e-6, motion[-1] - gap * count), STARTS)
+    way = np.concatenate([[0.0], np.cumsum(driven)])
+    ends = np.searchsorted(motion, starts + gap * count).clip(0, len(way) - 1)
+    start = starts[np.argmax(way[ends] - way[np.searchsorted(motion, starts)])]
+    places = start + gap * (np.arange(count) + rng.uniform(0, 0.4, count))
+    return np.searchsorted(motion, places).clip(0, len(motion) - 1).astype(np.int64)
 
 
 def bareness(scenes: Sequence[Scene], steps: np.ndarray, arrays: Arrays) -> np.ndarray:

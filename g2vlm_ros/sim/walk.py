@@ -16,6 +16,10 @@ RADIUS_M = 0.28
 SPEED_M_S = 0.5
 TURN_RAD_S = 0.8
 RATE_HZ = 10.0
+CORNER_M = 0.6
+"""Most of a leg that goes into rounding a corner."""
+LOOK_AROUND = 0.01
+"""Chance per point of the rounded way that the robot stops there to look elsewhere."""
 DOOR_STAND_M = 0.65
 """Distance from the middle of a doorway at which the robot lines up with it."""
 
@@ -69,19 +73,21 @@ def _within(points: np.ndarray, rectangles: np.ndarray) -> np.ndarray:
 def walk(home: Home, seed: int, legs: int = 6) -> Walk | None:
     """A walk of about `legs` straight legs, or None where the home leaves no room to walk."""
     rng = np.random.default_rng([home.seed, 2, seed])
-    points = _waypoints(home, FreeSpace(home), rng, legs)
-    return None if points is None else _drive(points, rng)
+    space = FreeSpace(home)
+    points = _waypoints(home, space, rng, legs)
+    return None if points is None else _drive(rounded(points, space), rng)
 
 
 def _random_point(
     home: Home, space: FreeSpace, rng: np.random.Generator, room: int, seen: list[np.ndarray],
-    tries: int = 30,
+    tries: int = 40,
+    away_m: float = 0.5,
 ) -> np.ndarray | None:  # fmt: skip
     """A free point of the room from which one can drive straight to every point in `seen`."""
     x0, y0, x1, y1 = home.rooms[room].rectangle
     points = rng.uniform((x0, y0), (x1, y1), (tries, 2))
     for point in points[space.free(points)]:
-        far = all(np.linalg.norm(point - other) > 0.5 for other in seen)
+        far = all(np.linalg.norm(point - other) > away_m for other in seen)
         if far and all(space.clear(point, other) for other in seen):
             return point
     return None
@@ -109,7 +115,9 @@ def _waypoints(
                 room = door.rooms[1] if door.rooms[0] == room else door.rooms[0]
                 entered = door
                 continue
-        point = _random_point(home, space, rng, room, [points[-1]])
+        point = _random_point(home, space, rng, room, [points[-1]], away_m=1.5)
+        if point is None:
+            point = _random_point(home, space, rng, room, [points[-1]])
         if point is not None:
             points.append(point)
     return points if len(points) > 2 else None
@@ -139,6 +147,23 @@ def _through(
     return [*detour, before, after] + ([] if beyond is None else [beyond])
 
 
+def rounded(points: list[np.ndarray], space: FreeSpace) -> list[np.ndarray]:
+    """The same way with its corners cut by curves wherever there is room for one."""
+    made = [points[0]]
+    for before, corner, after in zip(points, points[1:], points[2:], strict=False):
+        back, ahead = before - corner, after - corner
+        lengths = np.linalg.norm(back), np.linalg.norm(ahead)
+        if min(lengths) < 1e-6:
+            continue
+        cut = min(CORNER_M, 0.45 * min(lengths))
+        start, end = corner + back / lengths[0] * cut, corner + ahead / lengths[1] * cut
+        t = np.linspace(0, 1, 9)[:, None]
+        curve = (1 - t) ** 2 * start + 2 * t * (1 - t) * corner + t**2 * end
+        sharp = back @ ahead > 0.5 * lengths[0] * lengths[1]
+        made += [corner] if sharp or not space.free(curve).all() else list(curve)
+    return [*made, points[-1]]
+
+
 def _drive(points: list[np.ndarray], rng: np.random.Generator) -> Walk:
     """Positions and headings along the waypoints: turn, then drive; the camera sways a little."""
     step, turn = SPEED_M_S / RATE_HZ, TURN_RAD_S / RATE_HZ
@@ -161,7 +186,7 @@ def _drive(points: list[np.ndarray], rng: np.random.Generator) -> Walk:
         for k in range(1, count + 1):
             track.append((*(position + (target - position) * k / count), yaw))
         position = target
-        if rng.random() < 0.3:
+        if rng.random() < LOOK_AROUND:
             turn_to(yaw + float(rng.choice([-1, 1]) * rng.uniform(0.5, 2.5)))
     return _mount(np.array(track), rng)
 

@@ -13,6 +13,7 @@ busy machine set OMP_WAIT_POLICY=PASSIVE, or its threads spin while they wait fo
 from __future__ import annotations
 
 import argparse
+import shutil
 import signal
 from dataclasses import replace
 from pathlib import Path
@@ -26,12 +27,13 @@ from g2vlm_ros.sim.scenes import make_clips, make_scene
 from g2vlm_ros.sim.splits import home_seed
 from g2vlm_ros.train.config import STAGES, Config
 from g2vlm_ros.train.curves import draw_curves
-from g2vlm_ros.train.export import export
+from g2vlm_ros.train.export import TOKENIZER_FILES, export
 from g2vlm_ros.train.loop import Budget, Training
 from g2vlm_ros.train.tokens import corpus, write_tokenizer
 
 GEOMETRY_SHARE = 2 / 3
-_TOKENIZER_SCENES = 60
+INTERRUPTED = 130
+"""Exit status of a training that was stopped, as shells have it for Ctrl-C."""
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -45,21 +47,30 @@ def main(arguments: list[str] | None = None) -> None:
     config = Config()
     steps = config.steps
     if options.device != "cpu":
-        # A GPU is fast enough for larger batches, which the rates follow by the square root.
-        factor = options.batch_views / steps.batch_views
+        # A GPU is fast enough for larger batches, which bear a little more rate.
+        factor = (options.batch_views / steps.batch_views) ** 0.25
         steps = replace(steps, batch_views=options.batch_views,
-                        muon_rate=steps.muon_rate * factor**0.5,
-                        adam_rate=steps.adam_rate * factor**0.5)  # fmt: skip
+                        muon_rate=steps.muon_rate * factor,
+                        adam_rate=steps.adam_rate * factor)  # fmt: skip
         config = replace(config, steps=steps)
     if not (options.out / "tokenizer.json").exists():
-        write_tokenizer(options.out, corpus(sample_texts()), config.sizes.vocabulary)
-    training = Training(config, options.out, options.device, options.cache, options.workers)
+        if options.start is None:
+            write_tokenizer(options.out, corpus(sample_texts()), config.sizes.vocabulary)
+        else:
+            options.out.mkdir(parents=True, exist_ok=True)
+            for name in TOKENIZER_FILES:
+                shutil.copyfile(options.start / name, options.out / name)
+    training = Training(
+        config, options.out, options.device, options.cache, options.workers, options.start
+    )
     try:
         for stage, minutes in _plan(options.stage, options.minutes):
             training.run(stage, Budget(minutes, options.windows))
     except KeyboardInterrupt:
         training.save()
-    draw_curves(options.out)
+        raise SystemExit(INTERRUPTED) from None
+    finally:
+        draw_curves(options.out)
 
 
 def _options(arguments: list[str] | None) -> argparse.Namespace:
@@ -77,6 +88,9 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--workers", type=int, default=0, help="processes that build homes (GPU: cores - 2)"
     )
+    parser.add_argument(
+        "--start", type=Path, help="an exported checkpoint to begin with in a new folder"
+    )
     parser.add_argument("--export", type=Path, help="write the checkpoint here and stop")
     return parser.parse_args(arguments)
 
@@ -91,10 +105,10 @@ def _interrupt(number: int, frame: object) -> None:
     raise KeyboardInterrupt
 
 
-def sample_texts() -> list[str]:
+def sample_texts(scenes: int = 60) -> list[str]:
     """Questions and answers of some training homes, to learn the tokenizer from."""
     texts: list[str] = []
-    for index in range(_TOKENIZER_SCENES):
+    for index in range(scenes):
         scene = make_scene(home_seed("train", index))
         clips = make_clips([scene], 4, lens(64, 48), samples=1)
         facts = truth(

@@ -35,7 +35,11 @@ def plain_attention(
     if enable_gqa:
         times = q.shape[1] // k.shape[1]
         k, v = k.repeat_interleave(times, 1), v.repeat_interleave(times, 1)
-    dtype = torch.get_autocast_dtype(q.device.type) if torch.is_autocast_enabled(q.device.type) else q.dtype
+    dtype = (
+        torch.get_autocast_dtype(q.device.type)
+        if torch.is_autocast_enabled(q.device.type)
+        else q.dtype
+    )
     q, k, v = (x.to(dtype) for x in (q * q.shape[-1] ** -0.5, k, v))
     # Autocast would run the softmax in float32 and copy the scores there and back.
     with torch.autocast(q.device.type, enabled=False):
@@ -43,3 +47,22 @@ def plain_attention(
         if attn_mask is not None:
             scores = scores.masked_fill(~attn_mask, -torch.inf)
         return scores.softmax(-1) @ v
+
+
+def rolled_rotation(x: Tensor, angles: Tensor) -> Tensor:
+    """`model.rope.rotate_decoder` on long rows: x (B, heads, P, D), angles (P, 2, D/4).
+
+    There a head is cut into runs of D/4 channels, three in a small network, which no vector unit
+    likes. Here partners meet by rolling whole rows of all heads, with sines that are zero where a
+    channel has its partner on the other side.
+    """
+    heads, quarter = x.shape[1], angles.shape[-1]
+    rows = x.transpose(1, 2).flatten(2)
+    cos, sin, zero = angles.cos(), angles.sin(), torch.zeros_like(angles)
+    turns = (
+        torch.cat(parts, -1).flatten(1).repeat(1, heads).to(x.dtype)
+        for parts in ((cos, cos), (-sin, zero), (zero, sin))
+    )
+    same, after, before = turns
+    turned = rows * same + rows.roll(-quarter, -1) * after + rows.roll(quarter, -1) * before
+    return turned.unflatten(2, (heads, -1)).transpose(1, 2)

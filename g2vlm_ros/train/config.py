@@ -1,4 +1,4 @@
-"""Every number of the training in one place: the network's sizes, the data, the losses, the steps."""
+"""Every number of the training in one place: the network, the data, the losses, the steps."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ class Data:
     views_per_scene: int = 8
     views: tuple[int, ...] = (2, 3, 4, 5, 6, 8)
     views_weights: tuple[float, ...] = (0.15, 0.15, 0.35, 0.1, 0.15, 0.1)
-    shards_first: int = 48
+    shards_first: int = 24
     """Shards of 32 scenes that are there before the first step."""
     shards_kept: int = 100
     """Shards in memory; new ones replace the oldest."""

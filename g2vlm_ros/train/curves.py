@@ -11,7 +11,7 @@ _BOOKKEEPING = ("stage", "steps", "windows", "seconds", "skipped")
 
 
 def draw_curves(folder: Path) -> Path | None:
-    """Writes curves.png beside curves.jsonl; None where there is nothing to draw or to draw with."""
+    """Writes curves.png beside curves.jsonl; None without anything to draw or to draw with."""
     try:
         import matplotlib
     except ImportError:

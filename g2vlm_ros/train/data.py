@@ -31,8 +31,10 @@ from g2vlm_ros.train.losses import Target
 
 SHARD = 32
 """Scenes per shard."""
-LAYOUT = 1
+LAYOUT = 2
 """Raised whenever the simulation changes, so that cached shards of before are not taken."""
+VARIANTS = 4
+"""Different dialogues per scene and number of views."""
 _FLIP = np.diag([-1.0, 1.0, 1.0, 1.0])
 
 
@@ -129,7 +131,7 @@ class Shards:
 
 
 class Ring:
-    """The latest shards of a split in memory; `advance` brings in new ones as windows are drawn."""
+    """The latest shards of a split in memory; `advance` brings in new ones."""
 
     def __init__(self, shards: Shards):
         self.shards = shards
@@ -153,6 +155,7 @@ class Ring:
         items = shard["items"].cpu().numpy()
         shard["share"] = np.stack([shares(views) for views in items])
         shard["poses"], shard["times"] = (shard[k].cpu().numpy() for k in ("poses", "times"))
+        shard["asked"] = {}
         shard["important"] = shard["items"] > shard["structure"][:, None, None, None]
         return shard
 
@@ -162,21 +165,29 @@ class Ring:
         Joint windows keep their order in time, their colours and their sides.
         """
         data = self.data
-        views = int(rng.choice(data.views, p=np.divide(data.views_weights, sum(data.views_weights))))
+        views = int(
+            rng.choice(data.views, p=np.divide(data.views_weights, sum(data.views_weights)))
+        )
         count = max(1, total_views // views)
         numbers = sorted(self._held)
         images, depth, important, poses, questions = [], [], [], [], []
         for _ in range(count):
             number = numbers[int(rng.integers(len(numbers)))]
             shard, scene = self._held[number], int(rng.integers(SHARD))
-            steps = pick_views(rng, data.views_per_scene, views, not joint)
+            variant = int(rng.integers(VARIANTS))
+            seed = self.shards.seeds(number)[scene]
+            # Few different dialogues per scene, so that their questions are made once.
+            chooser = np.random.default_rng([seed, views, variant]) if joint else rng
+            steps = pick_views(chooser, data.views_per_scene, views, not joint)
             at = torch.as_tensor(steps, device=shard["images"].device)
             images.append(shard["images"][scene, at])
             depth.append(shard["depth"][scene, at])
             important.append(shard["important"][scene, at])
             poses.append(shard["poses"][scene, steps])
             if joint:
-                questions.append(self._questions(number, scene, steps, rng))
+                known = self._questions(number, scene, variant, steps)
+                order = rng.permutation(len(known))[: data.questions]
+                questions.append([known[i] for i in order])
         relative = np.stack([np.linalg.inv(pose[0]) @ pose for pose in poses])
         pixels, target = torch.stack(images), Target(
             torch.stack(depth).float(), torch.stack(important),
@@ -188,15 +199,16 @@ class Ring:
         return Batch(_exposed(_recoloured(pixels, rng), rng), target, None)
 
     def _questions(
-        self, number: int, scene: int, steps: np.ndarray, rng: np.random.Generator
+        self, number: int, scene: int, variant: int, steps: np.ndarray
     ) -> list[QuestionAnswer]:
         shard = self._held[number]
-        home = self.shards.home(number, scene)
-        facts = truth(
-            home, shard["share"][scene, steps], shard["poses"][scene, steps],
-            shard["times"][scene, steps],
-        )  # fmt: skip
-        return ask(facts, rng, self.data.questions)
+        key = scene, variant, len(steps)
+        if key not in shard["asked"]:
+            home = self.shards.home(number, scene)
+            parts = (shard[name][scene, steps] for name in ("share", "poses", "times"))
+            rng = np.random.default_rng([home.seed, variant, len(steps)])
+            shard["asked"][key] = ask(truth(home, *parts), rng, 3 * self.data.questions)
+        return shard["asked"][key]
 
 
 def pick_views(
@@ -212,9 +224,7 @@ def pick_views(
     return steps[::-1].copy() if any_order and rng.random() < 0.4 else steps
 
 
-def _mirrored(
-    pixels: Tensor, target: Target, rng: np.random.Generator
-) -> tuple[Tensor, Target]:
+def _mirrored(pixels: Tensor, target: Target, rng: np.random.Generator) -> tuple[Tensor, Target]:
     """Half of all batches left and right exchanged; poses follow."""
     if rng.random() < 0.5:
         return pixels, target
@@ -236,9 +246,12 @@ def _exposed(pixels: Tensor, rng: np.random.Generator) -> Tensor:
     gain, offset = rng.uniform(0.85, 1.15, shape), rng.uniform(-10, 10, shape)
     sigma = rng.uniform(0.0, 3.0, shape)
     gain, offset, sigma = (
-        torch.as_tensor(x, dtype=torch.float32, device=pixels.device) for x in (gain, offset, sigma)
+        torch.as_tensor(x, dtype=torch.float32, device=pixels.device)
+        for x in (gain, offset, sigma)
     )
-    noisy = pixels.float() * gain + offset + sigma * torch.randn(pixels.shape, device=pixels.device)
+    noisy = (
+        pixels.float() * gain + offset + sigma * torch.randn(pixels.shape, device=pixels.device)
+    )
     return noisy.round().clamp(0, 255).to(torch.uint8)
 
 

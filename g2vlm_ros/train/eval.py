@@ -169,7 +169,9 @@ def baselines(scenes: int = TRAINING_SCENES, views: int = 4) -> Baselines:
     """Fitted on questions about training homes."""
     rows: list[QuestionAnswer] = []
     for first in range(0, scenes, 20):
-        chosen = [make_scene(home_seed("train", first + i)) for i in range(min(20, scenes - first))]
+        chosen = [
+            make_scene(home_seed("train", first + i)) for i in range(min(20, scenes - first))
+        ]
         clips = make_clips(chosen, views, lens(64, 48), samples=1)
         rows += [qa for window in asked(clips, views, 36) for qa in window]
     return Baselines(rows)
@@ -219,9 +221,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--no-language", action="store_true")
     parser.add_argument("--out", type=Path, default=Path("eval_output"))
     options = parser.parse_args(arguments)
-    perception = Perception.open(
-        settings_for(options.checkpoint, options.backend, options.device)
-    )
+    perception = Perception.open(settings_for(options.checkpoint, options.backend, options.device))
     scores: dict = {"backend": perception.backend, "split": options.split,
                     "scenes": options.scenes}  # fmt: skip
     scores["geometry"], exhibits = geometry(
@@ -230,9 +230,7 @@ def main(arguments: list[str] | None = None) -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     page(exhibits).save(options.out / "pictures.png")
     if not options.no_language:
-        scores["language"], rows = language(
-            perception, options.split, options.scenes, baselines()
-        )
+        scores["language"], rows = language(perception, options.split, options.scenes, baselines())
         (options.out / "answers.json").write_text(json.dumps(rows, indent=1) + "\n")
     text = json.dumps(scores, indent=1)
     (options.out / "scores.json").write_text(text + "\n")

@@ -97,7 +97,11 @@ def _score_table(scores: dict) -> list[str]:
         lines.append(f"| {views} | " + " | ".join(f"{row[name]:.3f}" for name in names) + " |")
     language = scores.get("language")
     if language:
-        lines += ["", "| questions | accuracy | blind | majority | asked |", "|---|---|---|---|---|"]
+        lines += [
+            "",
+            "| questions | accuracy | blind | majority | asked |",
+            "|---|---|---|---|---|",
+        ]
         for kind, row in language.items():
             lines.append(
                 f"| {kind} | {row['accuracy']:.3f} | {row['blind']:.3f} | {row['majority']:.3f} "

@@ -7,6 +7,7 @@ window are answered side by side under a mask that keeps them apart.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -28,6 +29,7 @@ from g2vlm_ros.model.decoder import GEOMETRIC, SEMANTIC, Layer, causal_mask
 from g2vlm_ros.model.layers import attend, heads_first, wide
 from g2vlm_ros.model.network import G2VLM
 from g2vlm_ros.model.rope import rotate, trunk_angles, vision_angles
+from g2vlm_ros.train.attention import rolled_rotation
 from g2vlm_ros.train.tokens import pad
 
 IGNORED = -100
@@ -65,7 +67,7 @@ def build(config: ModelConfig, seed: int) -> G2VLM:
     for part in ("global_points_decoder", "global_point_head"):
         if hasattr(network, part):
             delattr(network, part)
-    last_of_branch = ("proj.weight", "o_proj.weight", "fc2.weight", "dense.weight", "down_proj.weight")
+    closing = ("o_proj", "fc2", "dense", "down_proj", "attn.proj")
     for name, weight in network.named_parameters():
         if name.endswith(("_token", "register_tokens", "position_embeddings")):
             nn.init.normal_(weight, std=0.2)
@@ -73,8 +75,8 @@ def build(config: ModelConfig, seed: int) -> G2VLM:
             nn.init.normal_(weight, std=1.0)
         elif weight.ndim > 1:
             fan_in = weight[0].numel()
-            branch = any(part in name for part in ("o_proj", "fc2", "dense", "down_proj", "attn.proj"))
-            nn.init.normal_(weight, std=fan_in**-0.5 * (0.3 if branch else 1.0))
+            ends_branch = any(part in name for part in closing)
+            nn.init.normal_(weight, std=fan_in**-0.5 * (0.3 if ends_branch else 1.0))
         elif name.endswith("bias"):
             nn.init.zeros_(weight)
     _start_heads(network)
@@ -98,6 +100,9 @@ class Trainee(nn.Module):
         super().__init__()
         self.network = network
         self.tokenizer = tokenizer
+        for decoder in (network.point_decoder, network.camera_decoder):
+            for block in decoder.blocks:
+                block.attn.rotation = rolled_rotation
         self.prefixes = {
             "geometry": reconstruction_prefix(tokenizer), "joint": chat_prefix(tokenizer)
         }  # fmt: skip
@@ -131,7 +136,9 @@ class Trainee(nn.Module):
         features = encode_squares(self.network, squares.flatten(0, 1)).unflatten(0, (batch, views))
         segments = [walk.semantic(grid) for _ in range(views)]
         embed = self.network.language_model.model.embed_tokens
-        ends = embed(torch.tensor(segments[0].token_ids, device=device)).expand(batch, views, -1, -1)
+        ends = embed(torch.tensor(segments[0].token_ids, device=device)).expand(
+            batch, views, -1, -1
+        )
         image_tokens = torch.cat((ends[:, :, :1], features.to(ends.dtype), ends[:, :, 1:]), 2)
         count, length = questions.ids.shape[1:]
         text = embed(questions.ids).flatten(1, 2)
@@ -263,17 +270,21 @@ def encode_questions(
     tokenizer: Tokenizer, windows: list[list[tuple[str, str]]], length: int
 ) -> Questions:
     """Q (question, answer) pairs per window as ids and labels; too long ones are cut off."""
-    ids, labels = [], []
-    for pairs in windows:
-        for question, answer in pairs:
-            asked = question_ids(tokenizer, after_images(question))
-            told = answer_ids(tokenizer, answer)
-            end = len(tokenizer.encode_user(answer)) + 2
-            row = np.concatenate([asked, told[:end]])[: length + 1]
-            label = np.full(len(row), IGNORED, np.int64)
-            label[len(asked) : -1] = row[len(asked) + 1 :]
-            ids.append(row[:-1])
-            labels.append(label[:-1])
+    rows = [_encoded(tokenizer, *pair, length) for pairs in windows for pair in pairs]
+    ids, labels = zip(*rows, strict=True)
     shape = (len(windows), -1, length)
-    padded = pad(ids, length, tokenizer.special.im_end), pad(labels, length, IGNORED)
+    padded = pad(list(ids), length, tokenizer.special.im_end), pad(list(labels), length, IGNORED)
     return Questions(*(torch.from_numpy(part).view(shape) for part in padded))
+
+
+@lru_cache(maxsize=200_000)
+def _encoded(
+    tokenizer: Tokenizer, question: str, answer: str, length: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Ids and labels of one question with its answer, at most `length` of each."""
+    asked = question_ids(tokenizer, after_images(question))
+    told = answer_ids(tokenizer, answer)[: len(tokenizer.encode_user(answer)) + 2]
+    row = np.concatenate([asked, told])[: length + 1]
+    labels = np.full(len(row) - 1, IGNORED, np.int64)
+    labels[len(asked) :] = row[len(asked) + 1 :]
+    return row[:-1], labels

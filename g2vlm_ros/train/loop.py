@@ -11,12 +11,14 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from g2vlm_ros.core.tokenizer import Tokenizer
+from g2vlm_ros.train.attention import PlainAttention
 from g2vlm_ros.train.config import STAGES, Config
 from g2vlm_ros.train.data import Batch, Ring, Shards, squares
-from g2vlm_ros.train.attention import PlainAttention
+from g2vlm_ros.train.export import WEIGHTS
 from g2vlm_ros.train.forward import Trainee, build, encode_questions
 from g2vlm_ros.train.losses import geometry_terms, matching_term, true_rays
 from g2vlm_ros.train.muon import Optimizer
@@ -46,8 +48,9 @@ class Training:
 
     def __init__(
         self, config: Config, folder: Path, device: str = "cpu", cache: Path | None = None,
-        workers: int = 0,
+        workers: int = 0, start: Path | None = None,
     ):  # fmt: skip
+        """start: folder of an exported checkpoint to begin with where `folder` has no state."""
         self.config, self.folder, self.device = config, folder, device
         network = build(config.sizes.model(), config.steps.seed)
         self.trainee = Trainee(network, Tokenizer.open(folder)).to(device)
@@ -58,10 +61,13 @@ class Training:
         self.rays = true_rays(self.ring.shards.camera, torch.device(device))
         self.progress = Progress()
         self.recent: dict[str, list[float]] = {}
-        self._resume()
+        self._resume(start)
 
-    def _resume(self) -> None:
+    def _resume(self, start: Path | None) -> None:
         saved = load_state(self.folder, self.device)
+        if saved is None and start is not None:
+            weights = load_file(start / WEIGHTS, self.device)
+            restore(self.trainee.network.state_dict(), weights, "checkpoint")
         if saved is not None:
             weights, state, self.optimizer.count, self.progress = saved
             restore(self.all.state_dict(), weights, "network")
@@ -70,9 +76,7 @@ class Training:
     def save(self) -> None:
         """Writes the state and appends the losses since the last save to the curves."""
         weights = self.all.state_dict()
-        save_state(
-            self.folder, weights, self.optimizer.state, self.optimizer.count, self.progress
-        )
+        save_state(self.folder, weights, self.optimizer.state, self.optimizer.count, self.progress)
         if self.recent:
             means = {name: float(np.mean(values)) for name, values in self.recent.items()}
             record = {"stage": self.progress.stage, "steps": self.progress.steps,
@@ -143,7 +147,10 @@ class Training:
         self.progress.windows += count
         self.progress.stage_windows += count
         kind = torch.device(self.device).type
-        with torch.autocast(kind, torch.bfloat16), PlainAttention() if kind == "cpu" else nullcontext():
+        with (
+            torch.autocast(kind, torch.bfloat16),
+            PlainAttention() if kind == "cpu" else nullcontext(),
+        ):
             raw = self.trainee.geometry(batch.images)
             language = None if batch.questions is None else self._language(batch)
             features = F.normalize(self.match(raw.hidden).float(), dim=-1)
@@ -175,7 +182,8 @@ def _bar(stage: str):
         bar.n = 100.0 * done
         rate = progress.windows / max(1e-9, progress.seconds)
         bar.set_postfix_str(
-            f"{progress.windows} windows, {rate:.1f}/s, points {terms['points']:.3f}", refresh=False
+            f"{progress.windows} windows, {rate:.1f}/s, points {terms['points']:.3f}",
+            refresh=False,
         )
         bar.refresh() if progress.steps % 10 == 0 else None
 

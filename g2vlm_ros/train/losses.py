@@ -39,13 +39,13 @@ def true_rays(camera: Intrinsics, device: torch.device) -> Tensor:
     return torch.stack(torch.broadcast_tensors(x[None, :], y[:, None]), -1)
 
 
-def geometry_terms(raw: RawHeads, target: Target, rays: Tensor, weights: Loss) -> dict[str, Tensor]:
+def geometry_terms(
+    raw: RawHeads, target: Target, rays: Tensor, weights: Loss
+) -> dict[str, Tensor]:
     """Every geometric term, unweighted."""
     log_z, xy = raw.points[..., 2], raw.points[..., :2]
     scale = best_scale(log_z, target.depth_m)
-    emphasis = 1.0 + (weights.object_weight - 1.0) * (
-        target.important | edges(target.depth_m)
-    )
+    emphasis = 1.0 + (weights.object_weight - 1.0) * (target.important | edges(target.depth_m))
     drawn = torch.rand_like(log_z) < weights.pixels
     emphasis = emphasis * drawn
     emphasis = emphasis / emphasis.sum()
@@ -68,17 +68,15 @@ def best_scale(log_z: Tensor, depth: Tensor) -> Tensor:
 def _points(
     xy: Tensor, log_z: Tensor, depth: Tensor, rays: Tensor, scale: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """1/z-weighted L1 of the points, scaled and as they are, and L1 of the rays; per pixel."""
-    z = log_z.clamp(-4.0, 4.0).exp()
-    relative = z / depth
-    ray_error = (xy - rays).abs().sum(-1)
+    """L1 of the points relative to their depth, scaled and as they are, and L1 of the rays.
+
+    Per pixel. The depth is compared as a logarithm: |z/d - 1| would pull all depths towards zero,
+    since it charges too far more than too near, and a detached scale would let them go there.
+    """
     reach = 1.0 + rays.abs().sum(-1)
-
-    def error(factor: Tensor | float) -> Tensor:
-        # |s z r' - d r| <= |s z - d| |r| + s z |r' - r|, and the bound has the same minimum.
-        return (factor * relative - 1.0).abs() * reach + (factor * relative * ray_error).clamp(max=4)
-
-    return error(scale[:, None, None, None]), error(1.0), ray_error
+    metric = (log_z - depth.log()) * reach
+    aligned = metric + scale.log()[:, None, None, None] * reach
+    return aligned.abs(), metric.abs(), (xy - rays).abs().sum(-1)
 
 
 def edges(depth: Tensor) -> Tensor:
@@ -101,7 +99,7 @@ def _normals(log_z: Tensor, depth: Tensor, rays: Tensor) -> Tensor:
         first = [int(torch.randint(stride, ())) for _ in range(2)]
         at = (..., slice(first[0], None, stride), slice(first[1], None, stride))
         ray = torch.cat((rays, torch.ones_like(rays[..., :1])), -1)[at[1:] + (slice(None),)]
-        truth, predicted = depth[at], log_z[at].clamp(-4.0, 4.0).exp()
+        truth, predicted = depth[at], log_z[at].exp()
         want, smooth = _cross(truth, ray)
         got, _ = _cross(predicted, ray)
         cosine = (F.normalize(got, dim=-1, eps=1e-8) * F.normalize(want, dim=-1, eps=1e-8)).sum(-1)
@@ -112,7 +110,11 @@ def _normals(log_z: Tensor, depth: Tensor, rays: Tensor) -> Tensor:
 def _cross(depth: Tensor, ray: Tensor) -> tuple[Tensor, Tensor]:
     """Unscaled normals (..., h-1, w-1, 3) of a depth map, and where no edge crosses."""
     points = depth[..., None] * ray
-    corner, right, below = points[..., :-1, :-1, :], points[..., :-1, 1:, :], points[..., 1:, :-1, :]
+    corner, right, below = (
+        points[..., :-1, :-1, :],
+        points[..., :-1, 1:, :],
+        points[..., 1:, :-1, :],
+    )
     middle = depth[..., :-1, :-1]
     step = torch.maximum(
         (depth[..., :-1, 1:] - middle).abs(), (depth[..., 1:, :-1] - middle).abs()
@@ -152,11 +154,11 @@ def matching_term(features: Tensor, target: Target, rays: Tensor) -> Tensor:
     following = torch.arange(1, views + 1, device=features.device) % views
     other = (world - place[:, following, None]) @ rotation[:, following]
     focal = 1.0 / (rays[0, 1, 0] - rays[0, 0, 0])
-    z = other[..., 2].clamp(min=1e-3)
+    z = other[..., 2].nan_to_num().clamp(min=1e-3)
     u = (other[..., 0] / z - rays[0, 0, 0]) * focal
     v = (other[..., 1] / z - rays[0, 0, 1]) * focal
     inside = (u > 0) & (u < width - 1) & (v > 0) & (v < height - 1) & (other[..., 2] > 0.1)
-    iu, iv = (x.round().clamp(0, n - 1).long() for x, n in ((u, width), (v, height)))
+    iu, iv = (x.nan_to_num().round().clamp(0, n - 1).long() for x, n in ((u, width), (v, height)))
     b = torch.arange(batch, device=u.device)[:, None, None]
     seen = target.depth_m[b, following[None, :, None], iv, iu]
     visible = inside & ((seen / z - 1).abs() < VISIBLE)

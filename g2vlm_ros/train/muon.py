@@ -46,7 +46,10 @@ class Optimizer:
         for group in self._matrices.values():
             self.state |= {f"momentum.{name}": torch.zeros_like(p) for name, p in group}
         for name, p in self._others:
-            self.state |= {f"first.{name}": torch.zeros_like(p), f"second.{name}": torch.zeros_like(p)}
+            self.state |= {
+                f"first.{name}": torch.zeros_like(p),
+                f"second.{name}": torch.zeros_like(p),
+            }
 
     @torch.no_grad()
     def step(self, muon_rate: float, adam_rate: float) -> None:

@@ -65,7 +65,9 @@ def _block(name: str, exhibit: Exhibit) -> Image.Image:
 def shaded(depth: np.ndarray, low: float, high: float) -> np.ndarray:
     """uint8 (..., 3): near is warm and bright, far is dark blue."""
     nearness = 1.0 - np.clip((depth - low) / max(high - low, 1e-6), 0.0, 1.0)[..., None]
-    stops = np.array([[20, 20, 80], [60, 60, 190], [60, 180, 160], [250, 200, 60], [255, 245, 200]])
+    stops = np.array(
+        [[20, 20, 80], [60, 60, 190], [60, 180, 160], [250, 200, 60], [255, 245, 200]]
+    )
     place = nearness * (len(stops) - 1)
     first = np.minimum(place.astype(int), len(stops) - 2)[..., 0]
     return (stops[first] + (place - first[..., None]) * (stops[first + 1] - stops[first])).astype(

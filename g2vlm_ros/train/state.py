@@ -40,6 +40,7 @@ def atomically(path: Path, write: Callable[[Path], None]) -> None:
     write(part)
     with part.open("rb") as file:
         os.fsync(file.fileno())
+    part.chmod(0o644)
     part.replace(path)
 
 

@@ -1,4 +1,4 @@
-"""The demo's tokenizer: a small byte-level BPE in the released files, learned from the questions."""
+"""The demo's tokenizer: a small byte-level BPE in the released files, learned from questions."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ CONTROL = (
 
 def corpus(questions: Iterable[str]) -> list[str]:
     """Text to learn merges from: the questions given, every name and colour, the prompts."""
-    words = [f" {word}" for word in (*furniture.NAMES, *materials.COLOURS)]
+    words = [f" {word}" for word in (*furniture.NAMES, *materials.COLOURS, "meters")]
     words += [f" {plural(name)}" for name in furniture.NAMES]
     prompts = [RECONSTRUCTION, SYSTEM, USER, ASSISTANT]
     bare = [prompt.replace("<|im_start|>", "").replace("<|im_end|>", "") for prompt in prompts]
@@ -35,10 +35,12 @@ def write_tokenizer(folder: Path, texts: list[str], vocabulary: int) -> None:
     """Writes tokenizer.json, tokenizer_config.json, vocab.json and merges.txt."""
     backend = Tokenizer(models.BPE())
     backend.normalizer = normalizers.NFC()
-    backend.pre_tokenizer = pre_tokenizers.Sequence([
-        pre_tokenizers.Split(Regex(SPLIT_PATTERN), "isolated"),
-        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-    ])
+    backend.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(SPLIT_PATTERN), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
     backend.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocabulary - len(CONTROL),

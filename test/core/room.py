@@ -21,7 +21,7 @@ def camera(x=0.0, y=0.0, z=1.2, yaw=0.0):
 
 
 def render(boxes, pose):
-    """(points (H, W, 3), depth (H, W), which (H, W)) of boxes [(low, high)], floor -1, walls -2."""
+    """(points (H, W, 3), depth (H, W), which (H, W)) of boxes; floor is -1, walls are -2."""
     v, u = np.mgrid[:HEIGHT, :WIDTH]
     local = np.stack(
         [(u - (WIDTH - 1) / 2) / FOCAL, (v - (HEIGHT - 1) / 2) / FOCAL, np.ones(u.shape)], -1
@@ -44,7 +44,7 @@ def box(x, y, size=(0.5, 0.5, 0.8), z=0.0):
     return low, low + size
 
 
-def room(boxes, poses=None, noise=0.0, scale=1.0, metric=True, scale_std=0.0, seed=0):
+def room(boxes, poses=None, noise=0.0, scale=1.0, metric=True, scale_std=0.0, seed=0, sure=1.0):
     """(PointMap, regions): regions[k] are the boxes around thing k, one per view that shows it.
 
     noise: relative, smooth over 10 pixels, as a network errs. scale: map units per metre.
@@ -69,7 +69,7 @@ def room(boxes, poses=None, noise=0.0, scale=1.0, metric=True, scale_std=0.0, se
     return PointMap(
         (np.array(points) * scale).astype(np.float32),
         (np.array(depths) * scale).astype(np.float32),
-        np.ones((len(poses), HEIGHT, WIDTH), np.float32),
+        np.full((len(poses), HEIGHT, WIDTH), sure, np.float32),
         placed,
         len(poses) - 1,
         metric,

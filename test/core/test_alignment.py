@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from g2vlm_ros.core.alignment import (
+    SharedView,
     ViewSample,
     fit_joint,
     fit_similarity,
@@ -82,8 +83,7 @@ def test_robust_fit_survives_a_third_of_outliers_where_the_closed_form_does_not(
     camera = truth.apply(np.zeros(3))
     target = truth.apply(source * (1 + 0.01 * rng.normal(size=(600, 1))))
     target[:200] += rng.normal(size=(200, 3)) * 10
-    centres = np.broadcast_to(camera, target.shape)
-    joint = fit_joint(source, target, np.ones(600), centres, np.arange(600) % 60)
+    joint = fit_joint([SharedView(source, target, np.ones(600), camera, np.arange(600) % 60)])
     plain = fit_similarity(source, target, np.ones(600))
     robust_error = abs(joint.target_from_source.scale / truth.scale - 1)
     assert robust_error < 0.01 < abs(plain.scale / truth.scale - 1)

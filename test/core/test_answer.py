@@ -41,9 +41,16 @@ def test_lengths_come_out_in_metres(text, metres):
 @pytest.mark.parametrize("value", [0.05, 0.3, 1.0, 2.75, 12.5, 118.0])
 @pytest.mark.parametrize(
     ("name", "metres"),
-    [("m", 1), ("metres", 1), ("cm", 0.01), ("mm", 0.001), ("feet", 0.3048), ("inches", 0.0254),
-     ("km", 1000)],
-)  # fmt: skip
+    [
+        ("m", 1),
+        ("metres", 1),
+        ("cm", 0.01),
+        ("mm", 0.001),
+        ("feet", 0.3048),
+        ("inches", 0.0254),
+        ("km", 1000),
+    ],
+)
 def test_written_lengths_are_read_back(value, name, metres):
     for number in (f"{value:g}", f"{value:.3f}", f"{value:.2f}".replace(".", ",")):
         for sentence in (
@@ -57,11 +64,27 @@ def test_written_lengths_are_read_back(value, name, metres):
 
 @pytest.mark.parametrize(
     "text",
-    ["", "!!!!!", "far away", "less than 2 m", "at least 3 metres", "no more than 2 m", "-2 m",
-     "minus 2 m", "not 2 metres", "2 m or maybe 5 m", "2 or 3 metres", "1,500 mm", "a few metres", "in 2 minutes",
-     "The table is 2 m and the chair 3 m away.", "I cannot tell, maybe 2 metres",
-     "There is no chair.", "2.5"],
-)  # fmt: skip
+    [
+        "",
+        "!!!!!",
+        "far away",
+        "less than 2 m",
+        "at least 3 metres",
+        "no more than 2 m",
+        "-2 m",
+        "minus 2 m",
+        "not 2 metres",
+        "2 m or maybe 5 m",
+        "2 or 3 metres",
+        "1,500 mm",
+        "a few metres",
+        "in 2 minutes",
+        "The table is 2 m and the chair 3 m away.",
+        "I cannot tell, maybe 2 metres",
+        "There is no chair.",
+        "2.5",
+    ],
+)
 def test_no_length_is_made_up(text):
     assert answer.length(text) is None
 
@@ -80,10 +103,16 @@ def test_a_bare_number_counts_where_the_question_named_the_unit():
 
 @pytest.mark.parametrize(
     ("text", "degrees"),
-    [("turn 90° left", 90), ("thirty degrees", 30), ("half a turn", 180), ("1.5 rad", 85.94),
-     ("left", None), ("30 degrees or 60 degrees", None),
-     ("30 to 60 degrees", 45)],
-)  # fmt: skip
+    [
+        ("turn 90° left", 90),
+        ("thirty degrees", 30),
+        ("half a turn", 180),
+        ("1.5 rad", 85.94),
+        ("left", None),
+        ("30 degrees or 60 degrees", None),
+        ("30 to 60 degrees", 45),
+    ],
+)
 def test_angles_come_out_in_radians(text, degrees):
     found = answer.angle(text)
     if degrees is None:
@@ -94,10 +123,22 @@ def test_angles_come_out_in_radians(text, degrees):
 
 @pytest.mark.parametrize(
     ("text", "number"),
-    [("3.", 3), ("There are three chairs.", 3), ("None.", 0), ("no chairs", 0), ("There is a chair", 1),
-     ("I see no chairs.", 0), ("The one on the left", None), ("a few", None), ("2 metres", None),
-     ("two chairs and one table", None), ("2.5", None), ("", None), ("at least 2", None)],
-)  # fmt: skip
+    [
+        ("3.", 3),
+        ("There are three chairs.", 3),
+        ("None.", 0),
+        ("no chairs", 0),
+        ("There is a chair", 1),
+        ("I see no chairs.", 0),
+        ("The one on the left", None),
+        ("a few", None),
+        ("2 metres", None),
+        ("two chairs and one table", None),
+        ("2.5", None),
+        ("", None),
+        ("at least 2", None),
+    ],
+)
 def test_counts(text, number):
     found = answer.count(text)
     assert (found and found.value) == number if number is not None else found is None
@@ -105,12 +146,25 @@ def test_counts(text, number):
 
 @pytest.mark.parametrize(
     ("text", "value"),
-    [("Yes.", True), ("No, it is on the left", False), ("yes, no problem", True), ("It is.", True),
-     ("It does not fit.", False), ("It would fit", True), ("There is a chair", True),
-     ("There is no chair", False), ("it isn't", False), ("maybe", None), ("Yes and no", None),
-     ("I do not know", None), ("Yes. No.", None), ("I cannot tell whether it is", None),
-     ("the red chair", None), ("", None)],
-)  # fmt: skip
+    [
+        ("Yes.", True),
+        ("No, it is on the left", False),
+        ("yes, no problem", True),
+        ("It is.", True),
+        ("It does not fit.", False),
+        ("It would fit", True),
+        ("There is a chair", True),
+        ("There is no chair", False),
+        ("it isn't", False),
+        ("maybe", None),
+        ("Yes and no", None),
+        ("I do not know", None),
+        ("Yes. No.", None),
+        ("I cannot tell whether it is", None),
+        ("the red chair", None),
+        ("", None),
+    ],
+)
 def test_yes_and_no(text, value):
     found = answer.yes_no(text)
     assert (found and found.value) == value if value is not None else found is None
@@ -118,11 +172,19 @@ def test_yes_and_no(text, value):
 
 @pytest.mark.parametrize(
     ("text", "words"),
-    [("to the left, behind", ("left", "behind")), ("It is to your right.", ("right",)),
-     ("right behind you", ("behind",)), ("It is in front of you.", ("front",)),
-     ("not left but right", ("right",)), ("on top of the table", ("above",)), ("left or right", ()),
-     ("that's right", ()), ("left of A, right of B", ()), ("I cannot see it on the left", ())],
-)  # fmt: skip
+    [
+        ("to the left, behind", ("left", "behind")),
+        ("It is to your right.", ("right",)),
+        ("right behind you", ("behind",)),
+        ("It is in front of you.", ("front",)),
+        ("not left but right", ("right",)),
+        ("on top of the table", ("above",)),
+        ("left or right", ()),
+        ("that's right", ()),
+        ("left of A, right of B", ()),
+        ("I cannot see it on the left", ()),
+    ],
+)
 def test_directions(text, words):
     found = answer.directions(text)
     assert (found.words if found else ()) == words
@@ -130,9 +192,15 @@ def test_directions(text, words):
 
 @pytest.mark.parametrize(
     ("text", "absent"),
-    [("There is no sofa.", True), ("I cannot see a sofa", True), ("The sofa is not visible", True),
-     ("It is 2 m away", False), ("I don't know", False), ("There is no more than one sofa", False)],
-)  # fmt: skip
+    [
+        ("There is no sofa.", True),
+        ("I cannot see a sofa", True),
+        ("The sofa is not visible", True),
+        ("It is 2 m away", False),
+        ("I don't know", False),
+        ("There is no more than one sofa", False),
+    ],
+)
 def test_absence_is_told_from_ignorance(text, absent):
     assert answer.says_absent(text) == absent
 
@@ -149,9 +217,13 @@ def test_boxes_in_thousandths():
 
 @pytest.mark.parametrize(
     ("text", "view", "corners"),
-    [("frame 2, pixel (120, 80)", 1, (120, 80, 120, 80)), ("pixel 120 80 in frame 3", 2, (120, 80) * 2),
-     ("box (1, 2, 30, 40) in image 1", 0, (1, 2, 30, 40)), ("at pixel (5.5, 6)", None, (5.5, 6) * 2)],
-)  # fmt: skip
+    [
+        ("frame 2, pixel (120, 80)", 1, (120, 80, 120, 80)),
+        ("pixel 120 80 in frame 3", 2, (120, 80) * 2),
+        ("box (1, 2, 30, 40) in image 1", 0, (1, 2, 30, 40)),
+        ("at pixel (5.5, 6)", None, (5.5, 6) * 2),
+    ],
+)
 def test_pixels_in_prose(text, view, corners):
     (place,) = pointed(text)
     assert place.view == view and place.pixels(640, 480) == corners
@@ -159,10 +231,18 @@ def test_pixels_in_prose(text, view, corners):
 
 @pytest.mark.parametrize(
     "text",
-    ["", "it is at 2, 3 m", "at 2.0 meters", "frame 0, pixel (1, 2)", "pixel (-1, 3)",
-     "<|box_start|>(10,20),(5,4)<|box_end|>", "<|box_start|>(10,20)<|box_end|>",
-     "<|box_start|>(10,20),(1500,40)<|box_end|>", "frame 2"],
-)  # fmt: skip
+    [
+        "",
+        "it is at 2, 3 m",
+        "at 2.0 meters",
+        "frame 0, pixel (1, 2)",
+        "pixel (-1, 3)",
+        "<|box_start|>(10,20),(5,4)<|box_end|>",
+        "<|box_start|>(10,20)<|box_end|>",
+        "<|box_start|>(10,20),(1500,40)<|box_end|>",
+        "frame 2",
+    ],
+)
 def test_no_place_is_made_up(text):
     assert pointed(text) == ()
 

@@ -30,7 +30,8 @@ def test_boxes_lie_where_they_are_despite_background_in_the_region():
     for thing, (low, high) in zip(found, THREE, strict=True):
         assert np.abs(thing.centre - (low + high) / 2).max() < 0.12
         long, short, height = *sorted((high - low)[:2], reverse=True), (high - low)[2]
-        assert thing.size == pytest.approx([long, short, height], abs=0.15)
+        assert thing.size[[0, 2]] == pytest.approx([long, height], abs=0.15)
+        assert thing.size[1] < short + 0.1, "the back may be hidden"
 
 
 def test_a_pixel_gives_the_surface_under_it_and_no_size():
@@ -76,12 +77,14 @@ def test_stated_errors_cover_the_real_ones(noise):
     for seed in range(60):
         rng = np.random.default_rng(seed)
         x, y = rng.uniform(2, 5), rng.uniform(-0.8, 0.8)
-        points, (thing,) = things([box(x, y)], noise=noise, seed=seed)
+        deep = rng.uniform(0.1, 0.5)
+        made = box(x, y, size=(deep, 0.5, 0.8))
+        points, (thing,) = things([made], noise=noise, seed=seed, sure=np.exp(-noise / 0.05))
         found = relations.distance(points, thing)
         true = np.linalg.norm([x, y, 0.4 - 1.2])
         inside += abs(found.value - true) < 2 * found.std
         sizes.append(found.std / true)
-    assert inside >= 45
+    assert inside >= 50
     assert max(sizes) < 0.1, "errors are not stated so large that they say nothing"
 
 
@@ -179,9 +182,7 @@ def test_something_in_the_gap_narrows_it():
     assert relations.gap(points, left, right).value < 1.1
 
 
-@pytest.mark.parametrize(
-    ("yaw", "word"), [(0.0, "front"), (-0.6, "left"), (0.6, "right")]
-)
+@pytest.mark.parametrize(("yaw", "word"), [(0.0, "front"), (-0.6, "left"), (0.6, "right")])
 def test_whereabouts(yaw, word):
     points, (thing,) = things([box(3.0, 0.0)], poses=[camera(yaw=yaw * 0.9)])
     assert relations.whereabouts(points, thing)[0] == word

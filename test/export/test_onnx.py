@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -12,13 +13,13 @@ torch = pytest.importorskip("torch", reason="tracing needs torch")
 onnx = pytest.importorskip("onnx", reason="the export needs onnx")
 pytest.importorskip("onnxscript", reason="the export needs onnxscript")
 
-from safetensors.torch import save_file  # noqa: E402
+from safetensors.torch import load_file, save_file  # noqa: E402
 
 from g2vlm_ros.core.config import ModelConfig  # noqa: E402
 from g2vlm_ros.core.sequence import SpecialTokens, Walk  # noqa: E402
 from g2vlm_ros.export import graphs  # noqa: E402
 from g2vlm_ros.export.onnx import export, main  # noqa: E402
-from g2vlm_ros.model.checkpoint import empty_network, load  # noqa: E402
+from g2vlm_ros.model.checkpoint import empty_network  # noqa: E402
 from g2vlm_ros.runtime.manifest import MANIFEST, STAGES, Manifest  # noqa: E402
 from g2vlm_ros.runtime.onnx_stages import OnnxStages  # noqa: E402
 from g2vlm_ros.runtime.stages import Stages  # noqa: E402
@@ -110,13 +111,22 @@ def test_opset_24_gives_the_same_and_bfloat16_weights_are_read_where_they_are(
     tmp_path: Path,
 ) -> None:
     folder = make_checkpoint(tmp_path / "mini", torch.bfloat16)
-    manifest = export(folder, opset=24)
+    manifest = export(folder, opset=24, stages=["encode_geometry", "geometry", "language"])
     assert manifest.opset == 24
     assert {opset_of(folder / graph.file) for graph in manifest.graphs} == {24}
-    got, want = (
-        everything(kind.open(folder, device="cpu"), 3, (4, 6)) for kind in (OnnxStages, TorchStages)
-    )
+    got, want = (trunk(kind.open(folder, device="cpu")) for kind in (OnnxStages, TorchStages))
     assert worst(got, want) < 2e-5
+
+
+def trunk(stages: Stages) -> dict[str, np.ndarray]:
+    """Prompt, views and a question, without heads and semantic images."""
+    images = np.random.default_rng(0).integers(0, 256, (3, 56, 84, 3), dtype=np.uint8)
+    cache, walk = stages.new_cache(), Walk(SPECIAL)
+    found = {"prompt": stages.language(walk.text([5, 6, 7]), cache)}
+    features = stages.encode_geometry(images)
+    found["hidden"] = stages.geometry(features, walk.geometry(3, (4, 6)), cache)
+    found["question"] = stages.language(walk.text([9, 10, 11, 12]), cache)
+    return {name: np.asarray(value) for name, value in found.items()}
 
 
 def opset_of(path: Path) -> int:
@@ -140,13 +150,15 @@ def test_files_are_graphs_that_point_into_the_checkpoint(folder: Path) -> None:
     assert not list(folder.glob("*.unfinished"))
 
 
-def test_sizes_make_files_of_a_fixed_size_and_keep_the_others(tmp_path: Path) -> None:
-    folder = make_checkpoint(tmp_path / "mini")
-    export(folder, stages=["encode_geometry"])
+def test_sizes_make_files_of_a_fixed_size_and_keep_the_others(
+    folder: Path, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(folder, tmp_path / "mini"))
+    before = Manifest.read(folder).graphs
     manifest = export(folder, stages=["encode_geometry"], sizes=[(84, 56)], dino_windows="aligned")
-    names = [graph.file for graph in manifest.graphs]
-    assert names == ["encode_geometry.onnx", "encode_geometry.aligned.84x56.onnx"]
-    fixed = manifest.graphs[1]
+    assert manifest.graphs[:-1] == before
+    fixed = manifest.graphs[-1]
+    assert fixed.file == "encode_geometry.aligned.84x56.onnx"
     assert fixed.inputs == {"images": ["UINT8", ["views", 56, 84, 3]]}
     images = np.random.default_rng(0).integers(0, 256, (3, 56, 84, 3), dtype=np.uint8)
     got, want = (
@@ -159,16 +171,12 @@ def test_sizes_make_files_of_a_fixed_size_and_keep_the_others(tmp_path: Path) ->
 
 
 def test_int8_stays_near_float32(folder: Path, tmp_path: Path) -> None:
-    assert main(["--checkpoint", str(folder), "--out", str(tmp_path), "--dtype", "int8"]) == 0
-    whole, int8 = (
-        everything(stages, 3, (4, 6))
-        for stages in (TorchStages.open(folder, "cpu"), OnnxStages.open(tmp_path, "cpu", "int8"))
-    )
-    products = {
-        node.op_type
-        for node in onnx.load(tmp_path / "geometry.int8.onnx", load_external_data=False).graph.node
-    }
-    assert "MatMulInteger" in products
+    stages = ["encode_geometry", "geometry", "language"]
+    command = ["--checkpoint", str(folder), "--out", str(tmp_path), "--dtype", "int8", "--stages"]
+    assert main([*command, *stages]) == 0
+    model = onnx.load(tmp_path / "geometry.int8.onnx", load_external_data=False)
+    assert "MatMulInteger" in {node.op_type for node in model.graph.node}
+    whole, int8 = trunk(OnnxStages.open(folder, "cpu")), trunk(OnnxStages.open(tmp_path, "cpu"))
     assert 1e-4 < worst(int8, whole) < 0.1
 
 
@@ -177,7 +185,7 @@ def test_the_position_table_is_resampled_as_in_training() -> None:
     embeddings = empty_embeddings(table)
     for grid_hw in ((37, 37), (28, 37), (6, 10), (51, 37), (60, 50), (1, 1)):
         got = graphs.patch_positions(table, grid_hw)
-        torch.testing.assert_close(got, embeddings.patch_positions(grid_hw), atol=5e-6, rtol=0)
+        torch.testing.assert_close(got, embeddings.patch_positions(grid_hw), atol=2e-5, rtol=0)
 
 
 def empty_embeddings(table: torch.Tensor):
@@ -208,7 +216,7 @@ def test_graphs_of_older_weights_are_dropped(folder: Path, tmp_path: Path) -> No
     old = Manifest.read(folder)
     assert [graph.stage for graph in old.graphs] == list(STAGES)
     old.write(other)
-    weights = load(other).state_dict()
-    save_file({k: 2 * v.contiguous() for k, v in weights.items()}, other / "model.safetensors")
+    weights = load_file(other / "model.safetensors")
+    save_file({name: 2 * value for name, value in weights.items()}, other / "model.safetensors")
     manifest = export(other, stages=["encode_semantics"])
     assert [graph.stage for graph in manifest.graphs] == ["encode_semantics"]

@@ -16,9 +16,15 @@ SMALL = {
     "model.backend": "torch",
     "model.image_width_px": 56,
     "window.views": 2,
+    "window.overlap": 1,
     "window.min_gap_s": 0.05,
     "window.max_age_s": 2.0,
     "status_period_s": 0.2,
+    # Random weights agree with nothing: join windows all the same.
+    "map.min_view_overlap": 0.0,
+    "map.min_joint_inliers": 0.0,
+    "map.min_joint_quality": 0.0,
+    "map.loop_closure": False,
 }
 """Settings under which a window takes milliseconds."""
 TIMEOUT_S = 20.0

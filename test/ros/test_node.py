@@ -54,8 +54,7 @@ def test_every_topic_carries_what_its_name_says():
         "/perception/status": ReconstructionStatus,
         "/tf": TFMessage,
     }
-    # The random weights of the golden checkpoint agree with nothing: join windows all the same.
-    with bench(**{"map.min_joint_inliers": 0.0}) as made:
+    with bench() as made:
         for topic, kind in kinds.items():
             made.listen(kind, topic)
         stream(made, 3)
@@ -198,7 +197,7 @@ def test_wrong_camera_info_is_reported_and_a_right_one_is_used():
         made.publish("/camera/camera_info", info(math.nan))
         stream(made, 2)
         made.publish("/camera/camera_info", info(60.0))
-        made.until(lambda: made.node._intrinsics, "the calibration")
+        made.until(lambda: made.node._cameras._intrinsics, "the calibration")
         stream(made, 2, start=START_S + 0.5)
         made.until(lambda: len(made.received["/perception/depth/camera_info"]) >= 2, "infos")
         found = made.received["/perception/depth/camera_info"][-1]
@@ -327,3 +326,31 @@ def test_without_frames_or_activity_there_is_no_geometry():
         assert empty.call(GetPoints, name, request).error_code == 9908
     finally:
         empty.close()
+
+
+def test_the_map_and_its_grid_are_latched_and_saved_in_every_format(tmp_path):
+    from g2vlm_ros.srv import SaveMap
+    from nav_msgs.msg import OccupancyGrid
+    from sensor_msgs.msg import PointCloud2
+
+    from g2vlm_ros.ros.outputs import LATCHED
+
+    with bench(**{"voxel.publish_period_s": 0.1, "cloud.max_edge_step": 0.0}) as made:
+        made.listen(PointCloud2, "/perception/points")
+        stream(made, 3)
+        made.listen(PointCloud2, "/perception/map", LATCHED)
+        made.listen(OccupancyGrid, "/perception/occupancy", LATCHED)
+        got = made.received
+        made.until(lambda: got["/perception/map"] and got["/perception/occupancy"], "the map")
+        cloud, grid = got["/perception/map"][-1], got["/perception/occupancy"][-1]
+        saved = {
+            kind: made.call(
+                SaveMap, "/perception/save_map", SaveMap.Request(path=str(tmp_path / f"m.{kind}"))
+            )
+            for kind in ("ply", "pcd", "npz")
+        }
+    assert cloud.header.frame_id == grid.header.frame_id == "map"
+    assert cloud.width * cloud.point_step == len(cloud.data) and cloud.width > 100
+    assert grid.info.width * grid.info.height == len(grid.data) and grid.info.resolution > 0
+    assert set(grid.data) <= {-1, 0, 100}
+    assert {answer.points for answer in saved.values()} == {cloud.width}

@@ -1,7 +1,5 @@
 """Services over real DDS: right answers, and error codes with a sentence for everything else."""
 
-import math
-
 import numpy as np
 import pytest
 
@@ -16,7 +14,7 @@ START_S = 1000.0
 @pytest.fixture(scope="module")
 def made():
     """A node with one window of two frames, taken long ago."""
-    with bench(**{"query.semantic_width_px": 56, "query.max_tokens": 4}) as made:
+    with bench(**{"cloud.max_edge_step": 0.0}) as made:
         for k in range(2):
             made.send("/camera/image_raw", image(START_S + 0.1 * k))
         made.settle()
@@ -30,14 +28,7 @@ def get_points(made, **fields):
     return made.call(GetPoints, "/perception/get_points", request)
 
 
-def ask(made, **fields):
-    from g2vlm_ros.srv import SpatialQuery
-
-    request = SpatialQuery.Request(**{"max_age_s": 1e12, "max_wait_s": 20.0, **fields})
-    return made.call(SpatialQuery, "/perception/query", request)
-
-
-def test_points_of_pixels_lie_in_the_cloud(made, tmp_path):
+def test_points_of_pixels_lie_in_the_saved_map(made, tmp_path):
     from g2vlm_ros.srv import SaveMap
 
     from g2vlm_ros.core.cloud import read_ply
@@ -48,11 +39,12 @@ def test_points_of_pixels_lie_in_the_cloud(made, tmp_path):
     path = tmp_path / "map.ply"
     saved = made.call(SaveMap, "/perception/save_map", SaveMap.Request(path=str(path)))
     points, colours, _ = read_ply(path)
-    assert saved.success and saved.points == len(points) == 2 * 56 * 42
+    assert saved.success and saved.points == len(points) > 100
     assert colours.std() > 0
+    voxel = made.node._map._voxels.size
     for p in answer.points:
         distance = np.linalg.norm(points - [p.x, p.y, p.z], axis=1).min()
-        assert distance < 1e-4
+        assert distance < np.sqrt(3) * voxel
 
 
 def test_points_in_a_box_are_those_inside(made):
@@ -90,36 +82,11 @@ def test_bad_requests_for_points_get_a_code_and_a_sentence(made, fields, code, w
     assert not answer.success and answer.error_code == code and words in answer.error_msg
 
 
-def test_a_question_is_answered_in_words_from_the_window(made):
-    first, second = ask(made, question="What is there?"), ask(made, question="How far is it?")
-    assert first.success and first.window_id == 1 and first.answer
-    assert first.model_version.startswith("A@") and math.isnan(first.number)
-    assert "encode_semantics" in first.stage_names
-    assert "encode_semantics" not in second.stage_names, "the window is encoded once"
-
-
-@pytest.mark.parametrize(
-    ("fields", "code", "words"),
-    [
-        ({"question": ""}, 9909, "1 to 512"),
-        ({"question": " \n"}, 9909, "1 to 512"),
-        ({"question": "a" * 513}, 9909, "513"),
-        ({"question": "a", "max_wait_s": 0.0}, 9909, "max_wait_s"),
-        ({"question": "a", "answer_kind": 6}, 9903, "TEXT"),
-        ({"question": "a", "max_age_s": 1.0}, 9904, "s old"),
-        ({"question": "a", "max_wait_s": 1e-6}, 9901, "max_wait_s"),
-    ],
-)
-def test_bad_questions_get_a_code_and_a_sentence(made, fields, code, words):
-    answer = ask(made, **fields)
-    assert not answer.success and answer.error_code == code and words in answer.error_msg
-
-
 def test_save_map_refuses_what_it_cannot_write(made, tmp_path):
     from g2vlm_ros.srv import SaveMap
 
     for path, words in (
-        (tmp_path / "map.xyz", "'xyz'"),
+        (tmp_path / "map.xyz", "ends in .ply, .pcd, .npz"),
         ("map.ply", "absolute"),
         (tmp_path / "no" / "map.ply", "folder must exist"),
     ):

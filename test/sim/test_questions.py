@@ -92,7 +92,7 @@ def phrase_in(home, items, question):
 
 def test_distance_agrees_with_depth(windows):
     checked = 0
-    for home, items, depth, poses, times, qa in answers_of(windows, "distance"):
+    for home, items, depth, _, _, qa in answers_of(windows, "distance"):
         item = named(home, items, phrase_in(home, items, qa.question))
         told = float(re.search(r"[\d.]+(?= metres)", qa.answer)[0])
         rows, columns = np.nonzero(items[-1] == item.id)
@@ -122,7 +122,7 @@ def test_directions_agree_with_pixels(windows):
 
 
 def test_beside_and_closer(windows):
-    for home, items, _, poses, _, qa in answers_of(windows, "beside"):
+    for home, items, *_, qa in answers_of(windows, "beside"):
         x, y = re.search(r"is the (.*?) (?:left|to the left).* of the (.*?)(?: now)?\?",
                          qa.question, re.I).groups()  # fmt: skip
         u = [np.nonzero(items[-1] == named(home, items, p).id)[1].mean() for p in (x, y)]

@@ -1,0 +1,257 @@
+"""From measured things to an answer: one conclusion per kind of question.
+
+Each says what was measured in a sentence, compares it with the model's own words, and states a
+confidence: the chance that the statement is true (a length: to within CLOSE), times how sure it is
+that the things are the ones meant.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from g2vlm_ros.core import answer, prompts, relations
+from g2vlm_ros.core.grounding import OutOfTimeError, certainty
+from g2vlm_ros.core.measure import PointMap, Thing
+from g2vlm_ros.core.outcome import Abstention, Outcome, Query, Reason, ReferenceFrame
+from g2vlm_ros.core.question import VIEWER, Ask, Kind, Plan
+from g2vlm_ros.core.relations import Claim, Measure
+
+DISAGREEMENT = 0.5
+"""Factor on the confidence where the model's words and the measurement contradict."""
+ALIKE = 0.25
+"""Two lengths say the same when they differ by less than this fraction."""
+CLOSE = 0.2
+"""The confidence of a length is the chance that it is right to within this fraction."""
+
+
+class Judge:
+    """Draws conclusions about one window for one question; `steps` takes one sentence per step."""
+
+    def __init__(
+        self,
+        points: PointMap,
+        query: Query,
+        say: Callable[[str, Sequence[prompts.Mark]], str],
+        steps: list[str],
+    ):
+        self._points, self._say, self._steps = points, say, steps
+        self._reference = query.reference
+        self._target_from_map = query.target_from_map
+        self._robot_width_m = query.robot_width_m
+
+    def _length(self, measure: Measure, text: str, opinion: str) -> Outcome:
+        """A length, with what the model says about it."""
+        self._steps.append(f"Measured in the point map: {text}")
+        said = answer.length(opinion, default_unit="m")
+        agree = None
+        if said is not None:
+            off = abs(said.value - measure.value)
+            agree = off <= max(ALIKE * measure.value, 2 * measure.std + said.spread)
+        made = Outcome(Kind.NUMBER, text, number=measure)
+        return self.joined(made, measure.within(CLOSE), agree, opinion)
+
+    def _claimed(self, claim: Claim, text: str, opinion: str) -> Outcome:
+        """A yes or no, with what the model says about it."""
+        self._steps.append(f"Measured in the point map: {text}")
+        said = answer.yes_no(opinion)
+        agree = None if said is None else said.value == claim.value
+        full = f"{'Yes' if claim.value else 'No'}. {text}"
+        made = Outcome(Kind.YES_NO, full, yes_no=claim.value)
+        return self.joined(made, claim.probability, agree, opinion)
+
+    def joined(self, made: Outcome, sure: float, agree: bool | None, opinion: str) -> Outcome:
+        """The answer with its confidence, lowered and told where the model disagrees."""
+        made.confidence = sure
+        if agree is False:
+            made.confidence *= DISAGREEMENT
+            said = " ".join(opinion.split())
+            made.text += f" The model's own words disagree: {said!r}."
+            self._steps.append("The measurement and the model's words disagree.")
+        elif agree:
+            self._steps.append("The model's words agree with it.")
+        return made
+
+    def distance(self, plan: Plan, things: list[Thing], opinion: str) -> Outcome:
+        if len(things) > 1:
+            measure = relations.distance(self._points, things[0], things[1])
+            text = f"The {things[0].label} and the {things[1].label} are {_m(measure)} apart."
+        else:
+            measure = relations.distance(self._points, things[0])
+            text = f"The {things[0].label} is {_m(measure)} away."
+        made = self._length(measure, text, opinion)
+        made.confidence *= certainty(things)
+        return made
+
+    def size(self, plan: Plan, things: list[Thing], opinion: str) -> Outcome:
+        (thing,) = things
+        if plan.word == "size":
+            sizes = [
+                relations.extent(self._points, thing, d) for d in ("width", "depth", "height")
+            ]
+            text = f"The {thing.label} is {_m(sizes[0])} wide, {_m(sizes[1])} deep and " \
+                   f"{_m(sizes[2])} high."  # fmt: skip
+            self._steps.append(f"Measured in the point map: {text}")
+            sure = min(size.within(CLOSE) for size in sizes) * certainty(things)
+            return Outcome(Kind.NUMBER, text, number=max(sizes, key=lambda s: s.value),
+                           confidence=sure)  # fmt: skip
+        measure = relations.extent(self._points, thing, plan.word)
+        shown = " of which a part is outside the image" if thing.cut else ""
+        text = f"The {plan.word} of the {thing.label}{shown} is {_m(measure)}."
+        made = self._length(measure, text, opinion)
+        made.confidence *= certainty(things)
+        return made
+
+    def heading(self, plan: Plan, things: list[Thing], opinion: str) -> Outcome:
+        measure = relations.heading(self._points, things[0])
+        side = "left" if measure.value > 0 else "right"
+        degrees = abs(math.degrees(measure.value))
+        text = f"Turn {degrees:.0f}° to the {side} to face the {things[0].label}."
+        self._steps.append(f"Measured in the point map: {text}")
+        said = answer.angle(opinion)
+        agree = None
+        if said is not None:
+            agree = abs(said.value - abs(measure.value)) < max(math.radians(15), 2 * measure.std)
+        made = Outcome(Kind.NUMBER, text, number=measure)
+        sure = 2 * relations.chance(math.radians(10), measure.std) - 1
+        return self.joined(made, sure * certainty(things), agree, opinion)
+
+    def where(self, plan: Plan, things: list[Thing], opinion: str) -> Outcome:
+        word, sure = relations.whereabouts(self._points, things[0])
+        place = {"front": "in front of you", "behind": "behind you"}.get(word, f"to your {word}")
+        text = f"The {things[0].label} is {place}."
+        self._steps.append(f"Measured in the point map: {text}")
+        said = answer.directions(opinion)
+        agree = None if said is None else word in said.words
+        return self.joined(Outcome(Kind.TEXT, text), sure * certainty(things), agree, opinion)
+
+    def relation(self, plan: Plan, things: list[Thing], opinion: str) -> Outcome:
+        verb = {"left": "left of", "right": "right of", "front": "in front of"}.get(
+            plan.word, plan.word
+        )
+        if plan.things[1] == VIEWER:
+            word, sure = relations.whereabouts(self._points, things[0])
+            bearing = relations.heading(self._points, things[0])
+            if plan.word in ("left", "right"):
+                margin = bearing.value if plan.word == "left" else -bearing.value
+                chance = relations.chance(margin, bearing.std)
+                claim = Claim(chance > 0.5, max(chance, 1 - chance))
+            else:
+                claim = Claim(word == plan.word, sure)
+            text = f"The {things[0].label} is {'' if claim.value else 'not '}{verb} you."
+        else:
+            axes = self._axes(plan.word, things[1])
+            claim = relations.lies(self._points, things[0], plan.word, things[1], axes)
+            text = f"The {things[0].label} is {'' if claim.value else 'not '}{verb} the " \
+                   f"{things[1].label}."  # fmt: skip
+        made = self._claimed(claim, text, opinion)
+        made.confidence *= certainty(things)
+        return made
+
+    def side(self, plan: Plan, things: list[Thing], opinion: str) -> Outcome:
+        axes = self._axes("left", things[1])
+        claim = relations.lies(self._points, things[0], "left", things[1], axes)
+        word = "left" if claim.value else "right"
+        text = f"The {things[0].label} is {word} of the {things[1].label}."
+        self._steps.append(f"Measured in the point map: {text}")
+        said = answer.directions(opinion)
+        agree = None if said is None or not {"left", "right"} & set(said.words) else (
+            word in said.words
+        )  # fmt: skip
+        made = Outcome(Kind.TEXT, text)
+        return self.joined(made, claim.probability * certainty(things), agree, opinion)
+
+    def _axes(self, word: str, other: Thing) -> relations.Axes | None:
+        """Whose left and front are meant; None = the viewer's."""
+        if word in ("above", "below") or self._reference == ReferenceFrame.VIEWER:
+            return None
+        if self._reference == ReferenceFrame.WORLD:
+            return relations.world_axes(self._target_from_map)
+        try:
+            text = self._say(prompts.which_way_faces(other.label), ())
+        except OutOfTimeError:
+            text = ""
+        facing = _facing(text, relations.viewer_axes(self._points))
+        if facing is None:
+            raise Abstention(
+                Reason.AMBIGUOUS,
+                f"it is not known which way the {other.label} faces; ask with reference VIEWER or "
+                "WORLD",
+            )
+        self._steps.append(f"The model says which way the {other.label} faces: {text.strip()!r}.")
+        return relations.object_axes(other, facing)
+
+    def closer(self, plan: Plan, things: list[Thing], opinion: str) -> Outcome:
+        claim = relations.closer(self._points, things[0], things[1])
+        near, far = things if claim.value else things[::-1]
+        text = f"The {near.label} is closer than the {far.label}."
+        if plan.word == "yes_no":
+            made = self._claimed(claim, text, opinion)
+        else:
+            self._steps.append(f"Measured in the point map: {text}")
+            named = [thing.label.lower() in opinion.lower() for thing in (near, far)]
+            agree = named[0] if named[0] != named[1] else None
+            made = Outcome(Kind.TEXT, text, things=(near, far))
+            made = self.joined(made, claim.probability, agree, opinion)
+        made.confidence *= certainty(things)
+        return made
+
+    def between(self, plan: Plan, things: list[Thing], opinion: str) -> Outcome:
+        claim = relations.between(self._points, *things)
+        text = f"The {things[0].label} is {'' if claim.value else 'not '}between the " \
+               f"{things[1].label} and the {things[2].label}."  # fmt: skip
+        made = self._claimed(claim, text, opinion)
+        made.confidence *= certainty(things)
+        return made
+
+    def gap(self, plan: Plan, things: list[Thing], opinion: str) -> Outcome:
+        measure = relations.gap(self._points, things[0], things[1])
+        text = f"The gap between the {things[0].label} and the {things[1].label} is {_m(measure)}."
+        made = self._length(measure, text, opinion)
+        made.confidence *= certainty(things)
+        return made
+
+    def fits(self, plan: Plan, things: list[Thing], opinion: str) -> Outcome:
+        width = plan.width_m or self._robot_width_m
+        if not width:
+            raise Abstention(
+                Reason.INVALID_REQUEST,
+                "the question names no width and query.robot_width_m is 0; say how wide it is",
+            )
+        claim, free = relations.fits(self._points, width, things[0], things[1])
+        text = f"The gap between the {things[0].label} and the {things[1].label} is {_m(free)}, " \
+               f"{width:.2f} m is needed."  # fmt: skip
+        made = self._claimed(claim, text, opinion)
+        made.number = free
+        made.confidence *= certainty(things)
+        return made
+
+
+CONCLUDE: dict[Ask, Callable[[Judge, Plan, list[Thing], str], Outcome]] = {
+    Ask.DISTANCE: Judge.distance, Ask.SIZE: Judge.size, Ask.HEADING: Judge.heading,
+    Ask.WHERE: Judge.where, Ask.RELATION: Judge.relation, Ask.SIDE: Judge.side,
+    Ask.CLOSER: Judge.closer, Ask.BETWEEN: Judge.between, Ask.GAP: Judge.gap,
+    Ask.FITS: Judge.fits,
+}  # fmt: skip
+
+
+def _m(measure: Measure) -> str:
+    return f"{measure.value:.2f} m (±{measure.std:.2f} m)"
+
+
+def _facing(text: str, viewer: relations.Axes) -> np.ndarray | None:
+    """The direction (2,) on the floor that a front looks to, by the model's words."""
+    simple = text.lower()
+    towards = any(word in simple for word in ("toward", "at the camera", "to the camera"))
+    away = "away" in simple
+    said = answer.directions(text)
+    if towards != away:
+        return -viewer.front if towards else viewer.front
+    if said is not None and not towards:
+        if "left" in said.words:
+            return viewer.left
+        if "right" in said.words:
+            return -viewer.left
+    return None

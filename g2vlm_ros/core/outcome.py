@@ -1,0 +1,79 @@
+"""What is asked and what comes out: the records of answering, and why there may be no answer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum, IntEnum
+
+import numpy as np
+
+from g2vlm_ros.core import prompts
+from g2vlm_ros.core.grounding import Detection
+from g2vlm_ros.core.measure import Region, Thing
+from g2vlm_ros.core.question import Kind
+from g2vlm_ros.core.relations import Measure
+
+UNCALIBRATED = -1.0
+
+
+class ReferenceFrame(IntEnum):
+    """What "left of" refers to; values of SpatialQuery."""
+
+    VIEWER = 0
+    OBJECT = 1
+    WORLD = 2
+
+
+class Reason(Enum):
+    """Why there is no answer; the names are error codes of SpatialQuery."""
+
+    NO_GEOMETRY = "NO_GEOMETRY"
+    NOT_VISIBLE = "NOT_VISIBLE"
+    AMBIGUOUS = "AMBIGUOUS"
+    INVALID_REQUEST = "INVALID_REQUEST"
+    TIMEOUT = "TIMEOUT"
+
+
+class Abstention(Exception):  # noqa: N818 - it is no error to know one's bounds
+    """No answer, and one sentence with the remedy."""
+
+    def __init__(self, reason: Reason, sentence: str):
+        super().__init__(sentence)
+        self.reason = reason
+
+
+@dataclass(frozen=True)
+class Query:
+    """One question with what the asker gave along."""
+
+    question: str
+    kind: Kind = Kind.AUTO
+    reference: ReferenceFrame = ReferenceFrame.VIEWER
+    regions: tuple[Region, ...] = ()
+    detections: tuple[Detection, ...] = ()
+    marks: tuple[prompts.Mark, ...] = ()
+    """The regions as they are drawn for the model."""
+    target_from_map: np.ndarray | None = None
+    """For WORLD; None = the map's own axes."""
+    robot_width_m: float = 0.0
+    """0 = unknown."""
+    min_confidence: float = 0.0
+
+
+@dataclass
+class Outcome:
+    """An answer with where it comes from."""
+
+    kind: Kind
+    text: str
+    yes_no: bool | None = None
+    number: Measure | None = None
+    """A count has the unit ""."""
+    pose: np.ndarray | None = None
+    """float64 (4, 4) in the map."""
+    covariance: np.ndarray | None = None
+    """float64 (3, 3) of its position."""
+    things: tuple[Thing, ...] = ()
+    confidence: float = UNCALIBRATED
+    """0..1; UNCALIBRATED where only the model's words stand behind it."""
+    steps: list[str] = field(default_factory=list)

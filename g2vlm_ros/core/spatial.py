@@ -1,0 +1,344 @@
+"""Answers a question in steps: find the things, measure them, conclude; every step is told.
+
+Numbers come from the point map where it has them. The model's own words are heard as well: where
+both speak and disagree, the answer says so and its confidence falls. Where the answer is not known
+it is not guessed: `Abstention`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from g2vlm_ros.core import answer, prompts, relations
+from g2vlm_ros.core.conclude import CONCLUDE, Judge
+from g2vlm_ros.core.grounding import Finder, OutOfTimeError, Unseen, certainty
+from g2vlm_ros.core.measure import PointMap, Region, Thing, map_covariance
+from g2vlm_ros.core.outcome import Abstention, Outcome, Query, Reason
+from g2vlm_ros.core.pointing import Pointed
+from g2vlm_ros.core.question import NEEDS_METRES, VIEWER, Ask, Kind, Plan, parse
+from g2vlm_ros.core.relations import Measure, ScaleError
+
+PLACES = (Kind.POINT, Kind.POSE, Kind.OBJECTS)
+STAND_OFF_M = 0.7
+"""Where to stand before a thing: so far from its surface."""
+
+
+class Composer:
+    """Composes the answer to one question about one window.
+
+    say(prompt, marks): what the model answers; raises OutOfTimeError. to_model: a Region of what
+    the model pointed at. points: None only while the window has no geometry.
+    """
+
+    def __init__(
+        self,
+        points: PointMap,
+        query: Query,
+        say: Callable[[str, Sequence[prompts.Mark]], str],
+        to_model: Callable[[Pointed], Region | None],
+    ):
+        self._points, self._query, self._say = points, query, say
+        self._steps: list[str] = []
+        self._judge = Judge(points, query, say, self._steps)
+        self._finder = Finder(
+            points, query.regions, query.detections, lambda prompt: say(prompt, ()), to_model,
+            self._steps.append,
+        )  # fmt: skip
+
+    @property
+    def steps(self) -> list[str]:
+        """What was done so far, one sentence each."""
+        return self._steps
+
+    def answer(self) -> Outcome:
+        """The answer; raises Abstention, and OutOfTimeError where the model alone could tell."""
+        plan = parse(self._query.question)
+        kind = self._kind(plan)
+        if plan.ask in NEEDS_METRES and not self._points.metric and kind != Kind.TEXT:
+            raise Abstention(Reason.NO_GEOMETRY, str(ScaleError("a length or place")))
+        if plan.ask is Ask.TALK or kind == Kind.TEXT and plan.ask in NEEDS_METRES and (
+            not self._points.metric
+        ):  # fmt: skip
+            return self._checked(self._talk(kind))
+        if plan.ask is Ask.MOTION:
+            return self._checked(self._motion(plan))
+        opinion = self._opinion(plan)
+        try:
+            made = self._measured(plan, kind, opinion)
+        except Unseen as unseen:
+            if plan.ask is Ask.EXISTS:
+                made = Outcome(Kind.YES_NO, "No.", yes_no=False)
+            elif plan.ask is Ask.COUNT:
+                made = Outcome(Kind.NUMBER, "None.", number=Measure(0.0, 0.0, ""))
+            else:
+                raise Abstention(
+                    Reason.NOT_VISIBLE, f"{unseen}; look around or ask again"
+                ) from None
+        if made is None:
+            made = self._in_words(plan, kind, opinion)
+        return self._checked(made)
+
+    # Steps -----------------------------------------------------------------------------------
+
+    def _kind(self, plan: Plan) -> Kind:
+        """What to answer with; INVALID_REQUEST where the question asks for something else."""
+        asked = self._query.kind
+        if asked == Kind.AUTO:
+            return plan.kind
+        fits = (
+            asked in (plan.kind, Kind.TEXT)
+            or plan.ask is Ask.TALK
+            and asked not in PLACES
+            or asked in PLACES
+            and bool(plan.things or plan.ask is Ask.MOTION)
+            or asked == Kind.OBJECTS
+            and bool(self._query.detections or self._query.regions)
+        )
+        if not fits:
+            raise Abstention(
+                Reason.INVALID_REQUEST,
+                f"answer_kind {asked.name} does not fit a question for {plan.ask.value} "
+                f"({plan.kind.name}); ask for AUTO, TEXT or {plan.kind.name}",
+            )
+        return asked
+
+    def _opinion(self, plan: Plan) -> str:
+        """What the model says by itself; empty where it was out of time."""
+        try:
+            text = self._ask_model(self._query.question)
+        except OutOfTimeError:
+            if not self._finder.given(len(plan.things)):
+                raise
+            self._steps.append("There was no time to hear the model.")
+            return ""
+        self._steps.append(f"The model alone says: {text.strip()!r}.")
+        if answer.says_absent(text) and not self._finder.given(1):
+            if plan.ask not in (Ask.EXISTS, Ask.COUNT):
+                raise Abstention(
+                    Reason.NOT_VISIBLE, f"the model says: {text.strip()} Look around or ask again"
+                )
+        return text
+
+    def _ask_model(self, question: str) -> str:
+        """The model's answer, the request's regions drawn as marks beside it."""
+        marks = list(self._query.marks)
+        if not marks:
+            return self._say(question, ())
+        return self._say(prompts.about_marks(question, marks), marks)
+
+    def _one(self, phrase: str) -> list[Thing]:
+        """The one thing that a phrase means, or none; AMBIGUOUS where there are several."""
+        found = self._finder.things(phrase)
+        if len(found) > 1:
+            raise Abstention(
+                Reason.AMBIGUOUS,
+                f"{len(found)} things fit '{phrase}'; say which by its colour or place, or give a "
+                "region",
+            )
+        return found
+
+    def _measured(self, plan: Plan, kind: Kind, opinion: str) -> Outcome | None:
+        """The answer by geometry, or None where a thing was not found."""
+        if plan.ask in (Ask.COUNT, Ask.EXISTS, Ask.NEAREST) and kind not in PLACES:
+            return self._among(plan, opinion)
+        things: list[Thing] = []
+        for phrase in plan.things:
+            if phrase == VIEWER:
+                continue
+            found = self._finder.things(phrase) if kind == Kind.OBJECTS else self._one(phrase)
+            if not found:
+                return None
+            things += found
+        if kind in PLACES:
+            return self._place(things, kind, approach=plan.ask is Ask.APPROACH)
+        try:
+            made = CONCLUDE[plan.ask](self._judge, plan, things, opinion)
+        except ScaleError as error:
+            raise Abstention(Reason.NO_GEOMETRY, str(error)) from None
+        except ValueError as error:
+            raise Abstention(Reason.INVALID_REQUEST, str(error)) from None
+        made.things = made.things or tuple(things)
+        return made
+
+    def _among(self, plan: Plan, opinion: str) -> Outcome | None:
+        """Counts, existence and the nearest, of what a detector sees."""
+        found = self._finder.detected(plan.things[0])
+        if plan.ask is Ask.COUNT:
+            if not found:
+                return None
+            number = Measure(float(len(found)), 0.0, "")
+            said = answer.count(opinion)
+            text = f"{len(found)} {plan.things[0]}."
+            agree = None if said is None else said.value == number.value
+            return self._judge.joined(
+                Outcome(Kind.NUMBER, text, number=number, things=tuple(found)),
+                certainty(found), agree, opinion,
+            )  # fmt: skip
+        if plan.ask is Ask.EXISTS:
+            if not found:
+                return None
+            said = answer.yes_no(opinion)
+            made = Outcome(Kind.YES_NO, "Yes.", yes_no=True, things=tuple(found))
+            return self._judge.joined(
+                made, certainty(found[:1]), None if said is None else said.value, opinion
+            )
+        anchor = [] if plan.things[1] == VIEWER else self._one(plan.things[1])
+        to = anchor[0] if anchor else None
+        others = [thing for thing in found if to is None or thing.label != to.label]
+        if not others or (to is None and plan.things[1] != VIEWER):
+            return None
+        best, sure = relations.nearest(self._points, others, to)
+        made = Outcome(Kind.TEXT, f"The {best.label}.", things=(best,))
+        agree = best.label.lower() in opinion.lower() if opinion else None
+        return self._judge.joined(made, sure * certainty([best]), agree, opinion)
+
+    def _place(self, things: Sequence[Thing], kind: Kind, approach: bool = False) -> Outcome:
+        thing = things[0]
+        pose = np.eye(4)
+        pose[:3, 3] = thing.centre
+        if kind == Kind.POSE:
+            pose = self._stand(thing) if approach else _turned(thing)
+        x, y, z = pose[:3, 3]
+        text = f"The {thing.label} is at ({thing.centre[0]:.2f}, {thing.centre[1]:.2f}, " \
+               f"{thing.centre[2]:.2f}) in the map."  # fmt: skip
+        if approach:
+            text = f"Stand at ({x:.2f}, {y:.2f}) in the map to be before the {thing.label}."
+        self._steps.append(f"Measured in the point map: {text}")
+        return Outcome(
+            kind, text, pose=pose, covariance=map_covariance(self._points, thing),
+            things=tuple(things), confidence=certainty(things),
+        )  # fmt: skip
+
+    def _stand(self, thing: Thing) -> np.ndarray:
+        """A pose on the floor before a thing, x towards it, on the side of the newest camera."""
+        here = self._points.viewer_pose[:3, 3]
+        away = (thing.centre - here)[:2]
+        reach = max(float(np.linalg.norm(away)), 1e-6)
+        front = away / reach
+        surface = float(np.quantile((thing.points - here)[:, :2] @ front, 0.05))
+        floor = self._points.floor_z
+        pose = np.eye(4)
+        pose[:2, 0], pose[:2, 1] = front, (-front[1], front[0])
+        pose[:2, 3] = here[:2] + max(0.0, surface - STAND_OFF_M) * front
+        pose[2, 3] = floor if math.isfinite(floor) else here[2]
+        return pose
+
+    def _motion(self, plan: Plan) -> Outcome:
+        pose = relations.moved(self._points, plan.forward_m, plan.left_m, plan.turn_rad)
+        x, y, _ = pose[:3, 3]
+        text = f"You would be at ({x:.2f}, {y:.2f}) in the map."
+        way = math.hypot(plan.forward_m, plan.left_m)
+        covariance = np.eye(3) * (self._points.scale_std * way) ** 2
+        if self._points.pose_covariance is not None:
+            covariance = covariance + self._points.pose_covariance[self._points.viewer]
+        self._steps.append(
+            f"Went {plan.forward_m:.2f} m ahead and {plan.left_m:.2f} m left from the newest "
+            f"camera after turning {math.degrees(plan.turn_rad):.0f}°."
+        )
+        return Outcome(Kind.POSE, text, pose=pose, covariance=covariance, confidence=1.0)
+
+    # The model alone -------------------------------------------------------------------------
+
+    def _talk(self, kind: Kind) -> Outcome:
+        """The model's words, what is marked or detected measured and told to it before."""
+        things: list[Thing] = []
+        if self._query.regions:
+            try:
+                things = [
+                    thing for _ in self._query.regions for thing in self._finder.things("it")
+                ]
+            except Unseen as unseen:
+                self._steps.append(f"Not measured: {unseen}.")
+        question, marks = self._query.question, list(self._query.marks)
+        if things and self._points.metric:
+            measures = [_told(self._points, thing, i, marks) for i, thing in enumerate(things)]
+            self._steps += measures
+            question = prompts.with_measures(question, measures)
+        if marks:
+            question = prompts.about_marks(question, marks)
+        text = self._say(question, marks).strip()
+        self._steps.append(f"The model says: {text!r}.")
+        if not self._points.metric and answer.length(text) is not None:
+            self._steps.append("Lengths in the model's words are not measured: no scale is known.")
+        made = Outcome(Kind.TEXT, text, things=tuple(things))
+        if kind == Kind.OBJECTS:
+            made.kind, made.things = kind, tuple(things or self._finder.detected("thing"))
+        return made if kind in (Kind.TEXT, Kind.OBJECTS) else self._parsed(made, kind, text)
+
+    def _in_words(self, plan: Plan, kind: Kind, opinion: str) -> Outcome:
+        """The model's own answer where nothing could be measured."""
+        if kind in PLACES:
+            names = " and ".join(plan.things)
+            raise Abstention(
+                Reason.NOT_VISIBLE,
+                f"no source shows where the {names} is; give a region, run a detector, or ask "
+                "again from nearer",
+            )
+        if not opinion:
+            raise OutOfTimeError
+        self._steps.append("Nothing was measured; these are the model's words alone.")
+        made = Outcome(kind, opinion.strip())
+        return made if kind == Kind.TEXT else self._parsed(made, kind, opinion)
+
+    def _parsed(self, made: Outcome, kind: Kind, text: str) -> Outcome:
+        """The model's words as the value that was asked for; AMBIGUOUS where they hold none."""
+        made.kind = kind
+        if kind == Kind.YES_NO:
+            said = answer.yes_no(text)
+            made.yes_no = None if said is None else said.value
+        elif kind == Kind.NUMBER:
+            said = self._quantity(text)
+            made.number = said and Measure(said.value, float("nan"), said.unit)
+            if said and said.unit == "m" and not self._points.metric:
+                raise Abstention(Reason.NO_GEOMETRY, str(ScaleError("a length")))
+        if made.yes_no is None and made.number is None:
+            if answer.says_absent(text):
+                raise Abstention(Reason.NOT_VISIBLE, f"the model says: {text.strip()}")
+            raise Abstention(
+                Reason.AMBIGUOUS,
+                f"the model's words hold no {kind.name.lower().replace('_', ' or ')}: "
+                f"{' '.join(text.split())[:120]!r}; ask for TEXT, or more simply",
+            )
+        return made
+
+    def _quantity(self, text: str) -> answer.Quantity | None:
+        plan = parse(self._query.question)
+        if plan.ask is Ask.COUNT:
+            return answer.count(text)
+        if plan.ask is Ask.HEADING:
+            return answer.angle(text)
+        if plan.ask in (Ask.DISTANCE, Ask.SIZE, Ask.GAP):
+            return answer.length(text, default_unit="m")
+        return answer.length(text) or answer.angle(text) or answer.count(text)
+
+    def _checked(self, made: Outcome) -> Outcome:
+        """The answer, unless it is less sure than was asked for."""
+        made.steps = self._steps
+        if self._query.min_confidence > 0 and made.confidence < self._query.min_confidence:
+            known = "not calibrated" if made.confidence < 0 else f"{made.confidence:.2f}"
+            raise Abstention(
+                Reason.AMBIGUOUS,
+                f"the confidence is {known}, min_confidence is {self._query.min_confidence:g}; "
+                "give a region or ask again from nearer",
+            )
+        return made
+
+
+def _told(points: PointMap, thing: Thing, index: int, marks: Sequence[prompts.Mark]) -> str:
+    """A measured distance as the model is told it."""
+    away = relations.distance(points, thing).value
+    if index < len(marks):
+        return f"The {thing.label} ({marks[index].name}) is at {away:.2f} meters."
+    return f"The {thing.label} is at {away:.2f} meters."
+
+
+def _turned(thing: Thing) -> np.ndarray:
+    """The pose of a thing: its middle, x along its longer side."""
+    c, s = math.cos(thing.yaw_rad), math.sin(thing.yaw_rad)
+    pose = np.eye(4)
+    pose[:2, :2] = [[c, -s], [s, c]]
+    pose[:3, 3] = thing.centre
+    return pose

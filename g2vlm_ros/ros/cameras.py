@@ -1,0 +1,122 @@
+"""What comes in: images, calibrations and odometry of the cameras, as frames."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+
+import numpy as np
+from nav_msgs.msg import Odometry
+from rclpy.callback_groups import MutuallyExclusiveCallbackGroup
+from rclpy.event_handler import SubscriptionEventCallbacks
+from rclpy.node import Node
+from rclpy.qos import qos_profile_sensor_data
+from rclpy.qos_overriding_options import QoSOverridingOptions
+from sensor_msgs.msg import CameraInfo, CompressedImage, Image
+
+from g2vlm_ros.core.datatypes import Frame, Intrinsics
+from g2vlm_ros.core.images import ImageError
+from g2vlm_ros.core.settings import Settings
+from g2vlm_ros.ros import convert
+
+ODOMETRY_MAX_GAP_NS = 500_000_000
+"""An odometry message this far from a frame's stamp says nothing about it."""
+
+
+class Cameras:
+    """Subscribes to every camera of the settings with sensor QoS, overridable.
+
+    offer gets each good frame; reject the reason of each image that is none. Nothing is decoded
+    here, so the callbacks stay short.
+    """
+
+    def __init__(
+        self,
+        node: Node,
+        settings: Settings,
+        offer: Callable[[Frame], None],
+        reject: Callable[[str], None],
+    ):
+        self._node, self._log = node, node.get_logger()
+        self._max_px = settings.max_image_px
+        self._offer, self._reject = offer, reject
+        self._intrinsics: dict[str, Intrinsics] = {}
+        self._odometry: tuple[int, np.ndarray] | None = None
+        self._group = MutuallyExclusiveCallbackGroup()
+        compressed = settings.image_transport == "compressed"
+        self._frame_from = (
+            convert.frame_from_compressed if compressed else convert.frame_from_image
+        )
+        kind, suffix = (CompressedImage, "/compressed") if compressed else (Image, "")
+        self._subscriptions = []
+        for camera in settings.cameras:
+            self._listen(kind, f"{camera}/image_raw{suffix}", self._on_image, camera)
+            self._listen(CameraInfo, f"{camera}/camera_info", self._on_camera_info, camera)
+        if settings.odometry_topic:
+            self._listen(Odometry, settings.odometry_topic, self._on_odometry, "odometry")
+
+    def close(self) -> None:
+        """Stop listening."""
+        for subscription in self._subscriptions:
+            self._node.destroy_subscription(subscription)
+        self._subscriptions.clear()
+
+    def _listen(self, kind: type, topic: str, callback: Callable, name: str) -> None:
+        def incompatible(event) -> None:
+            self._log.error(
+                f"a publisher of {topic} offers an incompatible QoS ({event.last_policy_kind}); "
+                f"override qos_overrides.{topic}.subscription or the publisher's"
+            )
+
+        subscription = self._node.create_subscription(
+            kind,
+            topic,
+            functools.partial(callback, name),
+            qos_profile_sensor_data,
+            callback_group=self._group,
+            event_callbacks=SubscriptionEventCallbacks(incompatible_qos=incompatible),
+            qos_overriding_options=QoSOverridingOptions.with_default_policies(),
+        )
+        self._subscriptions.append(subscription)
+
+    def _on_image(self, camera: str, message: Image | CompressedImage) -> None:
+        try:
+            frame = self._frame_from(
+                message,
+                camera,
+                max_px=self._max_px,
+                intrinsics=self._intrinsics.get(camera),
+                position_m=self._position_at(convert.stamp_ns(message.header.stamp)),
+            )
+        except ImageError as error:
+            self._reject(error.reason)
+            self._log.warning(f"{camera}: {error}", throttle_duration_sec=5.0)
+            return
+        self._offer(frame)
+
+    def _on_camera_info(self, camera: str, message: CameraInfo) -> None:
+        try:
+            intrinsics = convert.intrinsics_from_info(message)
+        except ValueError as error:
+            intrinsics = None
+            self._log.warning(
+                f"{camera}: camera_info is not used: {error}", throttle_duration_sec=5.0
+            )
+        if intrinsics is None:
+            self._intrinsics.pop(camera, None)
+            return
+        self._intrinsics[camera] = intrinsics
+        if convert.is_distorted(message):
+            self._log.warning(
+                f"{camera}: camera_info has lens distortion; use a rectified image topic",
+                once=True,
+            )
+
+    def _on_odometry(self, _name: str, message: Odometry) -> None:
+        p = message.pose.pose.position
+        self._odometry = (convert.stamp_ns(message.header.stamp), np.array([p.x, p.y, p.z]))
+
+    def _position_at(self, stamp_ns: int) -> np.ndarray | None:
+        if self._odometry is None or abs(self._odometry[0] - stamp_ns) > ODOMETRY_MAX_GAP_NS:
+            return None
+        return self._odometry[1]

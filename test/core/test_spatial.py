@@ -1,0 +1,324 @@
+"""Questions about a known room: found, measured, concluded, or honestly refused."""
+
+import math
+
+import numpy as np
+import pytest
+
+from g2vlm_ros.core import prompts
+from g2vlm_ros.core.grounding import Detection, OutOfTimeError
+from g2vlm_ros.core.measure import Region
+from g2vlm_ros.core.outcome import Abstention, Query, Reason, ReferenceFrame
+from g2vlm_ros.core.question import VIEWER, Ask, Kind, parse
+from g2vlm_ros.core.spatial import Composer
+from test.core.room import HEIGHT, WIDTH, box, camera, room
+
+NAMES = ["red chair", "table", "lamp"]
+BOXES = [box(3.0, 0.7), box(4.0, -0.9, size=(0.8, 1.2, 0.7)), box(2.5, -0.1, size=(0.2, 0.2, 1.5))]
+
+
+class Model:
+    """A model with prepared words: {part of the prompt: answer}; remembers what it was asked."""
+
+    def __init__(self, says=None, default="Hm."):
+        self.says, self.default, self.asked = says or {}, default, []
+
+    def __call__(self, prompt, marks):
+        self.asked.append((prompt, tuple(marks)))
+        words = next((w for part, w in self.says.items() if part in prompt), self.default)
+        if words is None:
+            raise OutOfTimeError
+        return words
+
+
+def to_model(place):
+    corners = place.pixels(WIDTH, HEIGHT)
+    return corners and Region(place.view or 0, corners[:2], corners[2:])
+
+
+def ask(question, model=None, names=NAMES, boxes=BOXES, poses=None, use=(), **options):
+    """The Outcome; detections name what is in the room. `options` go to Query and to room."""
+    fields = {k: options.pop(k) for k in list(options) if k in Query.__dataclass_fields__}
+    points, regions = room(boxes, poses, **options)
+    found = [
+        Detection(region, name, 0.9)
+        for name, each in zip(names, regions, strict=False)
+        for region in each
+    ]
+    given = tuple(regions[k][0] for k in use)
+    query = Query(question, detections=tuple(found), regions=given, **fields)
+    composer = Composer(points, query, model or Model(), to_model)
+    made = composer.answer()
+    return made
+
+
+def refused(*arguments, **options):
+    with pytest.raises(Abstention) as caught:
+        ask(*arguments, **options)
+    return caught.value
+
+
+def test_a_distance_is_measured_with_a_deviation_and_told():
+    made = ask("How far is the red chair?")
+    true = np.linalg.norm(np.mean(BOXES[0], axis=0) - [0, 0, 1.2])
+    assert made.kind == Kind.NUMBER and made.number.unit == "m"
+    assert abs(made.number.value - true) < 2 * made.number.std < 0.5
+    assert f"{made.number.value:.2f} m" in made.text and made.things[0].label == "red chair"
+    assert 0.3 < made.confidence <= 1 and any("point map" in step for step in made.steps)
+
+
+@pytest.mark.parametrize(
+    ("question", "value", "unit"),
+    [
+        ("How far apart are the red chair and the table?", math.dist((3, 0.7), (4, -0.9)), "m"),
+        ("How tall is the lamp?", 1.5, "m"),
+        ("How wide is the table?", 1.2, "m"),
+        ("Turn how many degrees to face the red chair?", math.atan2(0.7, 3.0), "rad"),
+        ("How many chairs are there?", 1, ""),
+    ],
+)
+def test_numbers(question, value, unit):
+    made = ask(question)
+    assert made.kind == Kind.NUMBER and made.number.unit == unit
+    assert made.number.value == pytest.approx(value, abs=0.2)
+
+
+@pytest.mark.parametrize(
+    ("question", "yes"),
+    [
+        ("Is the red chair to the left of the table?", True),
+        ("Is the table in front of the red chair?", False),
+        ("Is the lamp between the red chair and the table?", True),
+        ("Is the lamp closer than the table?", True),
+        ("Is the red chair behind me?", False),
+        ("Is the red chair on the left?", True),
+        ("Would a 0.3 m robot fit between the red chair and the lamp?", True),
+        ("Would a 1.6 m robot fit between the red chair and the lamp?", False),
+        ("Is there a lamp?", True),
+    ],
+)
+def test_yes_and_no(question, yes):
+    made = ask(question)
+    assert made.kind == Kind.YES_NO and made.yes_no == yes
+    assert made.text.startswith("Yes" if yes else "No")
+
+
+@pytest.mark.parametrize(
+    ("question", "words"),
+    [
+        ("Which is closer, the table or the lamp?", "The lamp is closer"),
+        ("Is the red chair left or right of the table?", "left of the table"),
+        ("What is nearest to you now?", "The lamp."),
+        ("What is closest to the table?", "The lamp."),
+        ("Where is the red chair now: left, right, in front or behind?", "in front of you"),
+    ],
+)
+def test_words(question, words):
+    made = ask(question)
+    assert made.kind == Kind.TEXT and words in made.text and made.things
+
+
+def test_places_are_in_the_map_with_a_covariance():
+    made = ask("Where is the red chair?", kind=Kind.POINT)
+    assert np.abs(made.pose[:3, 3] - [3.0, 0.7, 0.4]).max() < 0.2
+    assert np.array_equal(made.pose[:3, :3], np.eye(3))
+    assert (np.linalg.eigvalsh(made.covariance) > 0).all()
+    pose = ask("Where is the table?", kind=Kind.POSE).pose
+    assert abs(pose[0, 0]) < 0.3, "x along the longer side, which lies in y"
+    objects = ask("Find the chair.", kind=Kind.OBJECTS, names=["chair", "chair", "lamp"])
+    assert objects.kind == Kind.OBJECTS and len(objects.things) == 2
+
+
+def test_going_there_stops_before_the_thing_and_faces_it():
+    made = ask("Go to the red chair")
+    away = np.array([3.0, 0.7]) - made.pose[:2, 3]
+    assert made.kind == Kind.POSE and 0.6 < np.linalg.norm(away) < 1.3
+    assert made.pose[:2, 0] @ away / np.linalg.norm(away) > 0.99
+    assert made.pose[2, 3] == 0
+
+
+def test_where_would_i_be():
+    made = ask("Where would I be if I went two metres forward and 1 m to the left?")
+    assert made.pose[:2, 3] == pytest.approx([2.0, 1.0])
+    turned = ask("Where would I be if I turned right and went 1.5 m ahead?")
+    assert turned.pose[:2, 3] == pytest.approx([0.0, -1.5])
+
+
+def test_disagreement_is_said_and_costs_confidence():
+    agree = ask("How far is the red chair?", Model(default="It is about 3.2 meters away."))
+    alone = ask("How far is the red chair?")
+    differ = ask("How far is the red chair?", Model(default="It is about 8 meters away."))
+    assert differ.number == agree.number == alone.number, "the number comes from geometry"
+    assert differ.confidence < alone.confidence == agree.confidence
+    assert "disagree" in differ.text and "8 meters" in differ.text
+    assert "disagree" not in agree.text
+
+
+def test_the_region_of_the_request_comes_first():
+    made = ask("How far is this?", names=[], use=[1])
+    assert made.number.value == pytest.approx(math.dist((4, -0.9, 0.35), (0, 0, 1.2)), abs=0.25)
+    assert "request" in made.things[0].source
+    apart = ask("How far apart are this and the lamp?", use=[0])
+    assert {thing.label for thing in apart.things} == {"marked place", "lamp"}
+
+
+def test_the_models_own_place_is_used_when_nothing_else_is_there():
+    _, regions = room(BOXES)
+    (low, high) = regions[0][0].low_px, regions[0][0].high_px
+    u, v = (low[0] + high[0]) / 2, (low[1] + high[1]) / 2
+    model = Model({"Where in": f"It is in frame 1, pixel ({u:.0f}, {v:.0f})."})
+    made = ask("How far is the red chair?", model, names=[])
+    assert made.number.value == pytest.approx(3.0, abs=0.3) and made.things[0].source == "model"
+    assert made.confidence < ask("How far is the red chair?").confidence
+    lost = Model({"Where in": "It is in frame 1, pixel (900, 900)."}, default="2 meters")
+    assert ask("How far is the red chair?", lost, names=[]).confidence == -1
+
+
+def test_words_alone_are_marked_as_not_calibrated():
+    made = ask("How far is the sofa?", Model(default="About two and a half metres."), names=[])
+    assert made.number.value == 2.5 and math.isnan(made.number.std) and made.confidence == -1
+    assert any("words alone" in step for step in made.steps)
+
+
+@pytest.mark.parametrize(
+    ("question", "options", "reason", "words"),
+    [
+        (
+            "How far is the sofa?",
+            {"model": Model(default="There is no sofa.")},
+            "NOT_VISIBLE",
+            "sofa",
+        ),
+        ("How far is the chair?", {"names": ["chair", "chair"]}, "AMBIGUOUS", "2 things"),
+        ("How far is the chair?", {"metric": False}, "NO_GEOMETRY", "scale"),
+        ("Where is the chair?", {"metric": False}, "NO_GEOMETRY", "scale"),
+        ("How far is the sofa?", {"names": []}, "AMBIGUOUS", "no number"),
+        ("Where is the sofa?", {"names": []}, "NOT_VISIBLE", "region"),
+        ("How far is the table?", {"kind": Kind.YES_NO}, "INVALID_REQUEST", "YES_NO"),
+        ("What colour is the table?", {"kind": Kind.POINT}, "INVALID_REQUEST", "POINT"),
+        (
+            "Can the robot pass between the table and the lamp?",
+            {},
+            "INVALID_REQUEST",
+            "robot_width",
+        ),
+        ("How far is the table?", {"min_confidence": 0.99}, "AMBIGUOUS", "min_confidence"),
+        ("What is there?", {"min_confidence": 0.1}, "AMBIGUOUS", "not calibrated"),
+        (
+            "Is the lamp left of the table?",
+            {"reference": ReferenceFrame.OBJECT},
+            "AMBIGUOUS",
+            "faces",
+        ),
+    ],
+)
+def test_what_is_not_known_is_not_answered(question, options, reason, words):
+    caught = refused(question, **options)
+    assert caught.reason is Reason[reason] and words in str(caught)
+
+
+def test_comparisons_need_no_metres():
+    made = ask("Which is closer, the table or the lamp?", metric=False, scale=2.5)
+    assert "lamp is closer" in made.text
+    assert ask("Is the red chair left of the table?", metric=False).yes_no
+    words = ask("How far is the lamp?", Model(default="2 m"), metric=False, kind=Kind.TEXT)
+    assert words.number is None and any("not measured" in step for step in words.steps)
+
+
+def test_left_depends_on_whose_left_it_is():
+    towards = Model({"Which way": "It faces towards the camera."})
+    question = "Is the red chair to the left of the table?"
+    assert ask(question).yes_no
+    assert not ask(question, towards, reference=ReferenceFrame.OBJECT).yes_no
+    behind = np.diag([-1.0, -1.0, 1.0, 1.0])
+    world = dict(reference=ReferenceFrame.WORLD)
+    assert ask(question, **world).yes_no
+    assert not ask(question, target_from_map=behind, **world).yes_no
+
+
+def test_a_model_out_of_time_does_not_stop_what_geometry_can_tell():
+    silent = Model({"": None})
+    made = ask("How far is the red chair?", silent)
+    assert made.number is not None and any("no time" in step for step in made.steps)
+    with pytest.raises(OutOfTimeError):
+        ask("How far is the red chair?", Model({"": None}), names=[])
+
+
+def test_a_question_about_a_marked_place_is_drawn_and_told():
+    mark = prompts.Mark(0, (10.0, 10.0), (40.0, 40.0), "blue")
+    model = Model(default="It is a chair.")
+    made = ask("What is this?", model, names=[], use=[0], marks=(mark,))
+    prompt, marks = model.asked[-1]
+    assert made.text == "It is a chair." and marks == (mark,)
+    assert "the object at the blue box" in prompt and "(blue box) is at 3." in prompt
+    assert "this" not in prompt.split("Measured")[-1].split("?")[0].split("meters.")[-1]
+
+
+def test_marks_are_drawn_where_they_are_and_nowhere_else():
+    image = np.zeros((60, 80, 3), np.uint8)
+    drawn = prompts.draw(image, [prompts.Mark(0, (20.0, 30.0), (20.0, 30.0), "red")])
+    assert tuple(drawn[30, 20]) == prompts.COLOURS["red"] and not image.any()
+    assert not drawn[:, 40:].any() and not drawn[:20].any()
+    with pytest.raises(ValueError, match="mauve"):
+        prompts.Mark(0, (1.0, 1.0), (1.0, 1.0), "mauve")
+
+
+def test_a_known_reference_is_told_before_the_question():
+    blue = prompts.Mark(0, (5.0, 5.0), (5.0, 5.0), "blue")
+    red = prompts.Mark(0, (9.0, 5.0), (9.0, 5.0), "red")
+    text = prompts.about_marks("How far is this?", [blue], [prompts.Reference(red, 2.6, "table")])
+    assert text == (
+        "The table (red point) is at 2.60 meters. How far is the object at the blue point?"
+    )
+
+
+def test_every_wording_of_the_simulated_home_has_its_plan():
+    from g2vlm_ros.sim import questions
+
+    wanted = {
+        "exists": Ask.EXISTS, "count": Ask.COUNT, "nearest": Ask.NEAREST, "direction": Ask.WHERE,
+        "beside": Ask.SIDE, "distance": Ask.DISTANCE, "size": Ask.SIZE, "fits": Ask.FITS,
+        "closer": Ask.CLOSER, "list": Ask.TALK, "colour": Ask.TALK,
+    }  # fmt: skip
+    rng, seen = np.random.default_rng(0), set()
+    for truth in _truths():
+        for made in questions.ask(truth, rng, 200):
+            if made.kind in wanted:
+                seen.add(made.kind)
+                assert parse(made.question).ask is wanted[made.kind], made.question
+    assert len(seen) > 8
+
+
+def _truths():
+    from g2vlm_ros.sim.camera import lens
+    from g2vlm_ros.sim.questions import shares, truth
+    from g2vlm_ros.sim.scenes import make_clips, make_scene
+
+    scenes = [make_scene(seed) for seed in (5, 6)]
+    clips = make_clips(scenes, 3, lens(112, 84), samples=1)
+    for k, scene in enumerate(scenes):
+        steps = clips.steps[k]
+        walk = scene.walk
+        yield truth(
+            scene.home, shares(clips.items[k]), walk.world_from_camera[steps], walk.time_s[steps]
+        )
+
+
+@pytest.mark.parametrize(
+    ("question", "things"),
+    [
+        ("How far away are you from the wall?", ("wall",)),
+        ("Is the chair behind me?", ("chair", VIEWER)),
+        ("How far is it from the chair to the table?", ("chair", "table")),
+        ("Which chair is nearest to the door?", ("chair", "door")),
+    ],
+)
+def test_names_come_out_bare(question, things):
+    assert parse(question).things == things
+
+
+def test_views_behind_the_newest_still_count():
+    """Seen in the first view, asked after a turn to the right: it is to the left now."""
+    poses = [camera(), camera(yaw=-math.pi / 2)]
+    made = ask("Where is the red chair now: left, right, in front or behind?", poses=poses)
+    assert "to your left" in made.text

@@ -1,0 +1,112 @@
+"""Planners and agents ask through clients and tools, over real DDS."""
+
+import asyncio
+import json
+
+import pytest
+
+pytestmark = pytest.mark.ros
+pytest.importorskip("torch", reason="the golden checkpoint runs on the torch backend here")
+
+from test.ros.asking import SMALL_QUERY, feed  # noqa: E402
+from test.ros.harness import bench  # noqa: E402
+
+OLD = {"max_age_s": 1e12, "max_wait_s": 20.0}
+
+
+@pytest.fixture(scope="module")
+def made():
+    with bench(**SMALL_QUERY) as made:
+        feed(made)
+        yield made
+
+
+@pytest.fixture(scope="module")
+def robot(made):
+    from g2vlm_ros.ros.client import SpatialClient
+
+    with SpatialClient() as robot:
+        yield robot
+
+
+def test_the_client_asks_and_gets_codes(robot):
+    assert robot.ask("What is there?", **OLD).success
+    assert robot.locate("chair", **OLD).error_code == 9904, "no metres, no place"
+    points = robot.points("camera", [20.0], [20.0], max_age_s=1e12)
+    assert points.success and len(points.points) == 1
+
+
+def test_wrong_arguments_are_errors_before_anything_is_sent(robot):
+    with pytest.raises(ValueError, match="surrogate"):
+        robot.ask("a\udc00b")
+    with pytest.raises(ValueError, match="colour"):
+        robot.ask("What?", colour="red")
+
+
+def test_asyncio_asks_several_at_once(made):
+    from g2vlm_ros.ros.client import AsyncSpatialClient
+
+    async def ask():
+        async with AsyncSpatialClient() as robot:
+            return await asyncio.gather(*(robot.ask(f"What is {k}?", **OLD) for k in range(3)))
+
+    assert [answer.error_code for answer in asyncio.run(ask())] == [0, 0, 0]
+
+
+def test_a_node_that_is_not_there_is_an_error(made, monkeypatch):
+    from g2vlm_ros.ros import client
+
+    monkeypatch.setattr(client, "DISCOVERY_S", 0.2)
+    with client.SpatialClient("/nobody") as robot, pytest.raises(client.UnreachableError):
+        robot.ask("What?")
+
+
+def test_ask_prints_an_answer_or_why_there_is_none(made, capsys):
+    from g2vlm_ros.ros import ask
+
+    old = ["--max-age-s", "1e12", "--wait-s", "20"]
+    assert ask.main(["What", "is there; echo $HOME?", *old]) == 0
+    assert "confidence not calibrated" in capsys.readouterr().out
+    assert ask.main(["How far is the chair?", *old]) == 1
+    assert "NO_GEOMETRY" in capsys.readouterr().out
+
+
+def test_schemas_follow_the_srv():
+    from g2vlm_ros.srv import SpatialQuery
+
+    from g2vlm_ros.ros import tools
+
+    ask = next(s for s in tools.schemas() if s["name"] == "ask")["parameters"]
+    known = SpatialQuery.Request.get_fields_and_field_types()
+    assert set(ask["properties"]) <= set(known) and ask["required"] == ["question"]
+    assert ask["properties"]["max_wait_s"] == {"type": "number", "default": 1.5}
+    assert ask["properties"]["camera_ids"] == {"type": "array", "items": {"type": "string"}}
+    for style in (tools.openai_style(), tools.anthropic_style()):
+        json.dumps(style)
+        assert len(style) == 4
+
+
+def test_tools_call_the_robot_and_name_what_is_wrong(robot):
+    from g2vlm_ros.ros import tools
+
+    run = tools.answered(robot)
+    good = run("ask", {"question": "What is there?", "answer_kind": "TEXT", **OLD})
+    assert good["success"] and good["kind"] == "TEXT" and good["confidence"] is None
+    json.dumps(good)
+    assert "shout" in run("shout", {})["remedy"]
+    assert "question" in run("ask", {})["remedy"]
+    assert "HOW" in run("ask", {"question": "a", "answer_kind": "HOW"})["remedy"]
+    refused = run("ask", {"question": "How far is the sofa?", **OLD})
+    assert refused["error"] == "NO_GEOMETRY" and refused["remedy"]
+
+
+def test_the_server_says_what_it_needs(capsys):
+    from g2vlm_ros.ros import tools
+
+    try:
+        import mcp  # noqa: F401
+    except ImportError:
+        assert tools.serve("/perception") == 2
+        assert "pip install mcp" in capsys.readouterr().err
+    else:
+        pytest.skip("mcp is installed")

@@ -1,0 +1,109 @@
+"""Places over real DDS: regions, detections and frames of a node that knows its metres."""
+
+import numpy as np
+import pytest
+
+pytestmark = pytest.mark.ros
+pytest.importorskip("torch", reason="the golden checkpoint runs on the torch backend here")
+
+from test.ros.asking import SMALL_QUERY, ask, feed, region  # noqa: E402
+from test.ros.harness import bench  # noqa: E402
+
+
+@pytest.fixture(scope="module")
+def metric():
+    """A node whose unit is known to be metres."""
+    with bench(**SMALL_QUERY, **{"map.metres_per_unit": 1.0}) as made:
+        feed(made)
+        assert ask(made, question="What is there?").window_id == 1
+        yield made
+
+
+def test_places_of_regions_are_among_the_published_points(metric):
+    from g2vlm_ros.srv import GetPoints
+
+    v, u = (20.0 + 64 / 56 * offset.ravel() for offset in np.mgrid[-2:3, -2:3])
+    points = GetPoints.Request(camera="camera", u_px=u, v_px=v, max_age_s=1e12)
+    got = metric.call(GetPoints, "/perception/get_points", points)
+    assert got.success, got.error_msg
+    around = np.array([[p.x, p.y, p.z] for p in got.points])
+    answer = ask(metric, question="Where is this?", answer_kind=4, regions=[region()])
+    assert answer.success, answer.error_msg
+    place = answer.pose.pose.position
+    assert answer.pose.header.frame_id == "map" and answer.pose.pose.orientation.w == 1.0
+    here = [place.x, place.y, place.z]
+    assert (around.min(0) - 1e-4 <= here).all() and (here <= around.max(0) + 1e-4).all()
+    assert np.trace(np.reshape(answer.position_covariance, (3, 3))) > 0
+    assert answer.scale_state == 2 and 0 < answer.scale_relative_std < 1
+    (seen,) = answer.evidence
+    assert (seen.camera, seen.u_px, seen.v_px) == ("camera", pytest.approx(20), pytest.approx(20))
+    away = ask(metric, question="How far is this?", regions=[region()])
+    assert away.answer_kind == 3 and away.unit == "m" and away.number > 0
+    assert len(away.reasoning) >= 3 and away.objects[0].label == "marked place"
+
+
+def test_a_camera_frame_is_a_target_frame(metric):
+    answer = ask(
+        metric,
+        question="Where is this?",
+        answer_kind=4,
+        regions=[region()],
+        target_frame="optical",
+    )
+    assert answer.success and answer.pose.header.frame_id == "optical"
+    assert answer.pose.pose.position.z > 0, "in front of the camera"
+    away = ask(metric, question="How far is this?", regions=[region()])
+    p = answer.pose.pose.position
+    assert np.linalg.norm([p.x, p.y, p.z]) == pytest.approx(away.number, rel=1e-3)
+
+
+def test_the_last_target_is_latched(metric):
+    from geometry_msgs.msg import PoseStamped
+    from rclpy.qos import DurabilityPolicy, QoSProfile
+
+    ask(metric, question="Where is this?", answer_kind=4, regions=[region()])
+    got = metric.received["target"]
+    qos = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
+    metric.peer.create_subscription(PoseStamped, "/perception/query/last_target", got.append, qos)
+    metric.until(lambda: got, "the latched target")
+    assert got[0].header.frame_id == "map"
+
+
+def test_where_would_i_be_needs_no_thing(metric):
+    answer = ask(metric, question="Where would I be if I went 2 metres forward?")
+    assert answer.success and answer.answer_kind == 5 and "2.00 m" in answer.reasoning[-1]
+
+
+def test_detections_answer_by_label(metric):
+    """A detector's message in the layout of vision_msgs, which need not be installed."""
+    from types import SimpleNamespace as N
+
+    from builtin_interfaces.msg import Time
+    from std_msgs.msg import Header
+
+    def box(u, label, score=0.9):
+        centre = N(position=N(x=u, y=24.0), theta=0.0)
+        result = N(hypothesis=N(class_id=label, score=score))
+        return N(bbox=N(center=centre, size_x=12.0, size_y=20.0), results=[result])
+
+    header = Header(frame_id="optical", stamp=Time(sec=1000, nanosec=100_000_000))
+    detections = metric.node._queries._answerer._detections
+    detections.receive(N(header=header, detections=[box(14.0, "chair"), box(48.0, "table")]))
+    try:
+        answer = ask(metric, question="How far is the chair?")
+        assert answer.success and answer.unit == "m", answer.error_msg
+        assert answer.objects[0].label == "chair" and answer.objects[0].size.z > 0
+        assert answer.evidence[0].u_px == pytest.approx(14, abs=1)
+        side = ask(metric, question="Is the chair left of the table?")
+        assert side.answer_kind == 2 and [o.label for o in side.objects] == ["chair", "table"]
+        objects = ask(metric, question="Find the chair", answer_kind=6)
+        assert [o.label for o in objects.objects] == ["chair"]
+        number = ask(metric, question="How many chairs are there?")
+        assert number.number == 1 and number.unit == ""
+        wrong = N(
+            header=Header(frame_id="other", stamp=header.stamp), detections=[box(14.0, "cup")]
+        )
+        detections.receive(wrong)
+        assert ask(metric, question="Where is the cup?", answer_kind=4).error_code in (9905, 9906)
+    finally:
+        detections._messages.clear()

@@ -1,0 +1,79 @@
+"""Engines of the reference checkpoint built and proven on the STAND-IN, for tests."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+from g2vlm_ros.export import build as building
+from g2vlm_ros.export.plan import Plan
+from g2vlm_ros.export.proof import load_network, make_proofs
+from g2vlm_ros.runtime.engine_record import EngineRecord, Here
+from g2vlm_ros.runtime.manifest import MANIFEST, STAGES
+from g2vlm_ros.runtime.trt import Flavour
+from g2vlm_ros.runtime.trt_stages import TrtStages
+from test.runtime.gpu_stand_in import StandInCuda, stand_in_flavour
+
+GOLDEN = Path(__file__).parents[1] / "data" / "golden" / "A"
+SIZE = (140, 84)
+PLAN = {
+    "capability": "8.9",
+    "opset": 20,
+    "precision": "float32",
+    "memory_gib": 1,
+    "level": 3,
+    "sizes": [SIZE],
+    "semantic_sizes": [(84, 84)],
+    "views": [1, 2, 8],
+    "text_tokens": [1, 16, 64],
+    "cached_tokens": [0, 64, 1024],
+}
+FILES = ("*.safetensors", "*_config.json", "*.onnx", MANIFEST)
+
+
+@dataclass
+class Built:
+    cuda: StandInCuda
+    flavour: Flavour
+    checkpoint: Path
+    cache: Path
+    records: list[EngineRecord]
+
+    def open(self, **options: Any) -> TrtStages:
+        return TrtStages.on(
+            self.cuda, self.flavour, self.checkpoint, engines=self.cache, **options
+        )
+
+
+def link_checkpoint(folder: Path) -> Path:
+    """A folder with the reference checkpoint and its ONNX files, where proofs can be put."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in (path for pattern in FILES for path in GOLDEN.glob(pattern)):
+        (folder / path.name).hardlink_to(path) if _same_disk(path, folder) else (
+            folder / path.name
+        ).write_bytes(path.read_bytes())
+    return folder
+
+
+def _same_disk(path: Path, folder: Path) -> bool:
+    return path.stat().st_dev == folder.stat().st_dev
+
+
+def stand_in_build(machine: Any, model: bytes, path: Path, *rest: Any) -> bytes:
+    """In place of TensorRT's builder."""
+    return f"engine of {path} {rest[3]}".encode()
+
+
+def build_stand_ins(folder: Path, twist: dict[str, float] | None = None, **changes: Any) -> Built:
+    """Builds all stages with the real code around the stand-in."""
+    cuda = StandInCuda()
+    flavour = stand_in_flavour(cuda, twist)
+    checkpoint = link_checkpoint(folder / "checkpoint")
+    plan = Plan.checked("test", PLAN | changes)
+    make_proofs(checkpoint, plan, load_network(checkpoint), STAGES)
+    machine = building.Machine(flavour, Here(cuda.gpu, cuda.capability, flavour.label), cuda)
+    with mock.patch.object(building, "build_engine", stand_in_build):
+        records = building.build(checkpoint, plan, machine, folder / "cache")
+    return Built(cuda, flavour, checkpoint, folder / "cache", records)

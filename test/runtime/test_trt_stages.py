@@ -1,0 +1,217 @@
+"""The TensorRT backend on a STAND-IN: buffers, cache, order of streams, refusals; no GPU.
+
+The stand-in computes with ONNX Runtime, so values are real; TensorRT's own numerics are not here.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("onnxruntime", reason="the stand-in computes with onnxruntime")
+pytest.importorskip("torch", reason="golden values are made by torch")
+
+from g2vlm_ros.core.datatypes import NonFiniteError, RawGeometry  # noqa: E402
+from g2vlm_ros.core.sequence import SpecialTokens, Walk, text_segment  # noqa: E402
+from g2vlm_ros.runtime.cuda import DeviceLostError, OutOfMemoryError  # noqa: E402
+from g2vlm_ros.runtime.engine_record import EngineError  # noqa: E402
+from g2vlm_ros.runtime.stages import Stages, UnfitError  # noqa: E402
+from g2vlm_ros.runtime.torch_stages import TorchStages  # noqa: E402
+from g2vlm_ros.runtime.trt_stages import TrtStages  # noqa: E402
+from test.runtime.built import GOLDEN, SIZE, Built, build_stand_ins  # noqa: E402
+
+SPECIAL = SpecialTokens(401, 402, 409, 410, 198)
+GRID = (6, 10)
+PROMPT = np.arange(20, 31)
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
+    return build_stand_ins(tmp_path_factory.mktemp("engines"))
+
+
+@pytest.fixture
+def stages(built: Built) -> TrtStages:
+    return built.open()
+
+
+@pytest.fixture(scope="module")
+def torch_stages() -> TorchStages:
+    return TorchStages.open(GOLDEN, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def views() -> np.ndarray:
+    width, height = SIZE
+    return np.random.default_rng(5).integers(0, 256, (4, height, width, 3), dtype=np.uint8)
+
+
+def reconstruct(stages: Stages, views: np.ndarray) -> RawGeometry:
+    cache, walk = stages.new_cache(), Walk(SPECIAL)
+    stages.language(walk.text(PROMPT), cache)
+    features = stages.encode_geometry(views)
+    hidden = stages.geometry(features, walk.geometry(len(views), GRID), cache)
+    return stages.heads(hidden, GRID)
+
+
+def answers(stages: Stages, views: np.ndarray) -> list[np.ndarray]:
+    """Logits of two questions on forks of one cache, then of the first one going on."""
+    cache, walk = stages.new_cache(), Walk(SPECIAL)
+    stages.language(walk.text(PROMPT), cache)
+    features = stages.encode_geometry(views[:2])
+    stages.geometry(features, walk.geometry(2, GRID), cache)
+    semantic = stages.encode_semantics(np.ascontiguousarray(views[0, :84, :84]))
+    stages.language(walk.semantic((3, 3)), cache, semantic)
+    first, second = cache.fork(), cache.fork()
+    here = walk.position
+    logits = [
+        stages.language(text_segment([100, 101, 102], here), first),
+        stages.language(text_segment([200, 201], here), second),
+    ]
+    logits += [stages.language(text_segment([n], here + 3 + n), first) for n in range(3)]
+    assert first.length == cache.length + 6 and second.length == cache.length + 2
+    return logits
+
+
+def test_reconstruction_equals_torch(
+    stages: TrtStages, torch_stages: TorchStages, views: np.ndarray
+) -> None:
+    for count in (1, 4):
+        got, want = (reconstruct(s, views[:count]) for s in (stages, torch_stages))
+        np.testing.assert_allclose(got.local_points_u, want.local_points_u, rtol=2e-3, atol=1e-3)
+        np.testing.assert_allclose(got.window_from_camera, want.window_from_camera, atol=1e-3)
+
+
+def test_questions_with_forks_equal_torch(
+    stages: TrtStages, torch_stages: TorchStages, views: np.ndarray
+) -> None:
+    for got, want in zip(answers(stages, views), answers(torch_stages, views), strict=True):
+        np.testing.assert_allclose(got, want, rtol=1e-3, atol=1e-3)
+
+
+def test_a_long_cache_moves_to_a_larger_buffer(
+    stages: TrtStages, torch_stages: TorchStages
+) -> None:
+    results = []
+    for each in (stages, torch_stages):
+        cache, walk = each.new_cache(), Walk(SPECIAL)
+        rng = np.random.default_rng(0)
+        for _ in range(12):
+            last = each.language(walk.text(rng.integers(5, 400, 60)), cache)
+        results.append(last)
+    np.testing.assert_allclose(*results, rtol=1e-3, atol=1e-3)
+
+
+def test_decoding_uses_the_profile_for_one_token(stages: TrtStages, views: np.ndarray) -> None:
+    answers(stages, views)
+    language = next(e for e in stages._engines if e.record.stage == "language")
+    assert language.record_profile({"ids": (1,), "features": (0, 64)}) == 1
+    assert language.record_profile({"ids": (2,), "features": (9, 64)}) == 0
+    assert language._engine.profiles_used[-1] == 1
+
+
+def test_a_second_window_needs_no_new_memory(
+    stages: TrtStages, built: Built, views: np.ndarray
+) -> None:
+    reconstruct(stages, views)
+    gc.collect()
+    before = built.cuda.allocations
+    for _ in range(3):
+        reconstruct(stages, views)
+        gc.collect()
+    assert built.cuda.allocations == before
+
+
+def test_only_results_are_copied_back(stages: TrtStages, built: Built, views: np.ndarray) -> None:
+    before = built.cuda.bytes_down
+    raw = reconstruct(stages, views)
+    results = raw.local_points_u.nbytes + raw.window_from_camera.nbytes + raw.rotation9.nbytes
+    logits = 4 * stages.config.text.vocab_size
+    assert built.cuda.bytes_down - before == results + logits
+
+
+def test_results_of_one_window_outlive_the_next(stages: TrtStages, views: np.ndarray) -> None:
+    first = reconstruct(stages, views)
+    kept = first.local_points_u.copy()
+    reconstruct(stages, views[::-1].copy())
+    assert np.array_equal(first.local_points_u, kept)
+
+
+def test_stage_times(stages: TrtStages, views: np.ndarray) -> None:
+    reconstruct(stages, views)
+    wanted = {"encode_geometry", "geometry", "heads", "language"}
+    assert wanted <= set(stages.device.times_s)
+
+
+def test_nan_names_the_stage_that_made_it(stages: TrtStages, views: np.ndarray) -> None:
+    hidden_engine = next(e for e in stages._engines if e.record.stage == "geometry")
+    compute = hidden_engine._engine.compute
+
+    def poisoned(inputs: dict, outputs: dict) -> None:
+        compute(inputs, outputs)
+        hidden_engine._engine._array("hidden", *outputs["hidden"])[0, 0, 0] = np.nan
+
+    hidden_engine._engine.compute = poisoned
+    with pytest.raises(NonFiniteError, match="'geometry'"):
+        reconstruct(stages, views)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda v: v[:, :70], "no engine of stage encode_geometry for images of 140x70 pixels"),
+        (lambda v: np.concatenate((v, v, v)), r"images is \[12, 84, 140, 3\]; .* takes .*8, 84"),
+    ],
+)
+def test_images_outside_the_profiles(
+    stages: TrtStages, views: np.ndarray, change: Callable, message: str
+) -> None:
+    with pytest.raises(EngineError, match=message):
+        reconstruct(stages, np.ascontiguousarray(change(views)))
+
+
+def test_out_of_memory_names_what_and_how_much(built: Built, views: np.ndarray) -> None:
+    stages = built.open()
+    built.cuda.total = built.cuda.used + (1 << 20)
+    try:
+        with pytest.raises(OutOfMemoryError, match=r"no room for .* asked for, \d+ of \d+ MiB"):
+            reconstruct(stages, np.concatenate((views, views)))
+    finally:
+        built.cuda.total = 1 << 30
+
+
+def test_a_lost_context_is_made_anew_once(built: Built, views: np.ndarray) -> None:
+    stages = built.open()
+    want = reconstruct(stages, views)
+    cache = stages.new_cache()
+    built.cuda.lose_at = 2
+    with pytest.raises(DeviceLostError, match="loaded again, this window is lost"):
+        reconstruct(stages, views)
+    assert np.array_equal(reconstruct(stages, views).local_points_u, want.local_points_u)
+    with pytest.raises(EngineError, match="this cache was lost"):
+        stages.language(text_segment([5], 0), cache)
+    built.cuda.lose_at = 0
+    with pytest.raises(DeviceLostError, match="lost again .* restart the node"):
+        reconstruct(stages, views)
+
+
+def test_two_users_of_one_gpu(built: Built, views: np.ndarray) -> None:
+    one, other = built.open(), built.open()
+    want = reconstruct(one, views)
+    for stages in (other, one):
+        again = reconstruct(stages, views)
+        assert np.array_equal(again.local_points_u, want.local_points_u)
+
+
+def test_no_gpu_is_a_sentence() -> None:
+    with pytest.raises(UnfitError, match="GPU|pip install"):
+        TrtStages.open(GOLDEN, device="cuda:99")
+
+
+def test_no_engines_is_a_sentence_with_the_command(built: Built, tmp_path: Path) -> None:
+    with pytest.raises(EngineError, match="no engine for encode_geometry.*export.build --plan"):
+        TrtStages.on(built.cuda, built.flavour, GOLDEN, engines=tmp_path)

@@ -1,0 +1,47 @@
+"""A training that is tiny in every direction, so that tests of it take seconds."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from g2vlm_ros.train.__main__ import sample_texts  # noqa: E402
+from g2vlm_ros.train.config import Config, Data, Loss, Sizes, Steps  # noqa: E402
+from g2vlm_ros.train.tokens import corpus, write_tokenizer  # noqa: E402
+
+TINY = Config(
+    sizes=Sizes(
+        hidden=64, layers=2, heads=4, kv_heads=2, mlp=128, dino_layers=1, dino_heads=2,
+        registers=1, table_side=4, vit_width=32, vit_layers=1, vit_heads=2,
+        decoder={"blocks": 1, "heads": 4, "point_channels": 128, "camera_channels": 64},
+    ),
+    data=Data(
+        width_px=56, height_px=42, semantic_px=56, views_per_scene=3, views=(2,),
+        views_weights=(1.0,), shards_first=1, shards_kept=1, windows_per_scene=100_000,
+        questions=4,
+    ),
+    loss=Loss(),
+    steps=replace(Steps(), batch_views=8, warmup=5, save_s=1e9),
+)  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def tokenizer_folder(tmp_path_factory):
+    """A folder with the demo's tokenizer."""
+    folder = tmp_path_factory.mktemp("tokenizer")
+    write_tokenizer(folder, corpus(sample_texts(6)), TINY.sizes.vocabulary)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def shard_cache(tmp_path_factory):
+    """Where the one shard of the tests is kept."""
+    return tmp_path_factory.mktemp("shards")
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    torch.set_num_threads(1)

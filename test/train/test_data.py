@@ -1,0 +1,89 @@
+"""What the training sees: finite, of its split, repeatable, true after augmentation."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from g2vlm_ros.sim.camera import lens
+from g2vlm_ros.sim.splits import split_of
+from g2vlm_ros.train.data import SHARD, Ring, Shards, pick_views, squares
+from g2vlm_ros.train.losses import true_rays
+
+from .conftest import TINY
+
+
+def ring(cache):
+    made = Ring(Shards(TINY.data, "train", "cpu", cache))
+    made.advance(0)
+    return made
+
+
+def test_shards_hold_only_homes_of_their_split():
+    for split in ("train", "validation", "heldout"):
+        shards = Shards(TINY.data, split, "cpu")
+        seeds = [seed for number in range(3) for seed in shards.seeds(number)]
+        assert len(set(seeds)) == 3 * SHARD
+        assert {split_of(seed) for seed in seeds} == {split}
+
+
+def test_a_cached_shard_is_the_rendered_one(shard_cache):
+    shards = Shards(TINY.data, "train", "cpu", shard_cache)
+    first, again = shards.get(0), Shards(TINY.data, "train", "cpu", shard_cache).get(0)
+    assert first.keys() == again.keys()
+    assert all(torch.equal(first[name], again[name]) for name in first)
+
+
+def test_batches_are_finite_and_repeatable(shard_cache):
+    for joint in (False, True):
+        torch.manual_seed(0)
+        one = ring(shard_cache).batch(8, np.random.default_rng(3), joint)
+        torch.manual_seed(0)
+        two = ring(shard_cache).batch(8, np.random.default_rng(3), joint)
+        assert torch.equal(one.images, two.images) and one.questions == two.questions
+        assert one.images.shape == (4, 2, 42, 56, 3)
+        for part in (one.target.depth_m, one.target.poses):
+            assert bool(torch.isfinite(part).all())
+        assert bool((one.target.depth_m > 0).all())
+        assert (one.questions is not None) == joint
+        torch.testing.assert_close(one.target.poses[:, 0], torch.eye(4).expand(4, 4, 4))
+
+
+def test_points_still_agree_between_views_after_mirroring(shard_cache):
+    """Pose and depth of mirrored windows must fit: points of view 1 land on surfaces of view 0."""
+    rays = true_rays(lens(56, 42), torch.device("cpu"))
+    ray = torch.cat((rays, torch.ones_like(rays[..., :1])), -1)
+    agreed = []
+    for seed in range(12):
+        target = ring(shard_cache).batch(8, np.random.default_rng(seed), False).target
+        points = target.depth_m[..., None] * ray
+        pose = target.poses
+        world = points[:, 1].flatten(1, 2) @ pose[:, 1, :3, :3].transpose(1, 2)
+        world = world + pose[:, 1, None, :3, 3]
+        focal = 1 / (rays[0, 1, 0] - rays[0, 0, 0])
+        z = world[..., 2]
+        u = (world[..., 0] / z - rays[0, 0, 0]) * focal
+        v = (world[..., 1] / z - rays[0, 0, 1]) * focal
+        inside = (z > 0.2) & (u > 0) & (u < 55) & (v > 0) & (v < 41)
+        window = torch.arange(len(z))[:, None].expand_as(z)[inside]
+        seen = target.depth_m[window, 0, v[inside].round().long(), u[inside].round().long()]
+        agreed.append(float(((seen / z[inside] - 1).abs() < 0.05).float().mean()))
+    assert np.median(agreed) > 0.6
+
+
+def test_windows_are_taken_in_or_against_time():
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        forward = pick_views(rng, 8, 4, any_order=False)
+        assert (np.diff(forward) > 0).all() and forward.min() >= 0 and forward.max() < 8
+    turned = [pick_views(rng, 8, 4, any_order=True) for _ in range(50)]
+    assert any((np.diff(steps) < 0).all() for steps in turned)
+
+
+def test_squares_show_the_same_picture():
+    pixels = torch.randint(0, 256, (1, 2, 42, 56, 3), dtype=torch.uint8)
+    made = squares(pixels, 56)
+    assert made.shape == (1, 2, 56, 56, 3)
+    torch.testing.assert_close(
+        made.float().mean((2, 3)), pixels.float().mean((2, 3)), atol=2.0, rtol=0.0
+    )

@@ -1,0 +1,83 @@
+"""Losses: zero at the truth, blind to scale where they must be, and finite gradients."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from g2vlm_ros.sim.camera import lens
+from g2vlm_ros.train.config import Loss
+from g2vlm_ros.train.data import Ring, Shards
+from g2vlm_ros.train.forward import RawHeads
+from g2vlm_ros.train.losses import geometry_terms, matching_term, true_rays
+
+from .conftest import TINY
+
+RAYS = true_rays(lens(56, 42), torch.device("cpu"))
+
+
+@pytest.fixture(scope="module")
+def target(shard_cache):
+    ring = Ring(Shards(TINY.data, "train", "cpu", shard_cache))
+    ring.advance(0)
+    return ring.batch(8, np.random.default_rng(1), False).target
+
+
+def perfect(target, scale=1.0):
+    log_z = (target.depth_m * scale).log()[..., None]
+    rays = RAYS.expand(*target.depth_m.shape, 2)
+    rotation = target.poses[..., :3, :3].flatten(-2)
+    place = target.poses[..., :3, 3] * scale
+    return RawHeads(torch.cat((rays, log_z), -1), place, rotation, torch.zeros(()))
+
+
+def test_the_truth_costs_nothing(target):
+    terms = geometry_terms(perfect(target), target, RAYS, Loss())
+    for name, term in terms.items():
+        assert float(term) == pytest.approx(0.0, abs=5e-3), name
+
+
+def test_scale_costs_only_the_metric_terms(target):
+    terms = geometry_terms(perfect(target, 1.5), target, RAYS, Loss())
+    assert float(terms["points"]) < 1e-3 and float(terms["normals"]) < 1e-3
+    assert float(terms["metric"]) > 0.4 and float(terms["translation"]) > 0.01
+
+
+def test_every_error_costs_its_own_term(target):
+    truth = perfect(target)
+    noise = torch.randn_like(truth.points[..., 2]) * 0.1
+    points = truth.points.clone()
+    points[..., 2] += noise
+    terms = geometry_terms(truth._replace(points=points), target, RAYS, Loss())
+    assert float(terms["points"]) > 0.05 and float(terms["normals"]) > 0.2
+    turned = truth._replace(rotation9=truth.rotation9.roll(3, -1))
+    assert float(geometry_terms(turned, target, RAYS, Loss())["rotation"]) > 1.0
+    moved = truth._replace(translation=truth.translation + 0.5)
+    assert float(geometry_terms(moved, target, RAYS, Loss())["translation"]) > 1.0
+
+
+@pytest.mark.parametrize("rotation9", [torch.eye(3).flatten(), torch.zeros(9), torch.ones(9)])
+def test_gradients_are_finite_even_for_degenerate_rotations(target, rotation9):
+    truth = perfect(target)
+    rotation = rotation9.expand_as(truth.rotation9).clone().requires_grad_()
+    points = truth.points.clone().requires_grad_()
+    raw = RawHeads(points, truth.translation, rotation, truth.hidden)
+    terms = geometry_terms(raw, target, RAYS, Loss())
+    sum(terms.values()).backward()
+    assert bool(torch.isfinite(rotation.grad).all()) and bool(torch.isfinite(points.grad).all())
+
+
+def test_matching_rewards_features_of_the_place(target):
+    """Features that encode where a patch lies in the world match between views."""
+    rows, columns = torch.meshgrid(
+        torch.arange(3) * 14 + 7, torch.arange(4) * 14 + 7, indexing="ij"
+    )
+    ray = torch.cat((RAYS, torch.ones_like(RAYS[..., :1])), -1)[rows.flatten(), columns.flatten()]
+    points = target.depth_m[:, :, rows.flatten(), columns.flatten(), None] * ray
+    world = points @ target.poses[..., :3, :3].transpose(-1, -2) + target.poses[..., None, :3, 3]
+    frequencies = torch.randn(3, 64, generator=torch.Generator().manual_seed(0)) * 1.5
+    phases = world @ frequencies
+    good = torch.nn.functional.normalize(torch.cat((phases.sin(), phases.cos()), -1), dim=-1)
+    random = torch.nn.functional.normalize(torch.randn_like(good), dim=-1)
+    assert matching_term(good, target, RAYS) < 0.5 * matching_term(random, target, RAYS)

@@ -1,0 +1,131 @@
+"""The loop: learns a toy set, resumes exactly, survives bad steps, exports what it learned."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from g2vlm_ros.train.export import TOKENIZER_FILES, export
+from g2vlm_ros.train.loop import Budget, Training
+from g2vlm_ros.train.muon import orthogonal
+from g2vlm_ros.train.state import STATE, load_state
+
+from .conftest import TINY
+
+
+def training(tmp_path, tokenizer_folder, cache, config=TINY, name="run"):
+    folder = tmp_path / name
+    if not folder.exists():
+        folder.mkdir()
+        for file in TOKENIZER_FILES:
+            shutil.copyfile(tokenizer_folder / file, folder / file)
+    return Training(config, folder, "cpu", cache)
+
+
+def test_a_toy_set_is_learned_to_near_zero(tmp_path, tokenizer_folder, shard_cache, monkeypatch):
+    """One window again and again: points, poses and answers must become nearly right."""
+    made = training(tmp_path, tokenizer_folder, shard_cache)
+    made.progress.stage = "joint"
+    made.ring.advance(0)
+    torch.manual_seed(0)
+    batch = made.ring.batch(2, np.random.default_rng(0), True)
+    monkeypatch.setattr(made, "_batch", lambda rng, joint: batch)
+    first = made.step(0.0)
+    for count in range(110):
+        last = made.step(max(0.0, (count - 55) / 55))
+    assert made.progress.skipped == 0
+    assert last["points"] < 0.05 and last["points"] < 0.1 * first["points"]
+    assert last["rotation"] < 0.05 and last["translation"] < 0.1
+    assert last["language"] < 0.08 * first["language"]
+
+
+def test_resuming_equals_not_stopping(tmp_path, tokenizer_folder, shard_cache):
+    whole = training(tmp_path, tokenizer_folder, shard_cache, name="whole")
+    whole.run("geometry", Budget(windows=24), show=False)
+    half = training(tmp_path, tokenizer_folder, shard_cache, name="half")
+    half.progress.stage = "geometry"
+    while half.progress.windows < 12:
+        half.step(Budget(windows=24).done(half.progress))
+    half.save()
+    rest = training(tmp_path, tokenizer_folder, shard_cache, name="half")
+    assert rest.progress.windows == half.progress.windows
+    rest.run("geometry", Budget(windows=24), show=False)
+    for name, value in whole.all.state_dict().items():
+        torch.testing.assert_close(rest.all.state_dict()[name], value, rtol=0, atol=0)
+
+
+def test_a_bad_step_is_skipped_and_counted(tmp_path, tokenizer_folder, shard_cache, monkeypatch):
+    made = training(tmp_path, tokenizer_folder, shard_cache)
+    made.progress.stage = "geometry"
+    made.ring.advance(0)
+    before = {name: value.clone() for name, value in made.all.state_dict().items()}
+    batch = made.ring.batch(4, np.random.default_rng(0), False)
+    broken = batch.target._replace(depth_m=batch.target.depth_m * torch.nan)
+    monkeypatch.setattr(made, "_batch", lambda rng, joint: batch._replace(target=broken))
+    made.step(0.0)
+    assert made.progress.skipped == 1
+    for name, value in made.all.state_dict().items():
+        assert torch.equal(value, before[name])
+
+
+def test_a_kill_while_saving_keeps_the_last_state(
+    tmp_path, tokenizer_folder, shard_cache, monkeypatch
+):
+    made = training(tmp_path, tokenizer_folder, shard_cache)
+    made.save()
+    good = (made.folder / STATE).read_bytes()
+
+    def dies(tensors, path, meta):
+        path.write_bytes(b"half a file")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("g2vlm_ros.train.state.save_file", dies)
+    with pytest.raises(KeyboardInterrupt):
+        made.save()
+    assert (made.folder / STATE).read_bytes() == good
+    assert load_state(made.folder, "cpu") is not None
+
+
+def test_another_configuration_is_refused(tmp_path, tokenizer_folder, shard_cache):
+    training(tmp_path, tokenizer_folder, shard_cache).save()
+    other = replace(TINY, sizes=replace(TINY.sizes, layers=1))
+    with pytest.raises(ValueError, match="other tensors"):
+        training(tmp_path, tokenizer_folder, shard_cache, other)
+
+
+def test_unknown_stages_are_refused(tmp_path, tokenizer_folder, shard_cache):
+    made = training(tmp_path, tokenizer_folder, shard_cache)
+    with pytest.raises(ValueError, match="'language'"):
+        made.run("language", Budget(windows=1))
+
+
+def test_export_writes_the_released_format(tmp_path, tokenizer_folder, shard_cache):
+    made = training(tmp_path, tokenizer_folder, shard_cache)
+    made.save()
+    export(made.folder, tmp_path / "demo", TINY)
+    names = {path.name for path in (tmp_path / "demo").iterdir()}
+    assert {"model.safetensors", "text_config.json", "vit_config.json", "dino_config.json",
+            "README.md", *TOKENIZER_FILES} <= names  # fmt: skip
+    dino = json.loads((tmp_path / "demo" / "dino_config.json").read_text())
+    assert dino["attention_windows"] == "aligned"
+    from safetensors.torch import load_file
+
+    weights = load_file(tmp_path / "demo" / "model.safetensors")
+    assert {value.dtype for value in weights.values()} == {torch.float16}
+    trained = made.trainee.network.state_dict()
+    assert weights.keys() == trained.keys()
+    with pytest.raises(ValueError, match="holds no training"):
+        export(tmp_path, tmp_path / "nothing", TINY)
+
+
+def test_muon_makes_matrices_nearly_orthogonal():
+    torch.manual_seed(0)
+    for shape in ((3, 16, 40), (3, 40, 16)):
+        made = orthogonal(torch.randn(shape)).float()
+        values = torch.linalg.svdvals(made)
+        assert float(values.min()) > 0.5 and float(values.max()) < 1.4
