@@ -69,6 +69,7 @@ def measure(seconds: float) -> dict:
         "model.image_width_px": 56,
         "model.backend": "torch",
         "window.views": 8,
+        "window.overlap": 1,
     }
     rclpy.init(args=[])
     node = PerceptionNode(

@@ -143,7 +143,14 @@ class Perception:
         with clock.measure("confidence"):
             intrinsics = tuple(_intrinsics_or_none(points) for points in raw.local_points_u)
             confidence = _confidence(raw, intrinsics)
-        return Reconstruction(raw, scene.views, confidence, intrinsics, clock.times_s)
+        return Reconstruction(
+            raw,
+            scene.views,
+            confidence,
+            intrinsics,
+            clock.times_s,
+            self._stages.describe(scene.features),
+        )
 
     def ask(
         self,

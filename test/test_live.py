@@ -26,7 +26,7 @@ from test.drive import (
     trajectory_error,
 )
 
-VALUES = {"window.views": 3, "window.max_age_s": 4.0}
+VALUES = {"window.views": 3, "window.overlap": 1, "window.max_age_s": 4.0}
 
 
 def make(poses, noise=None, **values):

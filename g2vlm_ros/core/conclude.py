@@ -27,6 +27,10 @@ CLOSE = 0.2
 """The confidence of a length is the chance that it is right to within this fraction."""
 
 
+CUT = 0.4
+"""Factor on the confidence of a size where the image cuts the thing."""
+
+
 class Judge:
     """Draws conclusions about one window for one question; `steps` takes one sentence per step."""
 
@@ -98,10 +102,12 @@ class Judge:
             return Outcome(Kind.NUMBER, text, number=max(sizes, key=lambda s: s.value),
                            confidence=sure)  # fmt: skip
         measure = relations.extent(self._points, thing, plan.word)
-        shown = " of which a part is outside the image" if thing.cut else ""
-        text = f"The {plan.word} of the {thing.label}{shown} is {_m(measure)}."
+        text = f"The {plan.word} of the {thing.label} is {_m(measure)}."
+        if thing.cut:
+            text = f"The {plan.word} of the {thing.label} is at least {_m(measure)}: some of it " \
+                   "is outside the image."  # fmt: skip
         made = self._length(measure, text, opinion)
-        made.confidence *= certainty(things)
+        made.confidence *= certainty(things) * (CUT if thing.cut else 1.0)
         return made
 
     def heading(self, plan: Plan, things: list[Thing], opinion: str) -> Outcome:

@@ -116,16 +116,31 @@ def parse(question: str) -> Plan:
         match = re.search(pattern, text)
         if match:
             plan = build(match, text)
+            plan = None if plan is None else _about_us(plan)
             if plan is not None and all(plan.things):
                 return plan
     return Plan(Ask.TALK)
 
 
-def name(phrase: str | None) -> str:
-    """A thing's name without article and filling words; VIEWER for the camera itself."""
+def _about_us(plan: Plan) -> Plan | None:
+    """A plan whose things can be measured: only some relations may be to the viewer itself."""
+    if VIEWER not in plan.things and (plan.things or plan.ask is Ask.MOTION):
+        return plan
+    if plan.ask in (Ask.RELATION, Ask.NEAREST, Ask.WHERE) and plan.things[0] != VIEWER:
+        return plan
+    if plan.ask is Ask.SIDE and plan.things[1] == VIEWER:
+        return replace(plan, ask=Ask.WHERE, things=plan.things[:1])
+    return None
+
+
+def name(phrase: str | None, subject: bool = False) -> str:
+    """A thing's name without article and filling words; VIEWER for the camera itself.
+
+    subject: the question is about it, so "the robot" is another robot.
+    """
     text = re.sub(r"^(?:the|an?|my|your|any|some|of)\s+", "", (phrase or "").strip(" ,.:;?!"))
     text = re.sub(r"\s+(?:now|here|away|apart|there|right now)$", "", text)
-    return VIEWER if _SELF.match(text) else text
+    return VIEWER if _SELF.match(text) and not (subject and text == "robot") else text
 
 
 def singular(word: str) -> str:
@@ -150,17 +165,21 @@ def _bare(question: str) -> str:
 
 
 def _of(ask: Ask, *groups: str, word: str = "") -> Callable[[re.Match, str], Plan]:
-    return lambda match, text: Plan(ask, tuple(name(match[group]) for group in groups), word)
+    return lambda match, text: Plan(
+        ask, tuple(name(match[group], subject=group == "x") for group in groups), word
+    )
 
 
 def _distance(match: re.Match, text: str) -> Plan:
-    parts = [name(match["x"])] + ([name(match["y"])] if match.groupdict().get("y") else [])
+    parts = [name(match["x"], subject=True)] + (
+        [name(match["y"])] if match.groupdict().get("y") else []
+    )
     others = [part for part in parts if part != VIEWER]
     return Plan(Ask.DISTANCE, tuple(others))
 
 
 def _size(match: re.Match, text: str) -> Plan:
-    return Plan(Ask.SIZE, (name(match["x"]),), _DIMENSION[match["how"]])
+    return Plan(Ask.SIZE, (name(match["x"], subject=True),), _DIMENSION[match["how"]])
 
 
 def _relation(match: re.Match, text: str) -> Plan:

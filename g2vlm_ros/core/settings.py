@@ -72,7 +72,7 @@ class WindowSettings:
 
     views: int = knob(4, "Views per window, all cameras counted.", low=1, high=32)
     overlap: int = knob(
-        1,
+        2,
         "Instants that a window shares with the one before, which joins the two.",
         low=0,
         high=31,

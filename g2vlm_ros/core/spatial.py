@@ -188,12 +188,18 @@ class Composer:
         anchor = [] if plan.things[1] == VIEWER else self._one(plan.things[1])
         to = anchor[0] if anchor else None
         others = [thing for thing in found if to is None or thing.label != to.label]
+        shown = [thing for thing in others if self._in_newest(thing)]
+        if to is None and shown:
+            others = shown
         if not others or (to is None and plan.things[1] != VIEWER):
             return None
         best, sure = relations.nearest(self._points, others, to)
         made = Outcome(Kind.TEXT, f"The {best.label}.", things=(best,))
         agree = best.label.lower() in opinion.lower() if opinion else None
         return self._judge.joined(made, sure * certainty([best]), agree, opinion)
+
+    def _in_newest(self, thing: Thing) -> bool:
+        return any(region.view == self._points.viewer for region in thing.regions)
 
     def _place(self, things: Sequence[Thing], kind: Kind, approach: bool = False) -> Outcome:
         thing = things[0]

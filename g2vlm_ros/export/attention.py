@@ -1,9 +1,9 @@
 """Three ways in which an engine may compute attention, from fast to safe.
 
 "fused": as TensorRT likes. "decomposed": scores are observable, so that no fused kernel replaces
-them. "float32": queries, keys, values and mask are cast to float32 around each attention. Some
-TensorRT versions compute fused 16-bit attention wrongly on some GPUs, without an error; a build
-then goes on to the next way.
+them. "float32": queries, keys and values are cast to float32 around each attention. Some TensorRT
+versions compute fused 16-bit attention wrongly on some GPUs, without an error; a build then goes
+on to the next way.
 """
 
 from __future__ import annotations
@@ -63,9 +63,8 @@ def _in_float32(graph: GraphProto, half: int) -> None:
     edit = _Edit(graph, half)
     for node in list(graph.node):
         if node.op_type == "Attention":
-            for index in range(min(4, len(node.input))):
-                if node.input[index]:
-                    edit.widen(node, index)
+            for index in range(3):  # a float32 mask is refused by TensorRT-RTX 1.7
+                edit.widen(node, index)
             edit.narrow(node)
         elif node.op_type == "Softmax":
             edit.widen_scores(node)

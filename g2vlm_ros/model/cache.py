@@ -1,4 +1,4 @@
-"""Key/value caches of the trunk: one that grows in place, one of plain tensors for export."""
+"""The key/value cache of the trunk, which grows in place."""
 
 from __future__ import annotations
 
@@ -69,24 +69,3 @@ def _writable(buffer: _Buffer | None, new: Tensor, start: int, end: int) -> _Buf
     if buffer is not None:
         data[:, :, :start] = buffer.data[:, :, :start]
     return _Buffer(data, start)
-
-
-class TensorCache:
-    """A cache as a graph sees it: past tensors in, the new tokens' keys and values out."""
-
-    def __init__(self, keys: Tensor, values: Tensor):
-        """keys and values (layers, kv_heads, S, D); S may be 0."""
-        self._past = (keys, values)
-        self._new: list[tuple[Tensor, Tensor]] = []
-
-    def extend(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Called once per layer, in order."""
-        self._new.append((keys[0], values[0]))
-        past_keys, past_values = self._past
-        keys = torch.cat((past_keys[layer][None], keys), dim=2)
-        return keys, torch.cat((past_values[layer][None], values), dim=2)
-
-    def new(self) -> tuple[Tensor, Tensor]:
-        """Keys and values of the appended tokens, (layers, kv_heads, T, D) each."""
-        keys, values = zip(*self._new, strict=True)
-        return torch.stack(keys), torch.stack(values)

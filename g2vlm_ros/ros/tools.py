@@ -150,31 +150,16 @@ def _position(stamped: Any) -> list[float]:
 
 
 def serve(node: str) -> int:
-    """An MCP server on stdio; exit code 2 where the package mcp is not installed."""
+    """An MCP server on stdio; exit code 2 where the package mcp (2 or later) is not installed."""
     try:
         import anyio
-        import mcp.types as types
-        from mcp.server.lowlevel import Server
         from mcp.server.stdio import stdio_server
     except ImportError as error:
-        print(f"the MCP server needs the package mcp ({error}); pip install mcp", file=sys.stderr)
+        print(f"the MCP server needs the package mcp ({error}); pip install 'mcp>=2'",
+              file=sys.stderr)  # fmt: skip
         return 2
-    server: Any = Server("g2vlm_ros")
     with SpatialClient(node) as robot:
-
-        @server.list_tools()
-        async def list_tools() -> list:
-            return [
-                types.Tool(
-                    name=s["name"], description=s["description"], inputSchema=s["parameters"]
-                )
-                for s in schemas()
-            ]
-
-        @server.call_tool()
-        async def call_tool(name: str, arguments: dict) -> list:
-            result = await anyio.to_thread.run_sync(answered(robot), name, arguments)
-            return [types.TextContent(type="text", text=json.dumps(result))]
+        server = mcp_server(answered(robot))
 
         async def run() -> None:
             async with stdio_server() as (reader, writer):
@@ -182,6 +167,27 @@ def serve(node: str) -> int:
 
         anyio.run(run)
     return 0
+
+
+def mcp_server(run: Callable[[str, dict[str, Any]], dict[str, Any]]) -> Any:
+    """The MCP server that offers the tools and hands calls to `run(tool, arguments)`."""
+    import anyio
+    from mcp import types
+    from mcp.server.lowlevel import Server
+
+    async def list_tools(context: Any, params: Any) -> Any:
+        offered = [
+            types.Tool(name=s["name"], description=s["description"], input_schema=s["parameters"])
+            for s in schemas()
+        ]
+        return types.ListToolsResult(tools=offered)
+
+    async def call_tool(context: Any, params: Any) -> Any:
+        result = await anyio.to_thread.run_sync(run, params.name, params.arguments)
+        text = types.TextContent(type="text", text=json.dumps(result))
+        return types.CallToolResult(content=[text], is_error=not result["success"])
+
+    return Server("g2vlm_ros", on_list_tools=list_tools, on_call_tool=call_tool)
 
 
 def answered(robot: Any) -> Callable[[str, dict[str, Any]], dict[str, Any]]:

@@ -104,6 +104,9 @@ class OnnxStages:
         session = self._session("encode_geometry", images.shape[1:3], dino_windows=windows)
         return _finite("encode_geometry", session.run(None, {"images": images})[0])
 
+    def describe(self, features: np.ndarray) -> np.ndarray:
+        return features.mean(1, dtype=np.float32)
+
     def encode_semantics(self, image: np.ndarray) -> np.ndarray:
         check_images("image", image, ndim=3, multiple=PATCH_PX * self.config.vision.merge)
         session = self._session("encode_semantics", image.shape[:2])

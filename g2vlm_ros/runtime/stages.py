@@ -21,12 +21,13 @@ Features = Any
 """What a backend's encoders and trunk return; only the same backend can read it."""
 
 BACKENDS = {
+    "tensorrt": ("g2vlm_ros.runtime.trt_stages", "TrtStages"),
     "onnx": ("g2vlm_ros.runtime.onnx_stages", "OnnxStages"),
     "torch": ("g2vlm_ros.runtime.torch_stages", "TorchStages"),
 }
 """Name of a backend -> module and class; imported when opened, so each needs only its own."""
-GPU = Path("/dev/nvidiactl")
-"""There where a driver for NVIDIA GPUs runs."""
+GPU_DEVICES = ("/dev/nvidiactl", "/dev/nvgpu", "/dev/dxg")
+"""One of them is there where a driver for NVIDIA GPUs runs: desktop, Jetson, WSL."""
 
 
 class UnfitError(ValueError):
@@ -54,6 +55,9 @@ class Stages(Protocol):
     def encode_geometry(self, images: np.ndarray) -> Features:
         """uint8 (N, H, W, 3) RGB, sides multiples of 14: geometric tokens (N, P, C)."""
 
+    def describe(self, features: Features) -> np.ndarray:
+        """float32 (N, C): each view's mean geometric token, by which a place is recognised."""
+
     def encode_semantics(self, image: np.ndarray) -> Features:
         """uint8 (H, W, 3) RGB, sides multiples of 28: semantic tokens of one image (T, C)."""
 
@@ -80,8 +84,8 @@ class Stages(Protocol):
 def open_stages(backend: str, folder: str | Path, **options: Any) -> Stages:
     """Opens a checkpoint folder with a backend; options are those of the backend's `open`.
 
-    "auto" takes the first that can run the folder: on a CPU onnx, which is faster and needs no
-    torch, then torch; with a GPU torch first. `chosen_because` of the result says why.
+    "auto" takes the first that can run the folder: with a GPU tensorrt, torch, onnx; without one
+    onnx, which is faster there, then torch. `chosen_because` of the result says why.
     """
     if backend != "auto":
         if backend not in BACKENDS:
@@ -98,10 +102,10 @@ def open_stages(backend: str, folder: str | Path, **options: Any) -> Stages:
     raise UnfitError(f"no backend can run {folder}: {'; '.join(passed_over)}")
 
 
-def _by_preference(device: str) -> list[str]:
-    if device != "cpu" and GPU.exists():
-        return sorted(BACKENDS, key=lambda name: name == "onnx")
-    return list(BACKENDS)
+def _by_preference(device: str) -> tuple[str, ...]:
+    if device != "cpu" and any(Path(path).exists() for path in GPU_DEVICES):
+        return ("tensorrt", "torch", "onnx")
+    return ("onnx", "torch")
 
 
 def _open(name: str, folder: str | Path, why: str, options: dict[str, Any]) -> Stages:

@@ -14,6 +14,7 @@ from g2vlm_ros.core.sequence import Segment
 from g2vlm_ros.model.cache import KVCache
 from g2vlm_ros.model.checkpoint import load
 from g2vlm_ros.model.network import G2VLM
+from g2vlm_ros.runtime.checks import check_boundaries, check_grid, check_ids, check_images
 
 DTYPES = {
     "float32": torch.float32,
@@ -61,18 +62,21 @@ class TorchStages:
 
     @torch.inference_mode()
     def encode_geometry(self, images: np.ndarray) -> Tensor:
-        _check_images("images", images, ndim=4, multiple=PATCH_PX)
+        check_images("images", images, ndim=4, multiple=PATCH_PX)
         return _finite("encode_geometry", self.network.encode_geometry(self._put(images)))
+
+    def describe(self, features: Tensor) -> np.ndarray:
+        return features.float().mean(1).cpu().numpy()
 
     @torch.inference_mode()
     def encode_semantics(self, image: np.ndarray) -> Tensor:
-        _check_images("image", image, ndim=3, multiple=PATCH_PX * self.config.vision.merge)
+        check_images("image", image, ndim=3, multiple=PATCH_PX * self.config.vision.merge)
         return _finite("encode_semantics", self.network.encode_semantics(self._put(image)))
 
     @torch.inference_mode()
     def geometry(self, features: Tensor, segment: Segment, cache: KVCache) -> Tensor:
         views, patches = features.shape[:2]
-        _check_boundaries(segment, "geometry", views, patches)
+        check_boundaries(segment, "geometry", views, patches)
         ids = self._ids(segment).reshape(views, 2)
         positions = self._put(segment.positions)
         return _finite("geometry", self.network.geometry(features, ids, positions, cache))
@@ -81,11 +85,7 @@ class TorchStages:
     def heads(
         self, hidden: Tensor, grid_hw: tuple[int, int], global_points: bool = False
     ) -> RawGeometry:
-        if hidden.shape[1] != grid_hw[0] * grid_hw[1]:
-            raise ValueError(
-                f"grid {grid_hw} has {grid_hw[0] * grid_hw[1]} patches, the hidden states have "
-                f"{hidden.shape[1]}; pass the grid of the images that were encoded"
-            )
+        check_grid(hidden.shape[1], grid_hw)
         results = self.network.heads(hidden, grid_hw, global_points)
         arrays = [None if x is None else _finite("heads", x).float() for x in results]
         return RawGeometry(*(None if x is None else x.cpu().numpy() for x in arrays))
@@ -100,17 +100,12 @@ class TorchStages:
         else:
             if features is None:
                 raise ValueError("a semantic segment needs the features of its image; pass them")
-            _check_boundaries(segment, "semantic", 1, features.shape[0])
+            check_boundaries(segment, "semantic", 1, features.shape[0])
             logits = self.network.semantic(features, ids, positions, cache)
         return _finite("language", logits).cpu().numpy()
 
     def _ids(self, segment: Segment) -> Tensor:
-        vocabulary = self.config.text.vocab_size
-        if segment.token_ids.min() < 0 or segment.token_ids.max() >= vocabulary:
-            raise ValueError(
-                f"token id {segment.token_ids.max()} is outside the model's vocabulary of "
-                f"{vocabulary}; tokenizer and weights must be of one checkpoint"
-            )
+        check_ids(segment.token_ids, self.config.text.vocab_size)
         return self._put(segment.token_ids)
 
     def _put(self, array: np.ndarray) -> Tensor:
@@ -122,28 +117,3 @@ def _finite(stage: str, result: Tensor) -> Tensor:
         raise NonFiniteError(stage)
     return result
 
-
-def _check_images(name: str, images: np.ndarray, ndim: int, multiple: int) -> None:
-    if images.dtype != np.uint8 or images.ndim != ndim or images.shape[-1] != 3 or not images.size:
-        raise ValueError(
-            f"{name} are {images.dtype} {images.shape}; they must be uint8 with {ndim} "
-            "dimensions, the last of 3 colours; use core.preprocess"
-        )
-    height, width = images.shape[-3:-1]
-    if height % multiple or width % multiple:
-        raise ValueError(
-            f"{name} of {width}x{height} pixels; both sides must be multiples of {multiple}; "
-            "use core.preprocess"
-        )
-
-
-def _check_boundaries(segment: Segment, kind: str, views: int, image_tokens: int) -> None:
-    """The trunk relies on each view being [start, image tokens, end]."""
-    step = image_tokens + 2
-    starts = step * np.arange(views)
-    slots = np.stack((starts, starts + step - 1), axis=1).ravel()
-    if segment.kind != kind or not np.array_equal(segment.slots, slots):
-        raise ValueError(
-            f"a {segment.kind} segment of {segment.length} tokens does not belong to {views} "
-            f"views of {image_tokens} tokens in a {kind} stage; build it for these images"
-        )

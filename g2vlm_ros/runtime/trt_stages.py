@@ -269,8 +269,8 @@ def _choose(
             found.append(record)
         except EngineError as error:
             refused.append(str(error))
-    made = sorted({r.precision for r in found if r.stage == "geometry"})
-    precision = next(iter(made), "") if dtype == "auto" else dtype
+    made = sorted(r.precision for r in found)
+    precision = max(made, key=made.count, default="") if dtype == "auto" else dtype
     chosen = [record for record in found if record.precision == precision]
     missing = [s for s in NEEDED if s not in {record.stage for record in chosen}]
     if missing:

@@ -15,7 +15,7 @@ def test_defaults_are_valid_and_every_knob_is_documented():
 def test_values_reach_their_group():
     settings = Settings.from_flat({"window.views": 8, "cameras": ["a", "b"], "map.frame": "odom"})
     assert (settings.window.views, settings.cameras) == (8, ["a", "b"])
-    assert settings.map.frame == "odom" and settings.window.overlap == 1
+    assert settings.map.frame == "odom" and settings.window.overlap == 2
 
 
 def test_a_whole_number_serves_as_float_but_not_the_other_way():
@@ -38,6 +38,7 @@ def test_a_whole_number_serves_as_float_but_not_the_other_way():
         ({"cameras": [1]}, "list of strings"),
         ({"cameras": ["a", "b", "c"]}, "multiple of 3"),
         ({"window.overlap": 4}, "below the 4 instants"),
+        ({"window.views": 2}, "window.overlap is 2; it must be below the 2 instants"),
         ({"window.min_gap_s": 3.0}, "raise it or lower window.min_gap_s"),
         ({"model.image_width_px": 500}, "multiple of 14"),
         ({"window.min_baseline_m": 0.1}, "needs odometry_topic"),

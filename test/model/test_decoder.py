@@ -7,9 +7,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from g2vlm_ros.core.config import ModelConfig
-from g2vlm_ros.model.cache import KVCache, TensorCache
-from g2vlm_ros.model.checkpoint import load
+from g2vlm_ros.model.cache import KVCache
 from g2vlm_ros.model.decoder import Tokens, causal_mask
 from g2vlm_ros.model.layers import attend
 
@@ -62,17 +60,3 @@ def test_cache_grows_beyond_its_first_buffer() -> None:
     assert cache.length == 600
     assert torch.equal(cache.layer(0)[0], torch.cat([piece(1, i) for i in range(600)], 2))
 
-
-def test_tensor_cache_gives_the_same_as_the_growing_one() -> None:
-    network, config = load(GOLDEN), ModelConfig.read(GOLDEN).text
-    ids, positions = torch.arange(9), torch.arange(9).expand(3, -1)
-    growing = KVCache(config.layers)
-    network.text(ids[:4], positions[:, :4], growing, 0)
-    past = [torch.stack([growing.layer(i)[j][0] for i in range(2)]) for j in range(2)]
-    tensors = TensorCache(*past)
-    got = network.text(ids[4:], positions[:, 4:], tensors, 4)
-    torch.testing.assert_close(got, network.text(ids[4:], positions[:, 4:], growing, 4))
-    keys, values = tensors.new()
-    assert keys.shape == (config.layers, config.kv_heads, 5, config.head_dim)
-    torch.testing.assert_close(keys[1], growing.layer(1)[0][0, :, 4:])
-    torch.testing.assert_close(values[0], growing.layer(0)[1][0, :, 4:])

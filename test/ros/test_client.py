@@ -1,6 +1,7 @@
 """Planners and agents ask through clients and tools, over real DDS."""
 
 import asyncio
+import importlib.util
 import json
 
 import pytest
@@ -100,13 +101,23 @@ def test_tools_call_the_robot_and_name_what_is_wrong(robot):
     assert refused["error"] == "NO_GEOMETRY" and refused["remedy"]
 
 
-def test_the_server_says_what_it_needs(capsys):
+def test_the_mcp_server_offers_and_calls_the_tools(capsys):
     from g2vlm_ros.ros import tools
 
-    try:
-        import mcp  # noqa: F401
-    except ImportError:
+    if importlib.util.find_spec("mcp") is None:
         assert tools.serve("/perception") == 2
-        assert "pip install mcp" in capsys.readouterr().err
-    else:
-        pytest.skip("mcp is installed")
+        assert "pip install" in capsys.readouterr().err
+        return
+    from mcp import Client
+
+    async def talk():
+        server = tools.mcp_server(lambda tool, given: {"success": tool == "look", "got": given})
+        async with Client(server) as client:
+            offered = await client.list_tools()
+            good = await client.call_tool("look", {})
+            bad = await client.call_tool("ask", {"question": "; rm -rf"})
+        return [tool.name for tool in offered.tools], good, bad
+
+    names, good, bad = asyncio.run(talk())
+    assert names == ["ask", "locate", "measure", "look"] and not good.is_error
+    assert bad.is_error and json.loads(bad.content[0].text)["got"] == {"question": "; rm -rf"}

@@ -154,7 +154,7 @@ print(perception.backend, points.shape, len(text.token_ids))
 def test_auto_takes_onnx_where_graphs_are_and_says_why(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(door, "GPU", folder / "no driver")
+    monkeypatch.setattr(door, "GPU_DEVICES", ())
     assert open_stages("auto", folder).backend == "onnx cpu float32"
     (folder / MANIFEST).unlink()
     pytest.importorskip("torch", reason="the other backend needs torch")
@@ -164,8 +164,9 @@ def test_auto_takes_onnx_where_graphs_are_and_says_why(
 
 def test_auto_prefers_torch_on_a_gpu(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("torch", reason="the preferred backend needs torch")
-    monkeypatch.setattr(door, "GPU", folder)
-    assert open_stages("auto", folder).backend.startswith("torch")
+    monkeypatch.setattr(door, "GPU_DEVICES", (str(folder),))
+    chosen = open_stages("auto", folder)
+    assert chosen.backend.startswith("torch") and "not tensorrt: " in chosen.chosen_because
     assert open_stages("auto", folder, device="cpu").backend.startswith("onnx")
 
 

@@ -1,0 +1,277 @@
+"""Questions about held-out simulated homes, answered and scored by kind.
+
+Always: answers measured in the point map with boxes of a perfect detector, the points off by a
+stated smooth noise, the model silent; against the majority and the best answer that only reads the
+question. With ``--checkpoint DIR`` also: the model's words alone, both together, and the model
+without images (grey ones). Calibration is the confidence against how often it was right.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from benchmarks.record import record
+from g2vlm_ros.core.geometry import unproject
+from g2vlm_ros.core.grounding import Detection, OutOfTimeError
+from g2vlm_ros.core.measure import PointMap, Region
+from g2vlm_ros.core.outcome import Abstention, Outcome, Query
+from g2vlm_ros.core.question import Ask, parse
+from g2vlm_ros.core.spatial import Composer
+from g2vlm_ros.sim.camera import lens
+from g2vlm_ros.sim.questions import MIN_SHARE, QuestionAnswer, Truth, ask, metres, shares, truth
+from g2vlm_ros.sim.scenes import make_clips, make_scene
+from g2vlm_ros.sim.scoring import Baselines, correct
+from g2vlm_ros.sim.splits import home_seed
+
+VIEWS, CAMERA = 4, lens(224, 168)
+NOISE = 0.03
+"""Relative, on blocks of 14 pixels, and half of it for a whole view."""
+HEAD = 0.02
+"""Relative error of the scale."""
+MEASURED = (
+    "distance", "size", "direction", "beside", "closer", "nearest", "fits", "count", "exists",
+    "absent",
+)  # fmt: skip
+"""Kinds that geometry has an answer to; the others are about looks."""
+LEAST_GAIN = 0.2
+"""By which geometry must beat the blind baseline on what it measures, or the benchmark fails."""
+
+
+@dataclass
+class Window:
+    """One window of a home with what a detector and the point map show of it."""
+
+    truth: Truth
+    images: np.ndarray
+    points: PointMap
+    detections: tuple[Detection, ...]
+    questions: list[QuestionAnswer]
+
+
+@dataclass
+class Score:
+    """Right answers, answers with a confidence, and abstentions."""
+
+    right: dict[str, list[bool]] = field(default_factory=lambda: defaultdict(list))
+    sure: list[tuple[float, bool]] = field(default_factory=list)
+    abstained: list[bool] = field(default_factory=list)
+    """For each abstention, whether the thing was indeed not there."""
+
+    def result(self) -> dict[str, Any]:
+        """Accuracy per kind, on all and on what can be measured; calibration; abstention."""
+        every = [right for rights in self.right.values() for right in rights]
+        measured = [right for kind in MEASURED for right in self.right[kind]]
+        made: dict[str, Any] = {
+            "accuracy": {k: round(float(np.mean(r)), 3) for k, r in self.right.items() if r},
+            "all_kinds": round(float(np.mean(every)), 3),
+            "measurable_kinds": round(float(np.mean(measured)), 3),
+        }
+        if self.sure:
+            made["calibration_error"] = round(calibration_error(self.sure), 3)
+            made["calibration"] = calibration_table(self.sure)
+        if self.abstained:
+            asked = len(self.right["absent"])
+            made["abstention_precision"] = round(float(np.mean(self.abstained)), 3)
+            made["abstention_recall"] = round(sum(self.abstained) / max(asked, 1), 3)
+        return made
+
+
+def windows(split: str, count: int, questions: int) -> Iterator[Window]:
+    """Windows of different homes of a split, one at a time."""
+    for index in range(count):
+        scene = make_scene(home_seed(split, index))
+        clips = make_clips([scene], VIEWS, CAMERA, samples=1)
+        steps = clips.steps[0]
+        poses, times = scene.walk.world_from_camera[steps], scene.walk.time_s[steps]
+        share = shares(clips.items[0])
+        true = truth(scene.home, share, poses, times)
+        rng = np.random.default_rng(index)
+        asked = ask(true, rng, questions)
+        yield Window(true, clips.images[0], noisy(clips.depth_m[0], poses, rng),
+                     detected(true, clips.items[0]), asked)  # fmt: skip
+
+
+def noisy(depth_m: np.ndarray, poses: np.ndarray, rng: np.random.Generator) -> PointMap:
+    """The true points, wrong as a network's are, with a confidence that fits."""
+    views, height, width = depth_m.shape
+    shape = (views, -(-height // 14), -(-width // 14))
+    blocks = rng.normal(0, NOISE, shape).repeat(14, 1).repeat(14, 2)[:, :height, :width]
+    wrong = depth_m * (1 + blocks + rng.normal(0, NOISE / 2, (views, 1, 1)))
+    wrong = wrong * (1 + rng.normal(0, HEAD))
+    v, u = np.mgrid[:height, :width]
+    local = unproject(np.stack([u, v], -1).astype(float), wrong, CAMERA)
+    points = np.einsum("nij,nhwj->nhwi", poses[:, :3, :3], local) + poses[:, None, None, :3, 3]
+    sure = np.full(depth_m.shape, np.exp(-NOISE / 0.05), np.float32)
+    return PointMap(points.astype(np.float32), wrong.astype(np.float32), sure, poses, views - 1,
+                    True, HEAD, 0.0)  # fmt: skip
+
+
+def detected(true: Truth, items: np.ndarray) -> tuple[Detection, ...]:
+    """Boxes around what is seen of each thing, by a detector that never errs."""
+    found = []
+    for thing in true.seen:
+        label = thing.phrase if thing.unique else f"{thing.item.colour} {thing.item.name}"
+        for view, share in enumerate(thing.share):
+            if share < MIN_SHARE:
+                continue
+            rows, columns = np.nonzero(items[view] == thing.item.id)
+            low, high = (float(columns.min()), float(rows.min())), (
+                float(columns.max()), float(rows.max())
+            )  # fmt: skip
+            found.append(Detection(Region(view, low, high), label, 1.0))
+    return tuple(found)
+
+
+def compose(window: Window, question: str, say: Callable) -> Outcome | None:
+    """The composed answer, or None for an abstention."""
+    query = Query(question, detections=window.detections)
+    try:
+        return Composer(window.points, query, say, lambda place: None).answer()
+    except (Abstention, OutOfTimeError):
+        return None
+
+
+def phrased(made: Outcome, question: str) -> str:
+    """An answer in the words of the simulation's."""
+    if made.yes_no is not None:
+        return "Yes." if made.yes_no else "No."
+    plan = parse(question)
+    if made.number is not None:
+        return f"{made.number.value:.0f}." if plan.ask is Ask.COUNT else metres(made.number.value)
+    if plan.ask in (Ask.CLOSER, Ask.NEAREST):
+        return f"The {made.things[0].label}."
+    for words in ("in front of you", "behind you", "to your left", "to your right"):
+        if plan.ask is Ask.WHERE and words in made.text:
+            return f"It is {words}."
+    if plan.ask is Ask.SIDE:
+        return "Left." if " is left of " in made.text else "Right."
+    return made.text
+
+
+def silent(prompt: str, marks: object) -> str:
+    """No model."""
+    raise OutOfTimeError
+
+
+def calibration_error(sure: list[tuple[float, bool]], bins: int = 10) -> float:
+    """Expected calibration error: the mean distance of confidence and accuracy, by bin."""
+    confidence = np.array([c for c, _ in sure])
+    right = np.array([r for _, r in sure], float)
+    index = np.minimum((confidence * bins).astype(int), bins - 1)
+    total = 0.0
+    for k in range(bins):
+        here = index == k
+        if here.any():
+            total += here.mean() * abs(confidence[here].mean() - right[here].mean())
+    return float(total)
+
+
+def calibration_table(sure: list[tuple[float, bool]]) -> list[dict[str, float]]:
+    """Confidence, accuracy and count of five bins."""
+    made = []
+    for low in np.arange(0, 1, 0.2):
+        here = [(c, r) for c, r in sure if low <= c < low + 0.2 or c == low + 0.2 == 1.0]
+        if here:
+            mean = np.mean(np.array(here, float), axis=0)
+            made.append({"confidence": round(float(mean[0]), 2), "right": round(float(mean[1]), 2),
+                         "count": len(here)})  # fmt: skip
+    return made
+
+
+def judge(score: Score, window: Window, qa: QuestionAnswer, say: Callable) -> None:
+    """Ask the composer one question and book the outcome."""
+    made = compose(window, qa.question, say)
+    if made is None:
+        score.abstained.append(qa.kind == "absent")
+        score.right[qa.kind].append(qa.kind == "absent")
+        return
+    right = correct(qa.kind, phrased(made, qa.question), qa.answer)
+    score.right[qa.kind].append(right)
+    if made.confidence >= 0:
+        score.sure.append((made.confidence, right))
+
+
+def run(homes: int, questions: int, checkpoint: str) -> dict[str, Any]:
+    """All scores."""
+    training = [qa for w in windows("train", homes, questions) for qa in w.questions]
+    baselines = Baselines(training)
+    scores = {name: Score() for name in ("majority", "blind", "geometry")}
+    model = Model(checkpoint) if checkpoint else None
+    if model:
+        scores |= {name: Score() for name in ("model", "model_without_images", "both")}
+    asked, spent = 0, 0.0
+    for window in windows("heldout", homes, questions):
+        for qa in window.questions:
+            asked += 1
+            scores["majority"].right[qa.kind].append(
+                correct(qa.kind, baselines.majority(qa.kind), qa.answer)
+            )
+            scores["blind"].right[qa.kind].append(
+                correct(qa.kind, baselines.blind(qa.kind, qa.question), qa.answer)
+            )
+            start = time.perf_counter()
+            judge(scores["geometry"], window, qa, silent)
+            spent += time.perf_counter() - start
+            if model:
+                model.judge(scores, window, qa)
+    return {
+        "questions": asked, "homes": homes, "views": VIEWS, "noise": NOISE, "scale_error": HEAD,
+        "measuring_ms_per_question": round(1000 * spent / asked, 1),
+        **{name: score.result() for name, score in scores.items()},
+    }  # fmt: skip
+
+
+class Model:
+    """A checkpoint's language, with and without seeing."""
+
+    def __init__(self, checkpoint: str):
+        from g2vlm_ros.core.settings import Settings
+        from g2vlm_ros.perception import Perception
+
+        flat = {"model.checkpoint": checkpoint, "model.image_width_px": CAMERA.width_px}
+        self._perception = Perception.open(Settings.from_flat(flat))
+        self._window: Window | None = None
+
+    def judge(self, scores: dict[str, Score], window: Window, qa: QuestionAnswer) -> None:
+        """Book the model's words alone, without images, and together with geometry."""
+        if window is not self._window:
+            grey = [np.full_like(image, 128) for image in window.images]
+            self._window = window
+            self._seen = self._perception.scene(list(window.images))
+            self._grey = self._perception.scene(grey)
+        for name, scene in (("model", self._seen), ("model_without_images", self._grey)):
+            said = self._perception.ask(scene, qa.question).text
+            scores[name].right[qa.kind].append(correct(qa.kind, said, qa.answer))
+        judge(
+            scores["both"], window, qa,
+            lambda prompt, marks: self._perception.ask(self._seen, prompt).text,
+        )  # fmt: skip
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run, record, print; exit code 1 where measuring is not worth it."""
+    parser = argparse.ArgumentParser(prog="query", description=__doc__.split("\n")[0])
+    parser.add_argument("--homes", type=int, default=60)
+    parser.add_argument("--questions", type=int, default=20, help="per home")
+    parser.add_argument("--checkpoint", default="")
+    chosen = parser.parse_args(arguments)
+    result = run(chosen.homes, chosen.questions, chosen.checkpoint)
+    print(f"{result['questions']} questions; {record('query', result)}")
+    for name in ("majority", "blind", "geometry", "model", "model_without_images", "both"):
+        if name in result:
+            line = {k: v for k, v in result[name].items() if k not in ("accuracy", "calibration")}
+            print(f"{name:22s} {line}")
+    print({k: v for k, v in result["geometry"]["accuracy"].items()})
+    gain = result["geometry"]["measurable_kinds"] - result["blind"]["measurable_kinds"]
+    return int(gain < LEAST_GAIN)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
