@@ -165,9 +165,12 @@ def _quoted(text: str, most: int = 80) -> str:
 
 
 def certainty(things: Sequence[Thing]) -> float:
-    """How sure it is that things are what was asked for and lie where they were measured, 0..1."""
+    """How sure it is that things are the ones asked for and wholly seen, 0..1.
+
+    How well they were measured is not part of it: their covariance says that.
+    """
     sure = 1.0
     for thing in things:
-        points = 0.7 if math.isnan(thing.confidence) else 0.5 + 0.5 * thing.confidence
-        sure *= thing.trust * points * (0.8 if thing.cut else 1.0)
+        known = 0.9 if math.isnan(thing.confidence) else 1.0
+        sure *= thing.trust * known * (0.9 if thing.cut else 1.0)
     return sure

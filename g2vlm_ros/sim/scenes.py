@@ -12,7 +12,8 @@ from g2vlm_ros.core.datatypes import Intrinsics
 from g2vlm_ros.sim.arrays import Arrays
 from g2vlm_ros.sim.builder import build_home
 from g2vlm_ros.sim.camera import lens
-from g2vlm_ros.sim.home import Home
+from g2vlm_ros.sim.home import STRUCTURE, Home
+from g2vlm_ros.sim.questions import shares
 from g2vlm_ros.sim.render import render
 from g2vlm_ros.sim.walk import RATE_HZ, Walk, walk
 
@@ -21,8 +22,8 @@ GAP_MOTION = (0.5, 1.8)
 STEP_M, STEP_RAD = 0.35, np.deg2rad(25.0)
 STARTS = 4
 """Stretches of the walk that are looked at; the one on which the robot drives most is taken."""
-MAX_WALL, MIN_DEPTH_M = 0.8, 0.45
-"""A view is bare when walls cover more than this share, or when something is right before it."""
+MAX_WALL, MAX_THING, MIN_DEPTH_M = 0.8, 0.65, 0.45
+"""A view is bare when walls, or one thing, cover more than this share, or touch the camera."""
 
 
 @dataclass(frozen=True)
@@ -133,9 +134,12 @@ def bareness(scenes: Sequence[Scene], steps: np.ndarray, arrays: Arrays) -> np.n
     homes = [scene.home for scene in scenes]
     small = render(homes, index, pose, time, lens(16, 12), arrays, samples=1)
     items, depth = arrays.numpy(small.items), arrays.numpy(small.depth_m)
-    walls = np.zeros((len(homes), 256), bool)
-    for row, home in zip(walls, homes, strict=True):
-        row[[0] + [item.id for item in home.items if item.name == "wall"]] = True
-    wall = walls[index[:, None, None], items].mean((1, 2)) / MAX_WALL
+    covers = shares(items)
+    walls, things = np.zeros((2, len(homes), 256), bool)
+    for s, home in enumerate(homes):
+        walls[s, [0] + [item.id for item in home.items if item.name == "wall"]] = True
+        things[s, [item.id for item in home.items if item.name not in STRUCTURE]] = True
+    wall = (covers * walls[index]).sum(1) / MAX_WALL
+    thing = (covers * things[index]).max(1) / MAX_THING
     close = MIN_DEPTH_M / np.quantile(depth.reshape(len(depth), -1), 0.1, axis=1)
-    return np.maximum(wall, close).reshape(steps.shape)
+    return np.maximum(np.maximum(wall, thing), close).reshape(steps.shape)

@@ -31,7 +31,7 @@ from g2vlm_ros.train.losses import Target
 
 SHARD = 32
 """Scenes per shard."""
-LAYOUT = 2
+LAYOUT = 3
 """Raised whenever the simulation changes, so that cached shards of before are not taken."""
 VARIANTS = 4
 """Different dialogues per scene and number of views."""

@@ -14,8 +14,11 @@ from test.ros.harness import bench  # noqa: E402
 
 @pytest.fixture(scope="module")
 def made():
-    """A node with one window of two frames, taken long ago; its scale is not known."""
-    with bench(**SMALL_QUERY) as made:
+    """A node with one window of two frames, taken long ago; its scale is not known.
+
+    Few questions may wait: each holds one of the four threads of the bench.
+    """
+    with bench(**SMALL_QUERY, **{"query.queue": 2}) as made:
         feed(made)
         yield made
 
@@ -196,22 +199,22 @@ def test_two_hundred_questions_at_once_all_get_a_code(made):
     ]
     made.until(lambda: all(f.done() for f in futures), "200 answers", timeout_s=90)
     codes = [f.result().error_code for f in futures]
-    assert set(codes) <= {0, 9907} and codes.count(0) >= 4
+    assert set(codes) == {0, 9907}, "answered or told to come again"
     assert ask(made, question="What is there?").success, "it goes on afterwards"
     made.peer.destroy_client(client)
 
 
 def test_a_client_that_goes_away_leaves_the_node_well(made):
     from g2vlm_ros.action import AnswerSpatialQuery
-    from g2vlm_ros.srv import SpatialQuery
-    from rclpy.action import ActionClient
 
-    client = made.peer.create_client(SpatialQuery, "/perception/query")
-    assert client.wait_for_service(20)
-    action = ActionClient(made.peer, AnswerSpatialQuery, "/perception/answer")
-    assert action.wait_for_server(20)
-    client.call_async(request(question="What is there?"))
-    action.send_goal_async(AnswerSpatialQuery.Goal(question="What?", max_age_s=1e12))
-    made.peer.destroy_client(client)
-    action.destroy()
+    from g2vlm_ros.ros.client import SpatialClient
+
+    with SpatialClient() as robot:
+        connection = robot._connection
+        assert connection.answer.wait_for_server(20)
+        sent = connection.answer.send_goal_async(
+            AnswerSpatialQuery.Goal(question="What?", max_age_s=1e12)
+        )
+        connection.send(connection.query, request(question="What is there?"))
+        made.until(sent.done, "the goal to be accepted")
     assert ask(made, question="What is there?").success

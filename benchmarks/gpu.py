@@ -1,0 +1,365 @@
+"""`make gpu`: everything that only a GPU can show, in one command; results/gpu.json.
+
+`python -m benchmarks.gpu [--skip engines real_size] [--views 1 2 4 8]` runs, each in a process of
+its own so that one failure costs one line:
+  floors      measured matrix product rate and copy bandwidth, the limits of everything else
+  parity      the reference checkpoint on the GPU against its golden values, per backend and type
+  engines     builds TensorRT engines of the reference checkpoint and runs parity on them
+  real_size   a random network of the released size (4.5 B parameters, made on the device, never
+              written): our torch path in bfloat16, compiled, and the original's structure, for
+              1 to 8 views at 518x392 and 252x196; prefill and decoding of the language stage
+What is not installed or does not run is said in the result and fails nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from benchmarks.eager_reference import EagerReference
+from benchmarks.record import record
+from g2vlm_ros.core.config import PATCH_PX, ModelConfig
+from g2vlm_ros.core.sequence import SpecialTokens, Walk
+from g2vlm_ros.model.checkpoint import empty_network
+from g2vlm_ros.model.network import FLOAT32_PARTS, G2VLM
+from g2vlm_ros.runtime.stages import Stages
+from g2vlm_ros.runtime.torch_stages import TorchStages
+
+GOLDEN = Path(__file__).parents[1] / "test" / "data" / "golden" / "A"
+PLAN = Path(__file__).parents[1] / "engines" / "plan.yaml"
+RELEASED = {
+    "text": {
+        "hidden_size": 1536, "num_hidden_layers": 28, "num_attention_heads": 12,
+        "num_key_value_heads": 2, "intermediate_size": 8960, "vocab_size": 151936,
+        "rms_norm_eps": 1e-6,
+    },
+    "vit": {"depth": 32, "embed_dim": 1280, "num_heads": 16, "hidden_size": 1536},
+    "dino": {
+        "hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16,
+        "image_size": 518, "patch_size": 14,
+    },
+}  # fmt: skip
+SIZES = ((518, 392), (252, 196))
+SEMANTIC = (756, 756)
+TERAFLOP = {1: 4.3, 2: 9.0, 4: 19.4, 8: 44.7}
+"""Of a window at 518x392 without the global head, computed from the layers."""
+SPECIAL = SpecialTokens(2, 3, 0, 1, 4)
+PROMPT = np.arange(10, 21)
+PRECISIONS = {"bf16": "bfloat16", "fp16": "float16"}
+
+# --- measuring -----------------------------------------------------------------------------------
+
+
+def seconds(run: Callable[[], Any], device: str, rounds: int = 7, warm_up: int = 3) -> float:
+    """Median time of a call that has warmed up, all work of the device included."""
+    times = []
+    for index in range(warm_up + rounds):
+        start = time.perf_counter()
+        run()
+        if device == "cuda":
+            torch.cuda.synchronize()
+        if index >= warm_up:
+            times.append(time.perf_counter() - start)
+    return float(np.median(times))
+
+
+def floors(device: str = "cuda", side: int = 8192) -> dict[str, Any]:
+    """Measured matrix product rate in bfloat16 and copy bandwidth (read and write counted)."""
+    a = torch.randn(side, side, device=device, dtype=torch.bfloat16)
+    product = seconds(lambda: a @ a, device)
+    block = torch.empty(side * side * 4, dtype=torch.uint8, device=device)
+    copy = seconds(lambda: block.clone(), device)
+    return {
+        "matmul_tflop_per_s": 2 * side**3 / product / 1e12,
+        "copy_gb_per_s": 2 * block.numel() / copy / 1e9,
+    }
+
+
+# --- real size -----------------------------------------------------------------------------------
+
+
+def random_network(config: ModelConfig, device: str) -> G2VLM:
+    """A network of random bfloat16 weights, made on the device; last parts in float32."""
+    with torch.device("meta"):
+        network = G2VLM(config)
+    network = network.to(torch.bfloat16)
+    for name in FLOAT32_PARTS:
+        if hasattr(network, name):
+            getattr(network, name).float()
+    network = network.to_empty(device=device).eval()
+    generator = torch.Generator(device).manual_seed(0)
+    for name, parameter in network.named_parameters():
+        if parameter.ndim < 2:
+            nn.init.constant_(parameter, 0.0 if name.endswith("bias") else 1.0)
+        else:
+            parameter.data.normal_(0, parameter[0].numel() ** -0.5, generator=generator)
+    network.point_head.proj.weight.data.mul_(0.3)  # depth is the exponential of what it gives
+    return network.requires_grad_(False)
+
+
+class EagerOnDevice(EagerReference):
+    """The original's structure on any device, by autocast, as the original runs."""
+
+    def __init__(self, network: G2VLM):
+        self.config = network.config
+        self.weights = dict(network.named_parameters())
+        table = "dino_model.embeddings.position_embeddings"
+        self.weights[table] = self.weights[table].float()  # no antialiased resize in bfloat16
+
+    def _linear(self, name: str, x: Tensor) -> Tensor:
+        if name.split(".")[0] not in FLOAT32_PARTS:
+            return super()._linear(name, x)
+        with torch.autocast(x.device.type, enabled=False):
+            weight, bias = (self.weights.get(f"{name}.{part}") for part in ("weight", "bias"))
+            return F.linear(x.float(), weight, bias)
+
+
+def ours(stages: Stages, images: np.ndarray) -> Callable[[], Any]:
+    views, height, width, _ = images.shape
+    grid_hw = (height // PATCH_PX, width // PATCH_PX)
+
+    def reconstruct() -> Any:
+        cache, walk = stages.new_cache(), Walk(SPECIAL)
+        stages.language(walk.text(PROMPT), cache)
+        features = stages.encode_geometry(images)
+        hidden = stages.geometry(features, walk.geometry(views, grid_hw), cache)
+        return stages.heads(hidden, grid_hw)
+
+    return reconstruct
+
+
+def eager(network: G2VLM, images: np.ndarray, device: str) -> Callable[[], Any]:
+    peer, walk = EagerOnDevice(network), Walk(SPECIAL)
+    grid_hw = (images.shape[1] // PATCH_PX, images.shape[2] // PATCH_PX)
+    segments = (walk.text(PROMPT), walk.geometry(len(images), grid_hw))
+    positions = np.concatenate([s.positions for s in segments], axis=1)
+
+    def reconstruct() -> Any:
+        with torch.device(device), torch.autocast(device, torch.bfloat16), torch.no_grad():
+            given = (torch.tensor(x, device=device) for x in (images, PROMPT, positions))
+            return {name: x.float().cpu() for name, x in peer.reconstruct(*given).items()}
+
+    return reconstruct
+
+
+def compiled(stages: TorchStages) -> TorchStages:
+    """The same weights, its stages through torch.compile."""
+    other = TorchStages(stages.network)
+    network = stages.network
+    proxy = type("Compiled", (), {"__getattr__": lambda self, name: getattr(network, name)})()
+    for name in ("encode_geometry", "geometry", "heads"):
+        setattr(proxy, name, torch.compile(getattr(network, name)))
+    other.network = proxy
+    return other
+
+
+def real_size(
+    config: ModelConfig, device: str, views: list[int], sizes: tuple = SIZES
+) -> Iterator[dict[str, Any]]:
+    """One result per size, number of views and implementation; then the language stage."""
+    network = random_network(config, device)
+    yield {"what": "parameters", "millions": sum(p.numel() for p in network.parameters()) / 1e6}
+    stages = TorchStages(network)
+    for width, height in sizes:
+        for count in views:
+            images = _images(count, width, height)
+            runs = {
+                "ours": lambda images=images: ours(stages, images),
+                "eager": lambda images=images: eager(network, images, device),
+                "compiled": lambda images=images: ours(compiled(stages), images),
+            }
+            for name, make in runs.items():
+                line = {"what": name, "size": [width, height], "views": count}
+                with _told(line):
+                    line["seconds"] = seconds(make(), device)
+                    if (width, height) == SIZES[0] and count in TERAFLOP:
+                        line["tflop_per_s"] = TERAFLOP[count] / line["seconds"]
+                yield line
+    yield from language(stages, device, sizes[0], views)
+
+
+def language(
+    stages: TorchStages, device: str, size: tuple[int, int], views: list[int]
+) -> Iterator[dict[str, Any]]:
+    """Prefill of an image and of a question, and decoding, behind windows of each size."""
+    width, height = size
+    semantic = stages.encode_semantics(_images(1, *SEMANTIC)[0])
+    merge = PATCH_PX * stages.config.vision.merge
+    yield {
+        "what": "encode_semantics",
+        "seconds": seconds(lambda: stages.encode_semantics(_images(1, *SEMANTIC)[0]), device),
+    }
+    for count in views:
+        cache, walk = stages.new_cache(), Walk(SPECIAL)
+        stages.language(walk.text(PROMPT), cache)
+        features = stages.encode_geometry(_images(count, width, height))
+        grid_hw = (height // PATCH_PX, width // PATCH_PX)
+        stages.geometry(features, walk.geometry(count, grid_hw), cache)
+        image = walk.semantic((SEMANTIC[1] // merge, SEMANTIC[0] // merge))
+        line = {"what": "language", "views": count, "cached": cache.length}
+        line["image_prefill_s"] = seconds(
+            lambda cache=cache, image=image: stages.language(image, cache.fork(), semantic), device
+        )
+        question = walk.text(np.arange(20, 84))
+        line["text_prefill_s"] = seconds(
+            lambda cache=cache, question=question: stages.language(question, cache.fork()), device
+        )
+        stages.language(question, cache)
+
+        def decode(cache: Any = cache, walk: Walk = walk, steps: int = 16) -> None:
+            fork, own = cache.fork(), Walk(SPECIAL, position=walk.position)
+            for _ in range(steps):
+                stages.language(own.text([30]), fork)
+
+        line["decode_s_per_token"] = seconds(decode, device, rounds=3, warm_up=1) / 16
+        yield line
+
+
+def _images(views: int, width: int, height: int) -> np.ndarray:
+    coarse = np.random.default_rng(0).integers(0, 256, (views, height // 14, width // 14, 3))
+    return coarse.astype(np.uint8).repeat(14, axis=1).repeat(14, axis=2)
+
+
+# --- parity and engines --------------------------------------------------------------------------
+
+
+def parity(folder: Path, backend: str, precision: str) -> dict[str, Any]:
+    """The parity command on the GPU, as a line."""
+    command = [sys.executable, "-m", "g2vlm_ros.export.parity", "--golden", str(folder),
+               "--backend", backend, "--precision", precision]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True)
+    last = (done.stdout.strip().splitlines() or [""])[-1]
+    error = done.stderr.strip().splitlines()[-1:] if done.returncode else []
+    return {"what": f"{backend} {precision}", "passed": not done.returncode,
+            "says": " ".join([last, *error])}  # fmt: skip
+
+
+def engines(precision: str) -> Iterator[dict[str, Any]]:
+    """Exports, builds and checks the reference checkpoint with whatever TensorRT is here."""
+    import yaml
+
+    from g2vlm_ros.export.onnx import export
+    from g2vlm_ros.runtime.trt import installed
+
+    capability = "{}.{}".format(*torch.cuda.get_device_capability())
+    flavour = installed(capability=capability)
+    version = tuple(int(n) for n in flavour.version.split(".")[:2])
+    opset = 24 if flavour.name == "rtx" or version >= (10, 15) else 20
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name) / "A"
+        shutil.copytree(GOLDEN, folder, ignore=shutil.ignore_patterns("*.onnx", "*.manifest"))
+        export(folder, dtype=PRECISIONS[precision], opset=opset)
+        plan = yaml.safe_load(PLAN.read_text())["profiles"]["desktop"] | {
+            "opset": opset, "precision": PRECISIONS[precision], "capability": capability,
+            "sizes": [[518, 392], [140, 84], [112, 140], [112, 84]],
+            "semantic_sizes": [[756, 756], [84, 84]],
+        }  # fmt: skip
+        (Path(name) / "plan.yaml").write_text(yaml.safe_dump({"profiles": {"gpu": plan}}))
+        command = [sys.executable, "-m", "g2vlm_ros.export.build", "--profile", "gpu", "--plan",
+                   f"{name}/plan.yaml", "--onnx", str(folder)]  # fmt: skip
+        start = time.monotonic()
+        done = subprocess.run(command, capture_output=True, text=True)
+        lines = (done.stdout + done.stderr).strip().splitlines()
+        yield {"what": f"build with {flavour.label}", "passed": not done.returncode,
+               "seconds": time.monotonic() - start,
+               "says": [line for line in lines if ".engine" in line or "error" in line]}  # fmt: skip
+        yield parity(folder, "tensorrt", precision)
+
+
+# --- all of it -----------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def _told(line: dict[str, Any]) -> Iterator[None]:
+    """What goes wrong inside becomes part of the line."""
+    try:
+        yield
+    except Exception as error:  # any backend may fail in any way: that is a result
+        line["failed"] = f"{type(error).__name__}: {str(error)[:300]}"
+
+
+def serve(part: str, views: list[int]) -> None:
+    """One part in this process; a line of JSON per result."""
+    results: Iterator[dict[str, Any]]
+    if part == "floors":
+        results = iter([floors()])
+    elif part == "parity":
+        pairs = [("torch", p) for p in ("fp32", "bf16", "fp16")] + [("onnx", "fp32")]
+        results = (parity(GOLDEN, *pair) for pair in pairs)
+    elif part == "engines":
+        results = (line for precision in PRECISIONS for line in engines(precision))
+    else:
+        config = ModelConfig.from_dicts(RELEASED["text"], RELEASED["vit"], RELEASED["dino"])
+        results = real_size(config, "cuda", views)
+    for line in results:
+        print(json.dumps(line), flush=True)
+
+
+def summary(parts: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
+    """The goals of the engines, as far as they were measured."""
+    floor = next((x for x in parts.get("floors", []) if "matmul_tflop_per_s" in x), None)
+    runs = {
+        (x["what"], *x["size"], x["views"]): x
+        for x in parts.get("real_size", [])
+        if "size" in x and "seconds" in x
+    }
+    found: dict[str, Any] = {}
+    for key, line in runs.items():
+        peer = runs.get(("eager", *key[1:]))
+        if key[0] != "eager" and peer:
+            name = f"{key[0]} over eager, {key[3]} views at {key[1]}x{key[2]}"
+            found[name] = peer["seconds"] / line["seconds"]
+        if floor and "tflop_per_s" in line:
+            name = f"{key[0]}, {key[3]} views, of the matrix product rate"
+            found[name] = line["tflop_per_s"] / floor["matmul_tflop_per_s"]
+    return found
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    names = ("floors", "parity", "engines", "real_size")
+    parser.add_argument("--skip", nargs="*", default=[], choices=names)
+    parser.add_argument("--views", nargs="*", type=int, default=[1, 2, 4, 8])
+    parser.add_argument("--part", choices=names, help=argparse.SUPPRESS)
+    options = parser.parse_args(arguments)
+    if options.part:
+        serve(options.part, options.views)
+        return 0
+    if not torch.cuda.is_available():
+        print("error: torch finds no CUDA GPU here; run this on a machine with one",
+              file=sys.stderr)  # fmt: skip
+        return 1
+    parts: dict[str, list[dict[str, Any]]] = {}
+    for part in (name for name in names if name not in options.skip):
+        print(f"== {part}", flush=True)
+        command = [sys.executable, "-m", "benchmarks.gpu", "--part", part,
+                   "--views", *map(str, options.views)]  # fmt: skip
+        done = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        out, error = done.communicate()
+        parts[part] = [json.loads(line) for line in out.splitlines() if line.startswith("{")]
+        if done.returncode:
+            last = (error.strip().splitlines() or ["no message"])[-1]
+            parts[part].append({"failed": last[:300]})
+        print(json.dumps(parts[part], indent=1), flush=True)
+    gpu = {"name": torch.cuda.get_device_name(), "cuda": torch.version.cuda,
+           "memory_gib": torch.cuda.get_device_properties(0).total_memory / 2**30}  # fmt: skip
+    print(record("gpu", {"gpu": gpu, **parts, "summary": summary(parts)}).name)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
