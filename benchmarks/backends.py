@@ -93,12 +93,12 @@ def serve(run: str, folder: str) -> None:
     first = time.perf_counter() - start
     print(json.dumps({"first_window_s": first}), flush=True)
     for line in sys.stdin:
-        views, file = line.split()
+        views, file = line.split(maxsplit=1)
         start = time.perf_counter()
         geometry = reconstruct(images(int(views)))
         seconds = time.perf_counter() - start
-        if file != "-":
-            np.savez(file, points=geometry.local_points_u, poses=geometry.window_from_camera)
+        if file.strip() != "-":
+            np.savez(file.strip(), points=geometry.local_points_u, poses=geometry.window_from_camera)
         print(json.dumps({"seconds": seconds, "peak_mb": _peak_mb()}), flush=True)
 
 

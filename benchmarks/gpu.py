@@ -112,7 +112,7 @@ def random_network(config: ModelConfig, device: str) -> G2VLM:
 
 
 class EagerOnDevice(EagerReference):
-    """The original's structure on any device, by autocast, as the original runs."""
+    """The original's structure on any device by autocast, its last parts in float32."""
 
     def __init__(self, network: G2VLM):
         self.config = network.config
@@ -120,12 +120,17 @@ class EagerOnDevice(EagerReference):
         table = "dino_model.embeddings.position_embeddings"
         self.weights[table] = self.weights[table].float()  # no antialiased resize in bfloat16
 
-    def _linear(self, name: str, x: Tensor) -> Tensor:
-        if name.split(".")[0] not in FLOAT32_PARTS:
-            return super()._linear(name, x)
-        with torch.autocast(x.device.type, enabled=False):
-            weight, bias = (self.weights.get(f"{name}.{part}") for part in ("weight", "bias"))
-            return F.linear(x.float(), weight, bias)
+    def _heads(self, hidden: Tensor, grid: tuple[int, int]) -> dict[str, Tensor]:
+        with torch.autocast(hidden.device.type, enabled=False):
+            return super()._heads(hidden.float(), grid)
+
+    def _decoder(self, name: str, x: Tensor, *rest: Any, **named: Any) -> Tensor:
+        with torch.autocast(x.device.type, torch.bfloat16):
+            return super()._decoder(name, x, *rest, **named).float()
+
+    def _layer_norm(self, name: str, x: Tensor, eps: float = 1e-6) -> Tensor:
+        weight, bias = (self.weights[f"{name}.{part}"].float() for part in ("weight", "bias"))
+        return F.layer_norm(x.float(), weight.shape, weight, bias, eps)
 
 
 def ours(stages: Stages, images: np.ndarray) -> Callable[[], Any]:

@@ -41,7 +41,7 @@ CONSTRAINTS = ROOT / "requirements" / "constraints.txt"
 # The requirements/*.txt of each purpose; "ros" stands for ROS itself and the built interfaces.
 PURPOSES = {
     "build": ("base", "ros"),
-    "demo": ("base", "ros", "torch"),
+    "demo": ("base", "ros"),
     "bench": ("base", "ros", "torch"),
     "test": ("base", "ros", "torch", "test"),
     "lint": ("test",),

@@ -122,6 +122,9 @@ class TrtStages:
         engine = self._engine("encode_geometry", images.shape[1:3])
         return self._guarded(lambda: self._encode(engine, "images", images))
 
+    def describe(self, features: DeviceArray) -> np.ndarray:
+        return self._guarded(lambda: self.device.download([features])[0].mean(axis=1))
+
     def encode_semantics(self, image: np.ndarray) -> DeviceArray:
         check_images("image", image, ndim=3, multiple=PATCH_PX * self.config.vision.merge)
         engine = self._engine("encode_semantics", image.shape[:2])

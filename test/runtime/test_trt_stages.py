@@ -93,6 +93,14 @@ def test_questions_with_forks_equal_torch(
         np.testing.assert_allclose(got, want, rtol=1e-3, atol=1e-3)
 
 
+def test_descriptions_equal_torch(
+    stages: TrtStages, torch_stages: TorchStages, views: np.ndarray
+) -> None:
+    got, want = (s.describe(s.encode_geometry(views)) for s in (stages, torch_stages))
+    assert got.dtype == np.float32
+    np.testing.assert_allclose(got, want, rtol=1e-3, atol=1e-4)
+
+
 def test_a_long_cache_moves_to_a_larger_buffer(
     stages: TrtStages, torch_stages: TorchStages
 ) -> None:

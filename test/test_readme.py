@@ -1,0 +1,54 @@
+"""The README's tables say what the code does."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from g2vlm_ros.core.settings import default_of, knobs
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+
+
+def rows(heading):
+    """First cells of the table under a heading, without backticks."""
+    section = README.split(f"\n## {heading}\n")[1].split("\n## ")[0]
+    return [cell.strip("`") for cell in re.findall(r"^\| (`[^|]+`) \|", section, re.M)]
+
+
+def test_every_parameter_with_its_default():
+    assert rows("Parameters") == [name for name, _ in knobs()]
+    for name, item in knobs():
+        default = default_of(item)
+        shown = re.search(rf"^\| `{re.escape(name)}` \| `([^`]*)` \|", README, re.M)[1]
+        if isinstance(default, bool):
+            assert shown == str(default).lower(), name
+        elif isinstance(default, (int, float)):
+            assert float(shown) == default, name
+        else:
+            assert shown.strip('"') == str(default).replace("'", '"'), name
+
+
+@pytest.mark.ros
+def test_every_topic_and_service():
+    pytest.importorskip("rclpy", reason="needs ROS 2")
+    from g2vlm_ros.ros.outputs import Outputs
+
+    topics = {topic for _, topic, _ in Outputs.TOPICS.values()}
+    inputs = {"<camera>/image_raw", "<camera>/camera_info"}
+    others = {"~/status", "/diagnostics", "~/query/last_target"}
+    assert set(rows("Topics")) == topics | inputs | others
+    node = (ROOT / "g2vlm_ros/ros/node.py").read_text() + (
+        ROOT / "g2vlm_ros/ros/query.py"
+    ).read_text()
+    named = {f"~/{name}" for name in re.findall(r'"~/([a-z_]+)"', node)}
+    assert set(rows("Services")) == named - {"~/status"}
+
+
+def test_every_file_it_points_to_is_there():
+    for target in re.findall(r"\]\((?!http)([^)#]+)\)", README):
+        assert (ROOT / target).exists(), target
+    for module in re.findall(r"python -m (g2vlm_ros[\w.]+|benchmarks\.\w+)", README):
+        path = ROOT / module.replace(".", "/")
+        assert path.with_suffix(".py").exists() or (path / "__main__.py").exists(), module
