@@ -98,7 +98,9 @@ def serve(run: str, folder: str) -> None:
         geometry = reconstruct(images(int(views)))
         seconds = time.perf_counter() - start
         if file.strip() != "-":
-            np.savez(file.strip(), points=geometry.local_points_u, poses=geometry.window_from_camera)
+            np.savez(
+                file.strip(), points=geometry.local_points_u, poses=geometry.window_from_camera
+            )
         print(json.dumps({"seconds": seconds, "peak_mb": _peak_mb()}), flush=True)
 
 

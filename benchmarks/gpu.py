@@ -34,7 +34,6 @@ from benchmarks.eager_reference import EagerReference
 from benchmarks.record import record
 from g2vlm_ros.core.config import PATCH_PX, ModelConfig
 from g2vlm_ros.core.sequence import SpecialTokens, Walk
-from g2vlm_ros.model.checkpoint import empty_network
 from g2vlm_ros.model.network import FLOAT32_PARTS, G2VLM
 from g2vlm_ros.runtime.stages import Stages
 from g2vlm_ros.runtime.torch_stages import TorchStages

@@ -19,11 +19,11 @@ import numpy as np
 
 from benchmarks.record import record
 from g2vlm_ros.core.geometry import unproject
-from g2vlm_ros.core.grounding import Detection, OutOfTimeError
-from g2vlm_ros.core.measure import PointMap, Region
-from g2vlm_ros.core.outcome import Abstention, Outcome, Query
-from g2vlm_ros.core.question import Ask, parse
-from g2vlm_ros.core.spatial import Composer
+from g2vlm_ros.core.spatial.composer import Composer
+from g2vlm_ros.core.spatial.grounding import Detection, OutOfTimeError
+from g2vlm_ros.core.spatial.measure import PointMap, Region
+from g2vlm_ros.core.spatial.outcome import Abstention, Outcome, Query
+from g2vlm_ros.core.spatial.question import Ask, parse
 from g2vlm_ros.sim.camera import lens
 from g2vlm_ros.sim.questions import MIN_SHARE, QuestionAnswer, Truth, ask, metres, shares, truth
 from g2vlm_ros.sim.scenes import make_clips, make_scene

@@ -26,11 +26,11 @@ import numpy as np
 
 from benchmarks.record import record
 from g2vlm_ros.core.datatypes import Intrinsics, ScaleState
-from g2vlm_ros.core.free_space import DepthView
 from g2vlm_ros.core.geometry import ZUP_FROM_OPTICAL, Similarity
-from g2vlm_ros.core.map_files import MapInfo, load_map, save_map
-from g2vlm_ros.core.occupancy import OccupancyMapper
-from g2vlm_ros.core.voxel_map import VoxelMap
+from g2vlm_ros.core.mapping.files import MapInfo, load_map, save_map
+from g2vlm_ros.core.mapping.free_space import DepthView
+from g2vlm_ros.core.mapping.occupancy import OccupancyMapper
+from g2vlm_ros.core.mapping.voxel_map import VoxelMap
 
 VOXEL_M = 0.05
 ROOM_M = np.array([5.0, 5.0, 2.5])

@@ -12,11 +12,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from g2vlm_ros.core import prompts
 from g2vlm_ros.core.datatypes import Frame
-from g2vlm_ros.core.measure import PointMap, Region
-from g2vlm_ros.core.pointing import Pointed
 from g2vlm_ros.core.preprocess import PixelMap
+from g2vlm_ros.core.spatial import prompts
+from g2vlm_ros.core.spatial.measure import PointMap, Region
+from g2vlm_ros.core.spatial.pointing import Pointed
 from g2vlm_ros.live import Update
 from g2vlm_ros.perception import Perception, Scene
 

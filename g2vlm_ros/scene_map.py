@@ -12,13 +12,13 @@ import numpy as np
 
 from g2vlm_ros.core.cloud import valid_points
 from g2vlm_ros.core.datatypes import ScaleState
-from g2vlm_ros.core.free_space import DepthView
 from g2vlm_ros.core.geometry import Similarity
-from g2vlm_ros.core.map_changes import PointMirror
-from g2vlm_ros.core.map_files import MapInfo, save_map
-from g2vlm_ros.core.occupancy import Occupancy, OccupancyMapper
+from g2vlm_ros.core.mapping.changes import PointMirror
+from g2vlm_ros.core.mapping.files import MapInfo, save_map
+from g2vlm_ros.core.mapping.free_space import DepthView
+from g2vlm_ros.core.mapping.occupancy import Occupancy, OccupancyMapper
+from g2vlm_ros.core.mapping.voxel_map import VoxelMap
 from g2vlm_ros.core.settings import Settings
-from g2vlm_ros.core.voxel_map import VoxelMap
 from g2vlm_ros.live import Update
 
 VOXELS_PER_DEPTH = 100

@@ -10,9 +10,9 @@ import cv2
 import numpy as np
 import pytest
 
-from g2vlm_ros.core import map_frame
 from g2vlm_ros.core.datatypes import NonFiniteError, ScaleState
 from g2vlm_ros.core.geometry import Similarity
+from g2vlm_ros.core.mapping import map_frame
 from g2vlm_ros.core.settings import Settings
 from g2vlm_ros.live import LiveMapping
 from test.drive import (

@@ -27,8 +27,12 @@ ROSDEP_KEYS = {
 }
 # Not in rosdep: README names them for pip.
 PIP_ONLY = {
+    "anyio",
     "cuda",
+    "matplotlib",
+    "mcp",
     "onnx",
+    "onnx_ir",
     "onnxruntime",
     "onnxscript",
     "pycuda",

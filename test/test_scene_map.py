@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from g2vlm_ros.core.alignment import fit_similarity
-from g2vlm_ros.core.map_files import read_pcd
+from g2vlm_ros.core.mapping.files import read_pcd
 from g2vlm_ros.core.settings import Settings
 from g2vlm_ros.live import LiveMapping
 from g2vlm_ros.scene_map import SceneMap

@@ -17,12 +17,12 @@ from rclpy.qos import QoSProfile
 from tf2_msgs.msg import TFMessage
 
 from g2vlm_ros.action import AnswerSpatialQuery
-from g2vlm_ros.core.grounding import OutOfTimeError
-from g2vlm_ros.core.outcome import Query, ReferenceFrame
-from g2vlm_ros.core.prompts import Mark
-from g2vlm_ros.core.question import Kind
 from g2vlm_ros.core.settings import Settings
-from g2vlm_ros.core.spatial import Composer
+from g2vlm_ros.core.spatial.composer import Composer
+from g2vlm_ros.core.spatial.grounding import OutOfTimeError
+from g2vlm_ros.core.spatial.outcome import Query, ReferenceFrame
+from g2vlm_ros.core.spatial.prompts import Mark
+from g2vlm_ros.core.spatial.question import Kind
 from g2vlm_ros.dialogues import Held, Look, Memory
 from g2vlm_ros.live import Update
 from g2vlm_ros.perception import Example, Perception

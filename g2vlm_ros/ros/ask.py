@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from g2vlm_ros.core.question import Kind
+from g2vlm_ros.core.spatial.question import Kind
 from g2vlm_ros.ros.client import SpatialClient, UnreachableError
 from g2vlm_ros.srv import SpatialQuery
 

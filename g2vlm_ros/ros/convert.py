@@ -30,7 +30,7 @@ from g2vlm_ros.core import cloud, images
 from g2vlm_ros.core.datatypes import Frame, Intrinsics
 from g2vlm_ros.core.geometry import quaternion_xyzw
 from g2vlm_ros.core.images import ImageError
-from g2vlm_ros.core.occupancy import Occupancy
+from g2vlm_ros.core.mapping.occupancy import Occupancy
 
 CV_BRIDGE_ENCODINGS = frozenset(images.ENCODINGS) - {"rgb8", "uyvy", "yuyv", "nv12", "nv21"}
 """What cv_bridge of every supported ROS distribution converts; rgb8 needs no conversion."""

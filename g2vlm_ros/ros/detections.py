@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from rclpy.node import Node
 from rclpy.qos import qos_profile_sensor_data
 
-from g2vlm_ros.core.grounding import Detection
+from g2vlm_ros.core.spatial.grounding import Detection
 from g2vlm_ros.dialogues import Look
 from g2vlm_ros.ros import convert
 

@@ -17,9 +17,9 @@ from rclpy.lifecycle import LifecycleNode
 from rclpy.qos import QoSProfile
 
 from g2vlm_ros.action import AnswerSpatialQuery
-from g2vlm_ros.core.grounding import OutOfTimeError
-from g2vlm_ros.core.outcome import Abstention
 from g2vlm_ros.core.settings import Settings
+from g2vlm_ros.core.spatial.grounding import OutOfTimeError
+from g2vlm_ros.core.spatial.outcome import Abstention
 from g2vlm_ros.live import Update
 from g2vlm_ros.perception import Perception
 from g2vlm_ros.ros import request

@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 from geometry_msgs.msg import PoseStamped, Vector3
 
-from g2vlm_ros.core.measure import Region, Thing, map_covariance
-from g2vlm_ros.core.outcome import Outcome, ReferenceFrame
-from g2vlm_ros.core.prompts import Mark
-from g2vlm_ros.core.question import Kind
+from g2vlm_ros.core.spatial.measure import Region, Thing, map_covariance
+from g2vlm_ros.core.spatial.outcome import Outcome, ReferenceFrame
+from g2vlm_ros.core.spatial.prompts import Mark
+from g2vlm_ros.core.spatial.question import Kind
 from g2vlm_ros.dialogues import Look
 from g2vlm_ros.msg import ImageRegion, SpatialObject
 from g2vlm_ros.ros import convert

@@ -15,7 +15,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from g2vlm_ros.core.question import Kind
+from g2vlm_ros.core.spatial.question import Kind
 from g2vlm_ros.ros.ask import code_name
 from g2vlm_ros.ros.client import SpatialClient, UnreachableError
 from g2vlm_ros.srv import SpatialQuery

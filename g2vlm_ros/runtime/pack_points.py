@@ -65,4 +65,3 @@ class PointPacker:
         (total,) = device.download([counts.rows(4 * blocks, 4 * blocks + 4)])
         valid = int(total.view(np.uint32)[0])
         return device.download([packed.rows(0, valid)])[0].reshape(-1)
-

@@ -116,4 +116,3 @@ def _finite(stage: str, result: Tensor) -> Tensor:
     if not torch.isfinite(result).all():
         raise NonFiniteError(stage)
     return result
-

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from g2vlm_ros.core.geometry import ZUP_FROM_OPTICAL
-from g2vlm_ros.core.measure import PointMap, Region
+from g2vlm_ros.core.spatial.measure import PointMap, Region
 
 WIDTH, HEIGHT, FOCAL = 160, 120, 120.0
 FAR_M = 8.0

@@ -4,8 +4,8 @@ import math
 
 import pytest
 
-from g2vlm_ros.core import answer
-from g2vlm_ros.core.pointing import pointed
+from g2vlm_ros.core.spatial import answer
+from g2vlm_ros.core.spatial.pointing import pointed
 
 METRES = {
     "about two and a half metres": 2.5,

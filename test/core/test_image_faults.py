@@ -4,7 +4,7 @@ import cv2
 import numpy as np
 import pytest
 
-from g2vlm_ros.core.image_faults import FROZEN_RUN, ImageJudge
+from g2vlm_ros.core.mapping.image_faults import FROZEN_RUN, ImageJudge
 from test.drive import look, pose_on_lap
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from g2vlm_ros.core.alignment import sample_view
-from g2vlm_ros.core.keyframes import (
+from g2vlm_ros.core.mapping.keyframes import (
     Keyframe,
     KeyframeStore,
     compressed,

@@ -7,11 +7,11 @@ import pytest
 from numpy.lib.recfunctions import repack_fields
 
 from g2vlm_ros.core.datatypes import Intrinsics
-from g2vlm_ros.core.free_space import DepthView
 from g2vlm_ros.core.geometry import ZUP_FROM_OPTICAL, Similarity
-from g2vlm_ros.core.map_changes import PointMirror
-from g2vlm_ros.core.map_edit import Box, MapEditor
-from g2vlm_ros.core.voxel_map import VoxelMap
+from g2vlm_ros.core.mapping.changes import PointMirror
+from g2vlm_ros.core.mapping.edit import Box, MapEditor
+from g2vlm_ros.core.mapping.free_space import DepthView
+from g2vlm_ros.core.mapping.voxel_map import VoxelMap
 
 SIZE = 0.1
 COLUMNS = ["position", "colour", "count", "confidence", "stamp_ns", "window"]

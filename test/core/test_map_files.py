@@ -12,8 +12,15 @@ from numpy.lib.recfunctions import repack_fields
 from g2vlm_ros.core.cloud import read_ply
 from g2vlm_ros.core.datatypes import ScaleState
 from g2vlm_ros.core.geometry import Similarity
-from g2vlm_ros.core.map_files import COLUMNS, MapFileError, MapInfo, load_map, read_pcd, save_map
-from g2vlm_ros.core.voxel_map import VoxelMap
+from g2vlm_ros.core.mapping.files import (
+    COLUMNS,
+    MapFileError,
+    MapInfo,
+    load_map,
+    read_pcd,
+    save_map,
+)
+from g2vlm_ros.core.mapping.voxel_map import VoxelMap
 
 INFO = MapInfo("map", ScaleState.METRIC, 1.0)
 MEMORY = 8 << 20

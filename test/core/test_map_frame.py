@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from g2vlm_ros.core import map_frame
 from g2vlm_ros.core.datatypes import Frame, RawGeometry, Reconstruction, ScaleState, Window
 from g2vlm_ros.core.geometry import ZUP_FROM_OPTICAL, Similarity
-from g2vlm_ros.core.map_frame import MapAligner
+from g2vlm_ros.core.mapping import map_frame
+from g2vlm_ros.core.mapping.map_frame import MapAligner
 from g2vlm_ros.core.settings import MapSettings
 from test.core.test_geometry import random_similarity
 from test.drive import (

@@ -5,8 +5,8 @@ import math
 import numpy as np
 import pytest
 
-from g2vlm_ros.core import relations
-from g2vlm_ros.core.measure import Region, fuse, group, locate, map_covariance
+from g2vlm_ros.core.spatial import relations
+from g2vlm_ros.core.spatial.measure import Region, fuse, group, locate, map_covariance
 from test.core.room import HEIGHT, WIDTH, box, camera, room
 
 CHAIR = box(3.0, 0.6)

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from g2vlm_ros.core.datatypes import Intrinsics
-from g2vlm_ros.core.free_space import DepthView
 from g2vlm_ros.core.geometry import ZUP_FROM_OPTICAL, Similarity
-from g2vlm_ros.core.occupancy import FREE, OCCUPIED, UNKNOWN, Occupancy, OccupancyMapper
-from g2vlm_ros.core.voxel_map import VoxelMap
+from g2vlm_ros.core.mapping.free_space import DepthView
+from g2vlm_ros.core.mapping.occupancy import FREE, OCCUPIED, UNKNOWN, Occupancy, OccupancyMapper
+from g2vlm_ros.core.mapping.voxel_map import VoxelMap
 
 ROOM = np.array([[0.0, 0.0, 0.0], [6.0, 4.0, 2.5]])
 TABLE = np.array([[2.5, 1.5, 0.0], [3.5, 2.5, 0.8]])

@@ -4,7 +4,13 @@ import numpy as np
 import pytest
 
 from g2vlm_ros.core.geometry import Similarity
-from g2vlm_ros.core.pose_graph import PoseGraph, adjoint, cross_matrix, exponential, logarithm
+from g2vlm_ros.core.mapping.pose_graph import (
+    PoseGraph,
+    adjoint,
+    cross_matrix,
+    exponential,
+    logarithm,
+)
 from test.core.test_geometry import random_similarity
 
 SMALL = np.diag([0.002] * 3 + [0.01] * 3 + [0.01]) ** 2

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from g2vlm_ros.core.datatypes import Window
-from g2vlm_ros.core.scale import (
+from g2vlm_ros.core.mapping.scale import (
     ScaleEvidence,
     ScaleFilter,
     evidence,

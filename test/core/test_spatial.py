@@ -5,12 +5,11 @@ import math
 import numpy as np
 import pytest
 
-from g2vlm_ros.core import prompts
-from g2vlm_ros.core.grounding import Detection, OutOfTimeError
-from g2vlm_ros.core.measure import Region
-from g2vlm_ros.core.outcome import Abstention, Query, Reason, ReferenceFrame
-from g2vlm_ros.core.question import VIEWER, Ask, Kind, parse
-from g2vlm_ros.core.spatial import Composer
+from g2vlm_ros.core.spatial.composer import Composer, prompts
+from g2vlm_ros.core.spatial.grounding import Detection, OutOfTimeError
+from g2vlm_ros.core.spatial.measure import Region
+from g2vlm_ros.core.spatial.outcome import Abstention, Query, Reason, ReferenceFrame
+from g2vlm_ros.core.spatial.question import VIEWER, Ask, Kind, parse
 from test.core.room import HEIGHT, WIDTH, box, camera, room
 
 NAMES = ["red chair", "table", "lamp"]

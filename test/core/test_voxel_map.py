@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 from g2vlm_ros.core.datatypes import Intrinsics
-from g2vlm_ros.core.free_space import DepthView
 from g2vlm_ros.core.geometry import ZUP_FROM_OPTICAL, Similarity
-from g2vlm_ros.core.map_changes import POINT, ChangeSet, PointMirror, points_of
-from g2vlm_ros.core.voxel_fusion import MAX_COUNT
-from g2vlm_ros.core.voxel_grid import BLOCK_EDGE, distinct
-from g2vlm_ros.core.voxel_map import VoxelMap
+from g2vlm_ros.core.mapping.changes import POINT, ChangeSet, PointMirror, points_of
+from g2vlm_ros.core.mapping.free_space import DepthView
+from g2vlm_ros.core.mapping.voxel_fusion import MAX_COUNT
+from g2vlm_ros.core.mapping.voxel_grid import BLOCK_EDGE, distinct
+from g2vlm_ros.core.mapping.voxel_map import VoxelMap
 
 SIZE = 0.1
 MEMORY = 4 << 20

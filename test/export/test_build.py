@@ -73,7 +73,9 @@ def test_token_counts_of_the_plan_belong_together() -> None:
     prefill, decode = plan.profiles(graphs["language"], None)
     for i in range(3):
         ids, images = prefill["ids"][i][0], prefill["features"][i][0]
-        assert prefill["positions"][i] == [3, ids + images] and prefill["reach"][i] == [ids + images]
+        assert prefill["positions"][i] == [3, ids + images] and prefill["reach"][i] == [
+            ids + images
+        ]
         assert decode["ids"][i] == [1] and decode["features"][i][0] == 0
     assert prefill["features"][2][0] == 27 * 27
 
@@ -276,7 +278,9 @@ def test_float32_attention_differs_only_by_rounding(as_one_node: bool) -> None:
         i.name: rng.normal(size=[d.dim_value for d in i.type.tensor_type.shape.dim])
         .astype(np.float16) for i in model.graph.input
     }  # fmt: skip
-    got = onnxruntime.InferenceSession(_known_to_onnx(wide).SerializeToString()).run(None, feeds)[0]
+    got = onnxruntime.InferenceSession(_known_to_onnx(wide).SerializeToString()).run(None, feeds)[
+        0
+    ]
     q, k, v, mask = (feeds[name].astype(np.float64) for name in ("q", "k", "v", "mask"))
     scores = np.exp(0.25 * q @ k.swapaxes(-1, -2) + mask)
     want = scores / scores.sum(-1, keepdims=True) @ v
@@ -314,7 +318,9 @@ def test_wrong_attention_is_built_again_more_safely(tmp_path: Path) -> None:
 
 def test_an_engine_that_stays_wrong_is_refused(tmp_path: Path) -> None:
     twist = {way: 0.3 for way in ("fused", "decomposed", "float32")}
-    with pytest.raises(BuildError, match="no usable engine of stage encode_geometry: fused.*is off"):
+    with pytest.raises(
+        BuildError, match="no usable engine of stage encode_geometry: fused.*is off"
+    ):
         build_stand_ins(tmp_path, twist=twist)
     assert not list(tmp_path.rglob("*.engine"))
 

@@ -59,4 +59,3 @@ def test_cache_grows_beyond_its_first_buffer() -> None:
         cache.extend(0, piece(1, step), piece(1, -step - 1))
     assert cache.length == 600
     assert torch.equal(cache.layer(0)[0], torch.cat([piece(1, i) for i in range(600)], 2))
-

@@ -1,8 +1,8 @@
 """A STAND-IN for CUDA and TensorRT, for tests on machines without a GPU. Nothing here is a GPU.
 
 Device memory is host memory. Streams are queues whose work is done as late as they allow: only
-when somebody synchronises, and only what that needs; so a missing wait between two streams shows
-as wrong values. Engines are ONNX Runtime on the ONNX file, with real values in float32.
+when somebody synchronises, and only what that needs, or, with `others_first`, all that other
+streams may do before; so a missing wait between two streams shows as wrong values. Engines are ONNX Runtime on the ONNX file, with real values in float32.
 """
 
 from __future__ import annotations
@@ -68,12 +68,12 @@ class Stream:
 class StandInCuda(Cuda):
     backend, gpu, capability, driver = "stand-in", "Stand In GPU", "8.9", "0"
 
-    def __init__(self, total: int = 1 << 30):
-        self.total, self.used = total, 0
+    def __init__(self, total: int = 1 << 30, others_first: bool = False):
+        self.total, self.used, self.others_first = total, 0, others_first
         self.blocks: dict[int, np.ndarray] = {}
         self.hosts: dict[int, np.ndarray] = {}
         self.streams: list[Stream] = []
-        self.allocations = self.resets = 0
+        self.allocations = self.resets = self.copies = 0
         self.bytes_down = 0
         self.lose_at: int | None = None
         """After how many more engine runs the context is lost."""
@@ -115,6 +115,9 @@ class StandInCuda(Cuda):
         return self.streams.index(stream)
 
     def synchronize(self, stream: Stream) -> None:
+        for other in self.streams if self.others_first else ():
+            if other is not stream:
+                other.drain()
         stream.drain()
 
     def event(self) -> Event:
@@ -141,6 +144,7 @@ class StandInCuda(Cuda):
         stream.put(lambda: np.copyto(host.reshape(-1).view(np.uint8), at(address, host.nbytes)))
 
     def copy(self, to: int, source: int, size: int, stream: Stream) -> None:
+        self.copies += 1
         self._within(to, size)
         self._within(source, size)
         stream.put(lambda: np.copyto(at(to, size), at(source, size)))

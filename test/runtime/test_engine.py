@@ -22,6 +22,7 @@ from g2vlm_ros.runtime.engine_record import EngineError, EngineRecord, Here  # n
 from g2vlm_ros.runtime.manifest import MANIFEST, Manifest  # noqa: E402
 from g2vlm_ros.runtime.stages import UnfitError  # noqa: E402
 from g2vlm_ros.runtime.trt import installed  # noqa: E402
+from g2vlm_ros.runtime.trt_stages import TrtCache  # noqa: E402
 from test.runtime.built import Built, build_stand_ins  # noqa: E402
 from test.runtime.gpu_stand_in import StandInCuda, stand_in_flavour  # noqa: E402
 
@@ -88,9 +89,7 @@ def test_a_damaged_engine_is_refused(
         ({"weights": "0" * 64}, "built for checkpoint 000000000000, here it is"),
     ],
 )
-def test_an_engine_of_something_else_is_refused(
-    copied: Built, change: dict, message: str
-) -> None:
+def test_an_engine_of_something_else_is_refused(copied: Built, change: dict, message: str) -> None:
     edit(engine_path(copied).with_name(engine_path(copied).name + ".json"), **change)
     with pytest.raises(EngineError, match=f"no engine for geometry: .*{message}"):
         copied.open()
@@ -183,9 +182,36 @@ def test_deviation_is_infinite_for_what_is_not_a_number() -> None:
 # --- streams -------------------------------------------------------------------------------------
 
 
-def test_a_block_used_again_waits_for_who_had_it() -> None:
+@pytest.fixture(params=[False, True], ids=["lazily", "others first"])
+def device(request: pytest.FixtureRequest) -> Device:
+    return Device(StandInCuda(others_first=request.param))
+
+
+def test_work_waits_for_its_upload(device: Device) -> None:
+    source = device.upload(np.full(64, 3.0, np.float32), "FLOAT", "source")
+    target = device.empty((64,), "FLOAT", "target")
+    device.duplicate(target, source)
+    assert np.all(device.download([target])[0] == 3.0)
+
+
+def test_a_cache_whose_rows_are_not_aligned(device: Device) -> None:
+    """TensorRT writes to multiples of 256 bytes; rows of 64 bytes need a copy."""
+    cache = TrtCache(device, (1, 1, 16), "FLOAT", 0)
+    rows = np.random.default_rng(0).normal(size=(5, 1, 1, 16)).astype(np.float32)
+    for part in np.split(rows, [2, 3]):
+        with cache.room(len(part)) as (past, new):
+            assert past["past_keys"].shape[0] == cache.length
+            for name in ("keys", "values"):
+                assert new[name].address % 256 == 0
+                device.duplicate(new[name], device.upload(part, "FLOAT", name))
+    with cache.room(1) as (past, _):
+        got = device.download([past["past_keys"], past["past_values"]])
+    assert cache.length == 6
+    assert np.array_equal(got[0], rows) and np.array_equal(got[1], rows)
+
+
+def test_a_block_used_again_waits_for_who_had_it(device: Device) -> None:
     """Upload, compute, let go, upload again into the same block: the first result stands."""
-    device = Device(StandInCuda())
     source = device.upload(np.full(64, 1.0, np.float32), "FLOAT", "first")
     kept = device.empty((64,), "FLOAT", "kept")
     device.duplicate(kept, source)
@@ -197,9 +223,8 @@ def test_a_block_used_again_waits_for_who_had_it() -> None:
     assert np.all(got == 1.0)
 
 
-def test_many_uploads_before_anything_runs() -> None:
+def test_many_uploads_before_anything_runs(device: Device) -> None:
     """Staging memory is not written over while an upload still has to read it."""
-    device = Device(StandInCuda())
     arrays = [np.full(1000 + n, n, np.int64) for n in range(50)]
     uploaded = [device.upload(a, "INT64", "ids") for a in arrays]
     for got, want in zip(device.download(uploaded), arrays, strict=True):

@@ -134,6 +134,15 @@ def test_a_second_window_needs_no_new_memory(
     assert built.cuda.allocations == before
 
 
+def test_decoding_copies_no_cache(stages: TrtStages, built: Built) -> None:
+    cache, walk = stages.new_cache(), Walk(SPECIAL)
+    stages.language(walk.text(PROMPT), cache)
+    copies = built.cuda.copies
+    for token in range(5):
+        stages.language(walk.text([token]), cache)
+    assert built.cuda.copies == copies
+
+
 def test_only_results_are_copied_back(stages: TrtStages, built: Built, views: np.ndarray) -> None:
     before = built.cuda.bytes_down
     raw = reconstruct(stages, views)

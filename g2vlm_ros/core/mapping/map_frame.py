@@ -16,9 +16,9 @@ import numpy as np
 from g2vlm_ros.core.alignment import Joint, ViewSample, join_views, sample_view
 from g2vlm_ros.core.datatypes import Frame, Reconstruction, ScaleState, Window
 from g2vlm_ros.core.geometry import ZUP_FROM_OPTICAL, Similarity
-from g2vlm_ros.core.keyframes import view_overlap
-from g2vlm_ros.core.pose_graph import PoseGraph, adjoint, cross_matrix, logarithm
-from g2vlm_ros.core.scale import (
+from g2vlm_ros.core.mapping.keyframes import view_overlap
+from g2vlm_ros.core.mapping.pose_graph import PoseGraph, adjoint, cross_matrix, logarithm
+from g2vlm_ros.core.mapping.scale import (
     LEAST_STD,
     VIEW_NOISE,
     ScaleBelief,

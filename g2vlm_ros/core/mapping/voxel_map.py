@@ -14,13 +14,13 @@ from dataclasses import replace
 
 import numpy as np
 
-from g2vlm_ros.core.free_space import DepthView, Sight
 from g2vlm_ros.core.geometry import Similarity
-from g2vlm_ros.core.map_changes import ChangeSet, MapCounts
-from g2vlm_ros.core.map_corrections import Correction, Corrections
-from g2vlm_ros.core.map_rules import MapRules
-from g2vlm_ros.core.voxel_fusion import Observations
-from g2vlm_ros.core.voxel_grid import BLOCK_EDGE, VOXEL, VoxelGrid, pick
+from g2vlm_ros.core.mapping.changes import ChangeSet, MapCounts
+from g2vlm_ros.core.mapping.corrections import Correction, Corrections
+from g2vlm_ros.core.mapping.free_space import DepthView, Sight
+from g2vlm_ros.core.mapping.rules import MapRules
+from g2vlm_ros.core.mapping.voxel_fusion import Observations
+from g2vlm_ros.core.mapping.voxel_grid import BLOCK_EDGE, VOXEL, VoxelGrid, pick
 
 EVICTION_SHARE = 0.02
 """Short of memory, this share of it is freed at once, so that it is not done every time."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from g2vlm_ros.core.voxel_grid import VOXEL, distinct, pick
+from g2vlm_ros.core.mapping.voxel_grid import VOXEL, distinct, pick
 
 UNKNOWN_CONFIDENCE = 0.1
 """What a point of unknown (NaN) confidence weighs: it counts, but gives way to any known one."""

@@ -12,12 +12,12 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from g2vlm_ros.core import answer, prompts, relations
-from g2vlm_ros.core.grounding import OutOfTimeError, certainty
-from g2vlm_ros.core.measure import PointMap, Thing
-from g2vlm_ros.core.outcome import Abstention, Outcome, Query, Reason, ReferenceFrame
-from g2vlm_ros.core.question import VIEWER, Ask, Kind, Plan
-from g2vlm_ros.core.relations import Claim, Measure
+from g2vlm_ros.core.spatial import answer, prompts, relations
+from g2vlm_ros.core.spatial.grounding import OutOfTimeError, certainty
+from g2vlm_ros.core.spatial.measure import PointMap, Thing
+from g2vlm_ros.core.spatial.outcome import Abstention, Outcome, Query, Reason, ReferenceFrame
+from g2vlm_ros.core.spatial.question import VIEWER, Ask, Kind, Plan
+from g2vlm_ros.core.spatial.relations import Claim, Measure
 
 DISAGREEMENT = 0.5
 """Factor on the confidence where the model's words and the measurement contradict."""

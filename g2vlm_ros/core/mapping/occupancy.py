@@ -16,8 +16,8 @@ import cv2
 import numpy as np
 
 from g2vlm_ros.core.datatypes import frozen
-from g2vlm_ros.core.free_space import DepthView
 from g2vlm_ros.core.geometry import Similarity
+from g2vlm_ros.core.mapping.free_space import DepthView
 
 UNKNOWN, FREE, OCCUPIED = -1, 0, 100
 LEVEL_FLOOR = (0.0, 0.0, 1.0, 0.0)

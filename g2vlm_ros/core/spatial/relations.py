@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from g2vlm_ros.core.measure import PointMap, Thing
+from g2vlm_ros.core.spatial.measure import PointMap, Thing
 
 AHEAD_RAD, BEHIND_RAD = np.deg2rad((15.0, 135.0))
 """Bearings up to the first are "in front", from the second on "behind"."""

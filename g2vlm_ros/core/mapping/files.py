@@ -18,9 +18,9 @@ import numpy as np
 from g2vlm_ros.core.cloud import _replacing as replacing
 from g2vlm_ros.core.cloud import write_ply
 from g2vlm_ros.core.datatypes import ScaleState
-from g2vlm_ros.core.map_changes import POINT, points_of, rgb_of
-from g2vlm_ros.core.voxel_grid import VOXEL, VoxelGrid
-from g2vlm_ros.core.voxel_map import VoxelMap
+from g2vlm_ros.core.mapping.changes import POINT, points_of, rgb_of
+from g2vlm_ros.core.mapping.voxel_grid import VOXEL, VoxelGrid
+from g2vlm_ros.core.mapping.voxel_map import VoxelMap
 
 FORMAT = "g2vlm_ros voxel map"
 VERSION = 1

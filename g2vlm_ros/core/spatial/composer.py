@@ -12,14 +12,14 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from g2vlm_ros.core import answer, prompts, relations
-from g2vlm_ros.core.conclude import CONCLUDE, Judge
-from g2vlm_ros.core.grounding import Finder, OutOfTimeError, Unseen, certainty
-from g2vlm_ros.core.measure import PointMap, Region, Thing, map_covariance
-from g2vlm_ros.core.outcome import Abstention, Outcome, Query, Reason
-from g2vlm_ros.core.pointing import Pointed
-from g2vlm_ros.core.question import NEEDS_METRES, VIEWER, Ask, Kind, Plan, parse
-from g2vlm_ros.core.relations import Measure, ScaleError
+from g2vlm_ros.core.spatial import answer, prompts, relations
+from g2vlm_ros.core.spatial.conclude import CONCLUDE, Judge
+from g2vlm_ros.core.spatial.grounding import Finder, OutOfTimeError, Unseen, certainty
+from g2vlm_ros.core.spatial.measure import PointMap, Region, Thing, map_covariance
+from g2vlm_ros.core.spatial.outcome import Abstention, Outcome, Query, Reason
+from g2vlm_ros.core.spatial.pointing import Pointed
+from g2vlm_ros.core.spatial.question import NEEDS_METRES, VIEWER, Ask, Kind, Plan, parse
+from g2vlm_ros.core.spatial.relations import Measure, ScaleError
 
 PLACES = (Kind.POINT, Kind.POSE, Kind.OBJECTS)
 STAND_OFF_M = 0.7

@@ -10,10 +10,10 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from g2vlm_ros.core import answer, prompts
-from g2vlm_ros.core.measure import PointMap, Region, Thing, group, locate
-from g2vlm_ros.core.pointing import Pointed, pointed
-from g2vlm_ros.core.question import THIS, singular
+from g2vlm_ros.core.spatial import answer, prompts
+from g2vlm_ros.core.spatial.measure import PointMap, Region, Thing, group, locate
+from g2vlm_ros.core.spatial.pointing import Pointed, pointed
+from g2vlm_ros.core.spatial.question import THIS, singular
 
 MODEL_TRUST = 0.6
 """How sure a place in the model's own words is taken to be."""

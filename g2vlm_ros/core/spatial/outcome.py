@@ -7,11 +7,11 @@ from enum import Enum, IntEnum
 
 import numpy as np
 
-from g2vlm_ros.core import prompts
-from g2vlm_ros.core.grounding import Detection
-from g2vlm_ros.core.measure import Region, Thing
-from g2vlm_ros.core.question import Kind
-from g2vlm_ros.core.relations import Measure
+from g2vlm_ros.core.spatial import prompts
+from g2vlm_ros.core.spatial.grounding import Detection
+from g2vlm_ros.core.spatial.measure import Region, Thing
+from g2vlm_ros.core.spatial.question import Kind
+from g2vlm_ros.core.spatial.relations import Measure
 
 UNCALIBRATED = -1.0
 

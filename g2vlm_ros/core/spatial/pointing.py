@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from g2vlm_ros.core.numerals import plain
+from g2vlm_ros.core.spatial.numerals import plain
 
 THOUSAND = 1000.0
 _NUMBER = r"(-?\d+(?:\.\d+)?)"

@@ -12,8 +12,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from enum import Enum, IntEnum
 
-from g2vlm_ros.core import answer
-from g2vlm_ros.core.numerals import plain
+from g2vlm_ros.core.spatial import answer
+from g2vlm_ros.core.spatial.numerals import plain
 
 
 class Kind(IntEnum):

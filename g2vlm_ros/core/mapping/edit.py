@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from g2vlm_ros.core.geometry import Similarity
-from g2vlm_ros.core.voxel_map import VoxelMap
+from g2vlm_ros.core.mapping.voxel_map import VoxelMap
 
 
 @dataclass(frozen=True)

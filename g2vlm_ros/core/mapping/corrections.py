@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from g2vlm_ros.core.geometry import Similarity
-from g2vlm_ros.core.voxel_grid import VOXEL, pick
+from g2vlm_ros.core.mapping.voxel_grid import VOXEL, pick
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import math
 import re
 from dataclasses import dataclass
 
-from g2vlm_ros.core.numerals import Token, numeral, plain, tokens
+from g2vlm_ros.core.spatial.numerals import Token, numeral, plain, tokens
 
 AGREE = 0.03
 """Two readings are one value when they differ by less: "2 metres (6.6 feet)"."""
