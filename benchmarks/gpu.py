@@ -280,7 +280,7 @@ def engines(precision: str) -> Iterator[dict[str, Any]]:
         lines = (done.stdout + done.stderr).strip().splitlines()
         yield {"what": f"build with {flavour.label}", "passed": not done.returncode,
                "seconds": time.monotonic() - start,
-               "says": [line for line in lines if ".engine" in line or "error" in line]}  # fmt: skip
+               "says": [x for x in lines if ".engine" in x or "error" in x]}  # fmt: skip
         yield parity(folder, "tensorrt", precision)
 
 

@@ -299,8 +299,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--flavour", default="auto", help="auto, tensorrt or rtx")
     parser.add_argument("--target", help="compute capability of a GPU that is not here, e.g. 8.9")
     parser.add_argument("--list", action="store_true", help="show the engines in the cache")
-    parser.add_argument("--prune", action="store_true",
-                        help="remove the engines of all checkpoints but that of --onnx")  # fmt: skip
+    removed = "remove the engines of all checkpoints but that of --onnx"
+    parser.add_argument("--prune", action="store_true", help=removed)
     options = parser.parse_args(arguments)
     try:
         if options.list:

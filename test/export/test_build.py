@@ -240,8 +240,9 @@ def _build_with_rtx(
 
 
 def attention_graph(as_one_node: bool) -> onnx.ModelProto:
-    """float16 attention of 2 heads over 6 tokens with a mask; as an old or as a new export has it."""
+    """float16 attention of 2 heads over 6 tokens with a mask, as an old or a new export has it."""
     half, helper = onnx.TensorProto.FLOAT16, onnx.helper
+    scale = helper.make_tensor("", half, [], [0.25])
     names = {"q": [1, 2, 6, 32], "k": [1, 2, 6, 32], "v": [1, 2, 6, 32], "mask": [6, 6]}
     inputs = [helper.make_tensor_value_info(name, half, shape) for name, shape in names.items()]
     outputs = [helper.make_tensor_value_info("y", half, [1, 2, 6, 32])]
@@ -249,7 +250,7 @@ def attention_graph(as_one_node: bool) -> onnx.ModelProto:
         nodes = [helper.make_node("Attention", ["q", "k", "v", "mask"], ["y"], scale=0.25)]
     else:
         nodes = [
-            helper.make_node("Constant", [], ["scale"], value=helper.make_tensor("", half, [], [0.25])),
+            helper.make_node("Constant", [], ["scale"], value=scale),
             helper.make_node("Constant", [], ["shape"], value_ints=[1, 2, 6, 6]),
             helper.make_node("Mul", ["q", "scale"], ["scaled"]),
             helper.make_node("Transpose", ["k"], ["kt"], perm=[0, 1, 3, 2]),

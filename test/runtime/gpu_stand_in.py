@@ -2,7 +2,8 @@
 
 Device memory is host memory. Streams are queues whose work is done as late as they allow: only
 when somebody synchronises, and only what that needs, or, with `others_first`, all that other
-streams may do before; so a missing wait between two streams shows as wrong values. Engines are ONNX Runtime on the ONNX file, with real values in float32.
+streams may do before; so a missing wait between two streams shows as wrong values. Engines are
+ONNX Runtime on the ONNX file, with real values in float32.
 """
 
 from __future__ import annotations

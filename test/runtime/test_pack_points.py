@@ -101,7 +101,8 @@ def test_nvcc_compiles_the_kernels(architecture: str, tmp_path: Path) -> None:
         pytest.skip("there is no nvcc; the CUDA toolkit has it")
     target = tmp_path / "pack.cubin"
     done = subprocess.run(
-        [nvcc, "-cubin", f"-arch={architecture}", "-Werror=all-warnings", str(SOURCE), "-o", str(target)],
+        [nvcc, "-cubin", f"-arch={architecture}", "-Werror=all-warnings", str(SOURCE),
+         "-o", str(target)],
         capture_output=True, text=True,
     )  # fmt: skip
     if "is not defined for option 'gpu-architecture'" in done.stderr:
