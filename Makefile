@@ -1,4 +1,4 @@
-# make demo | test | build | bench | lint | clean: each sets up what it needs in .venv first (tools/setup_env.py).
+# make demo | test | build | bench | gpu | lint | clean: each sets up what it needs in .venv first (tools/setup_env.py).
 #   PYTHON=python3.12     another Python, 3.10 to 3.13
 #   TORCH_INDEX=URL       a package index with CPU builds of torch; PyPI's own is the CUDA build, some GB larger
 #   DEMO_IMAGES=FOLDER    photographs for the demo instead of those kept in the project
@@ -9,7 +9,7 @@ DEMO_OUT ?= demo_output
 SETUP = $(PYTHON) tools/setup_env.py
 export TORCH_INDEX
 
-.PHONY: demo test build bench lint clean
+.PHONY: demo test build bench gpu lint clean
 
 demo:
 	@$(SETUP) demo -m g2vlm_ros.ros.demo --out "$(DEMO_OUT)" $(if $(DEMO_IMAGES),--images "$(DEMO_IMAGES)")
@@ -22,6 +22,9 @@ build:
 
 bench:
 	@$(SETUP) bench -m benchmarks
+
+gpu:
+	@$(SETUP) bench -m benchmarks.gpu
 
 lint:
 	@$(SETUP) lint -m ruff check .

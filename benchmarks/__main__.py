@@ -10,7 +10,8 @@ import sys
 from pathlib import Path
 
 HERE = Path(__file__).parent
-NOT_BENCHMARKS = {"__init__", "__main__", "record", "eager_reference"}
+NOT_BENCHMARKS = {"__init__", "__main__", "record", "eager_reference", "gpu"}
+"""The last one needs a GPU: `make gpu`."""
 
 
 def main(names: list[str]) -> int:

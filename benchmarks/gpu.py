@@ -35,6 +35,7 @@ from benchmarks.record import record
 from g2vlm_ros.core.config import PATCH_PX, ModelConfig
 from g2vlm_ros.core.sequence import SpecialTokens, Walk
 from g2vlm_ros.model.network import FLOAT32_PARTS, G2VLM
+from g2vlm_ros.runtime.manifest import GLOBAL, STAGES
 from g2vlm_ros.runtime.stages import Stages
 from g2vlm_ros.runtime.torch_stages import TorchStages
 
@@ -266,21 +267,28 @@ def engines(precision: str) -> Iterator[dict[str, Any]]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name) / "A"
         shutil.copytree(GOLDEN, folder, ignore=shutil.ignore_patterns("*.onnx", "*.manifest"))
-        export(folder, dtype=PRECISIONS[precision], opset=opset)
+        half = PRECISIONS[precision]
+        export(folder, dtype=half, opset=opset, global_points=True)
+        aligned = ("--stages", "encode_geometry", "--dino-windows", "aligned")
+        export(folder, dtype=half, opset=opset, stages=aligned[1:2], dino_windows=aligned[3])
         plan = yaml.safe_load(PLAN.read_text())["profiles"]["desktop"] | {
             "opset": opset, "precision": PRECISIONS[precision], "capability": capability,
-            "sizes": [[518, 392], [140, 84], [112, 140], [112, 84]],
-            "semantic_sizes": [[756, 756], [84, 84]],
+            "sizes": [[518, 392], [140, 112], [140, 84], [112, 154], [112, 84]],
+            "semantic_sizes": [[756, 756], [112, 112], [84, 84]],
         }  # fmt: skip
         (Path(name) / "plan.yaml").write_text(yaml.safe_dump({"profiles": {"gpu": plan}}))
         command = [sys.executable, "-m", "g2vlm_ros.export.build", "--profile", "gpu", "--plan",
                    f"{name}/plan.yaml", "--onnx", str(folder)]  # fmt: skip
-        start = time.monotonic()
-        done = subprocess.run(command, capture_output=True, text=True)
-        lines = (done.stdout + done.stderr).strip().splitlines()
-        yield {"what": f"build with {flavour.label}", "passed": not done.returncode,
-               "seconds": time.monotonic() - start,
-               "says": [x for x in lines if ".engine" in x or "error" in x]}  # fmt: skip
+        for more in (("--stages", *STAGES, GLOBAL), aligned):
+            start = time.monotonic()
+            done = subprocess.run([*command, *more], capture_output=True, text=True)
+            lines = (done.stdout + done.stderr).strip().splitlines()
+            yield {
+                "what": f"build with {flavour.label}",
+                "passed": not done.returncode,
+                "seconds": time.monotonic() - start,
+                "says": [x for x in lines if ".engine" in x or "error" in x],
+            }
         yield parity(folder, "tensorrt", precision)
 
 

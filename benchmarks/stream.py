@@ -21,6 +21,8 @@ from benchmarks.record import record
 
 ROOT = Path(__file__).resolve().parents[1]
 CAMERAS = ["front", "left", "right", "rear"]
+SURPLUS = ("too_close", "superseded", "too_old")
+"""What becomes of good frames when no window takes them."""
 WIDTH_PX, HEIGHT_PX, RATE_HZ = 1280, 720, 30.0
 
 
@@ -100,7 +102,7 @@ def measure(seconds: float) -> dict:
         "frames_received": counts.received,
         "frames_lost_before_the_node": int(sent) - counts.received,
         "frames_refused_by_the_node": sum(
-            n for reason, n in counts.dropped.items() if reason not in ("too_close", "superseded")
+            n for reason, n in counts.dropped.items() if reason not in SURPLUS
         ),
         "dropped_by_reason": dict(counts.dropped),
         "node_cpu_cores": round(cpu_s / float(streamed_s), 3),
@@ -121,7 +123,8 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     os.environ.setdefault("ROS_DOMAIN_ID", str(64 + os.getpid() % 30))
     os.environ["ROS_AUTOMATIC_DISCOVERY_RANGE"] = "LOCALHOST"
-    os.environ["FASTDDS_DEFAULT_PROFILES_FILE"] = str(ROOT / "config" / "fastdds.xml")
+    for variable in ("FASTDDS_DEFAULT_PROFILES_FILE", "FASTRTPS_DEFAULT_PROFILES_FILE"):
+        os.environ[variable] = str(ROOT / "config" / "fastdds.xml")
     with tempfile.TemporaryDirectory() as logs:
         os.environ["ROS_LOG_DIR"] = logs
         result = measure(chosen.seconds)

@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from g2vlm_ros.core.config import ModelConfig
+from g2vlm_ros.core.config import DINO_WINDOWS, ModelConfig
 from g2vlm_ros.export.attention import arranged, forbid_fusion, read_graph, ways_for
 from g2vlm_ros.export.plan import Plan
 from g2vlm_ros.export.proof import load_network, make_proofs, proof_name
@@ -74,13 +74,17 @@ def build(
     cache: Path,
     stages: Sequence[str] = STAGES,
     progress: Progress = lambda line: None,
+    dino_windows: str | None = None,
 ) -> list[EngineRecord]:
-    """Builds what is missing, stage by stage. Raises BuildError, PlanError, ManifestError."""
+    """Builds what is missing, stage by stage. Raises BuildError, PlanError, ManifestError.
+
+    dino_windows overrides the checkpoint's setting.
+    """
     manifest = Manifest.read(folder)
     manifest.check_weights(folder)
     out = engine_folder(cache, manifest.weights)
     out.mkdir(parents=True, exist_ok=True)
-    windows = ModelConfig.read(folder).dino.windows
+    windows = dino_windows or ModelConfig.read(folder).dino.windows
     made = []
     for stage, size in plan.engines(tuple(stages)):
         graph = plan.graph(manifest, stage, size, windows)
@@ -270,9 +274,11 @@ def _prove(machine: Machine, out: Path, record: EngineRecord, data: bytes) -> di
         device.close()
 
 
-def _ensure_proofs(folder: Path, plan: Plan, stages: Sequence[str], progress: Progress) -> None:
+def _ensure_proofs(
+    folder: Path, plan: Plan, stages: Sequence[str], progress: Progress, windows: str
+) -> None:
     """Makes golden values where torch is installed; without it they must be there."""
-    manifest, windows = Manifest.read(folder), ModelConfig.read(folder).dino.windows
+    manifest = Manifest.read(folder)
     names = [
         proof_name(plan.graph(manifest, *engine, windows), engine[1], manifest.weights)
         for engine in plan.engines(tuple(stages))
@@ -280,7 +286,7 @@ def _ensure_proofs(folder: Path, plan: Plan, stages: Sequence[str], progress: Pr
     if all((folder / name).exists() for name in names):
         return
     try:
-        network = load_network(folder)
+        network = load_network(folder, windows)
     except ImportError:
         return
     make_proofs(folder, plan, network, tuple(stages), progress)
@@ -296,6 +302,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--onnx", metavar="DIR", type=Path, help="checkpoint with ONNX files")
     parser.add_argument("--out", metavar="CACHE", type=Path, default=default_cache())
     parser.add_argument("--stages", nargs="+", default=STAGES)
+    parser.add_argument("--dino-windows", choices=DINO_WINDOWS, help="default: the checkpoint's")
     parser.add_argument("--flavour", default="auto", help="auto, tensorrt or rtx")
     parser.add_argument("--target", help="compute capability of a GPU that is not here, e.g. 8.9")
     parser.add_argument("--list", action="store_true", help="show the engines in the cache")
@@ -328,8 +335,9 @@ def _build(options: argparse.Namespace) -> None:
     if machine.here.capability != plan.capability:
         show(f"profile {options.profile} is meant for compute capability {plan.capability}, "
              f"this is {machine.here.capability}")  # fmt: skip
-    _ensure_proofs(options.onnx, plan, options.stages, show)
-    made = build(options.onnx, plan, machine, options.out, options.stages, show)
+    windows = options.dino_windows or ModelConfig.read(options.onnx).dino.windows
+    _ensure_proofs(options.onnx, plan, options.stages, show, windows)
+    made = build(options.onnx, plan, machine, options.out, options.stages, show, windows)
     show(f"{len(made)} engines in {engine_folder(options.out, made[0].weights)}")
 
 

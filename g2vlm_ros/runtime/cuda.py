@@ -206,7 +206,7 @@ class CudaPython(Cuda):
         return int(self._call("cuMemHostAlloc", size, 0))
 
     def stream(self) -> Any:
-        flag = self._driver.CUstream_flags.CU_STREAM_NON_BLOCKING
+        flag = int(self._driver.CUstream_flags.CU_STREAM_NON_BLOCKING)
         return self._call("cuStreamCreate", flag)
 
     def handle(self, stream: Any) -> int:

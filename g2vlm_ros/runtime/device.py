@@ -88,6 +88,8 @@ class Device:
         self._staged = 0
         self._scratch = (0, 0)
         self._pending: list[tuple[str, Any, Any]] = []
+        self._timers: list[tuple[Any, Any]] = []
+        self._turn = cuda.event()
 
     # --- memory ------------------------------------------------------------------------------
 
@@ -193,7 +195,7 @@ class Device:
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:
         """Measures what is put on the compute stream inside."""
-        start, end = self.cuda.event(), self.cuda.event()
+        start, end = self._timers.pop() if self._timers else (self.cuda.event(), self.cuda.event())
         self.cuda.record(start, self.compute)
         yield
         self.cuda.record(end, self.compute)
@@ -202,9 +204,10 @@ class Device:
     def _take_times(self) -> None:
         for stage, start, end in self._pending:
             self.times_s[stage] = self.cuda.elapsed_s(start, end)
+            self._timers.append((start, end))
         self._pending.clear()
 
     def _after(self, later: Any, earlier: Any) -> None:
-        event = self.cuda.event()
-        self.cuda.record(event, earlier)
-        self.cuda.wait(later, event)
+        # A wait means what the event stands for when it is queued, so one event serves all.
+        self.cuda.record(self._turn, earlier)
+        self.cuda.wait(later, self._turn)

@@ -74,7 +74,7 @@ class StandInCuda(Cuda):
         self.blocks: dict[int, np.ndarray] = {}
         self.hosts: dict[int, np.ndarray] = {}
         self.streams: list[Stream] = []
-        self.allocations = self.resets = self.copies = 0
+        self.allocations = self.resets = self.copies = self.events = 0
         self.bytes_down = 0
         self.lose_at: int | None = None
         """After how many more engine runs the context is lost."""
@@ -122,6 +122,7 @@ class StandInCuda(Cuda):
         stream.drain()
 
     def event(self) -> Event:
+        self.events += 1
         return Event()
 
     def record(self, event: Event, stream: Stream) -> None:
