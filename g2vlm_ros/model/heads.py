@@ -200,12 +200,14 @@ def nearest_rotation(rotation9: Tensor) -> Tensor:
     without SVD (does not export); finite for any finite input, zero and rank one included.
     """
     m = F.normalize(rotation9.unflatten(-1, (3, 3)), dim=-1)
-    power = (_davenport(m) + 3.0 * torch.eye(4, dtype=m.dtype, device=m.device)) / 6.0
+    # Diagonals are taken with a constant identity: TensorRT has no EyeLike of a free shape.
+    eye = torch.eye(4, dtype=m.dtype, device=m.device)
+    power = (_davenport(m) + 3.0 * eye) / 6.0
     for _ in range(20):
         power = (power[..., :, :, None] * power[..., None, :, :]).sum(dim=-2)
-        power = power / power.diagonal(dim1=-2, dim2=-1).sum(-1)[..., None, None]
+        power = power / (power * eye).sum(dim=(-2, -1), keepdim=True)
     # Columns of a rank-one power are multiples of the quaternion; the longest is the most exact.
-    longest = power.diagonal(dim1=-2, dim2=-1).argmax(-1)[..., None, None]
+    longest = (power * eye).sum(dim=-1).argmax(-1)[..., None, None]
     column = power.gather(-1, longest.expand(*power.shape[:-1], 1))[..., 0]
     return _from_quaternion(F.normalize(column, dim=-1))
 
