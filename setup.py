@@ -33,5 +33,6 @@ setup(
         "ros-tools": ["rosbags>=0.10"],
         "tensorrt": ["cuda-bindings", "tensorrt>=10.3"],
         "torch": ["onnx>=1.17", "onnxscript>=0.5", "torch>=2.5"],
+        "viewer": ["viser>=1.1"],
     },
 )

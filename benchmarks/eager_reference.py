@@ -28,7 +28,7 @@ class EagerReference:
 
     def __init__(self, folder: str | Path):
         self.config = ModelConfig.read(folder)
-        network = empty_network(self.config, []).to_empty(device="cpu")
+        network = empty_network(self.config, ["global_point_head"]).to_empty(device="cpu")
         for parameter in network.parameters():
             torch.nn.init.normal_(parameter, std=0.02)
         network.load_state_dict(load_file(Path(folder) / "model.safetensors"), strict=False)

@@ -53,6 +53,8 @@ PROMPT = np.arange(10, 21)
 SPECIAL = SpecialTokens(2, 3, 0, 1, 4)
 RUNS = ("eager_float32", "ours_float32", "ours_bfloat16")
 ROUNDS = 3
+WHOLE = ["global_point_head"]
+"""A key that says: with the head that only training needs, as released."""
 
 
 def make_checkpoint(folder: Path) -> int:
@@ -63,7 +65,7 @@ def make_checkpoint(folder: Path) -> int:
         (folder / f"{name}_config.json").write_text(json.dumps(values))
     generator = torch.Generator().manual_seed(0)
     state = {}
-    for name, parameter in empty_network(ModelConfig.read(folder), []).state_dict().items():
+    for name, parameter in empty_network(ModelConfig.read(folder), WHOLE).state_dict().items():
         if parameter.ndim < 2:
             value = torch.full(parameter.shape, 0.0 if name.endswith("bias") else 1.0)
         else:

@@ -1,29 +1,37 @@
-"""Questions about held-out simulated homes, answered and scored by kind.
+"""Questions about held-out simulated homes, scored by kind.
 
 Always: answers measured in the point map with boxes of a perfect detector, the points off by a
 stated smooth noise, the model silent; against the majority and the best answer that only reads the
-question. With ``--checkpoint DIR`` also: the model's words alone, both together, and the model
-without images (grey ones). Calibration is the confidence against how often it was right.
+question. With a checkpoint (``--checkpoint DIR``, engines/demo where it is there) also the model's
+words alone, both together, the model without images (grey ones), and the words with the model's
+own points, their unit in metres taken from the truth. Calibration is the confidence against how
+often it was right. Abstention is judged on what can be measured: was the thing indeed not there?
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import re
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from benchmarks.record import record
 from g2vlm_ros.core.geometry import unproject
+from g2vlm_ros.core.preprocess import PixelMap
+from g2vlm_ros.core.settings import Settings
 from g2vlm_ros.core.spatial.composer import Composer
 from g2vlm_ros.core.spatial.grounding import Detection, OutOfTimeError
 from g2vlm_ros.core.spatial.measure import PointMap, Region
 from g2vlm_ros.core.spatial.outcome import Abstention, Outcome, Query
 from g2vlm_ros.core.spatial.question import Ask, parse
+from g2vlm_ros.perception import Perception
 from g2vlm_ros.sim.camera import lens
 from g2vlm_ros.sim.questions import MIN_SHARE, QuestionAnswer, Truth, ask, metres, shares, truth
 from g2vlm_ros.sim.scenes import make_clips, make_scene
@@ -42,6 +50,26 @@ MEASURED = (
 """Kinds that geometry has an answer to; the others are about looks."""
 LEAST_GAIN = 0.2
 """By which geometry must beat the blind baseline on what it measures, or the benchmark fails."""
+DEMO = Path(__file__).parents[1] / "engines" / "demo"
+COLUMNS = ("majority", "blind", "model_without_images", "model", "geometry", "other_words",
+           "both", "own_points")  # fmt: skip
+OTHER_WORDS = {
+    "distance": ("What is the range to the {0}?", "Measure the distance from you to the {0}.",
+                 "Is it far to the {0}, and how far is it?"),
+    "height": ("Say how high the {0} stands.", "What is the vertical size of the {0}?"),
+    "width": ("How much width does the {0} take up?", "From left to right, how wide is the {0}?"),
+    "closer": ("Of the {0} and the {1}, which is nearer?",
+               "Is it the {0} or the {1} that is nearer to you?"),
+    "beside": ("Does the {0} stand left or right of the {1}?",
+               "Relative to the {1}, is the {0} left or right?"),
+    "direction": ("To which side must I turn for the {0}?", "Which way must I look for the {0}?"),
+    "nearest": ("Name the nearest thing.", "What thing is closest?"),
+    "count": ("How many {0} does the room hold?", "Could you count the {0}?"),
+    "exists": ("Is a {0} in sight?", "Does any camera show a {0}?"),
+    "fits": ("Will a {w:.1f} metres wide cart get past between the {0} and the {1}?",
+             "I am {w:.1f} m wide; can I go between the {0} and the {1}?"),
+}  # fmt: skip
+"""Wordings that neither the rules of core/spatial nor the training were made with."""
 
 
 @dataclass
@@ -50,6 +78,7 @@ class Window:
 
     truth: Truth
     images: np.ndarray
+    depth_m: np.ndarray
     points: PointMap
     detections: tuple[Detection, ...]
     questions: list[QuestionAnswer]
@@ -60,6 +89,8 @@ class Score:
     """Right answers, answers with a confidence, and abstentions."""
 
     right: dict[str, list[bool]] = field(default_factory=lambda: defaultdict(list))
+    wrong: list[bool] = field(default_factory=list)
+    """For each question that might be abstained from, whether it was answered, and wrongly."""
     sure: list[tuple[float, bool]] = field(default_factory=list)
     abstained: list[bool] = field(default_factory=list)
     """For each abstention, whether the thing was indeed not there."""
@@ -73,13 +104,15 @@ class Score:
             "all_kinds": round(float(np.mean(every)), 3),
             "measurable_kinds": round(float(np.mean(measured)), 3),
         }
+        if self.wrong:
+            made["answered_wrongly"] = round(float(np.mean(self.wrong)), 3)
         if self.sure:
             made["calibration_error"] = round(calibration_error(self.sure), 3)
             made["calibration"] = calibration_table(self.sure)
-        if self.abstained:
+        if self.abstained and self.right["absent"]:
             asked = len(self.right["absent"])
             made["abstention_precision"] = round(float(np.mean(self.abstained)), 3)
-            made["abstention_recall"] = round(sum(self.abstained) / max(asked, 1), 3)
+            made["abstention_recall"] = round(sum(self.abstained) / asked, 3)
         return made
 
 
@@ -94,7 +127,7 @@ def windows(split: str, count: int, questions: int) -> Iterator[Window]:
         true = truth(scene.home, share, poses, times)
         rng = np.random.default_rng(index)
         asked = ask(true, rng, questions)
-        yield Window(true, clips.images[0], noisy(clips.depth_m[0], poses, rng),
+        yield Window(true, clips.images[0], clips.depth_m[0], noisy(clips.depth_m[0], poses, rng),
                      detected(true, clips.items[0]), asked)  # fmt: skip
 
 
@@ -155,6 +188,20 @@ def phrased(made: Outcome, question: str) -> str:
     return made.text
 
 
+def reworded(qa: QuestionAnswer, rng: np.random.Generator) -> QuestionAnswer | None:
+    """The same question in words of OTHER_WORDS, or None where there are none."""
+    plan = parse(qa.question)
+    wordings = OTHER_WORDS.get(plan.word if qa.kind == "size" else qa.kind)
+    if wordings is None or ("{1}" in wordings[0] and len(plan.things) < 2):
+        return None
+    chosen = str(rng.choice(wordings)).format(*_named(plan.things), w=plan.width_m or 0.0)
+    return dataclasses.replace(qa, question=chosen)
+
+
+def _named(things: tuple[str, ...]) -> list[str]:
+    return [re.sub(r"^an? ", "", thing) for thing in things]
+
+
 def silent(prompt: str, marks: object) -> str:
     """No model."""
     raise OutOfTimeError
@@ -189,24 +236,24 @@ def judge(score: Score, window: Window, qa: QuestionAnswer, say: Callable) -> No
     """Ask the composer one question and book the outcome."""
     made = compose(window, qa.question, say)
     if made is None:
-        score.abstained.append(qa.kind == "absent")
+        if qa.kind in MEASURED:
+            score.abstained.append(qa.kind == "absent")
         score.right[qa.kind].append(qa.kind == "absent")
+        score.wrong.append(False)
         return
     right = correct(qa.kind, phrased(made, qa.question), qa.answer)
     score.right[qa.kind].append(right)
+    score.wrong.append(not right)
     if made.confidence >= 0:
         score.sure.append((made.confidence, right))
 
 
-def run(homes: int, questions: int, checkpoint: str) -> dict[str, Any]:
+def run(homes: int, questions: int, model: Model | None) -> dict[str, Any]:
     """All scores."""
     training = [qa for w in windows("train", homes, questions) for qa in w.questions]
     baselines = Baselines(training)
-    scores = {name: Score() for name in ("majority", "blind", "geometry")}
-    model = Model(checkpoint) if checkpoint else None
-    if model:
-        scores |= {name: Score() for name in ("model", "model_without_images", "both")}
-    asked, spent = 0, 0.0
+    scores = {name: Score() for name in COLUMNS}
+    asked, spent, rng = 0, 0.0, np.random.default_rng(0)
     for window in windows("heldout", homes, questions):
         for qa in window.questions:
             asked += 1
@@ -219,24 +266,23 @@ def run(homes: int, questions: int, checkpoint: str) -> dict[str, Any]:
             start = time.perf_counter()
             judge(scores["geometry"], window, qa, silent)
             spent += time.perf_counter() - start
+            other = reworded(qa, rng)
+            if other is not None:
+                judge(scores["other_words"], window, other, silent)
             if model:
                 model.judge(scores, window, qa)
     return {
         "questions": asked, "homes": homes, "views": VIEWS, "noise": NOISE, "scale_error": HEAD,
         "measuring_ms_per_question": round(1000 * spent / asked, 1),
-        **{name: score.result() for name, score in scores.items()},
+        **{name: score.result() for name, score in scores.items() if score.right},
     }  # fmt: skip
 
 
 class Model:
-    """A checkpoint's language, with and without seeing."""
+    """A checkpoint's language and points, with and without seeing."""
 
-    def __init__(self, checkpoint: str):
-        from g2vlm_ros.core.settings import Settings
-        from g2vlm_ros.perception import Perception
-
-        flat = {"model.checkpoint": checkpoint, "model.image_width_px": CAMERA.width_px}
-        self._perception = Perception.open(Settings.from_flat(flat))
+    def __init__(self, perception: Perception):
+        self._perception = perception
         self._window: Window | None = None
 
     def judge(self, scores: dict[str, Score], window: Window, qa: QuestionAnswer) -> None:
@@ -246,13 +292,48 @@ class Model:
             self._window = window
             self._seen = self._perception.scene(list(window.images))
             self._grey = self._perception.scene(grey)
+            self._own = self._with_own_points(window)
         for name, scene in (("model", self._seen), ("model_without_images", self._grey)):
             said = self._perception.ask(scene, qa.question).text
             scores[name].right[qa.kind].append(correct(qa.kind, said, qa.answer))
-        judge(
-            scores["both"], window, qa,
-            lambda prompt, marks: self._perception.ask(self._seen, prompt).text,
-        )  # fmt: skip
+        for name, points in (("both", window), ("own_points", self._own)):
+            judge(scores[name], points, qa, self._say)
+
+    def _say(self, prompt: str, marks: object) -> str:
+        return self._perception.ask(self._seen, prompt).text
+
+    def _with_own_points(self, window: Window) -> Window:
+        """The window with the points that the model makes; the poses and one scale are true."""
+        made = self._perception.reconstruct(self._seen)
+        local, poses = made.local_points_u, window.points.map_from_camera
+        height, width = local.shape[1:3]
+        pixels = PixelMap((CAMERA.width_px, CAMERA.height_px), (width, height))
+        v, u = np.mgrid[:height, :width]
+        at = np.rint(pixels.image_from_model(np.stack([u, v], -1).reshape(-1, 2))).astype(int)
+        true = window.depth_m[:, at[:, 1], at[:, 0]].reshape(local.shape[:3])
+        local = local * np.float32(np.median(true / local[..., 2]))
+        points = np.einsum("nij,nhwj->nhwi", poses[:, :3, :3], local) + poses[:, None, None, :3, 3]
+        seen = PointMap(points.astype(np.float32), local[..., 2], made.confidence, poses,
+                        window.points.viewer, True, HEAD, 0.0)  # fmt: skip
+        found = tuple(
+            dataclasses.replace(one, region=_resized(one.region, pixels))
+            for one in window.detections
+        )
+        return dataclasses.replace(window, points=seen, detections=found)
+
+
+def _resized(region: Region, pixels: PixelMap) -> Region:
+    low, high = pixels.model_from_image(np.array([region.low_px, region.high_px]))
+    return Region(region.view, tuple(low.tolist()), tuple(high.tolist()))
+
+
+def opened(folder: Path, width_px: int, semantic_px: int) -> Perception:
+    """A checkpoint, its views and semantic images at the sizes that it was trained on."""
+    flat = {
+        "model.checkpoint": str(folder), "model.image_width_px": width_px,
+        "query.semantic_width_px": semantic_px,
+    }  # fmt: skip
+    return Perception.open(Settings.from_flat(flat))
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -260,17 +341,32 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="query", description=__doc__.split("\n")[0])
     parser.add_argument("--homes", type=int, default=60)
     parser.add_argument("--questions", type=int, default=20, help="per home")
-    parser.add_argument("--checkpoint", default="")
+    parser.add_argument("--checkpoint", type=Path, default=DEMO if DEMO.exists() else None)
+    parser.add_argument("--width", type=int, default=112, help="of its views, pixels")
+    parser.add_argument("--semantic", type=int, default=112, help="side of its semantic images")
     chosen = parser.parse_args(arguments)
-    result = run(chosen.homes, chosen.questions, chosen.checkpoint)
+    model = None
+    if chosen.checkpoint:
+        model = Model(opened(chosen.checkpoint, chosen.width, chosen.semantic))
+    result = run(chosen.homes, chosen.questions, model)
+    result["checkpoint"] = chosen.checkpoint.name if chosen.checkpoint else ""
     print(f"{result['questions']} questions; {record('query', result)}")
-    for name in ("majority", "blind", "geometry", "model", "model_without_images", "both"):
-        if name in result:
-            line = {k: v for k, v in result[name].items() if k not in ("accuracy", "calibration")}
-            print(f"{name:22s} {line}")
-    print({k: v for k, v in result["geometry"]["accuracy"].items()})
+    print(table(result))
     gain = result["geometry"]["measurable_kinds"] - result["blind"]["measurable_kinds"]
     return int(gain < LEAST_GAIN)
+
+
+def table(result: dict[str, Any]) -> str:
+    """Accuracy by kind and column, then what else is known of each column, in Markdown."""
+    columns = [name for name in COLUMNS if name in result]
+    rows = [f"| | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
+    more = ("measurable_kinds", "all_kinds", "answered_wrongly", "calibration_error",
+            "abstention_precision", "abstention_recall")  # fmt: skip
+    for kind in [*result["geometry"]["accuracy"], *more]:
+        cells = [result[name]["accuracy"].get(kind, result[name].get(kind)) for name in columns]
+        shown = ["" if cell is None else f"{cell:.2f}" for cell in cells]
+        rows.append(f"| {kind} | {' | '.join(shown)} |")
+    return "\n".join(rows)
 
 
 if __name__ == "__main__":

@@ -56,9 +56,13 @@ class Look:
         self._scenes.move_to_end(key)
         return self._scenes[key]
 
+    def image(self, view: int) -> np.ndarray:
+        """A view's camera image, uint8 (h, w, 3) RGB."""
+        return self.update.scene.images[self.views[view]]
+
     def pixel_map(self, view: int) -> PixelMap:
         """Pixels of a view's camera image <-> those at model size."""
-        height, width = self.update.scene.images[self.views[view]].shape[:2]
+        height, width = self.image(view).shape[:2]
         return PixelMap((width, height), self.points.size_px)
 
     def region(self, view: int, corners: Sequence[float]) -> Region:
@@ -84,7 +88,7 @@ class Look:
         return None if corners is None else self.region(view, corners)
 
     def _images(self, marks: Sequence[prompts.Mark]) -> list[np.ndarray]:
-        images = [self.update.scene.images[i] for i in self.views]
+        images = [self.image(view) for view in range(len(self.views))]
         for view, image in enumerate(images):
             own = [mark for mark in marks if mark.view == view]
             images[view] = prompts.draw(image, own) if own else image

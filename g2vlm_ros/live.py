@@ -17,7 +17,8 @@ from g2vlm_ros.core.alignment import sample_view
 from g2vlm_ros.core.datatypes import Frame, NonFiniteError, Reconstruction, Window
 from g2vlm_ros.core.mapping.image_faults import ImageJudge
 from g2vlm_ros.core.mapping.keyframes import Keyframe, KeyframeStore, compressed, unit_descriptors
-from g2vlm_ros.core.mapping.map_frame import MapAligner, Placement
+from g2vlm_ros.core.mapping.map_frame import MapAligner
+from g2vlm_ros.core.mapping.placement import Placement
 from g2vlm_ros.core.settings import Settings
 from g2vlm_ros.core.window import WindowBuffer
 from g2vlm_ros.perception import Perception, Scene

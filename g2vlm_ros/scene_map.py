@@ -6,6 +6,8 @@ Fed by `LiveMapping` updates on the device thread; readable from any thread.
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +15,9 @@ import numpy as np
 from g2vlm_ros.core.cloud import valid_points
 from g2vlm_ros.core.datatypes import ScaleState
 from g2vlm_ros.core.geometry import Similarity
-from g2vlm_ros.core.mapping.changes import PointMirror
-from g2vlm_ros.core.mapping.files import MapInfo, save_map
+from g2vlm_ros.core.mapping.changes import ChangeSet, PointMirror
+from g2vlm_ros.core.mapping.edit import Edit, MapEditor
+from g2vlm_ros.core.mapping.files import MapFileError, MapInfo, load_map, save_map
 from g2vlm_ros.core.mapping.free_space import DepthView
 from g2vlm_ros.core.mapping.occupancy import Occupancy, OccupancyMapper
 from g2vlm_ros.core.mapping.voxel_map import VoxelMap
@@ -25,29 +28,46 @@ VOXELS_PER_DEPTH = 100
 """Voxel edge of a map without metres: the first window's median depth over this."""
 REMEMBERED_WINDOWS = 4096
 """Windows whose place is remembered, to know how far a correction moved them."""
+NO_SUB_MAP = -1
+"""No window yet: the next one enters whatever map is there."""
+EARLIER_SESSION = 0
+"""Window of loaded voxels; windows of this session count from 1, so no correction moves them."""
+Version = tuple[int, int]
+"""Which map, and its revision."""
 
 
 class SceneMap:
-    """Voxels and occupancy of the current sub-map; a new sub-map starts an empty map."""
+    """Voxels and occupancy of the current sub-map; a new sub-map starts an empty map.
+
+    A map in metres, such as a loaded one, takes in no window without metres.
+    """
 
     def __init__(self, settings: Settings):
         self._settings = settings
         self._lock = threading.RLock()
+        self._maps = 0
         self._start_over()
 
     def add(self, update: Update) -> None:
         """Integrate a window: corrections first, then its points, then what its views see free."""
         placement = update.placement
+        metric = placement.scale_state is ScaleState.METRIC
         with self._lock:
-            if placement.new_sub_map or placement.sub_map != self._sub_map:
-                self._start_over(placement.sub_map)
+            other = placement.new_sub_map or placement.sub_map != self._sub_map
+            if self._sub_map != NO_SUB_MAP and other:
+                self._start_over()
+            self._sub_map = placement.sub_map
+            if self._scale is ScaleState.METRIC and not metric:
+                return
             self._correct(dict(placement.corrections))
             self._places[update.window.id] = placement.map_from_window
             if len(self._places) > REMEMBERED_WINDOWS:
                 del self._places[min(self._places)]
-            self._scale = placement.scale_state
             if self._voxels is None:
-                self._voxels, self._occupancy = self._make(update)
+                self._hold(*self._make(self._unit(update) if not metric else 1.0))
+            elif metric and self._scale is not ScaleState.METRIC:
+                self._to_metres()
+            self._scale = placement.scale_state
             self._integrate(update)
 
     def reset(self) -> None:
@@ -56,12 +76,31 @@ class SceneMap:
             self._start_over()
 
     def points(self) -> np.ndarray:
-        """Packed points (n,) of `core.map_changes.POINT`, map frame; only changes are repacked."""
+        """Packed points (n,) of `changes.POINT`, map frame; only changes are repacked."""
+        with self._lock:
+            if self._voxels is not None:
+                self._mirror.apply(self._voxels.changes(self._mirror.revision))
+            return self._mirror.dense()
+
+    def changes(self, since: Version | None) -> tuple[ChangeSet, Version] | None:
+        """What changed since a version (None: everything) and the version now.
+
+        None for an empty map. The set starts over where the version was of another map.
+        """
         with self._lock:
             if self._voxels is None:
-                return self._mirror.dense()
-            self._mirror.apply(self._voxels.changes(self._mirror.revision))
-            return self._mirror.dense()
+                return None
+            same = since is not None and since[0] == self._maps
+            change = self._voxels.changes(since[1] if same else 0)
+            if not same:
+                change = replace(change, start_over=True, removed=change.removed[:0])
+            return change, (self._maps, change.revision)
+
+    @property
+    def version(self) -> Version:
+        """Differs after every change; never comes back."""
+        with self._lock:
+            return self._maps, self._voxels.revision if self._voxels is not None else 0
 
     @property
     def stamp_ns(self) -> int:
@@ -86,23 +125,76 @@ class SceneMap:
             info = MapInfo(self._settings.map.frame, self._scale, metres)
             return save_map(path, self._voxels, info)
 
-    def _start_over(self, sub_map: int = -1) -> None:
+    def load(self, path: Path, map_from_file: Similarity) -> int:
+        """Continue in a saved .npz instead; returns its voxel count.
+
+        map_from_file, rigid: where the file's origin lies in the map; the identity keeps every
+        voxel as it was. Raises MapFileError, also for a map without metres, and changes nothing.
+        """
+        voxels, occupancy = self._make(1.0)
+        info = load_map(path, voxels)
+        if info.scale_state is not ScaleState.METRIC:
+            raise MapFileError(
+                f"{path} is not in metres, and its unit means nothing later; save it again once "
+                "the scale is known"
+            )
+        ids, found = voxels.voxels()
+        found["window"] = EARLIER_SESSION
+        if _is_identity(map_from_file):
+            voxels.put(voxels.keys(ids), found)
+        else:
+            voxels.reset()
+            voxels.merge(map_from_file.apply(found["position"].astype(np.float64)), found)
+        size = len(voxels)
+        with self._lock:
+            self._start_over(self._sub_map)
+            self._hold(voxels, occupancy)
+            self._scale = ScaleState.METRIC
+            self._stamp_ns = int(found["stamp_ns"].max(initial=0))
+        return size
+
+    def edit(self, change: Callable[[MapEditor], Edit | None]) -> Edit | None:
+        """Let `change` edit the map; what it returns. ValueError for an empty map, or as it says.
+
+        Later windows respect the edit (`core.mapping.edit`).
+        """
+        with self._lock:
+            if self._voxels is None:
+                raise ValueError("the map is empty; wait for a window or load a map")
+            if self._editor is None:
+                self._editor = MapEditor(self._voxels)
+            return change(self._editor)
+
+    @property
+    def edits(self) -> tuple[Edit, ...]:
+        """The edits that later windows respect, oldest first."""
+        with self._lock:
+            return () if self._editor is None else self._editor.edits
+
+    def _start_over(self, sub_map: int = NO_SUB_MAP) -> None:
         self._sub_map = sub_map
+        self._maps += 1
         self._voxels: VoxelMap | None = None
         self._occupancy: OccupancyMapper | None = None
+        self._editor: MapEditor | None = None
         self._mirror = PointMirror()
         self._places: dict[int, Similarity] = {}
         self._scale = ScaleState.UNKNOWN
         self._stamp_ns = 0
+        self._camera, self._floor = np.zeros(3), (0.0, 0.0, 1.0, 0.0)
 
-    def _make(self, update: Update) -> tuple[VoxelMap, OccupancyMapper]:
-        """A map in metres takes lengths from the settings; one without takes them from depth."""
-        chosen, unit = self._settings.voxel, 1.0
-        if self._scale is not ScaleState.METRIC:
-            depth = float(np.nanmedian(update.result.local_points_u[..., 2]))
-            unit = (
-                depth * update.placement.map_from_window.scale / VOXELS_PER_DEPTH / chosen.size_m
-            )
+    def _hold(self, voxels: VoxelMap, occupancy: OccupancyMapper) -> None:
+        self._voxels, self._occupancy = voxels, occupancy
+
+    def _unit(self, update: Update) -> float:
+        """Map units that stand for a metre of the settings while there are no metres."""
+        depth = float(np.nanmedian(update.result.local_points_u[..., 2]))
+        reach = depth * update.placement.map_from_window.scale
+        return reach / VOXELS_PER_DEPTH / self._settings.voxel.size_m
+
+    def _make(self, unit: float) -> tuple[VoxelMap, OccupancyMapper]:
+        """An empty map and grid; `unit`: map units per metre of the settings."""
+        chosen = self._settings.voxel
         voxels = VoxelMap(
             chosen.size_m * unit,
             chosen.memory_mib << 20,
@@ -116,6 +208,18 @@ class SceneMap:
             chosen.min_ray_confidence,
         )
         return voxels, grid
+
+    def _to_metres(self) -> None:
+        """Metres came: the voxels, corrected already, go into a map of the settings' lengths."""
+        before = self._voxels
+        before.settle()
+        _, voxels = before.voxels()
+        self._hold(*self._make(1.0))
+        self._voxels.merge(voxels["position"].astype(np.float64), voxels)
+        if self._editor is not None:
+            self._editor.move_to(self._voxels)
+        self._mirror = PointMirror()
+        self._maps += 1
 
     def _correct(self, places: dict[int, Similarity]) -> None:
         """Windows that a loop or a new scale moved take their voxels along."""
@@ -160,3 +264,7 @@ class SceneMap:
             self._voxels.carve(view)
             self._occupancy.observe(view, window.id, self._floor)
         self._stamp_ns, self._camera = stamp_ns, origins[-1]
+
+
+def _is_identity(motion: Similarity) -> bool:
+    return np.array_equal(motion.rotation, np.eye(3)) and not motion.translation.any()

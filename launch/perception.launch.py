@@ -25,6 +25,7 @@ SWITCHES = (
     ("use_sim_time", "false", "Take time from /clock; a replay then publishes it."),
     ("autostart", "true", "Configure and activate; false leaves that to a lifecycle manager."),
     ("rviz", "false", "Show cloud, path, poses, frames and depth in RViz."),
+    ("viewer", "false", "Show the map in a browser: http://127.0.0.1:8080 (needs viser)."),
     ("demo", "false", "Play the installed demo frames through the demo checkpoint on the CPU."),
 )
 
@@ -56,6 +57,8 @@ def launch_nodes(context):
         common["parameters"] = [{"path": given["replay"], "sim_time": on["use_sim_time"]}]
         common["parameters"] += [{"camera": camera} for camera in cameras[:1]]
         actions.append(Node(name="replay", executable="replay", **common))
+    if on["viewer"]:
+        actions.append(Node(name="viewer", executable="viewer", **{**common, "parameters": []}))
     if on["rviz"]:
         view = ["-d", f"{SHARE}/config/perception.rviz"]
         actions.append(Node(package="rviz2", executable="rviz2", arguments=view))

@@ -38,6 +38,7 @@ def test_every_topic_and_service():
     topics = {topic for _, topic, _ in Outputs.TOPICS.values()}
     inputs = {"<camera>/image_raw", "<camera>/camera_info"}
     others = {"~/status", "/diagnostics", "~/query/last_target"}
+    others |= {"~/query/last_answer", "~/query/picture"}
     assert set(rows("Topics")) == topics | inputs | others
     node = (ROOT / "g2vlm_ros/ros/node.py").read_text() + (
         ROOT / "g2vlm_ros/ros/query.py"

@@ -1,15 +1,22 @@
 """The live map of a simulated drive: on the true surfaces, bounded, corrected, a grid for Nav2."""
 
+import json
+
 import numpy as np
 import pytest
 
 from g2vlm_ros.core.alignment import fit_similarity
-from g2vlm_ros.core.mapping.files import read_pcd
+from g2vlm_ros.core.datatypes import ScaleState
+from g2vlm_ros.core.geometry import Similarity
+from g2vlm_ros.core.mapping.changes import EVERYTHING, POINT, change_rows
+from g2vlm_ros.core.mapping.edit import Box
+from g2vlm_ros.core.mapping.files import MapFileError, read_pcd
 from g2vlm_ros.core.settings import Settings
 from g2vlm_ros.live import LiveMapping
 from g2vlm_ros.scene_map import SceneMap
 from test.drive import (
     BLOCK_M,
+    GAP_NS,
     HALL_M,
     PILLAR_RADIUS_M,
     PILLARS_M,
@@ -19,14 +26,20 @@ from test.drive import (
 )
 
 
-def drive(poses, **values):
-    """A map of the drive, its updates, and the positions of its views in map and world."""
+def drive(poses, before=None, odometry=False, **values):
+    """A map of the drive, its updates, and the positions of its views in map and world.
+
+    before: what to do with the map first. odometry: whether frames know their true position.
+    """
     flat = {"window.views": 3, "window.max_age_s": 4.0}
     settings = Settings.from_flat({**flat, **{k.replace("__", "."): v for k, v in values.items()}})
     perception = DrivePerception(poses, None)
     live, scene_map, updates = LiveMapping(perception, settings), SceneMap(settings), []
+    if before is not None:
+        before(scene_map)
     for number in range(len(poses)):
-        live.offer(frame_of(perception, number))
+        known = {"position_m": poses[number][:3, 3].copy()} if odometry else {}
+        live.offer(frame_of(perception, number, **known))
         while (update := live.step()) is not None:
             scene_map.add(update)
             updates.append(update)
@@ -114,3 +127,169 @@ def test_a_new_sub_map_starts_empty_and_reset_forgets(lap):
     assert before < 2 * len(whole.points())
     scene_map.reset()
     assert len(scene_map.points()) == 0 and scene_map.occupancy() is None
+
+
+SHORT = {"map__loop_closure": False, "cloud__max_edge_step": 0.1}
+
+
+def apply_rows(voxels, rows):
+    """Bring {id: packed point} up to date, as ~/map_updates documents it."""
+    for row in rows:
+        if row["id"] == EVERYTHING:
+            voxels.clear()
+        elif np.isnan(row["x"]):
+            voxels.pop(int(row["id"]), None)
+        else:
+            voxels[int(row["id"])] = row
+
+
+def same_points(voxels, scene_map):
+    kept = {row.tobytes()[: POINT.itemsize] for row in voxels.values()}
+    return kept == {point.tobytes() for point in scene_map.points()}
+
+
+def positions_of(scene_map):
+    points = scene_map.points()
+    return np.stack([points[axis] for axis in "xyz"], -1).astype(np.float64)
+
+
+def world_from_map(updates, poses):
+    """Where the map lies, by the newest view of a drive in metres."""
+    world_from_camera = poses[(updates[-1].window.stamp_ns - 10**9) // GAP_NS]
+    motion = world_from_camera @ np.linalg.inv(updates[-1].map_from_camera[-1])
+    return Similarity(1.0, motion[:3, :3], motion[:3, 3])
+
+
+@pytest.fixture(scope="module")
+def metric(tmp_path_factory):
+    """The first part of a lap in metres, saved; its map and world_from_map."""
+    poses = lap_poses(20, 0.3)
+    scene_map, updates, _ = drive(poses, odometry=True, **SHORT)
+    path = tmp_path_factory.mktemp("maps") / "first.npz"
+    scene_map.save(path)
+    return path, scene_map, world_from_map(updates, poses)
+
+
+def test_a_map_that_gets_its_metres_later_has_voxels_of_the_setting(metric):
+    path, scene_map, world_from_first = metric
+    with np.load(path) as file:
+        meta = json.loads(str(file["meta"]))
+    assert (meta["voxel_size"], meta["scale_state"]) == (0.05, ScaleState.METRIC)
+    error = distance_to_surfaces(world_from_first.apply(positions_of(scene_map)))
+    assert np.median(error) < 0.06
+
+
+def test_a_loaded_map_saves_to_the_same_voxels(metric, tmp_path):
+    path, scene_map, _ = metric
+    fresh = SceneMap(Settings())
+    assert fresh.load(path, Similarity.identity()) == len(scene_map.points())
+    assert fresh.stamp_ns == scene_map.stamp_ns
+    fresh.save(tmp_path / "again.npz")
+    with np.load(path) as before, np.load(tmp_path / "again.npz") as after:
+        order, again = (np.argsort(file["keys"]) for file in (before, after))
+        for name in ("keys", "position", "colour", "count", "confidence", "stamp_ns"):
+            np.testing.assert_array_equal(before[name][order], after[name][again])
+
+
+def test_a_drive_continues_in_a_loaded_map_that_lies_elsewhere(metric):
+    path, first, world_from_first = metric
+    rest = lap_poses(40, 0.3)[18:]
+    alone, updates, _ = drive(rest, odometry=True, **SHORT)
+    world_from_second = world_from_map(updates, rest)
+    motion = world_from_second.inverse() @ world_from_first
+    both, _, _ = drive(rest, before=lambda m: m.load(path, motion), odometry=True, **SHORT)
+    error = distance_to_surfaces(world_from_second.apply(positions_of(both)))
+    assert np.median(error) < 0.06 and np.percentile(error, 95) < 0.3
+    assert len(both.points()) > 1.2 * max(len(first.points()), len(alone.points()))
+    assert both.stamp_ns == updates[-1].window.stamp_ns
+
+
+def test_windows_without_metres_stay_out_of_a_loaded_map(metric):
+    path, first, _ = metric
+    kept, updates, _ = drive(
+        lap_poses(12, 0.3), before=lambda m: m.load(path, Similarity.identity()), **SHORT
+    )
+    assert updates and len(kept.points()) == len(first.points())
+
+
+def test_maps_without_metres_or_of_other_voxels_are_not_loaded(metric, tmp_path):
+    path, _, _ = metric
+    relative, _, _ = drive(lap_poses(6, 0.3), **SHORT)
+    relative.save(tmp_path / "relative.npz")
+    before = relative.points()
+    # As large as the file's, so that only the unit is wrong.
+    size = float(relative._voxels.size)
+    alike = SceneMap(Settings.from_flat({"voxel.size_m": size}))
+    with pytest.raises(MapFileError, match="not in metres"):
+        alike.load(tmp_path / "relative.npz", Similarity.identity())
+    with pytest.raises(MapFileError, match="voxel size"):
+        SceneMap(Settings.from_flat({"voxel.size_m": 0.1})).load(path, Similarity.identity())
+    np.testing.assert_array_equal(relative.points(), before)
+
+
+def test_changes_rebuild_the_map_over_windows_edits_undo_and_reset():
+    voxels, version, steps = {}, None, []
+    poses = lap_poses(12, 0.3)
+    settings = Settings.from_flat({"window.views": 3, "map.loop_closure": False})
+    perception = DrivePerception(poses, None)
+    live, scene_map = LiveMapping(perception, settings), SceneMap(settings)
+
+    def follow():
+        nonlocal version
+        change, version = scene_map.changes(version)
+        apply_rows(voxels, change_rows(change))
+        steps.append(len(change.ids) + len(change.removed))
+        assert same_points(voxels, scene_map)
+
+    for number in range(len(poses)):
+        live.offer(frame_of(perception, number))
+        while (update := live.step()) is not None:
+            scene_map.add(update)
+            follow()
+    assert scene_map.changes(version)[0].nbytes == 0, "nothing changed since"
+    box = Box(np.median(positions_of(scene_map), axis=0), np.full(3, 1.0), np.eye(3))
+    before = len(voxels)
+    assert scene_map.edit(lambda editor: editor.remove(box)).changed == before - len(
+        scene_map.points()
+    )
+    follow()
+    assert steps[-1] < before and not box.contains(positions_of(scene_map)).any()
+    scene_map.edit(lambda editor: editor.undo())
+    follow()
+    assert len(voxels) == before
+    scene_map.reset()
+    assert scene_map.changes(version) is None
+    scene_map.add(update_of(live, perception))
+    follow()
+
+
+def update_of(live, perception):
+    """One more window of the same drive."""
+    live.reset()
+    for number in range(3):
+        frame = frame_of(perception, number)
+        live.offer(type(frame)(frame.stamp_ns + 10**11, "camera", "optical", frame.decode))
+    return live.step()
+
+
+def test_an_edit_made_before_the_metres_holds_afterwards():
+    poses = lap_poses(14, 0.3)
+    settings = Settings.from_flat({"window.views": 3, "map.loop_closure": False})
+    perception = DrivePerception(poses, None)
+    live, scene_map, states = LiveMapping(perception, settings), SceneMap(settings), []
+    for number in range(len(poses)):
+        known = {"position_m": poses[number][:3, 3].copy()} if number >= 6 else {}
+        live.offer(frame_of(perception, number, **known))
+        while (update := live.step()) is not None:
+            scene_map.add(update)
+            states.append(update.placement.scale_state)
+            if len(states) == 1:
+                half = np.full(3, 20 * scene_map._voxels.size)
+                box = Box(positions_of(scene_map)[0], half, np.eye(3))
+                edit = scene_map.edit(lambda editor, box=box: editor.remove(box))
+                assert edit.changed
+    assert states[0] is ScaleState.RELATIVE and states[-1] is ScaleState.METRIC
+    (held,) = scene_map.edits
+    assert not held.undoable and not np.allclose(held.box.half_size, edit.box.half_size)
+    assert not held.box.contains(positions_of(scene_map)).any()
+    assert scene_map._voxels.size == settings.voxel.size_m

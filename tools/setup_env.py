@@ -35,6 +35,7 @@ VENV = ROOT / ".venv"
 STAMPS = VENV / ".setup"
 UNFINISHED = STAMPS / "pip_is_at_work"  # left by an interrupted pip: half a package may lie there
 BUILD = STAMPS / "build"  # beside the stamps: the symbolic links in .venv lead into it
+STAND_IN = STAMPS / "stand_in"  # the same for test/nav2_msgs
 LOCK = ROOT / ".setup.lock"
 CONSTRAINTS = ROOT / "requirements" / "constraints.txt"
 
@@ -42,11 +43,12 @@ CONSTRAINTS = ROOT / "requirements" / "constraints.txt"
 PURPOSES = {
     "build": ("base", "ros"),
     "demo": ("base", "ros"),
+    "view": ("base", "ros", "viewer"),
     "bench": ("base", "ros", "torch"),
-    "test": ("base", "ros", "torch", "test"),
+    "test": ("base", "ros", "torch", "tensorrt", "viewer", "test"),
     "lint": ("test",),
 }
-DISK_GB = {"base": 0.5, "ros": 0.7, "torch": 2.0, "test": 0.1}
+DISK_GB = {"base": 0.5, "ros": 0.7, "torch": 2.0, "tensorrt": 0.6, "viewer": 0.1, "test": 0.1}
 
 # What a sourced ROS brings along by apt is used as it is: cv_bridge is built against its numpy.
 SYSTEM_MODULES = {
@@ -90,6 +92,8 @@ def prepare(groups):
     install(groups)
     if "ros" in groups:
         build_interfaces()
+        if "test" in groups:
+            build_stand_in()
 
 
 def sourced_ros():
@@ -223,26 +227,45 @@ def build_interfaces():
             "tf2",
         )
         paths.append(str(BUILD / "tf2_msgs"))
+    colcon(paths, BUILD, "colcon")
+    if not can_import("rclpy", "tf2_msgs.msg", "g2vlm_ros.msg"):
+        raise SetupError(f"the built interfaces cannot be imported; see {STAMPS / 'colcon.log'}")
+    stamp("interfaces", key)
+
+
+def build_stand_in():
+    """Builds test/nav2_msgs into .venv, where Nav2's package of that name is not installed."""
+    folder = ROOT / "test" / "nav2_msgs"
+    sources = [file for file in sorted(folder.rglob("*")) if file.is_file()]
+    key = digest(sources) + (STAMPS / "ros").read_text()
+    if done("nav2", key):
+        return
+    ours = (VENV / "share" / "nav2_msgs").exists()
+    if ours or not can_import("nav2_msgs.action"):
+        say("stand-in for nav2_msgs")
+        colcon([str(folder)], STAND_IN, "nav2")
+    stamp("nav2", key)
+
+
+def colcon(paths, base, log):
+    """Builds the packages in the folders into .venv; what lies between stays in `base`."""
     env = environment()
     if shutil.which("colcon", path=env["PATH"]) is None:
         raise SetupError(
             "colcon is missing; on Ubuntu: apt install python3-colcon-common-extensions"
         )
     env["CMAKE_PREFIX_PATH"] = env["AMENT_PREFIX_PATH"]
-    command = ["colcon", "--log-base", str(BUILD / "log"), "build", "--base-paths", *paths]
+    command = ["colcon", "--log-base", str(base / "log"), "build", "--base-paths", *paths]
     command += [
         "--build-base",
-        str(BUILD / "build"),
+        str(base / "build"),
         "--install-base",
         str(VENV),
         "--merge-install",
     ]
     command += ["--symlink-install", "--cmake-args", "-DBUILD_TESTING=OFF"]
     command += [f"-DPython3_EXECUTABLE={VENV / 'bin' / 'python'}"]
-    run(command, "colcon", env)
-    if not can_import("rclpy", "tf2_msgs.msg", "g2vlm_ros.msg"):
-        raise SetupError(f"the built interfaces cannot be imported; see {STAMPS / 'colcon.log'}")
-    stamp("interfaces", key)
+    run(command, log, env)
 
 
 def check_compiler():

@@ -111,13 +111,17 @@ class Frame:
     """Known calibration for the full image, or None."""
     position_m: np.ndarray | None = None
     """Odometry position of the robot at the stamp, float64 (3,) metres, or None."""
-    depth: Callable[[], np.ndarray] | None = None
+    depth: Callable[[], np.ndarray | None] | None = None
     """Returns a depth image registered to this one, float (height, width) in metres, NaN or 0
-    where unknown; or None where the camera has no depth."""
+    where unknown, or None where none came; itself None where the camera has no depth."""
+    up: np.ndarray | None = None
+    """Up, against gravity, at the stamp: unit float64 (3,) in optical axes, or None."""
 
     def __post_init__(self) -> None:
         if self.position_m is not None:
             _freeze(self, "position_m", (3,), np.float64)
+        if self.up is not None:
+            _freeze(self, "up", (3,), np.float64)
 
 
 @dataclass(frozen=True)

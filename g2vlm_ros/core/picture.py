@@ -6,15 +6,17 @@ import cv2
 import numpy as np
 
 BACKGROUND = 24
+PATH_COLOURS = ((255, 64, 64), (64, 220, 64))
 
 
 def picture(
-    points: np.ndarray, colours: np.ndarray, path: np.ndarray | None = None, size_px: int = 480
+    points: np.ndarray, colours: np.ndarray, *paths: np.ndarray, size_px: int = 480
 ) -> np.ndarray:
     """uint8 (size, 2*size, 3) RGB: the cloud from above (x up, y left) and from the side.
 
-    points: float (n, 3) in a z-up frame; colours: uint8 (n, 3) RGB; path: float (m, 3) camera
-    positions, drawn as a line. The farthest two percent of points are outside the frame.
+    points: float (n, 3) in a z-up frame; colours: uint8 (n, 3) RGB; paths: float (m, 3) camera
+    positions, drawn as lines, the first red, a second green. The farthest two percent of points
+    are outside the frame.
     """
     good = np.isfinite(points).all(1)
     points, colours = points[good], colours[good]
@@ -27,10 +29,10 @@ def picture(
     tiles = []
     for axes in (top, side):
         tiles.append(_splat((points - middle) @ axes.T / span, colours, size_px))
-        if path is not None and len(path) > 1:
+        for path, colour in zip(paths, PATH_COLOURS, strict=False):
             pixels = ((path - middle) @ axes.T / span)[:, :2] * size_px + size_px / 2
             line = np.clip(pixels, -1e4, 1e4).round().astype(np.int32)
-            cv2.polylines(tiles[-1], [line], False, (255, 64, 64), 2, cv2.LINE_AA)
+            cv2.polylines(tiles[-1], [line], False, colour, 2, cv2.LINE_AA)
     return np.concatenate(tiles, axis=1)
 
 

@@ -276,6 +276,11 @@ class Settings:
     cameras: list[str] = knob(["camera"], "Namespaces of the cameras: <camera>/image_raw.")
     image_transport: str = knob("raw", "raw or compressed images.", choices=("raw", "compressed"))
     odometry_topic: str = knob("", "nav_msgs/Odometry for window.min_baseline_m; empty for none.")
+    depth_topic: str = knob(
+        "",
+        "Depth images (32FC1, 16UC1) registered to the camera of their frame_id, for scale.",
+    )
+    imu_topic: str = knob("", "sensor_msgs/Imu that says which way is up; empty for none.")
     max_image_px: int = knob(
         50_000_000,
         "Largest image accepted, width times height.",

@@ -35,6 +35,7 @@ from torch import Tensor, nn
 from g2vlm_ros.core.config import DINO_WINDOWS, PATCH_PX, ModelConfig
 from g2vlm_ros.export.graphs import Graph, Shape, stage_graphs
 from g2vlm_ros.export.int8 import quantise
+from g2vlm_ros.export.sensitivity import near_overflow
 from g2vlm_ros.model.checkpoint import StoredTensor, empty_network, misfits, stored_tensors
 from g2vlm_ros.model.network import FLOAT32_PARTS, G2VLM
 from g2vlm_ros.runtime.manifest import (
@@ -227,7 +228,12 @@ def export(
     network = empty_network(config, stored).eval()
     if problems := misfits(stored, network):
         raise ManifestError(f"{folder} does not fit its configuration files: {problems[0]}")
+    if global_points and not network.global_points:
+        raise ManifestError(f"{folder} has no global points head; export without --global-points")
     manifest = _earlier(folder, digest(folder), opset, views)
+    if dtype == "float16":
+        for line in near_overflow(folder, manifest.weights):
+            progress(line)
     stages = [*stages, *([GLOBAL] if global_points else [])]
     for graph_file in _plan(stages, dtype, sizes, semantic_sizes, config):
         start = time.monotonic()

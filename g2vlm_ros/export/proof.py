@@ -85,8 +85,9 @@ class Chain:
         found = self._append("geometry", segment, features=found["features"],
                              boundary_ids=segment.token_ids.reshape(views, 2))  # fmt: skip
         hidden = found["hidden"].reshape(views, *grid_hw, -1)
-        for stage in ("heads", "heads_global"):
-            self._case(stage, hidden=hidden)
+        self._case("heads", hidden=hidden)
+        if self.oracle.network.global_points:
+            self._case("heads_global", hidden=hidden)
 
     def questions(self, size: tuple[int, int]) -> None:
         """An image for a question, then one decoding step."""

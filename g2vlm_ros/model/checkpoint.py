@@ -1,7 +1,8 @@
 """Checkpoints: a folder in Hugging Face style to a network, strictly and without a second copy.
 
 Weights come from `model.safetensors`, or from the shards that `model.safetensors.index.json`
-lists; never from pickle files. Every key must be known and every parameter must be there.
+lists; never from pickle files. Every key must be known and every parameter must be there; the
+confidence head and the training-only global points head may be absent, but not in part.
 
 `python -m g2vlm_ros.model.checkpoint --check DIR` prints what a folder holds and whether it fits,
 from the headers alone.
@@ -36,6 +37,9 @@ UNUSED = {
     "dino_model.embeddings.mask_token": "masks patches in DINOv2's own training, never here",
 }
 """Keys of the released checkpoint that no computation reads, with the reason."""
+
+OPTIONAL = {"confidence": "conf_", "global_points": "global_point"}
+"""Heads of `G2VLM` that a checkpoint may lack, with what their keys begin with."""
 
 
 class CheckpointError(ValueError):
@@ -88,10 +92,13 @@ def load(
 
 
 def empty_network(config: ModelConfig, keys: Iterable[str]) -> G2VLM:
-    """The network on the meta device, with a confidence head if one of the keys belongs to it."""
-    confidence = any(key.startswith("conf_") for key in keys)
+    """The network on the meta device, with each optional head that one of the keys belongs to."""
+    keys = list(keys)
+    has = {
+        option: any(key.startswith(prefix) for key in keys) for option, prefix in OPTIONAL.items()
+    }
     with torch.device("meta"):
-        return G2VLM(config, confidence)
+        return G2VLM(config, **has)
 
 
 def stored_tensors(folder: str | Path) -> dict[str, StoredTensor]:

@@ -26,10 +26,11 @@ class G2VLM(nn.Module):
     """Encoders, trunk and heads; each method is one stage with tensors in and out.
 
     N views of H x W pixels have P = h*w patches each; C is the width of the trunk. The confidence
-    head (as in Pi3) exists only in checkpoints that were trained with one.
+    head (as in Pi3) exists only in checkpoints that were trained with one, and the global points,
+    which only training needs, only where they were kept.
     """
 
-    def __init__(self, config: ModelConfig, confidence: bool = False):
+    def __init__(self, config: ModelConfig, confidence: bool = False, global_points: bool = True):
         super().__init__()
         width, decoder = config.text.hidden_size, config.decoder
         points, camera = decoder.point_channels, decoder.camera_channels
@@ -42,12 +43,13 @@ class G2VLM(nn.Module):
         self.point_head = PixelHead(points, channels=3)
         self.camera_decoder = Decoder(width, camera, decoder)
         self.camera_head = CameraHead(camera)
-        self.global_points_decoder = GlobalDecoder(width, points, decoder)
-        self.global_point_head = PixelHead(points, channels=3)
+        if global_points:
+            self.global_points_decoder = GlobalDecoder(width, points, decoder)
+            self.global_point_head = PixelHead(points, channels=3)
         if confidence:
             self.conf_decoder = Decoder(width, points, decoder)
             self.conf_head = PixelHead(points, channels=1)
-        self.confidence = confidence
+        self.confidence, self.global_points = confidence, global_points
 
     def encode_geometry(self, images: Tensor) -> Tensor:
         """uint8 (N, H, W, 3) to the geometric tokens (N, P, C)."""
@@ -74,7 +76,15 @@ class G2VLM(nn.Module):
     def heads(
         self, hidden: Tensor, grid_hw: tuple[int, int], global_points: bool = False
     ) -> Geometry:
-        """Hidden states (N, P, C) of the patches to points and poses."""
+        """Hidden states (N, P, C) of the patches to points and poses.
+
+        ValueError when global points are asked for and the checkpoint has no head for them.
+        """
+        if global_points and not self.global_points:
+            raise ValueError(
+                "this checkpoint has no global points head (global_points_decoder, "
+                "global_point_head); do not ask for global points"
+            )
         points = self.point_head(self.point_decoder(hidden, grid_hw), grid_hw)
         translation, rotation9 = self.camera_head(self.camera_decoder(hidden, grid_hw))
         confidence = world = None

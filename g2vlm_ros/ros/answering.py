@@ -14,17 +14,20 @@ import numpy as np
 from geometry_msgs.msg import PoseStamped
 from rclpy.lifecycle import LifecycleNode
 from rclpy.qos import QoSProfile
+from sensor_msgs.msg import Image
 from tf2_msgs.msg import TFMessage
 
 from g2vlm_ros.action import AnswerSpatialQuery
 from g2vlm_ros.core.settings import Settings
+from g2vlm_ros.core.spatial import evidence
 from g2vlm_ros.core.spatial.composer import Composer
 from g2vlm_ros.core.spatial.grounding import OutOfTimeError
-from g2vlm_ros.core.spatial.outcome import Query, ReferenceFrame
+from g2vlm_ros.core.spatial.outcome import Outcome, Query, ReferenceFrame
 from g2vlm_ros.core.spatial.prompts import Mark
 from g2vlm_ros.core.spatial.question import Kind
 from g2vlm_ros.dialogues import Held, Look, Memory
 from g2vlm_ros.live import Update
+from g2vlm_ros.msg import SpatialExample
 from g2vlm_ros.perception import Example, Perception
 from g2vlm_ros.ros import convert, request
 from g2vlm_ros.ros.detections import Detections
@@ -100,6 +103,10 @@ class Answerer:
         self._frames = Frames(node, settings.map.frame)
         self._detections = Detections(node, settings.query.detections_topic)
         self._target = node.create_lifecycle_publisher(PoseStamped, "~/query/last_target", LATCHED)
+        self._picture = node.create_lifecycle_publisher(Image, "~/query/picture", LATCHED)
+        self._answer = node.create_lifecycle_publisher(
+            SpatialExample, "~/query/last_answer", LATCHED
+        )
         self._tf = None
         if settings.query.target_tf:
             self._tf = node.create_lifecycle_publisher(TFMessage, "/tf", QoSProfile(depth=100))
@@ -115,13 +122,15 @@ class Answerer:
 
     def close(self) -> None:
         """Take the topics away and forget."""
-        for publisher in filter(None, (self._target, self._tf)):
+        made = (self._target, self._picture, self._answer, self._tf)
+        for publisher in filter(None, made):
             self._node.destroy_publisher(publisher)
         self._detections.close()
         self._frames.close()
         self.forget()
 
     def answer(self, question: Question) -> None:
+        """Fill in the response; raises what `Queries` turns into codes."""
         asked = question.request
         self._check_time(question)
         held = self._window(question)
@@ -146,6 +155,7 @@ class Answerer:
         question.response.age_s = (self._now_ns() - look.stamp_ns) * 1e-9
         if outcome.kind in (Kind.POINT, Kind.POSE) and outcome.pose is not None:
             self._publish_target(question.response.pose, outcome.pose, look)
+        self._publish_picture(asked.question, outcome, look)
         if asked.dialogue:
             self._memory.told(asked.dialogue, held, asked.question, outcome.text)
 
@@ -288,6 +298,28 @@ class Answerer:
             header = convert.header(look.stamp_ns, self._settings.map.frame)
             transform = convert.transform_message(header, self._settings.query.target_tf, in_map)
             self._tf.publish(TFMessage(transforms=[transform]))
+
+    def _publish_picture(self, asked: str, outcome: Outcome, look: Look) -> None:
+        """Latch the views that show what the answer rests on, drawn on and with its words."""
+        views = evidence.views_of(outcome, look.points.viewer)
+        panels = [
+            (look.image(view), evidence.marks_of(outcome, view, look.corners)) for view in views
+        ]
+        picture = evidence.draw(panels, evidence.lines_of(asked, outcome, look.points.metric))
+        frame = look.frames[views[0]]
+        header = convert.header(frame.stamp_ns, frame.frame_id)
+        self._picture.publish(convert.rgb_image(header, picture))
+
+    def publish_answer(self, question: Question) -> None:
+        """Latch a question that came to its turn, with the answer or why there is none."""
+        asked, response = question.request, question.response
+        self._answer.publish(
+            SpatialExample(
+                camera=response.evidence[0].camera if response.evidence else "",
+                stamp=response.stamp, question=asked.question,
+                answer=response.answer if response.success else response.error_msg,
+            )
+        )  # fmt: skip
 
     def _now_ns(self) -> int:
         return self._node.get_clock().now().nanoseconds

@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import argparse
 import sys
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+from sensor_msgs.msg import Image
 
 from g2vlm_ros.core.spatial.question import Kind
 from g2vlm_ros.ros.client import SpatialClient, UnreachableError
@@ -20,6 +25,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--dialogue", default="", help="name of a conversation to go on with")
     parser.add_argument("--wait-s", type=float, default=10.0, help="give up after this long")
     parser.add_argument("--max-age-s", type=float, default=5.0, help="of the geometry")
+    parser.add_argument("--picture", type=Path, help="write what the answer rests on (.png, .jpg)")
     parser.add_argument("--node", default="/perception")
     return parser.parse_args(arguments)
 
@@ -49,6 +55,12 @@ def report(answer: SpatialQuery.Response) -> str:
     return "\n".join(lines)
 
 
+def save(picture: Image, path: Path) -> None:
+    """Write an rgb8 image; ValueError for an unknown file ending, OSError where it cannot."""
+    rgb = np.frombuffer(picture.data, np.uint8).reshape(picture.height, picture.width, 3)
+    PIL.Image.fromarray(rgb).save(path)
+
+
 def code_name(code: int) -> str:
     """The name of an error code."""
     names = ("NONE UNKNOWN TIMEOUT TF_ERROR NO_MODEL NO_GEOMETRY NOT_VISIBLE AMBIGUOUS BUSY "
@@ -67,7 +79,9 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         with SpatialClient(chosen.node) as robot:
             answer = robot.ask(" ".join(chosen.question), **fields)
-    except (UnreachableError, ValueError) as error:
+            if chosen.picture and answer.success:
+                save(robot.picture(), chosen.picture)
+    except (UnreachableError, ValueError, OSError) as error:
         print(error, file=sys.stderr)
         return 2
     print(report(answer))

@@ -1,24 +1,29 @@
-"""What comes in: images, calibrations and odometry of the cameras, as frames."""
+"""What comes in: images of the cameras with what else is known of their moment, as frames."""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 from nav_msgs.msg import Odometry
 from rclpy.callback_groups import MutuallyExclusiveCallbackGroup
 from rclpy.event_handler import SubscriptionEventCallbacks
 from rclpy.node import Node
-from rclpy.qos import qos_profile_sensor_data
+from rclpy.qos import DurabilityPolicy, QoSProfile, qos_profile_sensor_data
 from rclpy.qos_overriding_options import QoSOverridingOptions
-from sensor_msgs.msg import CameraInfo, CompressedImage, Image
+from sensor_msgs.msg import CameraInfo, CompressedImage, Image, Imu
+from tf2_msgs.msg import TFMessage
 
 from g2vlm_ros.core.datatypes import Frame, Intrinsics
 from g2vlm_ros.core.images import ImageError
 from g2vlm_ros.core.settings import Settings
 from g2vlm_ros.ros import convert
+from g2vlm_ros.ros.depth import DepthImages
+from g2vlm_ros.ros.gravity import Gravity
 
+TF_STATIC = QoSProfile(depth=100, durability=DurabilityPolicy.TRANSIENT_LOCAL)
 ODOMETRY_MAX_GAP_NS = 500_000_000
 """An odometry message this far from a frame's stamp says nothing about it."""
 
@@ -53,7 +58,15 @@ class Cameras:
             self._listen(kind, f"{camera}/image_raw{suffix}", self._on_image, camera)
             self._listen(CameraInfo, f"{camera}/camera_info", self._on_camera_info, camera)
         if settings.odometry_topic:
-            self._listen(Odometry, settings.odometry_topic, self._on_odometry, "odometry")
+            self._listen(Odometry, settings.odometry_topic, self._on_odometry)
+        self._depth = self._gravity = None
+        if settings.depth_topic:
+            self._depth = DepthImages(settings.window.sync_slop_s, self._warn)
+            self._listen(Image, settings.depth_topic, self._depth.hear)
+        if settings.imu_topic:
+            self._gravity = Gravity(self._warn)
+            self._listen(Imu, settings.imu_topic, self._gravity.hear)
+            self._listen(TFMessage, "/tf_static", self._gravity.hear_static, qos=TF_STATIC)
 
     def close(self) -> None:
         """Stop listening."""
@@ -61,7 +74,19 @@ class Cameras:
             self._node.destroy_subscription(subscription)
         self._subscriptions.clear()
 
-    def _listen(self, kind: type, topic: str, callback: Callable, name: str) -> None:
+    def _warn(self, sentence: str) -> None:
+        self._log.warning(sentence, throttle_duration_sec=5.0)
+
+    def _listen(
+        self,
+        kind: type,
+        topic: str,
+        callback: Callable,
+        *before: str,
+        qos: QoSProfile = qos_profile_sensor_data,
+    ) -> None:
+        """Subscribe; the callback gets `before` and the message."""
+
         def incompatible(event) -> None:
             self._log.error(
                 f"a publisher of {topic} offers an incompatible QoS ({event.last_policy_kind}); "
@@ -71,8 +96,8 @@ class Cameras:
         subscription = self._node.create_subscription(
             kind,
             topic,
-            functools.partial(callback, name),
-            qos_profile_sensor_data,
+            functools.partial(callback, *before),
+            qos,
             callback_group=self._group,
             event_callbacks=SubscriptionEventCallbacks(incompatible_qos=incompatible),
             qos_overriding_options=QoSOverridingOptions.with_default_policies(),
@@ -92,7 +117,16 @@ class Cameras:
             self._reject(error.reason)
             self._log.warning(f"{camera}: {error}", throttle_duration_sec=5.0)
             return
-        self._offer(frame)
+        self._offer(self._completed(frame))
+
+    def _completed(self, frame: Frame) -> Frame:
+        """The frame with its depth image and with up, where there is a topic for them."""
+        stamp_ns, frame_id = frame.stamp_ns, frame.frame_id
+        if self._depth is not None:
+            frame = replace(frame, depth=self._depth.of(stamp_ns, frame_id))
+        if self._gravity is not None:
+            frame = replace(frame, up=self._gravity.up_at(stamp_ns, frame_id))
+        return frame
 
     def _on_camera_info(self, camera: str, message: CameraInfo) -> None:
         try:
@@ -112,7 +146,7 @@ class Cameras:
                 once=True,
             )
 
-    def _on_odometry(self, _name: str, message: Odometry) -> None:
+    def _on_odometry(self, message: Odometry) -> None:
         p = message.pose.pose.position
         self._odometry = (convert.stamp_ns(message.header.stamp), np.array([p.x, p.y, p.z]))
 

@@ -22,6 +22,8 @@ from typing import Any
 import rclpy
 from rclpy.action import ActionClient
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
+from rclpy.qos import DurabilityPolicy, QoSProfile
+from sensor_msgs.msg import Image
 
 from g2vlm_ros.action import AnswerSpatialQuery
 from g2vlm_ros.srv import GetPoints, SpatialQuery
@@ -43,6 +45,7 @@ class _Connection:
         self._context = context or rclpy.Context()
         if self._own_context:
             rclpy.init(args=[], context=self._context)
+        self._name = node
         self._node = rclpy.create_node(
             "spatial_client", context=self._context, start_parameter_services=False
         )
@@ -73,6 +76,18 @@ class _Connection:
         done.add_done_callback(lambda future: client.remove_pending_request(sent))
         return done
 
+    def picture(self) -> concurrent.futures.Future:
+        """The latched picture of the last answer."""
+        done: concurrent.futures.Future = concurrent.futures.Future()
+        latched = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
+        subscription = self._node.create_subscription(
+            Image, f"{self._name}/query/picture",
+            lambda message: done.done() or done.set_result(message), latched,
+        )  # fmt: skip
+        self._executor.wake()
+        done.add_done_callback(lambda _: self._node.destroy_subscription(subscription))
+        return done
+
     def close(self) -> None:
         """Leave the graph."""
         self._executor.shutdown()
@@ -81,6 +96,12 @@ class _Connection:
         self._node.destroy_node()
         if self._own_context:
             rclpy.try_shutdown(context=self._context)
+
+
+def _silent(timeout_s: float) -> UnreachableError:
+    return UnreachableError(
+        f"no response within {timeout_s:.1f} s; is the perception node still running?"
+    )
 
 
 def request(question: str, **fields: Any) -> SpatialQuery.Request:
@@ -131,6 +152,10 @@ class SpatialClient:
             self._connection.send(self._connection.points, asked), DISCOVERY_S + PATIENCE_S
         )
 
+    def picture(self) -> Image:
+        """The last answer (whoever asked) drawn on the camera image that it rests on."""
+        return self._wait(self._connection.picture(), DISCOVERY_S)
+
     def close(self) -> None:
         """Leave the graph."""
         self._connection.close()
@@ -141,9 +166,7 @@ class SpatialClient:
             return future.result(timeout_s)
         except concurrent.futures.TimeoutError:
             future.cancel()
-            raise UnreachableError(
-                f"no response within {timeout_s:.1f} s; is the perception node still running?"
-            ) from None
+            raise _silent(timeout_s) from None
 
 
 class AsyncSpatialClient:
@@ -164,17 +187,24 @@ class AsyncSpatialClient:
         Cancelling the task forgets the question.
         """
         asked = request(question, **fields)
-        timeout_s = asked.max_wait_s + PATIENCE_S
-        loop, connection = asyncio.get_running_loop(), self._connection
-        sent = await loop.run_in_executor(None, connection.send, connection.query, asked)
-        try:
-            return await asyncio.wait_for(asyncio.wrap_future(sent), timeout_s)
-        except asyncio.TimeoutError:
-            raise UnreachableError(
-                f"no response within {timeout_s:.1f} s; is the perception node still running?"
-            ) from None
+        return await self._call(self._connection.query, asked, asked.max_wait_s + PATIENCE_S)
 
     async def locate(self, thing: str, **fields: Any) -> SpatialQuery.Response:
         """Where a thing is: `pose` and its covariance in target_frame."""
         kind = SpatialQuery.Request.POINT
         return await self.ask(f"Where is the {thing}?", answer_kind=kind, **fields)
+
+    async def points(
+        self, camera: str, u_px: list[float], v_px: list[float], **fields: Any
+    ) -> GetPoints.Response:
+        """The 3D points of pixels of a camera's newest view."""
+        asked = GetPoints.Request(camera=camera, u_px=u_px, v_px=v_px, **fields)
+        return await self._call(self._connection.points, asked, DISCOVERY_S + PATIENCE_S)
+
+    async def _call(self, client: Any, asked: Any, timeout_s: float) -> Any:
+        loop = asyncio.get_running_loop()
+        sent = await loop.run_in_executor(None, self._connection.send, client, asked)
+        try:
+            return await asyncio.wait_for(asyncio.wrap_future(sent), timeout_s)
+        except asyncio.TimeoutError:
+            raise _silent(timeout_s) from None

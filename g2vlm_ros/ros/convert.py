@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from builtin_interfaces.msg import Time
 from geometry_msgs.msg import (
+    Point,
     Pose,
     PoseArray,
     PoseStamped,
@@ -28,12 +29,15 @@ from std_msgs.msg import Header
 
 from g2vlm_ros.core import cloud, images
 from g2vlm_ros.core.datatypes import Frame, Intrinsics
-from g2vlm_ros.core.geometry import quaternion_xyzw
+from g2vlm_ros.core.geometry import quaternion_xyzw, rotation_from_xyzw
 from g2vlm_ros.core.images import ImageError
 from g2vlm_ros.core.mapping.occupancy import Occupancy
 
 CV_BRIDGE_ENCODINGS = frozenset(images.ENCODINGS) - {"rgb8", "uyvy", "yuyv", "nv12", "nv21"}
 """What cv_bridge of every supported ROS distribution converts; rgb8 needs no conversion."""
+
+DEPTH_ENCODINGS = {"32FC1": ("f4", 1.0), "16UC1": ("u2", 1e-3)}
+"""Of depth images (REP-118): numpy kind of a pixel, and its unit in metres."""
 
 _SECOND_NS = 1_000_000_000
 
@@ -142,6 +146,36 @@ def _decode_image(msg: Image) -> np.ndarray:
     )
 
 
+def depth_reader(msg: Image) -> Callable[[], np.ndarray]:
+    """What reads a depth image: float32 (height, width) metres, NaN or 0 where unknown.
+
+    The header is checked now: ImageError with reason "encoding", "size" or "truncated".
+    """
+    if msg.encoding not in DEPTH_ENCODINGS:
+        known = ", ".join(DEPTH_ENCODINGS)
+        raise ImageError("encoding", f"encoding is '{msg.encoding}'; it must be one of {known}")
+    tight = msg.width * np.dtype(DEPTH_ENCODINGS[msg.encoding][0]).itemsize
+    if not (msg.width and msg.height) or msg.step < tight:
+        raise ImageError(
+            "size",
+            f"size is {msg.width}x{msg.height} with rows of {msg.step} bytes; at least 1x1 with "
+            f"{tight} bytes is needed",
+        )
+    if len(msg.data) < msg.step * msg.height:
+        raise ImageError(
+            "truncated", f"{len(msg.data)} bytes are there, {msg.step * msg.height} are needed"
+        )
+    return partial(_depth_m, msg)
+
+
+def _depth_m(msg: Image) -> np.ndarray:
+    kind, unit_m = DEPTH_ENCODINGS[msg.encoding]
+    pixel = np.dtype(kind).newbyteorder(">" if msg.is_bigendian else "<")
+    rows = np.frombuffer(msg.data, np.uint8, msg.step * msg.height).reshape(msg.height, msg.step)
+    values = np.ascontiguousarray(rows[:, : msg.width * pixel.itemsize]).view(pixel)
+    return values.astype(np.float32) * np.float32(unit_m)
+
+
 def intrinsics_from_info(msg: CameraInfo) -> Intrinsics | None:
     """The calibration of the image that comes with `msg`; None when it says uncalibrated.
 
@@ -211,14 +245,21 @@ def cloud_message(
 
 
 def packed_cloud(header: Header, points: np.ndarray) -> PointCloud2:
-    """A dense PointCloud2 of packed points (n,) of 20 bytes, as `core.map_changes.POINT`."""
-    msg = PointCloud2(header=header, height=1, width=len(points), is_dense=True)
+    """A PointCloud2 of packed points (n,): `changes.POINT`, or CHANGED_POINT with an INT32 id."""
+    kind = points.dtype
+    msg = PointCloud2(header=header, height=1, width=len(points))
+    msg.is_dense = not np.isnan(points["x"]).any()
     msg.fields = [
-        PointField(name=name, offset=offset, datatype=PointField.FLOAT32, count=1)
-        for name, offset in cloud.POINT_FIELDS
+        PointField(
+            name=name,
+            offset=kind.fields[name][1],
+            datatype=PointField.INT32 if kind[name] == np.int32 else PointField.FLOAT32,
+            count=1,
+        )
+        for name in kind.names
     ]
-    msg.point_step = cloud.POINT_BYTES
-    msg.row_step = msg.width * cloud.POINT_BYTES
+    msg.point_step = kind.itemsize
+    msg.row_step = msg.width * kind.itemsize
     msg.data.frombytes(memoryview(np.ascontiguousarray(points)).cast("B"))
     return msg
 
@@ -231,6 +272,14 @@ def occupancy_grid(header: Header, grid: Occupancy) -> OccupancyGrid:
     msg.info.height, msg.info.width = grid.data.shape
     msg.info.origin.position.x, msg.info.origin.position.y = grid.origin_x, grid.origin_y
     msg.data.frombytes(memoryview(np.ascontiguousarray(grid.data)).cast("B"))
+    return msg
+
+
+def rgb_image(header: Header, rgb: np.ndarray) -> Image:
+    """An rgb8 image of uint8 (H, W, 3)."""
+    height, width = rgb.shape[:2]
+    msg = Image(header=header, height=height, width=width, encoding="rgb8", step=3 * width)
+    msg.data.frombytes(memoryview(np.ascontiguousarray(rgb)).cast("B"))
     return msg
 
 
@@ -266,6 +315,19 @@ def camera_info(
     info.r = np.eye(3).ravel()
     info.p = np.hstack([k, np.zeros((3, 1))]).ravel()
     return info
+
+
+def position(point: Point) -> np.ndarray:
+    """A Point as float64 (3,)."""
+    return np.array([point.x, point.y, point.z])
+
+
+def pose_matrix(pose: Pose) -> np.ndarray:
+    """A Pose as parent_from_child, float64 (4, 4)."""
+    turn, matrix = pose.orientation, np.eye(4)
+    matrix[:3, :3] = rotation_from_xyzw(np.array([turn.x, turn.y, turn.z, turn.w]))
+    matrix[:3, 3] = position(pose.position)
+    return matrix
 
 
 def pose_message(pose: np.ndarray) -> Pose:

@@ -1,7 +1,7 @@
-"""``make demo``: photographs through the real node over real DDS, and a report of what arrived.
+"""``make demo``: a drive through a held-out simulated home, over real DDS, judged by the truth.
 
-`replay` and `perception` run in this process, the recorder in one of its own: what it writes was
-received over DDS. Exit code 0 only if clouds and poses were received.
+`sim_camera` (or `replay`, for photographs) and `perception` run in this process, the recorder in
+one of its own: what it writes was received over DDS. Exit code 0 only if clouds and poses were.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -35,44 +36,31 @@ def prepare_environment() -> None:
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     """The command line; paths exist or argparse says which does not."""
     parser = argparse.ArgumentParser(prog="make demo", description=__doc__.split("\n")[0])
-    data = ROOT / "test" / "data"
-    parser.add_argument("--images", type=Path, default=data / "frames", help="folder or video")
-    parser.add_argument("--checkpoint", type=Path, default=data / "golden" / "A")
+    parser.add_argument("--images", type=Path, help="folder or video in place of the home")
+    parser.add_argument("--home", type=int, default=8, help="index of the held-out home")
+    parser.add_argument("--legs", type=int, default=8, help="length of the walk, straight legs")
+    parser.add_argument("--checkpoint", type=Path, default=ROOT / "engines" / "demo")
     parser.add_argument("--out", type=Path, default=Path("demo_output"))
     parser.add_argument("--backend", default="auto")
-    parser.add_argument("--rate-hz", type=float, default=4.0, help="frames per second")
-    parser.add_argument("--width", type=int, default=140, help="view width in the model, pixels")
-    parser.add_argument("--limit-s", type=float, default=60.0, help="stop after this long")
+    parser.add_argument("--rate-hz", type=float, default=4.0, help="photographs per second")
+    parser.add_argument("--width", type=int, default=112, help="view width in the model, pixels")
+    parser.add_argument("--limit-s", type=float, default=120.0, help="stop after this long")
     chosen = parser.parse_args(arguments)
     for path in (chosen.images, chosen.checkpoint):
-        if not path.exists():
+        if path is not None and not path.exists():
             parser.error(f"{path} does not exist")
     return chosen
 
 
 def run(chosen: argparse.Namespace) -> dict:
-    """Replay the images through the node; returns the report. Needs a ROS 2 environment."""
+    """Drive the camera through the node; returns the report. Needs a ROS 2 environment."""
     import rclpy
     from rclpy.executors import MultiThreadedExecutor
-    from rclpy.parameter import Parameter
 
     from g2vlm_ros.ros.node import PerceptionNode
-    from g2vlm_ros.ros.replay import ReplayNode
 
     rclpy.init(args=[])
-    settings = {
-        "model.checkpoint": str(chosen.checkpoint),
-        "model.backend": chosen.backend,
-        "model.image_width_px": chosen.width,
-        "cloud.stride_px": 2,
-        # The random weights make nothing but depth steps; a trained checkpoint needs the filter.
-        "cloud.max_edge_step": 0.0,
-        "window.min_gap_s": 0.0,
-        "window.max_age_s": 10.0 * max(1.0, 4.0 / chosen.rate_hz),
-    }
-    perception = PerceptionNode(
-        parameter_overrides=[Parameter(name, value=value) for name, value in settings.items()]
-    )
+    perception = PerceptionNode(parameter_overrides=_parameters(_settings(chosen)))
     executor = MultiThreadedExecutor(num_threads=4)
     executor.add_node(perception)
     spinning = threading.Thread(target=executor.spin, daemon=True)
@@ -81,17 +69,17 @@ def run(chosen: argparse.Namespace) -> dict:
         [sys.executable, "-m", "g2vlm_ros.ros.recorder", str(chosen.out)], stdin=subprocess.PIPE
     )
     started = time.monotonic()
+    interview = None
     try:
         _activate(perception)
         _wait_for_recorder(perception, recorder)
-        replay = ReplayNode(
-            parameter_overrides=[
-                Parameter("path", value=str(chosen.images)),
-                Parameter("rate_hz", value=chosen.rate_hz),
-            ]
-        )
-        executor.add_node(replay)
-        _follow(perception, replay, started, chosen.limit_s)
+        camera = _camera(chosen)
+        executor.add_node(camera)
+        if chosen.images is None:
+            interview = _interview(perception, camera)
+        _follow(perception, camera, started, chosen.limit_s)
+        if interview is not None:
+            interview.stop()
     finally:
         recorder.communicate(timeout=60)
         perception.trigger_shutdown()
@@ -101,13 +89,58 @@ def run(chosen: argparse.Namespace) -> dict:
     report = json.loads((chosen.out / "recorder.json").read_text())
     (chosen.out / "recorder.json").unlink()
     peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    shown = {"images": chosen.images.name} if chosen.images else {"home": chosen.home}
     return {
-        "images": chosen.images.name,
+        **shown,
         "checkpoint": chosen.checkpoint.name,
         **report,
+        "questions": [asdict(asked) for asked in interview.asked] if interview else [],
         "run_s": round(time.monotonic() - started, 1),
         "peak_memory_mb": round(peak_mb),
     }
+
+
+def _settings(chosen: argparse.Namespace) -> dict:
+    made = {
+        "model.checkpoint": str(chosen.checkpoint.resolve()),
+        "model.backend": chosen.backend,
+        "model.image_width_px": chosen.width,
+    }
+    if chosen.images is None:
+        # A window of the training spans about two seconds of walking; the wheels give the metre.
+        return made | {"query.semantic_width_px": 112, "window.min_gap_s": 0.55,
+                       "window.max_age_s": 8.0, "odometry_topic": "/odom"}  # fmt: skip
+    return made | {"window.min_gap_s": 0.0, "cloud.stride_px": 2,
+                   "window.max_age_s": 10.0 * max(1.0, 4.0 / chosen.rate_hz)}  # fmt: skip
+
+
+def _parameters(values: dict) -> list:
+    from rclpy.parameter import Parameter
+
+    return [Parameter(name, value=value) for name, value in values.items()]
+
+
+def _camera(chosen: argparse.Namespace):
+    """The node that publishes images, and is `finished` at some time."""
+    if chosen.images is None:
+        from g2vlm_ros.ros.sim_camera import SimCamera
+
+        return SimCamera(
+            parameter_overrides=_parameters({"home": chosen.home, "legs": chosen.legs})
+        )
+    from g2vlm_ros.ros.replay import ReplayNode
+
+    return ReplayNode(
+        parameter_overrides=_parameters({"path": str(chosen.images), "rate_hz": chosen.rate_hz})
+    )
+
+
+def _interview(perception, camera):
+    from g2vlm_ros.ros.interview import Interview
+
+    asking = Interview(camera.scene.home, camera.moments, perception.newest_ns)
+    asking.start()
+    return asking
 
 
 def _activate(perception) -> None:
@@ -127,14 +160,14 @@ def _wait_for_recorder(perception, recorder: subprocess.Popen) -> None:
         time.sleep(0.05)
 
 
-def _follow(perception, replay, started: float, limit_s: float) -> None:
-    """A progress line until the recording has ended and the device has rested for a second."""
+def _follow(perception, camera, started: float, limit_s: float) -> None:
+    """A progress line until the camera has ended and the device has rested for two seconds."""
     quiet = 0
-    while quiet < 5 and time.monotonic() - started < limit_s:
+    while quiet < 10 and time.monotonic() - started < limit_s:
         counts, spent_s = perception.counts(), time.monotonic() - started
         line = f"\r{spent_s:5.1f} s  frames {counts.received:4d}  windows {counts.windows:4d}"
         print(line, end="", flush=True, file=sys.stderr)
-        quiet = quiet + 1 if replay.finished and perception.idle() else 0
+        quiet = quiet + 1 if camera.finished and perception.idle() else 0
         time.sleep(0.2)
     print(file=sys.stderr)
 
@@ -145,16 +178,31 @@ def main(arguments: list[str] | None = None) -> int:
     chosen.out.mkdir(parents=True, exist_ok=True)
     prepare_environment()
     print(
-        f"checkpoint {chosen.checkpoint.name}: tiny, with random weights. Its geometry means "
-        "nothing; what is shown is the way from camera to topics"
+        f"checkpoint {chosen.checkpoint.name}: a small one of ours. It knows simulated homes only; "
+        "on anything else its geometry means nothing"
     )
     report = run(chosen)
     path = chosen.out / "report.json"
     path.write_text(json.dumps(report, indent=1) + "\n")
     clouds, poses = report["received"].get(CLOUD, 0), report["received"].get(POSE, 0)
     print(f"received over DDS: {clouds} clouds, {poses} poses of {report['frames_in']} frames")
-    print(f"see {path}, cloud.png, cloud.ply and poses.csv beside it")
+    for name, value in report.get("accuracy", {}).items():
+        print(f"  {name:34} {value}")
+    if report["questions"]:
+        _show_questions(report["questions"], chosen.out)
+    print(f"see {path}, and the maps and pictures beside it")
     return 0 if clouds and poses else 1
+
+
+def _show_questions(asked: list[dict], out: Path) -> None:
+    """Print them, and leave questions.md."""
+    lines = ["| question | answer | truth | right |", "|---|---|---|---|"]
+    for a in asked:
+        right = "yes" if a["right"] else "no"
+        lines.append(f"| {a['question']} | {a['answer']} | {a['truth']} | {right} |")
+        print(f"  {a['question']} {a['answer']} (truth: {a['truth']})")
+    (out / "questions.md").write_text("\n".join(lines) + "\n")
+    print(f"{sum(a['right'] for a in asked)} of {len(asked)} answers right")
 
 
 if __name__ == "__main__":

@@ -32,12 +32,13 @@ from g2vlm_ros.perception import Perception
 from g2vlm_ros.ros import convert, params
 from g2vlm_ros.ros.cameras import Cameras
 from g2vlm_ros.ros.device import Device
+from g2vlm_ros.ros.map_services import MapServices
 from g2vlm_ros.ros.outputs import LATCHED, Outputs
 from g2vlm_ros.ros.query import Queries
 from g2vlm_ros.ros.services import Services
 from g2vlm_ros.ros.status import Diagnostics, status_message
 from g2vlm_ros.scene_map import SceneMap
-from g2vlm_ros.srv import GetPoints, SaveMap
+from g2vlm_ros.srv import EditMap, GetPoints, LoadMap, SaveMap
 
 SETTINGS = frozenset(name for name, _ in knobs())
 
@@ -188,7 +189,6 @@ class PerceptionNode(LifecycleNode):
     def _make_services(self) -> None:
         services = Services(
             self._settings.map.frame,
-            self._map,
             newest=self._newest_and_age,
             refresh=self._refresh,
             active=lambda: self._active,
@@ -205,12 +205,15 @@ class PerceptionNode(LifecycleNode):
             active=lambda: self._active,
             log_failure=self._log_failure,
         )
+        maps = MapServices(self._settings.map.frame, self._map, services)
         group = ReentrantCallbackGroup()
         self._services_made = [
             self.create_service(kind, name, handler, callback_group=group)
             for kind, name, handler in (
                 (GetPoints, "~/get_points", services.get_points),
-                (SaveMap, "~/save_map", services.save_map),
+                (SaveMap, "~/save_map", maps.save_map),
+                (LoadMap, "~/load_map", maps.load_map),
+                (EditMap, "~/edit_map", maps.edit_map),
                 (Trigger, "~/reset", self._reset),
             )
         ]
@@ -282,6 +285,11 @@ class PerceptionNode(LifecycleNode):
     def counts(self) -> Counts:
         """Frames and windows since configure."""
         return self._live.counts()
+
+    def newest_ns(self) -> int | None:
+        """Stamp of the newest view that a window was made of."""
+        update = self._newest
+        return None if update is None else update.window.stamp_ns
 
     def listened_to(self) -> bool:
         """Whether anybody subscribes to something that needs the model."""

@@ -13,10 +13,11 @@ from std_msgs.msg import Header
 from tf2_msgs.msg import TFMessage
 
 from g2vlm_ros.core import cloud
+from g2vlm_ros.core.mapping.changes import change_rows
 from g2vlm_ros.core.settings import Settings
 from g2vlm_ros.live import Update
 from g2vlm_ros.ros import convert
-from g2vlm_ros.scene_map import SceneMap
+from g2vlm_ros.scene_map import SceneMap, Version
 
 LATCHED = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
 
@@ -32,6 +33,7 @@ class Outputs:
         "depth": (Image, "~/depth/image", QoSProfile(depth=2)),
         "depth_info": (CameraInfo, "~/depth/camera_info", QoSProfile(depth=2)),
         "map": (PointCloud2, "~/map", LATCHED),
+        "map_updates": (PointCloud2, "~/map_updates", QoSProfile(depth=100)),
         "occupancy": (OccupancyGrid, "~/occupancy", LATCHED),
         "tf": (TFMessage, "/tf", QoSProfile(depth=100)),
     }
@@ -41,7 +43,8 @@ class Outputs:
         self._sub_map = -1
         self._path = Path()
         self._cloud: PointCloud2 | None = None
-        self._map_sent_ns = {"map": 0, "occupancy": 0}
+        self._sent: dict[str, Version] = {}
+        self._followers: set[tuple[int, ...]] = set()
         self._publishers = {
             name: node.create_lifecycle_publisher(
                 kind,
@@ -72,20 +75,44 @@ class Outputs:
         self._publish_transforms(update)
 
     def publish_map(self, scene_map: SceneMap) -> None:
-        """Send ~/map and ~/occupancy where they are listened to and have changed."""
+        """Send map, changes and occupancy where they are listened to and have changed."""
+        self._publish_changes(scene_map)
         for name, make in (("map", self._map_message), ("occupancy", self._occupancy_message)):
-            stamp_ns = scene_map.stamp_ns
-            if stamp_ns and stamp_ns != self._map_sent_ns[name] and self._listened(name):
-                self._publishers[name].publish(make(scene_map, self._header(stamp_ns)))
-                self._map_sent_ns[name] = stamp_ns
+            version, stamp_ns = scene_map.version, scene_map.stamp_ns
+            if stamp_ns and version != self._sent.get(name) and self._listened(name):
+                if (message := make(scene_map, self._header(stamp_ns))) is not None:
+                    self._publishers[name].publish(message)
+                self._sent[name] = version
+
+    def _publish_changes(self, scene_map: SceneMap) -> None:
+        """What changed since the last message, or everything when there is a new listener."""
+        if not self._listened("map_updates"):
+            self._followers.clear()
+            return
+        publisher = self._publishers["map_updates"]
+        found = self._node.get_subscriptions_info_by_topic(publisher.topic_name)
+        followers = {tuple(endpoint.endpoint_gid) for endpoint in found}
+        matched = len(followers) == publisher.get_subscription_count()
+        known = matched and followers <= self._followers
+        changes = scene_map.changes(self._sent.get("map_updates") if known else None)
+        if changes is None:
+            return
+        change, version = changes
+        rows = change_rows(change)
+        if len(rows):
+            header = self._header(scene_map.stamp_ns)
+            publisher.publish(convert.packed_cloud(header, rows))
+        self._sent["map_updates"] = version
+        self._followers = followers if matched else set()
 
     @staticmethod
     def _map_message(scene_map: SceneMap, header: Header) -> PointCloud2:
         return convert.packed_cloud(header, scene_map.points())
 
     @staticmethod
-    def _occupancy_message(scene_map: SceneMap, header: Header) -> OccupancyGrid:
-        return convert.occupancy_grid(header, scene_map.occupancy())
+    def _occupancy_message(scene_map: SceneMap, header: Header) -> OccupancyGrid | None:
+        grid = scene_map.occupancy()
+        return None if grid is None else convert.occupancy_grid(header, grid)
 
     def _listened(self, name: str) -> bool:
         publisher = self._publishers.get(name)

@@ -238,6 +238,10 @@ class Queries:
     def _finish(self, question: Question) -> None:
         """Complete the response and wake who waits; starts the delivery of a goal never begun."""
         self._end(question)
+        try:
+            self._answerer.publish_answer(question)
+        except Exception as error:  # the node may be closing; the answer goes out
+            self._log_failure("last_answer", error)
         if not question.quick and not question.started:
             question.feedback(Feedback.ANSWERING, "")
 

@@ -1,7 +1,8 @@
 """A separate subscriber that writes down what really came over DDS; the witness of the demo.
 
 ``python -m g2vlm_ros.ros.recorder OUT_DIR`` records until its standard input closes, then writes
-cloud.ply, cloud.png, poses.csv and recorder.json into OUT_DIR.
+map.ply, map.png, poses.csv and recorder.json into OUT_DIR. Where a simulated camera tells the
+truth as well, recorder.json has the errors, map.png both paths, and depth.png compares depths.
 """
 
 from __future__ import annotations
@@ -25,32 +26,36 @@ from sensor_msgs.msg import CameraInfo, Image, PointCloud2
 from tf2_msgs.msg import TFMessage
 
 from g2vlm_ros.core import cloud
-from g2vlm_ros.core.geometry import rotation_from_xyzw
 from g2vlm_ros.core.picture import picture
 from g2vlm_ros.msg import ReconstructionStatus
 from g2vlm_ros.ros import convert
 from g2vlm_ros.ros.outputs import LATCHED
+from g2vlm_ros.ros.witness import Truth
 
-MAX_POINTS = 400_000
+HEADROOM_M = 0.5
+"""The picture leaves out what is this much above the cameras, so that one looks into rooms."""
 
 
 class Recorder(Node):
-    """Counts every message of the perception node and keeps clouds, poses and latencies."""
+    """Counts every message of the perception node; keeps map, path, poses and latencies."""
 
     def __init__(self, perception: str = "/perception"):
         super().__init__("recorder")
         self.counts: Counter[str] = Counter()
-        self.clouds: dict[int, np.ndarray] = {}
+        self.map = np.zeros((0, 5), np.float32)
+        self.path = PathMessage()
         self.poses: list[PoseWithCovarianceStamped] = []
+        self.truth = Truth(self)
         self.latencies_s: list[float] = []
         self.stage_times_s: dict[str, list[float]] = {}
         self.status: ReconstructionStatus | None = None
         for kind, topic, keep, qos in (
             (PointCloud2, f"{perception}/points", self._keep_cloud, QoSProfile(depth=10)),
             (PoseWithCovarianceStamped, f"{perception}/pose", self.poses.append, 100),
-            (PathMessage, f"{perception}/path", None, LATCHED),
+            (PointCloud2, f"{perception}/map", self._keep_map, LATCHED),
+            (PathMessage, f"{perception}/path", self._keep_path, LATCHED),
             (PoseArray, f"{perception}/window_poses", None, 10),
-            (Image, f"{perception}/depth/image", None, 10),
+            (Image, f"{perception}/depth/image", self.truth.compare_depth, 10),
             (CameraInfo, f"{perception}/depth/camera_info", None, 10),
             (ReconstructionStatus, f"{perception}/status", self._keep_status, LATCHED),
             (TFMessage, "/tf", None, 100),
@@ -69,42 +74,47 @@ class Recorder(Node):
     def _keep_cloud(self, message: PointCloud2) -> None:
         stamp_ns = convert.stamp_ns(message.header.stamp)
         self.latencies_s.append((self.get_clock().now().nanoseconds - stamp_ns) * 1e-9)
-        points = np.frombuffer(message.data, np.float32).reshape(-1, 5)
-        self.clouds[stamp_ns] = points[:: max(1, len(points) // 50_000)].copy()
-        if sum(map(len, self.clouds.values())) > MAX_POINTS:
-            self.clouds = {stamp: points[::2] for stamp, points in self.clouds.items()}
+
+    def _keep_map(self, message: PointCloud2) -> None:
+        self.map = np.frombuffer(message.data, np.float32).reshape(-1, 5)
+
+    def _keep_path(self, message: PathMessage) -> None:
+        self.path = message
 
     def _keep_status(self, message: ReconstructionStatus) -> None:
         fresh = self.status is None or message.window_id != self.status.window_id
-        if self.status is not None and message.sub_map_id != self.status.sub_map_id:
-            # Clouds of another sub-map are in another frame; the new one's may be here already.
-            first_ns = convert.stamp_ns(message.header.stamp)
-            self.clouds = {s: points for s, points in self.clouds.items() if s >= first_ns}
         self.status = message
         if fresh and message.window_id:
             for stage, seconds in zip(message.stage_names, message.stage_times_s, strict=True):
                 self.stage_times_s.setdefault(stage, []).append(seconds)
 
     def write(self, out: Path) -> None:
-        """Leave cloud.ply, cloud.png, poses.csv and recorder.json in `out`."""
-        packed = np.concatenate([np.zeros((0, 5), np.float32), *self.clouds.values()])
-        points, confidence = packed[:, :3], packed[:, 4]
-        bgr = np.ascontiguousarray(packed[:, 3]).view(np.uint8).reshape(-1, 4)[:, :3]
+        """Leave map.ply, map.png, poses.csv, recorder.json and perhaps depth.png in `out`."""
+        points, confidence = self.map[:, :3], self.map[:, 4]
+        bgr = np.ascontiguousarray(self.map[:, 3]).view(np.uint8).reshape(-1, 4)[:, :3]
         colours = np.ascontiguousarray(bgr[:, ::-1])
-        cloud.write_ply(out / "cloud.ply", points, colours, confidence)
-        rows = [self._pose_row(message) for message in self.poses]
-        path = np.array([row[3][:3, 3] for row in rows]) if rows else None
-        image = picture(points, colours, path)
-        cv2.imwrite(str(out / "cloud.png"), image[..., ::-1])
-        cloud.write_poses_csv(out / "poses.csv", rows)
-        (out / "recorder.json").write_text(json.dumps(self.summary(), indent=1))
+        cloud.write_ply(out / "map.ply", points, colours, confidence)
+        cloud.write_poses_csv(out / "poses.csv", [self._pose_row(pose) for pose in self.poses])
+        path = {
+            convert.stamp_ns(pose.header.stamp): convert.position(pose.pose.position)
+            for pose in self.path.poses
+        }
+        judged = self.truth.judge(path, points)
+        lines = [np.stack(list(path.values()))] if path else []
+        if judged is not None:
+            home_from_map = judged.track.home_from_map
+            points, lines = home_from_map.apply(points), [
+                home_from_map.apply(judged.track.estimated), judged.track.true
+            ]  # fmt: skip
+            judged.depths.save(out / "depth.png")
+        low = points[:, 2] < max((line[:, 2].max() for line in lines), default=0.0) + HEADROOM_M
+        cv2.imwrite(str(out / "map.png"), picture(points[low], colours[low], *lines)[..., ::-1])
+        summary = self.summary() | ({} if judged is None else {"accuracy": judged.scores})
+        (out / "recorder.json").write_text(json.dumps(summary, indent=1))
 
     @staticmethod
     def _pose_row(message: PoseWithCovarianceStamped) -> tuple[int, str, str, np.ndarray]:
-        pose, turn = np.eye(4), message.pose.pose.orientation
-        pose[:3, :3] = rotation_from_xyzw(np.array([turn.x, turn.y, turn.z, turn.w]))
-        place = message.pose.pose.position
-        pose[:3, 3] = place.x, place.y, place.z
+        pose = convert.pose_matrix(message.pose.pose)
         return convert.stamp_ns(message.header.stamp), "camera", message.header.frame_id, pose
 
     def summary(self) -> dict:

@@ -85,7 +85,7 @@ class Recording:
         return convert.header(stamp_ns, frame_id)
 
     def _encoded(self, header: Header, rgb: np.ndarray) -> Image | CompressedImage:
-        return (_jpeg_message if self._compressed else _rgb_message)(header, rgb)
+        return (_jpeg_message if self._compressed else convert.rgb_image)(header, rgb)
 
     def _transported(
         self, recorded: Image | CompressedImage
@@ -118,14 +118,6 @@ class Recording:
         info = known or recorded or CameraInfo(width=size[0], height=size[1])
         info.header.frame_id = image.header.frame_id
         return CameraFrame(stamp_ns, image, info)
-
-
-def _rgb_message(header: Header, rgb: np.ndarray) -> Image:
-    height, width = rgb.shape[:2]
-    data = _bytes(np.ascontiguousarray(rgb))
-    return Image(
-        header=header, height=height, width=width, encoding="rgb8", step=3 * width, data=data
-    )
 
 
 def _jpeg_message(header: Header, rgb: np.ndarray) -> CompressedImage:

@@ -21,7 +21,7 @@ from g2vlm_ros.core.spatial.question import Kind
 from g2vlm_ros.dialogues import Look
 from g2vlm_ros.msg import ImageRegion, SpatialObject
 from g2vlm_ros.ros import convert
-from g2vlm_ros.ros.services import RequestError
+from g2vlm_ros.ros.services import RequestError, invalid
 from g2vlm_ros.srv import SpatialQuery
 
 Codes = SpatialQuery.Response
@@ -30,11 +30,6 @@ MOST_WAIT_S = 3600.0
 MOST_OBJECTS = 8
 MOST_EXAMPLES, MOST_REGIONS = 4, 8
 MARK_COLOURS = ("blue", "green", "yellow", "red")
-
-
-def invalid(sentence: str) -> RequestError:
-    """INVALID_REQUEST with its sentence."""
-    return RequestError(Codes.INVALID_REQUEST, sentence)
 
 
 def check(request: Any, cameras: Sequence[str], now_ns: int) -> None:

@@ -1,22 +1,19 @@
-"""The services of the node: requests checked, answered from the newest window, never raising."""
+"""Geometry services: requests checked, answered from the newest window, never raising."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
-from geometry_msgs.msg import Point32
+from geometry_msgs.msg import Point32, PoseStamped, Vector3
 
-from g2vlm_ros.core.geometry import rotation_from_xyzw
+from g2vlm_ros.core.mapping.edit import Box
 from g2vlm_ros.core.preprocess import PixelMap
 from g2vlm_ros.live import Update
 from g2vlm_ros.ros import convert
-from g2vlm_ros.scene_map import SceneMap
-from g2vlm_ros.srv import GetPoints, SaveMap, SpatialQuery
+from g2vlm_ros.srv import GetPoints, SpatialQuery
 
-MAP_FORMATS = ("ply", "pcd", "npz")
 REFRESH_WAIT_S = 1.5
 """How long a geometry request waits for a window when none is fresh enough."""
 
@@ -27,6 +24,33 @@ class RequestError(Exception):
     def __init__(self, code: int, message: str):
         super().__init__(message)
         self.code = code
+
+
+def invalid(sentence: str) -> RequestError:
+    """INVALID_REQUEST with its sentence."""
+    return RequestError(SpatialQuery.Response.INVALID_REQUEST, sentence)
+
+
+def check_map_frame(field: str, frame: str, map_frame: str) -> None:
+    """RequestError for a field that is in another frame than the map's."""
+    if frame != map_frame:
+        raise RequestError(
+            SpatialQuery.Response.TF_ERROR,
+            f"{field} is '{frame}'; only the map frame '{map_frame}' is served",
+        )
+
+
+def box_of(pose: PoseStamped, size: Vector3, map_frame: str) -> Box:
+    """The box of a request in the map frame; RequestError names what is wrong with it."""
+    extent = np.array([size.x, size.y, size.z])
+    if not (extent > 0).all():
+        raise invalid(f"box_size is {extent.tolist()}; give a box with every side above 0")
+    check_map_frame("box_pose frame", pose.header.frame_id, map_frame)
+    try:
+        placed = convert.pose_matrix(pose.pose)
+        return Box(placed[:3, 3], extent / 2, placed[:3, :3])
+    except ValueError as error:
+        raise invalid(f"box_pose: {error}") from error
 
 
 def answering(handler: Callable) -> Callable:
@@ -48,7 +72,7 @@ def answering(handler: Callable) -> Callable:
 
 
 class Services:
-    """Answers GetPoints and SaveMap; knows no node, only what it is given.
+    """Answers GetPoints; knows no node, only what it is given.
 
     newest: returns the newest Update and its age in seconds, or None. refresh(timeout_s): makes
     the next window now, if frames for one are here. active: whether requests are served.
@@ -58,14 +82,12 @@ class Services:
     def __init__(
         self,
         map_frame: str,
-        scene_map: SceneMap,
         newest: Callable[[], tuple[Update, float] | None],
         refresh: Callable[[float], None],
         active: Callable[[], bool],
         log_failure: Callable[[str, Exception], None],
     ):
         self._map_frame = map_frame
-        self._map = scene_map
         self._newest = newest
         self._refresh = refresh
         self._active = active
@@ -74,8 +96,9 @@ class Services:
     @answering
     def get_points(self, request: GetPoints.Request, response: GetPoints.Response) -> None:
         """3D points of pixels, or of a box, from the newest window, in the map frame."""
-        update = self._current(request.max_age_s, REFRESH_WAIT_S)
-        self._check_map_frame("target_frame", request.target_frame or self._map_frame)
+        update = self.current(request.max_age_s, REFRESH_WAIT_S)
+        target = request.target_frame or self._map_frame
+        check_map_frame("target_frame", target, self._map_frame)
         if request.camera:
             points, confidence, view = self._points_of_pixels(request, update)
             stamp_ns = update.window.frames[view].stamp_ns
@@ -89,32 +112,19 @@ class Services:
         response.scale_state = int(update.placement.scale_state)
         response.window_id = update.window.id
 
-    @answering
-    def save_map(self, request: SaveMap.Request, response: SaveMap.Response) -> None:
-        """Write the map as PLY or PCD for other tools, or as NPZ without loss."""
-        self._current(math.inf, REFRESH_WAIT_S)
-        path = Path(request.path).expanduser()
-        kind = request.format or path.suffix.lstrip(".").lower()
-        if kind not in MAP_FORMATS or path.suffix.lower() != f".{kind}":
-            raise self._invalid(
-                f"path '{request.path}' with format '{request.format}'; give a path that ends in "
-                f".{', .'.join(MAP_FORMATS)}"
-            )
-        if not path.is_absolute() or not path.parent.is_dir():
-            raise self._invalid(
-                f"path '{request.path}' must be absolute and its folder must exist on the robot"
-            )
-        response.points, response.path = self._map.save(path), str(path)
-
-    def _current(self, max_age_s: float, max_wait_s: float) -> Update:
-        """The newest window's update; a fresh one is tried when there is none young enough."""
+    def check_active(self) -> None:
+        """RequestError while the node is not active."""
         if not self._active():
             raise RequestError(
                 SpatialQuery.Response.INACTIVE,
                 "the node is not active; activate it (ros2 lifecycle set ... activate)",
             )
+
+    def current(self, max_age_s: float, max_wait_s: float) -> Update:
+        """The newest window's update; a fresh one is tried when there is none young enough."""
+        self.check_active()
         if not max_age_s > 0:
-            raise self._invalid(f"max_age_s is {max_age_s:g}; it must be above 0")
+            raise invalid(f"max_age_s is {max_age_s:g}; it must be above 0")
         newest = self._newest()
         if newest is None or newest[1] > max_age_s:
             self._refresh(max_wait_s)
@@ -141,12 +151,10 @@ class Services:
         views = [i for i, frame in enumerate(frames) if frame.camera == request.camera]
         if not views:
             cameras = ", ".join(sorted({frame.camera for frame in frames}))
-            raise self._invalid(
-                f"camera '{request.camera}' is not in the window; it has {cameras}"
-            )
+            raise invalid(f"camera '{request.camera}' is not in the window; it has {cameras}")
         u, v = np.array(request.u_px, np.float64), np.array(request.v_px, np.float64)
         if len(u) != len(v) or not len(u):
-            raise self._invalid(f"{len(u)} u_px for {len(v)} v_px; give one pair or more")
+            raise invalid(f"{len(u)} u_px for {len(v)} v_px; give one pair or more")
         view = views[-1]
         image_height, image_width = update.scene.images[view].shape[:2]
         height, width = update.result.confidence.shape[1:]
@@ -154,7 +162,7 @@ class Services:
         inside = (u > -0.5) & (u < image_width - 0.5) & (v > -0.5) & (v < image_height - 0.5)
         if not inside.all():
             first = int(np.argmin(inside))
-            raise self._invalid(
+            raise invalid(
                 f"pixel ({u[first]:g}, {v[first]:g}) is outside the {image_width}x{image_height} "
                 "image"
             )
@@ -169,19 +177,10 @@ class Services:
         self, request: GetPoints.Request, update: Update
     ) -> tuple[np.ndarray, np.ndarray]:
         """Map points (n, 3) and confidence (n,) inside an oriented box."""
-        size = np.array([request.box_size.x, request.box_size.y, request.box_size.z])
-        if not (size > 0).all():
-            raise self._invalid(
-                f"camera is empty and box_size is {size.tolist()}; name a camera, or give a box "
-                "with every side above 0"
-            )
-        self._check_map_frame("box_pose frame", request.box_pose.header.frame_id)
-        position, turn = request.box_pose.pose.position, request.box_pose.pose.orientation
-        rotation = rotation_from_xyzw(np.array([turn.x, turn.y, turn.z, turn.w]))
+        box = box_of(request.box_pose, request.box_size, self._map_frame)
         result = update.result
         points, confidence = update.map_points().reshape(-1, 3), result.confidence.reshape(-1)
-        inside = (points - [position.x, position.y, position.z]) @ rotation
-        keep = (np.abs(inside) <= size / 2).all(1) & ~(confidence < request.min_confidence)
+        keep = box.contains(points) & ~(confidence < request.min_confidence)
         chosen = np.flatnonzero(keep)
         if not chosen.size:
             raise RequestError(
@@ -190,14 +189,3 @@ class Services:
         if chosen.size > request.max_points:
             chosen = chosen[np.linspace(0, chosen.size - 1, request.max_points).astype(int)]
         return points[chosen], confidence[chosen]
-
-    def _check_map_frame(self, field: str, frame: str) -> None:
-        if frame != self._map_frame:
-            raise RequestError(
-                SpatialQuery.Response.TF_ERROR,
-                f"{field} is '{frame}'; only the map frame '{self._map_frame}' is served",
-            )
-
-    @staticmethod
-    def _invalid(message: str) -> RequestError:
-        return RequestError(SpatialQuery.Response.INVALID_REQUEST, message)

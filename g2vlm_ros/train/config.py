@@ -12,10 +12,10 @@ STAGES = ("geometry", "joint")
 
 @dataclass(frozen=True)
 class Sizes:
-    """The network. The decoders are those of the released format: 5 blocks of 16 heads."""
+    """The network. Its decoders are smaller than the released 5 blocks of 16 heads."""
 
     hidden: int = 192
-    layers: int = 4
+    layers: int = 5
     heads: int = 4
     kv_heads: int = 2
     mlp: int = 448
@@ -25,10 +25,12 @@ class Sizes:
     registers: int = 4
     table_side: int = 8
     vit_width: int = 128
-    vit_layers: int = 3
+    vit_layers: int = 2
     vit_heads: int = 4
-    decoder: dict | None = None
-    """Other decoder sizes (decoder_config.json), for tests only."""
+    decoder_blocks: int = 1
+    decoder_heads: int = 4
+    point_channels: int = 256
+    camera_channels: int = 128
 
     def text(self) -> dict:
         """text_config.json."""
@@ -87,9 +89,18 @@ class Sizes:
             "attention_windows": "aligned",
         }
 
+    def decoder(self) -> dict:
+        """decoder_config.json."""
+        return {
+            "blocks": self.decoder_blocks,
+            "heads": self.decoder_heads,
+            "point_channels": self.point_channels,
+            "camera_channels": self.camera_channels,
+        }
+
     def model(self) -> ModelConfig:
         """The same for the network."""
-        return ModelConfig.from_dicts(self.text(), self.vit(), self.dino(), self.decoder)
+        return ModelConfig.from_dicts(self.text(), self.vit(), self.dino(), self.decoder())
 
 
 @dataclass(frozen=True)
@@ -103,6 +114,8 @@ class Data:
     views_per_scene: int = 8
     views: tuple[int, ...] = (2, 3, 4, 5, 6, 8)
     views_weights: tuple[float, ...] = (0.15, 0.15, 0.35, 0.1, 0.15, 0.1)
+    pairs_first: int = 40_000
+    """So many windows of two views come first: only one other view to compare with."""
     shards_first: int = 24
     """Shards of 32 scenes that are there before the first step."""
     shards_kept: int = 100
@@ -125,7 +138,8 @@ class Loss:
     normals: float = 0.3
     rotation: float = 1.5
     translation: float = 0.8
-    matching: float = 0.1
+    matching: float = 0.2
+    places: float = 1.0
     language: float = 1.0
     object_weight: float = 3.0
     """Pixels on things and at depth edges count this much more."""
@@ -137,7 +151,7 @@ class Loss:
 class Steps:
     """Optimisation."""
 
-    batch_views: int = 64
+    batch_views: int = 32
     """Views per step: windows times views per window."""
     muon_rate: float = 0.006
     adam_rate: float = 0.0012
@@ -146,7 +160,7 @@ class Steps:
     anneal: float = 0.4
     """Last part of a stage in which the rates fall linearly to zero."""
     clip: float = 1.0
-    save_s: float = 180.0
+    save_s: float = 120.0
     seed: int = 1
 
 

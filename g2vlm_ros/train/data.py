@@ -137,10 +137,11 @@ class Ring:
         self.shards = shards
         self.data = shards.data
         self._held: dict[int, dict[str, Any]] = {}
+        self._windows = 0
 
     def advance(self, windows: int) -> None:
         """Holds the shards that belong to this number of windows drawn."""
-        data = self.data
+        data, self._windows = self.data, windows
         last = data.shards_first + windows // (SHARD * data.windows_per_scene)
         wanted = range(max(0, last - data.shards_kept), last)
         for number in [held for held in self._held if held not in wanted]:
@@ -160,14 +161,15 @@ class Ring:
         return shard
 
     def batch(self, total_views: int, rng: np.random.Generator, joint: bool) -> Batch:
-        """Windows of one random length, about `total_views` views in all.
+        """Windows of one random length, about `total_views` views in all; first of two views.
 
         Joint windows keep their order in time, their colours and their sides.
         """
         data = self.data
-        views = int(
-            rng.choice(data.views, p=np.divide(data.views_weights, sum(data.views_weights)))
-        )
+        weights = np.divide(data.views_weights, sum(data.views_weights))
+        views = int(rng.choice(data.views, p=weights))
+        if self._windows < data.pairs_first:
+            views = 2
         count = max(1, total_views // views)
         numbers = sorted(self._held)
         images, depth, important, poses, questions = [], [], [], [], []

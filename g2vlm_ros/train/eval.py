@@ -22,12 +22,12 @@ from g2vlm_ros.core.settings import Settings
 from g2vlm_ros.perception import Perception
 from g2vlm_ros.sim.camera import lens
 from g2vlm_ros.sim.home import STRUCTURE
+from g2vlm_ros.sim.pictures import Exhibit, page
 from g2vlm_ros.sim.questions import QuestionAnswer, ask, shares, truth
 from g2vlm_ros.sim.scenes import Clips, make_clips, make_scene
 from g2vlm_ros.sim.scoring import Baselines, correct
 from g2vlm_ros.sim.splits import SPLITS, home_seed
 from g2vlm_ros.train.config import Data
-from g2vlm_ros.train.pictures import Exhibit, page
 
 MIN_BASELINE_M = 0.05
 """Pairs of views closer than this have no direction to be wrong about."""
@@ -144,7 +144,7 @@ def geometry(
                 found[count].append(scores)
                 if count == 4 or len(views) == 1:
                     exhibits.append(
-                        Exhibit(scene.home.seed, scores["abs_rel"], images, depth, guess)
+                        Exhibit(f"home {scene.home.seed}", scores["abs_rel"], images, depth, guess)
                     )
     means = {
         str(count): {name: float(np.nanmean([row[name] for row in rows])) for name in rows[0]}

@@ -41,9 +41,8 @@ def export(source: Path, target: Path, config: Config | None = None) -> None:
         "text_config.json": config.sizes.text(),
         "vit_config.json": config.sizes.vit(),
         "dino_config.json": config.sizes.dino(),
+        "decoder_config.json": config.sizes.decoder(),
     }
-    if config.sizes.decoder is not None:
-        files["decoder_config.json"] = config.sizes.decoder
     for name, values in files.items():
         (target / name).write_text(json.dumps(values, indent=1) + "\n")
     for name in TOKENIZER_FILES:

@@ -49,6 +49,9 @@ class RawHeads(NamedTuple):
     """float32 (B, N, 9)."""
     hidden: Tensor
     """(B, N, P, C): the patches' hidden states."""
+    queries: Tensor
+    keys: Tensor
+    """(B, heads, N, P, D) of the patches in the middle layer; their products are its logits."""
 
 
 class Questions(NamedTuple):
@@ -63,10 +66,7 @@ class Questions(NamedTuple):
 def build(config: ModelConfig, seed: int) -> G2VLM:
     """A fresh network without the global head, initialised for training from scratch."""
     torch.manual_seed(seed)
-    network = G2VLM(config)
-    for part in ("global_points_decoder", "global_point_head"):
-        if hasattr(network, part):
-            delattr(network, part)
+    network = G2VLM(config, global_points=False)
     closing = ("o_proj", "fc2", "dense", "down_proj", "attn.proj")
     for name, weight in network.named_parameters():
         if name.endswith(("_token", "register_tokens", "position_embeddings")):
@@ -110,7 +110,12 @@ class Trainee(nn.Module):
     def geometry(self, images: Tensor) -> RawHeads:
         """uint8 (B, N, H, W, 3) to raw head outputs, as a reconstruction is prompted."""
         grid = images.shape[2] // PATCH_PX, images.shape[3] // PATCH_PX
-        _, _, hidden, _ = self._geometry("geometry", images)
+        looks: list[tuple[Tensor, Tensor]] = []
+        _, _, hidden, _ = self._geometry("geometry", images, looks)
+        queries, keys = (
+            part.unflatten(2, (images.shape[1], -1))[:, :, :, 1:-1]
+            for part in looks[len(looks) // 2]
+        )
         flat = hidden.flatten(0, 1)
         net = self.network
         # Pixels as the points head gives them, before the exponential.
@@ -122,6 +127,8 @@ class Trainee(nn.Module):
             translation.float().unflatten(0, fold),
             rotation9.float().unflatten(0, fold),
             hidden,
+            queries * queries.shape[-1] ** -0.5,
+            keys.repeat_interleave(queries.shape[1] // keys.shape[1], 1),
         )
 
     def answers(self, images: Tensor, squares: Tensor, questions: Questions) -> Tensor:
@@ -154,8 +161,13 @@ class Trainee(nn.Module):
         logits = self.network.language_model.lm_head(hidden[wanted]).float()
         return F.cross_entropy(logits, questions.labels.flatten(1, 2)[wanted])
 
-    def _geometry(self, prefix: str, images: Tensor) -> tuple[Walk, Past, Tensor, torch.device]:
-        """The text prefix and the views of all windows; hidden states (B, N, P, C)."""
+    def _geometry(
+        self, prefix: str, images: Tensor, looks: list[tuple[Tensor, Tensor]] | None = None
+    ) -> tuple[Walk, Past, Tensor, torch.device]:
+        """The text prefix and the views of all windows; hidden states (B, N, P, C).
+
+        looks: takes the queries and keys of the views in every layer.
+        """
         batch, views, height, width, _ = images.shape
         device, net = images.device, self.network
         walk = Walk(self.tokenizer.special)
@@ -169,12 +181,12 @@ class Trainee(nn.Module):
         ends = embed(torch.tensor(segment.token_ids, device=device).view(views, 2))
         ends = ends.expand(batch, -1, -1, -1)
         at = torch.tensor(segment.positions, device=device)
-        hidden, past = self._run(ends, features, at, past, None)
+        hidden, past = self._run(ends, features, at, past, None, looks)
         return walk, past, hidden, device
 
     def _run(
         self, semantic: Tensor, geometric: Tensor | None, positions: Tensor, past: Past | None,
-        mask: Tensor | None,
+        mask: Tensor | None, looks: list[tuple[Tensor, Tensor]] | None = None,
     ) -> tuple[Tensor, Past]:  # fmt: skip
         """All layers over one stage; the normalised geometric tokens if there are any.
 
@@ -188,7 +200,9 @@ class Trainee(nn.Module):
         grown = []
         for index, layer in enumerate(trunk.layers):
             before = None if past is None else past[index]
-            semantic, geometric, pair = _layer(layer, semantic, geometric, angles, before, mask)
+            semantic, geometric, pair = _layer(
+                layer, semantic, geometric, angles, before, mask, looks
+            )
             grown.append(pair)
         if geometric is None:
             return trunk.norm(semantic), grown
@@ -198,6 +212,7 @@ class Trainee(nn.Module):
 def _layer(
     layer: Layer, semantic: Tensor, geometric: Tensor | None, angles: Tensor,
     past: tuple[Tensor, Tensor] | None, mask: Tensor | None,
+    looks: list[tuple[Tensor, Tensor]] | None = None,
 ) -> tuple[Tensor, Tensor | None, tuple[Tensor, Tensor]]:  # fmt: skip
     """`model.decoder.Layer` for batched windows."""
     attention = layer.self_attn
@@ -208,6 +223,8 @@ def _layer(
     counts = (layer.config.heads, layer.config.kv_heads, layer.config.kv_heads)
     q, k, v = (heads_first(part, count) for part, count in zip(parts, counts, strict=True))
     q, k = rotate(q, angles), rotate(k, angles)
+    if looks is not None:
+        looks.append((q, k))
     if past is not None:
         batch = k.shape[0]
         k, v = (

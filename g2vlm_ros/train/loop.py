@@ -4,27 +4,21 @@ from __future__ import annotations
 
 import json
 import time
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import nn
 
-from g2vlm_ros.core.tokenizer import Tokenizer
-from g2vlm_ros.train.attention import PlainAttention
+from g2vlm_ros.train.companion import Companion
 from g2vlm_ros.train.config import STAGES, Config
-from g2vlm_ros.train.data import Batch, Ring, Shards, squares
 from g2vlm_ros.train.export import WEIGHTS
-from g2vlm_ros.train.forward import Trainee, build, encode_questions
-from g2vlm_ros.train.losses import geometry_terms, matching_term, true_rays
+from g2vlm_ros.train.lesson import Lesson
 from g2vlm_ros.train.muon import Optimizer
 from g2vlm_ros.train.state import CURVES, Progress, load_state, restore, save_state
 
-MATCH_WIDTH = 64
 LONGEST_STEP_S = 60.0
 """Longer pauses between two steps are not training (a suspended process, a sleeping laptop)."""
 
@@ -48,20 +42,21 @@ class Training:
 
     def __init__(
         self, config: Config, folder: Path, device: str = "cpu", cache: Path | None = None,
-        workers: int = 0, start: Path | None = None,
+        workers: int = 0, start: Path | None = None, companion: bool = False,
     ):  # fmt: skip
-        """start: folder of an exported checkpoint to begin with where `folder` has no state."""
+        """start: folder of an exported checkpoint to begin with where `folder` has no state.
+
+        companion: a second process computes gradients as well; then timing decides what a step
+        sees.
+        """
         self.config, self.folder, self.device = config, folder, device
-        network = build(config.sizes.model(), config.steps.seed)
-        self.trainee = Trainee(network, Tokenizer.open(folder)).to(device)
-        self.match = nn.Linear(config.sizes.hidden, MATCH_WIDTH, bias=False).to(device)
-        self.all = nn.ModuleDict({"network": self.trainee.network, "match": self.match})
+        self.lesson = Lesson(config, folder, device, cache, workers)
+        self.trainee, self.all = self.lesson.trainee, self.lesson.all
         self.optimizer = Optimizer(self.all, config.steps.weight_decay)
-        self.ring = Ring(Shards(config.data, "train", device, cache, workers))
-        self.rays = true_rays(self.ring.shards.camera, torch.device(device))
         self.progress = Progress()
         self.recent: dict[str, list[float]] = {}
         self._resume(start)
+        self.companion = Companion(config, folder, cache, self.all) if companion else None
 
     def _resume(self, start: Path | None) -> None:
         saved = load_state(self.folder, self.device)
@@ -96,7 +91,7 @@ class Training:
             progress.stage_windows, progress.stage_seconds = 0, 0.0
         bar = _bar(stage) if show else None
         saved = last = time.monotonic()
-        self.ring.advance(progress.windows)
+        self.lesson.ring.advance(progress.windows)
         while budget.done(progress) < 1.0:
             terms = self.step(budget.done(progress))
             now = time.monotonic()
@@ -116,20 +111,21 @@ class Training:
     def step(self, done: float) -> dict[str, float]:
         """One step on new windows; the losses as numbers. A step that is not finite is skipped."""
         config, progress = self.config, self.progress
+        if self.companion is not None:
+            self.companion.publish(progress.stage, progress.steps, progress.windows)
         rng = np.random.default_rng([config.steps.seed, progress.steps])
-        torch.manual_seed(int(rng.integers(2**62)))
-        joint = progress.stage == "joint"
-        self.ring.advance(progress.windows)
-        terms = self._terms(self._batch(rng, joint and bool(rng.random() < 0.75)))
-        total = sum(getattr(config.loss, name) * term for name, term in terms.items())
-        total.backward()
+        count, loss, terms = self.lesson.backward(progress.stage, progress.windows, rng)
+        if self.companion is not None:
+            count += self.companion.collect(count)
         norm = nn.utils.clip_grad_norm_(self.all.parameters(), config.steps.clip)
-        if bool(torch.isfinite(norm)) and bool(torch.isfinite(total)):
+        if bool(torch.isfinite(norm)) and bool(torch.isfinite(loss)):
             factor = self._factor(done)
             self.optimizer.step(config.steps.muon_rate * factor, config.steps.adam_rate * factor)
         else:
             progress.skipped += 1
             self.all.zero_grad(set_to_none=True)
+        progress.windows += count
+        progress.stage_windows += count
         progress.steps += 1
         progress.stage_steps += 1
         return {name: float(term.detach()) for name, term in terms.items()}
@@ -138,36 +134,6 @@ class Training:
         steps = self.config.steps
         warm = min(1.0, (self.progress.stage_steps + 1) / steps.warmup)
         return warm * min(1.0, (1.0 - done) / steps.anneal)
-
-    def _batch(self, rng: np.random.Generator, joint: bool) -> Batch:
-        return self.ring.batch(self.config.steps.batch_views, rng, joint)
-
-    def _terms(self, batch: Batch) -> dict[str, Tensor]:
-        count = len(batch.images)
-        self.progress.windows += count
-        self.progress.stage_windows += count
-        kind = torch.device(self.device).type
-        with (
-            torch.autocast(kind, torch.bfloat16),
-            PlainAttention() if kind == "cpu" else nullcontext(),
-        ):
-            raw = self.trainee.geometry(batch.images)
-            language = None if batch.questions is None else self._language(batch)
-            features = F.normalize(self.match(raw.hidden).float(), dim=-1)
-        terms = geometry_terms(raw, batch.target, self.rays, self.config.loss)
-        terms["matching"] = matching_term(features, batch.target, self.rays)
-        return terms if language is None else terms | {"language": language}
-
-    def _language(self, batch: Batch) -> Tensor:
-        data = self.config.data
-        filled = []
-        for window in batch.questions:
-            # Where a window allows fewer questions, some are asked twice; weight, not truth.
-            pairs = [(qa.question, qa.answer) for qa in window] or [("What is there?", "Nothing.")]
-            filled.append([pairs[i % len(pairs)] for i in range(data.questions)])
-        encoded = encode_questions(self.trainee.tokenizer, filled, data.tokens)
-        encoded = type(encoded)(*(part.to(self.device) for part in encoded))
-        return self.trainee.answers(batch.images, squares(batch.images, data.semantic_px), encoded)
 
 
 def _bar(stage: str):

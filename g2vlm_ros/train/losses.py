@@ -93,18 +93,16 @@ def edges(depth: Tensor) -> Tensor:
 
 
 def _normals(log_z: Tensor, depth: Tensor, rays: Tensor) -> Tensor:
-    """1 - cosine between surface normals of true rays times depth, at three distances."""
-    total = log_z.new_zeros(())
-    for stride in (1, 2, 4):
-        first = [int(torch.randint(stride, ())) for _ in range(2)]
-        at = (..., slice(first[0], None, stride), slice(first[1], None, stride))
-        ray = torch.cat((rays, torch.ones_like(rays[..., :1])), -1)[at[1:] + (slice(None),)]
-        truth, predicted = depth[at], log_z[at].exp()
-        want, smooth = _cross(truth, ray)
-        got, _ = _cross(predicted, ray)
-        cosine = (F.normalize(got, dim=-1, eps=1e-8) * F.normalize(want, dim=-1, eps=1e-8)).sum(-1)
-        total = total + ((1.0 - cosine) * smooth).sum() / smooth.sum().clamp(min=1)
-    return total / 3
+    """1 - cosine between surface normals of true rays times depth, at a random distance."""
+    stride = 2 ** int(torch.randint(3, ()))
+    first = [int(torch.randint(stride, ())) for _ in range(2)]
+    at = (..., slice(first[0], None, stride), slice(first[1], None, stride))
+    ray = torch.cat((rays, torch.ones_like(rays[..., :1])), -1)[at[1:] + (slice(None),)]
+    truth, predicted = depth[at], log_z[at].exp()
+    want, smooth = _cross(truth, ray)
+    got, _ = _cross(predicted, ray)
+    cosine = (F.normalize(got, dim=-1, eps=1e-8) * F.normalize(want, dim=-1, eps=1e-8)).sum(-1)
+    return ((1.0 - cosine) * smooth).sum() / smooth.sum().clamp(min=1)
 
 
 def _cross(depth: Tensor, ray: Tensor) -> tuple[Tensor, Tensor]:
@@ -119,7 +117,10 @@ def _cross(depth: Tensor, ray: Tensor) -> tuple[Tensor, Tensor]:
     step = torch.maximum(
         (depth[..., :-1, 1:] - middle).abs(), (depth[..., 1:, :-1] - middle).abs()
     )
-    return torch.linalg.cross(right - corner, below - corner), step < 2 * EDGE_STEP * middle
+    a, b = (right - corner).unbind(-1), (below - corner).unbind(-1)
+    # torch.linalg.cross is slow along a last axis of three.
+    cross = [a[i - 2] * b[i - 1] - a[i - 1] * b[i - 2] for i in range(3)]
+    return torch.stack(cross, -1), step < 2 * EDGE_STEP * middle
 
 
 def _poses(raw: RawHeads, target: Target, scale: Tensor) -> dict[str, Tensor]:
@@ -137,33 +138,70 @@ def _poses(raw: RawHeads, target: Target, scale: Tensor) -> dict[str, Tensor]:
     }
 
 
-def matching_term(features: Tensor, target: Target, rays: Tensor) -> Tensor:
-    """Cross-entropy of which patch of the next view shows what a patch of this view shows.
-
-    features (B, N, P, F), unit length. A training-only help: it makes the trunk compare views.
-    """
-    batch, views, height, width = target.depth_m.shape
-    grid = height // PATCH_PX, width // PATCH_PX
-    rows = torch.arange(grid[0], device=features.device) * PATCH_PX + PATCH_PX // 2
-    columns = torch.arange(grid[1], device=features.device) * PATCH_PX + PATCH_PX // 2
-    rows, columns = (g.flatten() for g in torch.meshgrid(rows, columns, indexing="ij"))
+def patch_points(target: Target, rays: Tensor) -> Tensor:
+    """(B, N, P, 3): where the middle of each patch is, in the frame of view 0, metres."""
+    rows, columns = _patch_middles(target.depth_m)
     ray = torch.cat((rays, torch.ones_like(rays[..., :1])), -1)[rows, columns]
     points = target.depth_m[:, :, rows, columns, None] * ray
     rotation, place = target.poses[..., :3, :3], target.poses[..., :3, 3]
-    world = points @ rotation.transpose(-1, -2) + place[:, :, None]
-    following = torch.arange(1, views + 1, device=features.device) % views
-    other = (world - place[:, following, None]) @ rotation[:, following]
+    return points @ rotation.transpose(-1, -2) + place[:, :, None]
+
+
+def _patch_middles(depth: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows and columns (P,) of the pixels in the middle of the patches."""
+    sides = (
+        torch.arange(PATCH_PX // 2, size, PATCH_PX, device=depth.device)
+        for size in depth.shape[-2:]
+    )
+    rows, columns = torch.meshgrid(*sides, indexing="ij")
+    return rows.flatten(), columns.flatten()
+
+
+def places_term(places: Tensor, world: Tensor) -> Tensor:
+    """L1 of predicted patch middles (B, N, P, 3) in the frame of view 0, relative to the window.
+
+    A training-only help, as the paper's head of global points: every patch, not only every view,
+    must know how its view stands to view 0.
+    """
+    size = world.norm(dim=-1).flatten(1).mean(1)[:, None, None, None]
+    return ((places - world) / size).abs().mean()
+
+
+class Matches(NamedTuple):
+    """Which patch of another view shows what a patch shows."""
+
+    other: Tensor
+    """int64 (N,): the other view of each view."""
+    label: Tensor
+    """int64 (B, N, P): the patch there."""
+    visible: Tensor
+    """bool (B, N, P): whether it is seen there at all."""
+
+
+def matches(target: Target, rays: Tensor, world: Tensor, other: Tensor) -> Matches:
+    """From ground truth; world as from `patch_points`, other (N,) a view for each view."""
+    batch, _, height, width = target.depth_m.shape
+    rotation, place = target.poses[..., :3, :3], target.poses[..., :3, 3]
+    points = (world - place[:, other, None]) @ rotation[:, other]
     focal = 1.0 / (rays[0, 1, 0] - rays[0, 0, 0])
-    z = other[..., 2].nan_to_num().clamp(min=1e-3)
-    u = (other[..., 0] / z - rays[0, 0, 0]) * focal
-    v = (other[..., 1] / z - rays[0, 0, 1]) * focal
-    inside = (u > 0) & (u < width - 1) & (v > 0) & (v < height - 1) & (other[..., 2] > 0.1)
+    z = points[..., 2].nan_to_num().clamp(min=1e-3)
+    u = (points[..., 0] / z - rays[0, 0, 0]) * focal
+    v = (points[..., 1] / z - rays[0, 0, 1]) * focal
+    inside = (u > 0) & (u < width - 1) & (v > 0) & (v < height - 1) & (points[..., 2] > 0.1)
     iu, iv = (x.nan_to_num().round().clamp(0, n - 1).long() for x, n in ((u, width), (v, height)))
     b = torch.arange(batch, device=u.device)[:, None, None]
-    seen = target.depth_m[b, following[None, :, None], iv, iu]
+    seen = target.depth_m[b, other[None, :, None], iv, iu]
     visible = inside & ((seen / z - 1).abs() < VISIBLE)
-    label = (iv // PATCH_PX) * grid[1] + iu // PATCH_PX
-    logits = features @ features[:, following].transpose(-1, -2) / 0.07
-    if not bool(visible.any()):
-        return features.sum() * 0.0
-    return F.cross_entropy(logits[visible].float(), label[visible])
+    return Matches(other, (iv // PATCH_PX) * (width // PATCH_PX) + iu // PATCH_PX, visible)
+
+
+def matching_term(queries: Tensor, keys: Tensor, found: Matches) -> Tensor:
+    """Cross-entropy of which patch of the other view shows what a patch of this view shows.
+
+    queries and keys (B, N, P, F), scaled so that their products are logits. A training-only help:
+    it makes the trunk compare views.
+    """
+    logits = queries @ keys[:, found.other].transpose(-1, -2)
+    if not bool(found.visible.any()):
+        return queries.sum() * 0.0
+    return F.cross_entropy(logits[found.visible].float(), found.label[found.visible])

@@ -12,14 +12,18 @@ from torch import Tensor, nn
 
 _NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 """Coefficients of the quintic a x + b x^3 + c x^5 that drives singular values towards 1."""
-_NO_MUON = ("embed_tokens", "lm_head", "point_head", "camera_head", "patch_embed", "embeddings")
+_NO_MUON = ("embed_tokens", "lm_head", "point_head", "camera_head", "patch_embed", "embeddings",
+            "place.")  # fmt: skip
 """Tables, first and last layers, which have no business being orthogonal."""
+
+_GENTLE, _GENTLE_FACTOR = "camera_head", 0.25
+"""Part with a lower rate of AdamW: at the full one the units of its ReLU layers die."""
 
 
 def orthogonal(matrices: Tensor, steps: int = 5) -> Tensor:
-    """(K, m, n) to about semi-orthogonal, computed in bfloat16."""
+    """(..., m, n) to about semi-orthogonal, on a GPU computed in bfloat16."""
     a, b, c = _NEWTON_SCHULZ
-    x = matrices.to(torch.bfloat16)
+    x = matrices.to(torch.bfloat16 if matrices.is_cuda else torch.float32)
     flip = x.shape[-2] > x.shape[-1]
     x = x.transpose(-1, -2) if flip else x
     x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
@@ -65,14 +69,17 @@ class Optimizer:
     def _muon(self, group: list[tuple[str, nn.Parameter]], rate: float) -> None:
         if not group:
             return
+        decay = rate * self.decay
         momenta = [self.state[f"momentum.{name}"] for name, _ in group]
         gradients = [p.grad for _, p in group]
         torch._foreach_lerp_(momenta, gradients, 0.05)
-        ahead = torch.stack([g.lerp(m, 0.95) for g, m in zip(gradients, momenta, strict=True)])
+        ahead = [g.lerp(m, 0.95) for g, m in zip(gradients, momenta, strict=True)]
+        # A GPU is faster with all at once, a CPU with one after the other.
+        update = orthogonal(torch.stack(ahead)) if ahead[0].is_cuda else map(orthogonal, ahead)
         # Updates of all shapes get the root mean square that AdamW's have.
-        update = orthogonal(ahead) * (0.2 * max(ahead.shape[-2:]) ** 0.5)
+        rate = rate * 0.2 * max(ahead[0].shape) ** 0.5
         for (_, parameter), change in zip(group, update, strict=True):
-            parameter.mul_(1.0 - rate * self.decay).add_(change, alpha=-rate)
+            parameter.mul_(1.0 - decay).add_(change, alpha=-rate)
 
     def _adam(self, group: list[tuple[str, nn.Parameter]], rate: float) -> None:
         if not group:
@@ -86,5 +93,6 @@ class Optimizer:
         size = torch._foreach_sqrt(torch._foreach_div(second, 1.0 - 0.99**self.count))
         torch._foreach_add_(size, 1e-8)
         step = torch._foreach_div(first, size)
+        torch._foreach_mul_(step, [_GENTLE_FACTOR if _GENTLE in n else 1.0 for n, _ in group])
         torch._foreach_mul_(parameters, 1.0 - rate * self.decay)
         torch._foreach_add_(parameters, step, alpha=-rate / (1.0 - 0.9**self.count))

@@ -1,6 +1,7 @@
 """Questions about a known room: found, measured, concluded, or honestly refused."""
 
 import math
+import re
 
 import numpy as np
 import pytest
@@ -321,3 +322,31 @@ def test_views_behind_the_newest_still_count():
     poses = [camera(), camera(yaw=-math.pi / 2)]
     made = ask("Where is the red chair now: left, right, in front or behind?", poses=poses)
     assert "to your left" in made.text
+
+
+@pytest.mark.parametrize(
+    ("question", "asks", "things"),
+    [
+        ("Tell me how far away the red chair is.", Ask.DISTANCE, ("red chair",)),
+        ("How many metres is it to the table?", Ask.DISTANCE, ("table",)),
+        ("How many metres are there between the table and the lamp?", Ask.DISTANCE,
+         ("table", "lamp")),
+        ("At what distance do you see the lamp?", Ask.DISTANCE, ("lamp",)),
+        ("How far is it to the lamp, answer in metres.", Ask.DISTANCE, ("lamp",)),
+        ("What is the red chair\u2019s height?", Ask.SIZE, ("red chair",)),
+        ("Give me the width of the table.", Ask.SIZE, ("table",)),
+        ("How many centimetres wide is the table?", Ask.SIZE, ("table",)),
+        ("Which of the two is nearer, the table or the lamp?", Ask.CLOSER, ("table", "lamp")),
+        ("Between the table and the lamp, which one is closer?", Ask.CLOSER, ("table", "lamp")),
+        ("Is there enough room for something 0.7 metres wide between the table and the lamp?",
+         Ask.FITS, ("table", "lamp")),
+        ("On which side of the table is the lamp?", Ask.SIDE, ("lamp", "table")),
+        ("On which side of you is the lamp?", Ask.WHERE, ("lamp",)),
+        ("What number of chairs can you see?", Ask.COUNT, ("chairs",)),
+        ("Does the room have a lamp?", Ask.EXISTS, ("lamp",)),
+        ("How many metres?", Ask.TALK, ()),
+    ],
+)  # fmt: skip
+def test_planners_may_say_it_in_many_ways(question, asks, things):
+    plan = parse(question)
+    assert (plan.ask, tuple(re.sub("^an? ", "", thing) for thing in plan.things)) == (asks, things)

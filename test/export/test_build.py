@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from unittest import mock
 
@@ -29,7 +31,13 @@ from g2vlm_ros.export.build import BuildError, main  # noqa: E402
 from g2vlm_ros.export.onnx import export  # noqa: E402
 from g2vlm_ros.export.plan import Plan, PlanError  # noqa: E402
 from g2vlm_ros.runtime.engine_record import listed, prune  # noqa: E402
-from g2vlm_ros.runtime.manifest import STAGES, Manifest  # noqa: E402
+from g2vlm_ros.runtime.manifest import (  # noqa: E402
+    MANIFEST,
+    STAGES,
+    Manifest,
+    ManifestError,
+)
+from g2vlm_ros.runtime.trt import Flavour  # noqa: E402
 from test.runtime.built import (  # noqa: E402
     GOLDEN,
     PLAN,
@@ -333,9 +341,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
 
 def again(built: Built, **changes: object) -> int:
     """Builds once more; how many engines were made."""
-    plan = Plan.checked("test", PLAN | changes)
-    here = building.Here(built.cuda.gpu, built.cuda.capability, built.flavour.label)
-    machine = building.Machine(built.flavour, here, built.cuda)
+    plan, machine = Plan.checked("test", PLAN | changes), stand_in_machine(built)
     with mock.patch.object(building, "build_engine", side_effect=stand_in_build) as made:
         building.build(built.checkpoint, plan, machine, built.cache)
     return made.call_count
@@ -350,6 +356,63 @@ def test_what_is_there_is_not_built_again(built: Built) -> None:
     assert again(built) == 1
     assert again(built, views=[1, 2, 4]) == 3  # encoder, trunk and heads; no question needs views
     assert again(built) == 3
+
+
+def stand_in_machine(built: Built) -> building.Machine:
+    here = building.Here(built.cuda.gpu, built.cuda.capability, built.flavour.label)
+    return building.Machine(built.flavour, here, built.cuda)
+
+
+def test_a_build_that_fails_goes_on_where_it_stopped(built: Built, tmp_path: Path) -> None:
+    plan, machine = Plan.checked("test", PLAN), stand_in_machine(built)
+
+    def without_heads(machine: object, model: bytes, path: Path, *rest: object) -> bytes:
+        if path.name.startswith("heads"):
+            raise BuildError("TensorRT could not build it")
+        return stand_in_build(machine, model, path, *rest)
+
+    with mock.patch.object(building, "build_engine", side_effect=without_heads):
+        with pytest.raises(BuildError, match="no usable engine of stage heads: fused attention"):
+            building.build(built.checkpoint, plan, machine, tmp_path)
+    before = [record.stage for _, record in listed(tmp_path)]
+    assert sorted(before) == ["encode_geometry", "geometry"]
+    with mock.patch.object(building, "build_engine", side_effect=stand_in_build) as made:
+        building.build(built.checkpoint, plan, machine, tmp_path)
+    assert made.call_count == len(STAGES) - len(before)
+
+
+def test_out_of_memory_while_building_is_one_sentence(built: Built, tmp_path: Path) -> None:
+    """TensorRT answers with None and a message in its own log."""
+    trt = mock.MagicMock(IProgressMonitor=type("Monitor", (), {}), __version__="10.3.0")
+    builder = trt.Builder.return_value
+    builder.create_builder_config.return_value.add_optimization_profile.return_value = 0
+    builder.build_serialized_network.return_value = None
+    machine = replace(stand_in_machine(built), flavour=Flavour("tensorrt", trt))
+    with pytest.raises(BuildError, match=r"memory ran out, lower memory_gib \(1\) or views"):
+        building.build(built.checkpoint, Plan.checked("test", PLAN), machine, tmp_path)
+    assert not list(tmp_path.rglob("*.engine"))
+
+
+@pytest.mark.parametrize(
+    ("file", "message"),
+    [
+        ("heads.onnx", "heads.onnx is damaged or was changed; run `.*export.onnx"),
+        ("model.safetensors", "were made for other weights or configuration files"),
+        (MANIFEST, "is damaged or of another version"),
+    ],
+)
+def test_damaged_and_stale_onnx_files_are_not_built(
+    built: Built, tmp_path: Path, file: str, message: str
+) -> None:
+    folder = Path(shutil.copytree(built.checkpoint, tmp_path / "onnx"))
+    data = bytearray((folder / file).read_bytes())
+    data[len(data) // 2 if file == "heads.onnx" else -2] ^= 1
+    (folder / file).write_bytes(data)
+    plan, machine = Plan.checked("test", PLAN), stand_in_machine(built)
+    with mock.patch.object(building, "build_engine", side_effect=stand_in_build):
+        with pytest.raises(ManifestError, match=message):
+            building.build(folder, plan, machine, tmp_path / "cache", stages=["heads"])
+    assert listed(tmp_path / "cache") == []
 
 
 def test_file_names_and_the_list(built: Built, capsys: pytest.CaptureFixture) -> None:

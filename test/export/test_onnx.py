@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -39,16 +40,19 @@ CONFIGS = {
     },
     "decoder": {"blocks": 1, "heads": 4, "point_channels": 24, "camera_channels": 16},
 }  # fmt: skip
+OPTIONAL_KEYS = ("conf_head", "global_point_head")
 SPECIAL = SpecialTokens(2, 3, 0, 1, 4)
 
 
-def make_checkpoint(folder: Path) -> Path:
-    """A random network with a confidence head, stored in bfloat16 as the released one."""
+def make_checkpoint(
+    folder: Path, keys: Sequence[str] = ("conf_head", "global_point_head")
+) -> Path:
+    """A random network with these optional heads, stored in bfloat16 as the released one."""
     folder.mkdir()
     for name, values in CONFIGS.items():
         (folder / f"{name}_config.json").write_text(json.dumps(values))
     generator = torch.Generator().manual_seed(0)
-    network = empty_network(ModelConfig.read(folder), ["conf_head.proj.weight"])
+    network = empty_network(ModelConfig.read(folder), keys)
     save_file(
         {
             name: (0.3 * torch.randn(p.shape, generator=generator)).bfloat16()
@@ -106,6 +110,24 @@ def test_one_file_takes_any_number_of_views_and_any_size(
     )
     assert got["confidence"].shape == (views, grid_hw[0] * 14, grid_hw[1] * 14)
     assert worst(got, want) < 2e-5
+
+
+def test_a_checkpoint_without_the_training_only_head(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = make_checkpoint(tmp_path / "mini", keys=())
+    export(folder, views=(1, 8))
+    stages = [kind.open(folder, device="cpu") for kind in (OnnxStages, TorchStages)]
+    results = [everything(each, 2, (4, 6)) for each in stages]
+    for found in results:
+        assert found.pop("confidence") == np.array(None)
+    assert worst(*results) < 2e-5
+    hidden = np.zeros((1, 24, 32), np.float32)
+    for each, given in zip(stages, (hidden, torch.tensor(hidden)), strict=True):
+        with pytest.raises(ValueError, match="global"):
+            each.heads(given, (4, 6), global_points=True)
+    assert main(["--checkpoint", str(folder), "--global-points"]) == 1
+    assert "no global points head; export without --global-points" in capsys.readouterr().err
 
 
 def run_geometry(path: Path) -> dict[str, np.ndarray]:

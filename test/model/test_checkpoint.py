@@ -126,6 +126,18 @@ def test_confidence_head_is_built_when_its_keys_are_there(folder: Path) -> None:
         load(folder)
 
 
+def test_the_global_points_head_may_be_absent_but_not_in_part(folder: Path) -> None:
+    stored = load_file(folder / "model.safetensors")
+    head = [name for name in stored if name.startswith("global_point")]
+    without = {name: value for name, value in stored.items() if name not in head}
+    save_file(without, folder / "model.safetensors")
+    assert set(load(folder).state_dict()) == set(without) - set(UNUSED)
+    assert describe(folder)[1]
+    save_file({**without, head[0]: stored[head[0]]}, folder / "model.safetensors")
+    with pytest.raises(CheckpointError, match=rf"{len(head) - 1} missing \(global_point"):
+        load(folder)
+
+
 def test_missing_left_over_and_misshapen_keys_are_named(folder: Path) -> None:
     stored = load_file(folder / "model.safetensors")
     del stored["dino2llm.bias"]

@@ -54,6 +54,24 @@ def test_asyncio_asks_several_at_once(made):
     assert [answer.error_code for answer in asyncio.run(ask())] == [0, 0, 0]
 
 
+def test_asyncio_gets_points_and_its_own_errors(made, monkeypatch):
+    from g2vlm_ros.ros import client
+
+    async def points():
+        async with client.AsyncSpatialClient() as robot:
+            return await robot.points("camera", [20.0], [20.0], max_age_s=1e12)
+
+    assert len(asyncio.run(points()).points) == 1
+    monkeypatch.setattr(client, "DISCOVERY_S", 0.2)
+
+    async def nobody():
+        async with client.AsyncSpatialClient("/nobody") as robot:
+            await robot.ask("What?")
+
+    with pytest.raises(client.UnreachableError, match="not offered"):
+        asyncio.run(nobody())
+
+
 def test_a_node_that_is_not_there_is_an_error(made, monkeypatch):
     from g2vlm_ros.ros import client
 
@@ -70,6 +88,21 @@ def test_ask_prints_an_answer_or_why_there_is_none(made, capsys):
     assert "confidence not calibrated" in capsys.readouterr().out
     assert ask.main(["How far is the chair?", *old]) == 1
     assert "NO_GEOMETRY" in capsys.readouterr().out
+
+
+def test_ask_writes_what_the_answer_rests_on(made, tmp_path, capsys):
+    import numpy as np
+    from PIL import Image
+
+    from g2vlm_ros.ros import ask
+
+    path = tmp_path / "answer.png"
+    old = ["--max-age-s", "1e12", "--wait-s", "20"]
+    assert ask.main(["What is there?", *old, "--picture", str(path)]) == 0
+    picture = np.asarray(Image.open(path))
+    assert picture.shape[1:] == (640, 3) and picture.shape[0] > 480 + 20, "words below the view"
+    assert ask.main(["What is there?", *old, "--picture", str(tmp_path / "answer.nothing")]) == 2
+    assert "extension" in capsys.readouterr().err
 
 
 def test_schemas_follow_the_srv():

@@ -52,6 +52,7 @@ def test_a_question_is_answered_in_words_from_the_window(made):
         ({"question": "a", "reference": 3}, 9909, "reference is 3"),
         ({"question": "a", "min_confidence": 1.5}, 9909, "min_confidence"),
         ({"question": "a", "min_confidence": 0.5}, 9906, "not calibrated"),
+        ({"question": "a", "max_age_s": -1.0}, 9909, "max_age_s"),
         ({"question": "a", "camera_ids": ["rear"]}, 9909, "'rear'"),
         ({"question": "a", "target_frame": "odom"}, 9902, "'odom'"),
         ({"question": "a", "dialogue": "d" * 600}, 9909, "dialogue"),
@@ -64,6 +65,25 @@ def test_bad_questions_get_a_code_and_a_sentence(made, fields, code, words):
     answer = ask(made, **fields)
     assert not answer.success and answer.error_code == code and words in answer.error_msg
     assert answer.answer_kind != 0
+
+
+def test_bytes_that_are_not_utf8_are_refused():
+    """As a C++ asker may send them: the bytes on the wire, read as rclpy reads them."""
+    from g2vlm_ros.srv import SpatialQuery
+    from rclpy.serialization import deserialize_message, serialize_message
+
+    from g2vlm_ros.ros import request as checks
+    from g2vlm_ros.ros.services import RequestError
+
+    wire = serialize_message(request(question="caf__"))
+    for bad in (b"\xff\xfe", b"\xc3(", b"\x80\x80"):
+        received = deserialize_message(wire.replace(b"__", bad), SpatialQuery.Request)
+        with pytest.raises(RequestError, match="not UTF-8") as caught:
+            checks.check(received, ["camera"], now_ns=1)
+        assert caught.value.code == 9909
+    binary = deserialize_message(wire.replace(b"__", b"\x01\x02"), SpatialQuery.Request)
+    with pytest.raises(RequestError, match="U\\+0001"):
+        checks.check(binary, ["camera"], now_ns=1)
 
 
 def test_bad_regions_stamps_and_examples_get_a_code_and_a_sentence(made):

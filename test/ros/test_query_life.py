@@ -1,5 +1,7 @@
 """Questions while a node is deactivated, and what it keeps of them."""
 
+import threading
+
 import pytest
 
 pytestmark = pytest.mark.ros
@@ -25,6 +27,58 @@ def test_deactivation_answers_what_waits_and_refuses_what_comes():
         assert waiting.result().error_code == 9908
         assert ask(made, question="What?").error_code == 9908
         made.node._active = True
+        assert ask(made, question="What is there?").success
+
+
+def test_a_window_that_goes_while_it_is_asked_about_is_still_answered_from():
+    """The running question keeps its window; the next one is told that there is none."""
+    from g2vlm_ros.srv import SpatialQuery
+    from std_srvs.srv import Trigger
+
+    with bench(**SMALL_QUERY) as made:
+        feed(made)
+        perception, reached, gate = made.node._perception, threading.Event(), threading.Event()
+        original = perception.ask
+
+        def slow(*arguments, **options):
+            reached.set()
+            assert gate.wait(20)
+            return original(*arguments, **options)
+
+        perception.ask = slow
+        client = made.peer.create_client(SpatialQuery, "/perception/query")
+        assert client.wait_for_service(20)
+        waiting = client.call_async(request(question="What is there?"))
+        made.until(reached.is_set, "the question to be answered")
+        assert made.call(Trigger, "/perception/reset", Trigger.Request()).success
+        gate.set()
+        made.until(waiting.done, "its answer")
+        assert waiting.result().success and waiting.result().window_id == 1
+        after = ask(made, question="What is there?")
+        assert after.error_code == 9904 and "no window" in after.error_msg
+        assert not made.node._queries._answerer._memory.recent, "nothing is kept"
+
+
+def test_a_client_that_goes_while_it_is_answered_leaves_nothing_behind():
+    import rclpy
+    from g2vlm_ros.action import AnswerSpatialQuery
+    from rclpy.action import ActionClient
+
+    with bench(**SMALL_QUERY) as made:
+        feed(made)
+        other = rclpy.create_node("leaver", context=made.context)
+        made.executor.add_node(other)
+        action = ActionClient(other, AnswerSpatialQuery, "/perception/answer")
+        assert action.wait_for_server(20)
+        entered = []
+        release = block(made, entered)
+        sent = action.send_goal_async(AnswerSpatialQuery.Goal(question="What?", max_age_s=1e12))
+        made.until(sent.done, "the goal to be accepted")
+        made.executor.remove_node(other)
+        action.destroy()
+        other.destroy_node()
+        release()
+        made.until(lambda: not made.node._queries._goals, "the goal to be let go")
         assert ask(made, question="What is there?").success
 
 

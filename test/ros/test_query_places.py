@@ -69,6 +69,32 @@ def test_the_last_target_is_latched(metric):
     assert got[0].header.frame_id == "map"
 
 
+def test_the_last_answer_and_its_picture_are_latched(metric):
+    from g2vlm_ros.msg import SpatialExample
+    from rclpy.qos import DurabilityPolicy, QoSProfile
+    from sensor_msgs.msg import Image
+
+    qos = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
+    answer = ask(metric, question="How far is this?", regions=[region(u=40.0, v=30.0)])
+    heard, seen = metric.received["answer"], metric.received["picture"]
+    metric.peer.create_subscription(
+        SpatialExample, "/perception/query/last_answer", heard.append, qos
+    )
+    metric.peer.create_subscription(Image, "/perception/query/picture", seen.append, qos)
+    metric.until(lambda: heard and seen, "the latched answer and picture")
+    assert (heard[-1].question, heard[-1].answer) == ("How far is this?", answer.answer)
+    assert heard[-1].camera == "camera" and heard[-1].stamp == answer.stamp
+    assert seen[-1].header.frame_id == "optical"
+    assert seen[-1].header.stamp == answer.evidence[0].stamp
+    rgb = np.frombuffer(seen[-1].data, np.uint8).reshape(seen[-1].height, seen[-1].width, 3)
+    row, column = 30.5 * 10 - 0.5, 40.5 * 10 - 0.5
+    blue = np.argwhere((rgb == (30, 60, 255)).all(-1))
+    mark = blue[blue[:, 0] > row - 9]
+    assert mark.mean(0) == pytest.approx((row, column), abs=1) and len(blue) > len(mark)
+    refused = ask(metric, question="Where is this?", target_frame="nowhere")
+    metric.until(lambda: heard[-1].answer == refused.error_msg, "the refusal")
+
+
 def test_where_would_i_be_needs_no_thing(metric):
     answer = ask(metric, question="Where would I be if I went 2 metres forward?")
     assert answer.success and answer.answer_kind == 5 and "2.00 m" in answer.reasoning[-1]

@@ -11,12 +11,12 @@ from g2vlm_ros.core.tokenizer import Tokenizer
 from g2vlm_ros.perception import Perception
 from g2vlm_ros.runtime.torch_stages import TorchStages
 from g2vlm_ros.sim.camera import lens, world_from_camera
+from g2vlm_ros.sim.pictures import Exhibit, page
 from g2vlm_ros.sim.questions import QuestionAnswer
 from g2vlm_ros.sim.scoring import Baselines
 from g2vlm_ros.train import eval as evaluation
 from g2vlm_ros.train.eval import clips_of, depth_scores, point_error_m, pose_scores, settings_for
 from g2vlm_ros.train.forward import build
-from g2vlm_ros.train.pictures import Exhibit, page
 
 from .conftest import TINY
 
@@ -111,7 +111,7 @@ def test_language_is_scored_by_kind(clips, monkeypatch, tokenizer_folder):
 
 def test_the_page_shows_three_windows(clips):
     shown = [
-        Exhibit(i, float(i), clips.images[0, :2], clips.depth_m[0, :2], clips.depth_m[1, :2])
+        Exhibit(str(i), float(i), clips.images[0, :2], clips.depth_m[0, :2], clips.depth_m[1, :2])
         for i in range(5)
     ]
     picture = page(shown)

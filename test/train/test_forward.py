@@ -141,7 +141,6 @@ def test_the_sizes_of_the_demo_fit_their_budget():
     from g2vlm_ros.train.config import Sizes
 
     sizes = Sizes()
-    assert sizes.decoder is None  # the decoders of the released format
     assert isinstance(sizes.model(), ModelConfig)
     parameters = sum(p.numel() for p in build(sizes.model(), 0).parameters())
     assert 2 * parameters < 26e6

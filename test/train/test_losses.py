@@ -10,7 +10,14 @@ from g2vlm_ros.sim.camera import lens
 from g2vlm_ros.train.config import Loss
 from g2vlm_ros.train.data import Ring, Shards
 from g2vlm_ros.train.forward import RawHeads
-from g2vlm_ros.train.losses import geometry_terms, matching_term, true_rays
+from g2vlm_ros.train.losses import (
+    geometry_terms,
+    matches,
+    matching_term,
+    patch_points,
+    places_term,
+    true_rays,
+)
 
 from .conftest import TINY
 
@@ -29,7 +36,7 @@ def perfect(target, scale=1.0):
     rays = RAYS.expand(*target.depth_m.shape, 2)
     rotation = target.poses[..., :3, :3].flatten(-2)
     place = target.poses[..., :3, 3] * scale
-    return RawHeads(torch.cat((rays, log_z), -1), place, rotation, torch.zeros(()))
+    return RawHeads(torch.cat((rays, log_z), -1), place, rotation, *[torch.zeros(())] * 3)
 
 
 def test_the_truth_costs_nothing(target):
@@ -62,22 +69,43 @@ def test_gradients_are_finite_even_for_degenerate_rotations(target, rotation9):
     truth = perfect(target)
     rotation = rotation9.expand_as(truth.rotation9).clone().requires_grad_()
     points = truth.points.clone().requires_grad_()
-    raw = RawHeads(points, truth.translation, rotation, truth.hidden)
+    raw = RawHeads(points, truth.translation, rotation, *truth[3:])
     terms = geometry_terms(raw, target, RAYS, Loss())
     sum(terms.values()).backward()
     assert bool(torch.isfinite(rotation.grad).all()) and bool(torch.isfinite(points.grad).all())
 
 
+def test_patch_points_lie_on_what_the_next_view_sees(target):
+    """Points of view 0, put into view 1, are where its depth says, or hidden behind it."""
+    world = patch_points(target, RAYS)
+    pose, focal = target.poses[:, 1], 1.0 / (RAYS[0, 1, 0] - RAYS[0, 0, 0])
+    seen = (world[:, 0] - pose[:, None, :3, 3]) @ pose[:, :3, :3]
+    u = ((seen[..., 0] / seen[..., 2] - RAYS[0, 0, 0]) * focal).round().long()
+    v = ((seen[..., 1] / seen[..., 2] - RAYS[0, 0, 1]) * focal).round().long()
+    height, width = target.depth_m.shape[-2:]
+    inside = (u >= 0) & (u < width) & (v >= 0) & (v < height) & (seen[..., 2] > 0.1)
+    depth = target.depth_m[:, 1].flatten(1).gather(1, (v * width + u).clamp(0, height * width - 1))
+    ratio = (seen[..., 2] / depth)[inside]
+    assert len(ratio) > 10
+    assert float(((ratio - 1).abs() < 0.05).float().mean()) > 0.5
+    assert float((ratio > 0.9).float().mean()) > 0.95
+
+
+def test_places_are_relative_to_the_size_of_the_window(target):
+    world = patch_points(target, RAYS)
+    assert float(places_term(world, world)) == 0.0
+    off = places_term(1.1 * world, world)
+    torch.testing.assert_close(places_term(11.0 * world, 10.0 * world), off)
+    assert 0.02 < float(off) < 0.1
+
+
 def test_matching_rewards_features_of_the_place(target):
     """Features that encode where a patch lies in the world match between views."""
-    rows, columns = torch.meshgrid(
-        torch.arange(3) * 14 + 7, torch.arange(4) * 14 + 7, indexing="ij"
-    )
-    ray = torch.cat((RAYS, torch.ones_like(RAYS[..., :1])), -1)[rows.flatten(), columns.flatten()]
-    points = target.depth_m[:, :, rows.flatten(), columns.flatten(), None] * ray
-    world = points @ target.poses[..., :3, :3].transpose(-1, -2) + target.poses[..., None, :3, 3]
+    world = patch_points(target, RAYS)
     frequencies = torch.randn(3, 64, generator=torch.Generator().manual_seed(0)) * 1.5
     phases = world @ frequencies
     good = torch.nn.functional.normalize(torch.cat((phases.sin(), phases.cos()), -1), dim=-1)
     random = torch.nn.functional.normalize(torch.randn_like(good), dim=-1)
-    assert matching_term(good, target, RAYS) < 0.5 * matching_term(random, target, RAYS)
+    found = matches(target, RAYS, world, torch.arange(world.shape[1]).roll(-1))
+    terms = [matching_term(features / 0.07, features, found) for features in (good, random)]
+    assert terms[0] < 0.5 * terms[1]

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
+from g2vlm_ros.train.companion import Exchange
 from g2vlm_ros.train.export import TOKENIZER_FILES, export
+from g2vlm_ros.train.lesson import is_geometric
 from g2vlm_ros.train.loop import Budget, Training
 from g2vlm_ros.train.muon import orthogonal
 from g2vlm_ros.train.state import STATE, load_state
@@ -31,10 +34,10 @@ def test_a_toy_set_is_learned_to_near_zero(tmp_path, tokenizer_folder, shard_cac
     """One window again and again: points, poses and answers must become nearly right."""
     made = training(tmp_path, tokenizer_folder, shard_cache)
     made.progress.stage = "joint"
-    made.ring.advance(0)
+    made.lesson.ring.advance(0)
     torch.manual_seed(0)
-    batch = made.ring.batch(2, np.random.default_rng(0), True)
-    monkeypatch.setattr(made, "_batch", lambda rng, joint: batch)
+    batch = made.lesson.ring.batch(2, np.random.default_rng(0), True)
+    monkeypatch.setattr(made.lesson.ring, "batch", lambda views, rng, joint: batch)
     first = made.step(0.0)
     for count in range(110):
         last = made.step(max(0.0, (count - 55) / 55))
@@ -59,14 +62,47 @@ def test_resuming_equals_not_stopping(tmp_path, tokenizer_folder, shard_cache):
         torch.testing.assert_close(rest.all.state_dict()[name], value, rtol=0, atol=0)
 
 
+def test_a_companion_adds_its_windows(tmp_path, tokenizer_folder, shard_cache):
+    """A second process's gradients count; parts that the stage does not train stay."""
+    alone = training(tmp_path, tokenizer_folder, shard_cache)
+    made = Training(TINY, alone.folder, "cpu", shard_cache, companion=True)
+    before = {name: value.clone() for name, value in made.all.state_dict().items()}
+    made.progress.stage = "geometry"
+    made.lesson.ring.advance(0)
+    try:
+        until = time.monotonic() + 90
+        while made.progress.windows == 4 * made.progress.steps and time.monotonic() < until:
+            made.step(0.0)
+    finally:
+        made.companion.close()
+    assert made.progress.windows == 4 * made.progress.steps + 4 and made.progress.skipped == 0
+    with pytest.raises(RuntimeError, match="ended with status"):
+        made.companion.collect(4)
+    for name, value in made.all.state_dict().items():
+        changed = not torch.equal(value, before[name])
+        assert changed <= is_geometric(name), name
+
+
+def test_waiting_gradients_are_averaged_by_windows():
+    module = torch.nn.Linear(2, 1)
+    parameters, exchange = list(module.parameters()), Exchange(3)
+    module.weight.grad = torch.tensor([[1.0, 2.0]])
+    assert exchange.collect(parameters, 2) == 0
+    exchange.offer([torch.tensor([[4.0, 8.0]]), torch.zeros(1)], 1)
+    assert exchange.collect(parameters, 2) == 1
+    torch.testing.assert_close(module.weight.grad, torch.tensor([[2.0, 4.0]]))
+    assert module.bias.grad is None and exchange.collect(parameters, 2) == 0
+
+
 def test_a_bad_step_is_skipped_and_counted(tmp_path, tokenizer_folder, shard_cache, monkeypatch):
     made = training(tmp_path, tokenizer_folder, shard_cache)
     made.progress.stage = "geometry"
-    made.ring.advance(0)
+    made.lesson.ring.advance(0)
     before = {name: value.clone() for name, value in made.all.state_dict().items()}
-    batch = made.ring.batch(4, np.random.default_rng(0), False)
+    batch = made.lesson.ring.batch(4, np.random.default_rng(0), False)
     broken = batch.target._replace(depth_m=batch.target.depth_m * torch.nan)
-    monkeypatch.setattr(made, "_batch", lambda rng, joint: batch._replace(target=broken))
+    broken = batch._replace(target=broken)
+    monkeypatch.setattr(made.lesson.ring, "batch", lambda views, rng, joint: broken)
     made.step(0.0)
     assert made.progress.skipped == 1
     for name, value in made.all.state_dict().items():

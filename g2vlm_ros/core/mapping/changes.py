@@ -12,14 +12,20 @@ POINT = np.dtype([(name, "<u4" if name == "rgb" else "<f4") for name, _ in POINT
 """A packed point of `cloud`, 20 bytes: x, y, z, rgb (0x00RRGGBB), confidence."""
 
 
+CHANGED_POINT = np.dtype(POINT.descr + [("id", "<i4")])
+"""A row of `change_rows`, 24 bytes: a packed point, and the id of its voxel."""
+EVERYTHING = -1
+"""The id of a row that says: forget all voxels."""
+
+
 def rgb_of(voxels: np.ndarray) -> np.ndarray:
     """uint8 (n, 3): the colours of VOXEL records, rounded."""
     return (voxels["colour"] + np.uint16(128) >> 8).astype(np.uint8)
 
 
-def points_of(voxels: np.ndarray) -> np.ndarray:
-    """POINT (n,): VOXEL records as packed points."""
-    points = np.empty(len(voxels), POINT)
+def points_of(voxels: np.ndarray, kind: np.dtype = POINT) -> np.ndarray:
+    """`kind` (n,), POINT or one with more fields: VOXEL records as packed points."""
+    points = np.empty(len(voxels), kind)
     for axis, name in enumerate("xyz"):
         points[name] = voxels["position"][:, axis]
     red, green, blue = (voxels["colour"][:, i].astype(np.uint32) + 128 >> 8 for i in range(3))
@@ -73,6 +79,24 @@ class ChangeSet:
     def nbytes(self) -> int:
         """Bytes to publish it: an id and a point each, and the removed ids."""
         return len(self.ids) * (4 + POINT_BYTES) + len(self.removed) * 4
+
+
+def change_rows(change: ChangeSet) -> np.ndarray:
+    """CHANGED_POINT (n,), to be applied in order: `~/map_updates`.
+
+    A row with a finite position sets the voxel of its id; one with NaN removes it, and with the id
+    EVERYTHING, which only the first row has, all of them.
+    """
+    gone = change.removed
+    if change.start_over:
+        gone = np.concatenate([[EVERYTHING], gone]).astype(np.int32)
+    rows = np.zeros(len(gone), CHANGED_POINT)
+    for axis in "xyz":
+        rows[axis] = np.nan
+    rows["id"] = gone
+    present = points_of(change.voxels, CHANGED_POINT)
+    present["id"] = change.ids
+    return np.concatenate([rows, present])
 
 
 class PointMirror:

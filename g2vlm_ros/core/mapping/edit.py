@@ -164,6 +164,13 @@ class MapEditor:
             self._edits.pop()
             return edit
 
+    def move_to(self, voxel_map: VoxelMap) -> None:
+        """Guard another map in the same frame from now on; edits until now become final."""
+        with self._map.lock:
+            self._map.rules, voxel_map.rules = None, self
+            self._map = voxel_map
+            self._edits = [_final(edit) for edit in self._edits]
+
     def release(self) -> None:
         """End the rules of all edits: what was removed may come back. They become final."""
         with self._map.lock:

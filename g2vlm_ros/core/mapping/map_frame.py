@@ -1,8 +1,9 @@
 """Windows into one map frame that stays put: joints, sub-maps, loop closure, metres and level.
 
-The first camera of a sub-map is the origin, taken as level (x forward, y left, z up) until a floor
-plane says better. Map units are the first window's until the scale is known, metres from then on;
-whatever moves earlier windows is listed in the placement that moved them.
+The first camera of a sub-map is the origin, taken as level (x forward, y left, z up) until gravity
+or, without an IMU, a floor plane says better. Map units are the first window's until the scale is
+known, metres from then on; whatever moves earlier windows is listed in the placement that moved
+them.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from g2vlm_ros.core.alignment import Joint, ViewSample, join_views, sample_view
 from g2vlm_ros.core.datatypes import Frame, Reconstruction, ScaleState, Window
 from g2vlm_ros.core.geometry import ZUP_FROM_OPTICAL, Similarity
 from g2vlm_ros.core.mapping.keyframes import view_overlap
+from g2vlm_ros.core.mapping.placement import Placement
 from g2vlm_ros.core.mapping.pose_graph import PoseGraph, adjoint, cross_matrix, logarithm
 from g2vlm_ros.core.mapping.scale import (
     LEAST_STD,
@@ -26,6 +28,7 @@ from g2vlm_ros.core.mapping.scale import (
     ScaleFilter,
     evidence,
     find_floor,
+    gravity_up,
     rig_baselines_m,
 )
 from g2vlm_ros.core.settings import MapSettings
@@ -43,51 +46,6 @@ MOVED = 1e-4
 """Change (rad, map units, log scale) from which a window counts as corrected."""
 
 
-@dataclass(frozen=True)
-class Placement:
-    """Where a window lies in the map."""
-
-    map_from_window: Similarity
-    sub_map: int
-    """Counts from 0, up each time a window could not be joined to the ones before. It goes back
-    when a loop joins a later sub-map to an earlier one."""
-    scale_state: ScaleState
-    metres_per_unit: float
-    """Metres per map unit: 1 when METRIC, NaN otherwise."""
-    joint: Joint | None
-    """The best joint with an earlier window; None for the first window of a sub-map."""
-    new_sub_map: str = ""
-    """Why a sub-map starts here: "first", "no_shared_view", "no_overlap" (a turn too fast for the
-    views to overlap) or "poor_joint"; empty where none starts."""
-    covariance: np.ndarray = field(default_factory=lambda: np.full((0, 6, 6), np.nan))
-    """float64 (N, 6, 6) of each view's pose: x y z, then rotation about x y z of the map
-    (REP-103), relative to the origin of the sub-map."""
-    trusted: tuple[bool, ...] = ()
-    """Per view: whether overlaps connect it with the views that place the window."""
-    scale_std: float = float("nan")
-    """Relative standard deviation of the metres; NaN while nothing is known."""
-    scale_source: str = "none"
-    """"odometry", "rig", "depth", "camera_height", "fixed" or "none"."""
-    scale_jump: float = 1.0
-    """New over old estimate of the scale where it changed by more than its deviation."""
-    scale_refused: int = 0
-    """Measurements of scale in a row that contradict the map."""
-    rescaled: float = 1.0
-    """Factor by which all lengths of the sub-map grew with this window; 1 where none did."""
-    floor_z: float = float("nan")
-    """Height of the floor in the map (map units); NaN while none was seen."""
-    loop_closed: bool = False
-    """Whether this window was joined to a place seen long ago."""
-    joined_sub_map: int | None = None
-    """The sub-map that ended because the loop joined it to `sub_map`."""
-    corrections: tuple[tuple[int, Similarity], ...] = ()
-    """Earlier windows that moved: (window id, new map_from_window)."""
-
-    def camera_poses(self, window_from_camera: np.ndarray) -> np.ndarray:
-        """map_from_camera float64 (N, 4, 4), rigid, z-up map."""
-        return self.map_from_window.apply_pose(window_from_camera)
-
-
 @dataclass
 class _SubMap:
     """What is known about the frame of one sub-map."""
@@ -95,6 +53,8 @@ class _SubMap:
     id: int
     scale: ScaleFilter = field(default_factory=ScaleFilter)
     metric: bool = False
+    level: str = ""
+    """What made it upright: "gravity" or "floor"; empty while the first camera counts as level."""
     floor_z: float = float("nan")
 
 
@@ -132,7 +92,7 @@ class MapAligner:
         else:
             self._start(node, result)
         sub_map = self._sub_map_of[node]
-        turned = self._level(node, result, sub_map)
+        turned = self._level(window, result, sub_map)
         belief, rescaled = self._measure(window, result, sub_map, first=not joints)
         before = self._poses(self._graph.recent(node))
         if len(joints) > 1 or (sub_map.metric and belief.source != "fixed"):
@@ -299,20 +259,33 @@ class MapAligner:
             return own.id
         return None
 
-    def _level(self, node: int, result: Reconstruction, sub_map: _SubMap) -> bool:
-        """Turn the sub-map upright at the first floor that it sees; whether that happened."""
+    def _level(self, window: Window, result: Reconstruction, sub_map: _SubMap) -> bool:
+        """Turn the sub-map upright, by gravity or else by the first floor that it sees.
+
+        Returns whether that happened.
+        """
+        node, turned = window.id, False
+        up = gravity_up(window.frames, result)
+        if up is not None and sub_map.level != "gravity":
+            self._turn_upright(node, up)
+            sub_map.level, sub_map.floor_z, turned = "gravity", float("nan"), True
         if np.isfinite(sub_map.floor_z):
-            return False
-        pose = self._graph.pose(node)
-        floor = find_floor(result, pose.rotation.T @ [0.0, 0.0, 1.0])
+            return turned
+        floor = find_floor(result, self._graph.pose(node).rotation.T @ [0.0, 0.0, 1.0])
         if floor is None:
-            return False
-        turn = Similarity(1.0, _upright(pose.rotation @ floor.up), np.zeros(3))
-        self._graph.move(self._graph.component(node), turn)
+            return turned
+        if not sub_map.level:
+            self._turn_upright(node, floor.up)
+            sub_map.level, turned = "floor", True
         centre = result.window_from_camera[:, :3, 3].astype(np.float64).mean(0)
         pose = self._graph.pose(node)
         sub_map.floor_z = float(pose.apply(centre)[2] - pose.scale * floor.height_u)
-        return True
+        return turned
+
+    def _turn_upright(self, node: int, up: np.ndarray) -> None:
+        """Turn a node's sub-map so that `up`, unit (3,) in the node's frame, becomes z."""
+        turn = _upright(self._graph.pose(node).rotation @ up)
+        self._graph.move(self._graph.component(node), Similarity(1.0, turn, np.zeros(3)))
 
     def _measure(
         self, window: Window, result: Reconstruction, sub_map: _SubMap, first: bool
@@ -389,7 +362,9 @@ def _key(frame: Frame) -> tuple[str, int]:
 
 
 def _upright(up: np.ndarray) -> np.ndarray:
-    """The smallest rotation that turns a unit vector, not far from z, to z."""
+    """The smallest rotation that turns a unit vector to z."""
+    if up[2] < -1 + 1e-9:
+        return np.diag([1.0, -1.0, -1.0])
     axis, cosine = np.cross(up, [0.0, 0.0, 1.0]), float(up[2])
     skew = cross_matrix(axis)
     return np.eye(3) + skew + skew @ skew / (1.0 + cosine)

@@ -32,6 +32,8 @@ FLOOR_STEP = 0.02
 FLOOR_TILT = np.cos(np.deg2rad(25.0))
 LEAST_FLOOR_SHARE = 0.1
 GATE = 3.0
+LEAST_AGREEMENT = 0.98
+"""Length of the mean of the views' unit vectors up, below which none is believed."""
 PATIENCE = 3
 """Evidence that contradicts the filter so many times in a row is believed."""
 DRIFT_PER_WINDOW = 0.005
@@ -137,10 +139,11 @@ def from_depth(frames: Sequence[Frame], result: Reconstruction) -> ScaleEvidence
     """Ratio of depth images (registered to the colour images) and recovered depth."""
     logs = []
     for i, frame in enumerate(frames):
-        if frame.depth is None:
+        image = None if frame.depth is None else frame.depth()
+        if image is None:
             continue
         depth_u = result.local_points_u[i, ..., 2]
-        depth_m = _nearest(frame.depth(), depth_u.shape)
+        depth_m = _nearest(image, depth_u.shape)
         good = np.isfinite(depth_m) & (depth_m > 0) & (depth_u > 0)
         if good.mean() > 0.05:
             logs.append(np.log(depth_m[good] / depth_u[good]))
@@ -203,6 +206,23 @@ def _nearest(image: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
     sizes = zip(shape, image.shape, strict=True)
     picks = [((np.arange(n) + 0.5) * m / n).astype(int) for n, m in sizes]
     return image[np.ix_(*picks)]
+
+
+def gravity_up(frames: Sequence[Frame], result: Reconstruction) -> np.ndarray | None:
+    """Up, unit float64 (3,) in the window's frame, by the gravity of its views; None if unknown.
+
+    None also where the views contradict each other: shaken, or turned wrongly in the window.
+    """
+    ups = [
+        result.window_from_camera[i, :3, :3] @ frame.up
+        for i, frame in enumerate(frames)
+        if frame.up is not None
+    ]
+    if not ups:
+        return None
+    mean = np.mean(ups, axis=0)
+    length = float(np.linalg.norm(mean))
+    return mean / length if length >= LEAST_AGREEMENT else None
 
 
 def find_floor(result: Reconstruction, up: np.ndarray) -> Floor | None:

@@ -14,7 +14,7 @@ import numpy as np
 
 from g2vlm_ros.core.datatypes import Reconstruction, ScaleState
 from g2vlm_ros.core.geometry import depth_edges
-from g2vlm_ros.core.mapping.map_frame import Placement
+from g2vlm_ros.core.mapping.placement import Placement
 from g2vlm_ros.core.preprocess import PATCH_PX
 
 EDGE_STEP = 0.1

@@ -79,6 +79,14 @@ _PLACE = "|".join(_PLACES)
 _TO_US = (
     r"(?:,? ?(?:from|to|of) (?:you|me|here|us|the (?:camera|robot|viewer|observer|newest view)))?"
 )
+_OPENING = (
+    r"^(?:(?:please|robot|(?:can you )?tell me|give me|say|do you know"
+    r"|(?:seen )?from (?:here|your (?:place|point of view)))[, ]+)+"
+)
+_LENGTHS = r"(?:met(?:er|re)s?|centimet(?:er|re)s?|cm|feet|inches|steps)"
+_HOW = r"how (?:far(?: away)?|tall|high|wide|long|deep|big|large)"
+_INDIRECT = rf"^({_HOW}) (?!(?:is|are|away)\b)(.+?) (is|are)(?=(?: from\b.*)?[.?!]*$)"
+"""As in "tell me how far the chair is"; the verb is put before the thing."""
 _DIMENSION = {
     "tall": "height", "high": "height", "height": "height", "wide": "width", "width": "width",
     "long": "length", "length": "length", "deep": "depth", "depth": "depth", "big": "size",
@@ -154,8 +162,9 @@ def singular(word: str) -> str:
 
 def _bare(question: str) -> str:
     text = re.sub(r"\s+", " ", plain(question)).strip()
-    text = re.sub(r"[.!?]* ?(?:please )?(?:answer|give|reply)\b[^.!?]*[.!?]*$", "", text)
-    text = re.sub(r"^(?:please|robot|tell me|say)[, ]+", "", text)
+    text = re.sub(r"[.,!?]+ ?(?:please )?(?:answer|give|reply)\b[^.!?]*[.!?]*$", "", text)
+    text = re.sub(_OPENING, "", text)
+    text = re.sub(_INDIRECT, r"\1 \3 \2", text)
     text = re.sub(r"^in (?:the newest|these|this|the) views?(?:'s frame)?, ", "", text)
     text = re.sub(
         r"(?: in| from)? (?:the newest|these|this) views?(?:'s frame)?(?=[.?!]|$)", "", text
@@ -233,12 +242,19 @@ _RULES: list[tuple[str, Callable[[re.Match, str], Plan | None]]] = [
     (r"\bwhere (?:would|will|do|am|should) i (?:be|end up|stand|land|arrive) (?:if|when|after)\b"
      r"(?: i)? ?(?P<how>.+)$", _motion),
     (rf"\b(?:fit|pass|go|drive|get|squeeze|move|come)s?\b.*?\bbetween {_X} and {_Y}$", _fits),
+    (rf"\b(?:room|space|gap) for\b.*? between {_X} and {_Y}$", _fits),
     (rf"\bis (?:the |there a )?(?:gap|space|passage|opening) between {_X} and {_Y} "
      r"(?:wider|larger|more|at least|big enough|wide enough)", _fits),
     (rf"\b(?:gap|space|passage|opening|room) (?:is )?(?:there )?between {_X} and {_Y}$",
      _of(Ask.GAP, "x", "y")),
     (r"\b(?:degrees|how (?:far|much)|turn|rotate)\b.*?\b(?:face|look at|see|towards?|point at) "
      rf"{_X}$", _of(Ask.HEADING, "x")),
+    (rf"\bhow many {_LENGTHS} (?:are there |is it )?between {_X} and {_Y}$", _distance),
+    (rf"\bhow many {_LENGTHS} (?:apart )?are {_X} and {_Y}(?: apart)?$", _distance),
+    (rf"\bhow (?:far|many {_LENGTHS}) is it to {_X}$", _distance),
+    (rf"\bhow many {_LENGTHS} (?:away|off) (?:is|are) {_X}$", _distance),
+    (rf"\bhow many {_LENGTHS} (?P<how>tall|high|wide|long|deep) (?:is|are) {_X}$", _size),
+    (rf"\bat what distance (?:is|are|do you see|can you see) {_X}$", _distance),
     (rf"\bdistance (?:is )?between {_X} and {_Y}$", _distance),
     (rf"\b(?:distance|how far is it) from {_X} to {_Y}$", _distance),
     (rf"\bdistance (?:to|of) {_X}$", _distance),
@@ -246,8 +262,12 @@ _RULES: list[tuple[str, Callable[[re.Match, str], Plan | None]]] = [
     (rf"\bhow far (?:away )?(?:is|are) {_X}(?: away)? from {_Y}$", _distance),
     (rf"\bhow (?:far|close|near)(?: away)? (?:is|are|to) {_X}$", _distance),
     (rf"\bhow (?P<how>tall|high|wide|long|deep|big|large) (?:is|are) {_X}$", _size),
+    (rf"^what is {_X}'s (?P<how>height|width|length|depth|size)$", _size),
     (rf"\b(?P<how>height|width|length|depth|size) (?:of|has|does|is) {_X}(?: have)?$", _size),
-    (rf"\b(?:which|what)(?: one| thing)? is (?:closer|nearer){_TO_US}[,:]? {_X} or {_Y}$",
+    (r"\b(?:which|what)(?: one| thing)?(?: of (?:the two|them))? is (?:closer|nearer)"
+     rf"{_TO_US}[,:]? {_X} or {_Y}$",
+     _of(Ask.CLOSER, "x", "y")),
+    (rf"^between {_X} and {_Y}, (?:which|what)(?: one)? is (?:closer|nearer){_TO_US}$",
      _of(Ask.CLOSER, "x", "y")),
     (rf"^is {_X} or {_Y} (?:closer|nearer){_TO_US}$", _of(Ask.CLOSER, "x", "y")),
     (rf"^is {_X} (?:closer|nearer){_TO_US} than {_Y}$", _of(Ask.CLOSER, "x", "y", word="yes_no")),
@@ -260,15 +280,21 @@ _RULES: list[tuple[str, Callable[[re.Match, str], Plan | None]]] = [
     (rf"\bwhere (?:is|are) {_X} (?:relative to|with respect to|compared (?:to|with)|seen from) "
      rf"{_Y}$",
      _of(Ask.SIDE, "x", "y")),
+    (rf"\bon (?:which|what) side of {_Y} (?:is|are) {_X}$", _of(Ask.SIDE, "x", "y")),
+    (r"\b(?:which|what) (?:direction|side|way) (?:should|do|must|would) (?:i|you) "
+     rf"(?:look|turn|go) (?:for|to (?:see|find|reach)) {_X}$", _of(Ask.WHERE, "x")),
     (rf"\bwhere (?:is|are) {_X}(?: now)?: ", _of(Ask.WHERE, "x")),
     (rf"^(?:is|are) {_X} left, right", _of(Ask.WHERE, "x")),
     (rf"\b(?:which|what) (?:direction|side|way) (?:is|are) {_X}(?: from {_Y})?(?: on| in)?$",
      _of(Ask.WHERE, "x")),
     (rf"^(?:is|are) {_X} (?P<place>(?:to|on) the (?:left|right)|behind|above|below)$", _relation),
     (rf"^(?:is|are) {_X} (?P<place>{_PLACE}) (?P<y>[^,?:]+)$", _relation),
-    (rf"\bhow many {_X}(?: (?:are|do|can|is|stand)\b.*)?$", _of(Ask.COUNT, "x")),
+    (rf"\b(?:how many|what number of)(?! {_LENGTHS}\b) {_X}(?: (?:are|do|can|is|stand)\b.*)?$",
+     _of(Ask.COUNT, "x")),
     (rf"^(?:count|the number of|what is the number of) {_X}$", _of(Ask.COUNT, "x")),
     (rf"^(?:is|are) there {_X}(?: in (?:view|sight|the room|here))?$", _of(Ask.EXISTS, "x")),
+    (rf"^does (?:the|this) (?:room|place|view|image) (?:have|contain|show) {_X}$",
+     _of(Ask.EXISTS, "x")),
     (rf"^(?:do|can) you see {_X}$", _of(Ask.EXISTS, "x")),
     (rf"^(?:is|are) {_X} (?:visible|there|in (?:view|sight))$", _of(Ask.EXISTS, "x")),
     (r"^(?:is|are) (?P<x>an? [\w ]+|any [\w ]+)$", _of(Ask.EXISTS, "x")),

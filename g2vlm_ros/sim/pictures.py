@@ -12,9 +12,9 @@ _GAP, _LABEL = 4, 16
 
 
 class Exhibit(NamedTuple):
-    """A window to be shown."""
+    """Views to be shown."""
 
-    seed: int
+    name: str
     error: float
     """By which best, median and worst are found."""
     images: np.ndarray
@@ -31,7 +31,7 @@ def page(exhibits: Sequence[Exhibit]) -> Image.Image:
         raise ValueError("no windows to show; evaluate at least one scene")
     ranked = sorted(exhibits, key=lambda exhibit: exhibit.error)
     chosen = {"best": ranked[0], "median": ranked[len(ranked) // 2], "worst": ranked[-1]}
-    blocks = [_block(name, exhibit) for name, exhibit in chosen.items()]
+    blocks = [sheet(exhibit, name) for name, exhibit in chosen.items()]
     width = max(block.width for block in blocks)
     made = Image.new("RGB", (width, sum(block.height for block in blocks)), "white")
     top = 0
@@ -41,7 +41,8 @@ def page(exhibits: Sequence[Exhibit]) -> Image.Image:
     return made
 
 
-def _block(name: str, exhibit: Exhibit) -> Image.Image:
+def sheet(exhibit: Exhibit, label: str) -> Image.Image:
+    """Views, true depth and estimated depth below each other."""
     scale = np.median(exhibit.true_depth / exhibit.depth)
     low, high = np.quantile(exhibit.true_depth, [0.01, 0.99])
     rows = [
@@ -53,7 +54,7 @@ def _block(name: str, exhibit: Exhibit) -> Image.Image:
     zoom = max(1, 224 // width)
     size = (width * zoom + _GAP, height * zoom + _GAP)
     made = Image.new("RGB", (count * size[0], 3 * size[1] + _LABEL), "white")
-    text = f"{name}: home {exhibit.seed}, AbsRel {exhibit.error:.3f}; views, truth, estimate"
+    text = f"{label}: {exhibit.name}, AbsRel {exhibit.error:.3f}; views, truth, estimate"
     ImageDraw.Draw(made).text((2, 2), text, fill="black")
     for r, row in enumerate(rows):
         for c, view in enumerate(row):

@@ -1,0 +1,56 @@
+"""Where a window lies in the map, and how well that is known: what `MapAligner` says of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from g2vlm_ros.core.alignment import Joint
+from g2vlm_ros.core.datatypes import ScaleState
+from g2vlm_ros.core.geometry import Similarity
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where a window lies in the map."""
+
+    map_from_window: Similarity
+    sub_map: int
+    """Counts from 0, up each time a window could not be joined to the ones before. It goes back
+    when a loop joins a later sub-map to an earlier one."""
+    scale_state: ScaleState
+    metres_per_unit: float
+    """Metres per map unit: 1 when METRIC, NaN otherwise."""
+    joint: Joint | None
+    """The best joint with an earlier window; None for the first window of a sub-map."""
+    new_sub_map: str = ""
+    """Why a sub-map starts here: "first", "no_shared_view", "no_overlap" (a turn too fast for the
+    views to overlap) or "poor_joint"; empty where none starts."""
+    covariance: np.ndarray = field(default_factory=lambda: np.full((0, 6, 6), np.nan))
+    """float64 (N, 6, 6) of each view's pose: x y z, then rotation about x y z of the map
+    (REP-103), relative to the origin of the sub-map."""
+    trusted: tuple[bool, ...] = ()
+    """Per view: whether overlaps connect it with the views that place the window."""
+    scale_std: float = float("nan")
+    """Relative standard deviation of the metres; NaN while nothing is known."""
+    scale_source: str = "none"
+    """"odometry", "rig", "depth", "camera_height", "fixed" or "none"."""
+    scale_jump: float = 1.0
+    """New over old estimate of the scale where it changed by more than its deviation."""
+    scale_refused: int = 0
+    """Measurements of scale in a row that contradict the map."""
+    rescaled: float = 1.0
+    """Factor by which all lengths of the sub-map grew with this window; 1 where none did."""
+    floor_z: float = float("nan")
+    """Height of the floor in the map (map units); NaN while none was seen."""
+    loop_closed: bool = False
+    """Whether this window was joined to a place seen long ago."""
+    joined_sub_map: int | None = None
+    """The sub-map that ended because the loop joined it to `sub_map`."""
+    corrections: tuple[tuple[int, Similarity], ...] = ()
+    """Earlier windows that moved: (window id, new map_from_window)."""
+
+    def camera_poses(self, window_from_camera: np.ndarray) -> np.ndarray:
+        """map_from_camera float64 (N, 4, 4), rigid, z-up map."""
+        return self.map_from_window.apply_pose(window_from_camera)

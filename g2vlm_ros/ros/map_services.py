@@ -1,0 +1,147 @@
+"""Services of the live map: save it, continue in a saved one, edit it; never raising."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+from geometry_msgs.msg import Pose
+
+from g2vlm_ros.core.geometry import Similarity
+from g2vlm_ros.core.mapping.edit import Box, Edit, MapEditor
+from g2vlm_ros.core.mapping.files import MapFileError
+from g2vlm_ros.ros import convert
+from g2vlm_ros.ros.services import (
+    REFRESH_WAIT_S,
+    RequestError,
+    Services,
+    answering,
+    box_of,
+    check_map_frame,
+    invalid,
+)
+from g2vlm_ros.scene_map import SceneMap
+from g2vlm_ros.srv import EditMap, LoadMap, SaveMap
+
+MAP_FORMATS = ("ply", "pcd", "npz")
+
+
+class MapServices:
+    """Answers SaveMap, LoadMap and EditMap; `services` knows whether and from what."""
+
+    def __init__(self, map_frame: str, scene_map: SceneMap, services: Services):
+        self._map_frame, self._map, self._services = map_frame, scene_map, services
+        self.log_failure = services.log_failure
+
+    @answering
+    def save_map(self, request: SaveMap.Request, response: SaveMap.Response) -> None:
+        """Write the map as PLY or PCD for other tools, or as NPZ without loss."""
+        self._services.check_active()
+        if not self._map.stamp_ns:
+            self._services.current(math.inf, REFRESH_WAIT_S)
+        path = Path(request.path).expanduser()
+        kind = request.format or path.suffix.lstrip(".").lower()
+        if kind not in MAP_FORMATS or path.suffix.lower() != f".{kind}":
+            raise invalid(
+                f"path '{request.path}' with format '{request.format}'; give a path that ends in "
+                f".{', .'.join(MAP_FORMATS)}"
+            )
+        if not path.is_absolute() or not path.parent.is_dir():
+            raise invalid(
+                f"path '{request.path}' must be absolute and its folder must exist on the robot"
+            )
+        response.points, response.path = self._map.save(path), str(path)
+
+    @answering
+    def load_map(self, request: LoadMap.Request, response: LoadMap.Response) -> None:
+        """Continue in a saved map in place of the live one."""
+        self._services.check_active()
+        path = Path(request.path).expanduser()
+        if not path.is_absolute():
+            raise invalid(f"path '{request.path}' must be absolute, on the robot")
+        try:
+            response.points = self._map.load(path, _rigid("map_from_file", request.map_from_file))
+        except MapFileError as error:
+            raise invalid(str(error)) from error
+
+    @answering
+    def edit_map(self, request: EditMap.Request, response: EditMap.Response) -> None:
+        """Change what is in a box, take the last change back, or end the edits' rules."""
+        self._services.check_active()
+        kinds = {
+            request.REMOVE: self._remove,
+            request.KEEP: self._keep,
+            request.MOVE: self._move,
+            request.RECOLOUR: self._recolour,
+            request.UNDO: self._undo,
+            request.RELEASE: self._release,
+        }
+        if request.action not in kinds:
+            raise invalid(
+                f"action is {request.action}; it must be one of 1 (REMOVE) to 6 (RELEASE)"
+            )
+        edit = kinds[request.action](request)
+        response.changed = 0 if edit is None else edit.changed
+        edits = self._map.edits
+        response.edits, response.undoable = len(edits), bool(edits) and edits[-1].undoable
+
+    def _remove(self, request: EditMap.Request) -> Edit:
+        box = self._filled_box(request)
+        return self._map.edit(lambda editor: editor.remove(box))
+
+    def _keep(self, request: EditMap.Request) -> Edit:
+        box = self._filled_box(request)
+        return self._map.edit(lambda editor: editor.keep(box))
+
+    def _move(self, request: EditMap.Request) -> Edit:
+        check_map_frame("target_pose frame", request.target_pose.header.frame_id, self._map_frame)
+        target = _rigid("target_pose", request.target_pose.pose)
+        box = self._filled_box(request)
+        motion = target @ Similarity(1.0, box.rotation, box.centre).inverse()
+        return self._map.edit(lambda editor: editor.move(box, motion))
+
+    def _recolour(self, request: EditMap.Request) -> Edit:
+        colour = (request.colour.r, request.colour.g, request.colour.b)
+        if not all(0 <= part <= 1 for part in colour):
+            raise invalid(f"colour is {colour}; r, g and b must lie in 0 to 1")
+        red, green, blue = (round(255 * part) for part in colour)
+        box = self._filled_box(request)
+        return self._map.edit(lambda editor: editor.recolour(box, (red, green, blue)))
+
+    def _undo(self, request: EditMap.Request) -> Edit:
+        try:
+            return self._map.edit(MapEditor.undo)
+        except ValueError as error:
+            raise RequestError(EditMap.Response.NO_GEOMETRY, str(error)) from error
+
+    def _release(self, request: EditMap.Request) -> None:
+        try:
+            self._map.edit(MapEditor.release)
+        except ValueError as error:
+            raise RequestError(EditMap.Response.NO_GEOMETRY, str(error)) from error
+
+    def _filled_box(self, request: EditMap.Request) -> Box:
+        """The request's box; RequestError where it holds nothing of the map."""
+        box = box_of(request.box_pose, request.box_size, self._map_frame)
+        points = self._map.points()
+        if not len(points):
+            raise RequestError(
+                EditMap.Response.NO_GEOMETRY, "the map is empty; wait for a window or load a map"
+            )
+        if not box.contains(np.stack([points[axis] for axis in "xyz"], axis=-1)).any():
+            raise RequestError(
+                EditMap.Response.NOT_VISIBLE, "the box holds no point of the map; enlarge it"
+            )
+        return box
+
+
+def _rigid(field: str, pose: Pose) -> Similarity:
+    """The motion of a pose; RequestError where it is none."""
+    try:
+        matrix = convert.pose_matrix(pose)
+    except ValueError as error:
+        raise invalid(f"{field}: {error}") from error
+    if not np.isfinite(matrix).all():
+        raise invalid(f"{field} has position {matrix[:3, 3].tolist()}; it must be finite")
+    return Similarity(1.0, matrix[:3, :3], matrix[:3, 3])

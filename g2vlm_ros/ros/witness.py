@@ -1,0 +1,90 @@
+"""What a simulated camera tells of the truth, kept beside what the perception node says."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from geometry_msgs.msg import PoseStamped
+from PIL import Image as Picture
+from rclpy.node import Node
+from sensor_msgs.msg import Image
+
+from g2vlm_ros.ros import convert
+from g2vlm_ros.sim import judge
+from g2vlm_ros.sim.camera import lens
+from g2vlm_ros.sim.pictures import Exhibit, sheet
+
+SHOWN = 6
+"""Depth images in the picture."""
+
+
+@dataclass(frozen=True)
+class Judged:
+    """The verdict on a drive."""
+
+    track: judge.Track
+    scores: dict[str, float]
+    depths: Picture.Image
+    """Some views with true and estimated depth."""
+
+
+class Truth:
+    """Subscribes to the truth of `sim_camera`; without one nothing ever arrives."""
+
+    def __init__(self, node: Node, sim_camera: str = "/sim_camera", camera: str = "camera"):
+        self._poses: dict[int, np.ndarray] = {}
+        self._depths: dict[int, np.ndarray] = {}
+        self._images: dict[int, np.ndarray] = {}
+        self._estimates: dict[int, np.ndarray] = {}
+        truth = f"{sim_camera}/truth"
+        for kind, topic, keep in (
+            (PoseStamped, f"{truth}/pose", self._keep_pose),
+            (Image, f"{truth}/depth/image", self._keep_into(self._depths, np.float32)),
+            (Image, f"/{camera}/image_raw", self._keep_into(self._images, np.uint8)),
+        ):
+            node.create_subscription(kind, topic, keep, 100)
+
+    def _keep_pose(self, message: PoseStamped) -> None:
+        self._poses[convert.stamp_ns(message.header.stamp)] = convert.pose_matrix(message.pose)
+
+    @staticmethod
+    def _keep_into(kept: dict[int, np.ndarray], dtype: type):
+        def keep(message: Image) -> None:
+            pixels = np.frombuffer(message.data, dtype)
+            pixels = pixels.reshape(message.height, message.width, -1).squeeze()
+            kept[convert.stamp_ns(message.header.stamp)] = pixels
+
+        return keep
+
+    def compare_depth(self, message: Image) -> None:
+        """Keep an estimated depth image, to be compared at the end."""
+        self._keep_into(self._estimates, np.float32)(message)
+
+    def judge(self, path: dict[int, np.ndarray], points: np.ndarray) -> Judged | None:
+        """The errors of path {stamp: (3,)} and map points (n, 3); None where no truth came."""
+        true = {stamp: pose[:3, 3] for stamp, pose in self._poses.items()}
+        track = judge.track(path, true)
+        stamps = sorted(self._estimates.keys() & self._depths.keys() & self._images.keys())
+        if track is None or not stamps:
+            return None
+        scored = {s: judge.depth_scores(self._estimates[s], self._depths[s]) for s in stamps}
+        scored = {stamp: scores for stamp, scores in scored.items() if scores is not None}
+        if not scored:
+            return None
+        scores = track.scores()
+        for name in ("abs_rel", "metric_abs_rel"):
+            mean = np.mean([found[name] for found in scored.values()])
+            scores[f"depth_{name}"] = round(float(mean), 3)
+        height, width = self._depths[stamps[0]].shape
+        seen = judge.surfaces(self._depths, self._poses, lens(width, height))
+        scores |= judge.map_scores(track.home_from_map.apply(points), seen)
+        return Judged(track, scores, self._depth_sheet(sorted(scored), scores["depth_abs_rel"]))
+
+    def _depth_sheet(self, stamps: list[int], error: float) -> Picture.Image:
+        """A few moments, evenly spaced in time."""
+        chosen = [stamps[i] for i in np.linspace(0, len(stamps) - 1, SHOWN).round().astype(int)]
+        true = np.stack([self._depths[stamp] for stamp in chosen])
+        guess = np.stack([judge.at_size(self._estimates[s], true.shape[1:]) for s in chosen])
+        images = np.stack([self._images[stamp] for stamp in chosen])
+        return sheet(Exhibit("mean of the drive", error, images, true, guess), "depth")

@@ -1,0 +1,110 @@
+"""The Nav2 example drives to where the answer says, against an action server that records."""
+
+import importlib.util
+import math
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+from types import SimpleNamespace as N
+
+import numpy as np
+import pytest
+
+pytestmark = pytest.mark.ros
+pytest.importorskip("torch", reason="the golden checkpoint runs on the torch backend here")
+
+from test.ros.asking import SMALL_QUERY, feed  # noqa: E402
+from test.ros.harness import bench  # noqa: E402
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+NAV2_NODES = {
+    "RecoveryNode", "PipelineSequence", "RateController", "GoalUpdater", "ComputePathToPose",
+    "FollowPath", "ClearEntireCostmap", "Wait",
+}  # fmt: skip
+OLD = {"max_age_s": 1e12, "max_wait_s": 20.0}
+
+
+def chair():
+    """A detector's message in the layout of vision_msgs, which need not be installed."""
+    from builtin_interfaces.msg import Time
+    from std_msgs.msg import Header
+
+    centre = N(position=N(x=32.0, y=24.0), theta=0.0)
+    result = N(hypothesis=N(class_id="red chair", score=0.9))
+    box = N(bbox=N(center=centre, size_x=12.0, size_y=20.0), results=[result])
+    stamp = Time(sec=1000, nanosec=100_000_000)
+    return N(header=Header(frame_id="optical", stamp=stamp), detections=[box])
+
+
+@pytest.fixture(scope="module")
+def made():
+    with bench(**SMALL_QUERY, **{"map.metres_per_unit": 1.0}) as made:
+        feed(made)
+        yield made
+
+
+@pytest.fixture
+def goals(made):
+    """Goals that the stand-in for Nav2 received; it aborts those with an empty tree."""
+    action = pytest.importorskip("nav2_msgs.action", reason="needs nav2_msgs or its stand-in")
+    from rclpy.action import ActionServer
+
+    received = []
+
+    def execute(goal):
+        received.append(goal.request)
+        goal.succeed() if goal.request.behavior_tree else goal.abort()
+        return action.NavigateToPose.Result()
+
+    server = ActionServer(made.peer, action.NavigateToPose, "navigate_to_pose", execute)
+    yield received
+    server.destroy()
+
+
+def go_to(*arguments):
+    spec = importlib.util.spec_from_file_location("go_to", EXAMPLES / "go_to.py")
+    example = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(example)
+    return example.main(list(arguments), **OLD)
+
+
+def test_the_goal_is_the_pose_of_the_answer(made, goals, capsys):
+    from g2vlm_ros.ros.client import SpatialClient
+
+    made.node._queries._answerer._detections.receive(chair())
+    assert go_to("red", "chair") == 0
+    assert "Stand at" in capsys.readouterr().out
+    (goal,) = goals
+    assert goal.behavior_tree == str(EXAMPLES / "go_to.xml")
+    with SpatialClient() as robot:
+        thing = robot.locate("red chair", **OLD).pose.pose.position
+    pose, q = goal.pose.pose, goal.pose.pose.orientation
+    assert goal.pose.header.frame_id == "map" and goal.pose.header.stamp.sec == 1000
+    assert (q.x, q.y) == pytest.approx((0, 0), abs=1e-6), "upright, as Nav2 drives"
+    assert math.hypot(q.z, q.w) == pytest.approx(1)
+    yaw = 2 * math.atan2(q.z, q.w)
+    towards = np.subtract((thing.x, thing.y), (pose.position.x, pose.position.y))
+    assert towards @ (math.cos(yaw), math.sin(yaw)) > 0, "looks at the chair"
+
+
+def test_no_goal_is_sent_without_a_place(made, goals, capsys):
+    made.node._queries._answerer._detections._messages.clear()
+    assert go_to("red", "chair", "--frame", "nowhere") == 1
+    assert not goals and "nowhere" in capsys.readouterr().out
+
+
+def test_a_goal_that_nav2_aborts_is_a_failure(made, goals):
+    made.node._queries._answerer._detections.receive(chair())
+    assert go_to("red", "chair", "--tree", "") == 1 and len(goals) == 1
+
+
+def test_the_tree_uses_nodes_of_nav2_and_one_goal():
+    tree = ElementTree.parse(EXAMPLES / "go_to.xml").getroot()
+    name = tree.get("main_tree_to_execute")
+    (behaviour,) = [each for each in tree.findall("BehaviorTree") if each.get("ID") == name]
+    used = {element.tag for element in behaviour.iter()} - {"BehaviorTree", "Sequence"}
+    assert used == NAV2_NODES
+    updater = behaviour.find(".//GoalUpdater")
+    (planner,) = updater
+    assert updater.get("input_goal") == "{goal}", "the name under which Nav2 hands its goal over"
+    assert planner.get("goal") == updater.get("output_goal")
+    assert planner.get("path") == behaviour.find(".//FollowPath").get("path")

@@ -1,0 +1,238 @@
+"""The live map over real DDS: followed by its changes, edited, saved, loaded and continued."""
+
+import numpy as np
+import pytest
+
+pytestmark = pytest.mark.ros
+pytest.importorskip("torch", reason="the golden checkpoint runs on the torch backend here")
+
+from test.ros.harness import bench, image  # noqa: E402
+
+START_S = 1000.0
+SETTINGS = {
+    "voxel.publish_period_s": 0.1,
+    "cloud.max_edge_step": 0.0,
+    "map.metres_per_unit": 1.0,
+    "voxel.size_m": 0.02,
+}
+MAP, UPDATES = "/perception/map", "/perception/map_updates"
+
+
+def stream(made, count, start=START_S):
+    for k in range(count):
+        made.send("/camera/image_raw", image(start + 0.1 * k))
+    made.settle()
+
+
+def rows(message):
+    """The points of a PointCloud2 by field name."""
+    kinds = {5: "<i4", 7: "<f4"}
+    layout = [(field.name, kinds[field.datatype]) for field in message.fields]
+    return np.frombuffer(message.data, np.dtype(layout))
+
+
+class Follower:
+    """A robot's copy of the map: {id: (x, y, z, rgb, confidence) as bytes}, by ~/map_updates."""
+
+    def __init__(self):
+        self.voxels = {}
+        self.sizes = []
+
+    def hear(self, message):
+        self.sizes.append(message.width)
+        for row in rows(message):
+            key = int(row["id"])
+            if key == -1:
+                self.voxels.clear()
+            elif np.isnan(row["x"]):
+                self.voxels.pop(key, None)
+            else:
+                self.voxels[key] = row.tobytes()[:20]
+
+    def agrees_with(self, cloud):
+        return set(self.voxels.values()) == {row.tobytes() for row in rows(cloud)}
+
+
+def follow(made):
+    from sensor_msgs.msg import PointCloud2
+
+    follower = Follower()
+    made.peer.create_subscription(PointCloud2, UPDATES, follower.hear, 100)
+    return follower
+
+
+@pytest.fixture
+def made():
+    """A node in metres with ~/map listened to and a window of two frames."""
+    from sensor_msgs.msg import PointCloud2
+
+    from g2vlm_ros.ros.outputs import LATCHED
+
+    with bench(**SETTINGS) as made:
+        made.listen(PointCloud2, MAP, LATCHED)
+        stream(made, 2)
+        made.until(lambda: made.received[MAP], "the map")
+        yield made
+
+
+def agree(made, follower):
+    made.until(lambda: follower.agrees_with(made.received[MAP][-1]), "the copies to agree")
+
+
+def edit(made, action, pose=None, size=None, **fields):
+    from g2vlm_ros.srv import EditMap
+
+    request = EditMap.Request(action=action, **fields)
+    if pose is not None:
+        request.box_pose = pose
+        request.box_size.x, request.box_size.y, request.box_size.z = map(float, size)
+    return made.call(EditMap, "/perception/edit_map", request)
+
+
+def pose_at(position, frame="map"):
+    from geometry_msgs.msg import PoseStamped
+
+    pose = PoseStamped()
+    pose.header.frame_id = frame
+    pose.pose.position.x, pose.pose.position.y, pose.pose.position.z = map(float, position)
+    return pose
+
+
+def positions(cloud):
+    points = rows(cloud)
+    return np.stack([points[axis] for axis in "xyz"], -1)
+
+
+def box_of_a_tenth(cloud):
+    """Centre and size of a box with some but not all of the points, away from the next ones."""
+    points = positions(cloud).astype(np.float64)
+    lower, upper = np.percentile(points[:, 0], [0, 10])
+    centre, size = (points.min(0) + points.max(0)) / 2, np.ptp(points, axis=0) + 1.0
+    centre[0], size[0] = (lower + upper) / 2, upper - lower + 0.01
+    return centre, size
+
+
+def inside(points, centre, size):
+    return (np.abs(points - centre) <= np.asarray(size) / 2).all(1)
+
+
+def test_map_updates_rebuild_the_map_whenever_one_joins(made):
+    first = follow(made)
+    agree(made, first)
+    stream(made, 3, START_S + 1)
+    agree(made, first)
+    second = follow(made)
+    made.until(lambda: second.voxels, "the whole map for who comes later")
+    agree(made, first)
+    agree(made, second)
+    cloud, heard = made.received[MAP][-1], len(first.sizes)
+    centre, size = box_of_a_tenth(cloud)
+    removed = edit(made, 1, pose_at(centre), size).changed
+    made.until(lambda: made.received[MAP][-1].width == cloud.width - removed, "the rest")
+    agree(made, first)
+    agree(made, second)
+    assert first.sizes[heard:] == [removed], "only what changed"
+
+
+def test_remove_undo_move_and_recolour(made):
+    cloud = made.received[MAP][-1]
+    centre, size = box_of_a_tenth(cloud)
+    within = int(inside(positions(cloud), centre, size).sum())
+    assert 0 < within < cloud.width
+    answer = edit(made, 1, pose_at(centre), size)
+    assert answer.success and answer.changed == within
+    assert answer.edits == 1 and answer.undoable
+    made.until(lambda: made.received[MAP][-1].width == cloud.width - within, "the rest")
+    answer = edit(made, 5)
+    assert answer.success and answer.changed == within and not answer.undoable
+    made.until(lambda: made.received[MAP][-1].width == cloud.width, "all of it again")
+    assert edit(made, 5).error_code == 9904, "nothing is left to undo"
+
+    colour = {"r": 1.0, "g": 0.0, "b": 0.0, "a": 1.0}
+    from std_msgs.msg import ColorRGBA
+
+    assert edit(made, 4, pose_at(centre), size, colour=ColorRGBA(**colour)).changed == within
+
+    def red(message):
+        return rows(message)["rgb"].view("<u4") == 0xFF0000
+
+    made.until(lambda: red(made.received[MAP][-1]).sum() >= within, "red points")
+    painted = made.received[MAP][-1]
+    assert inside(positions(painted)[red(painted)], centre, size).all()
+    target = centre + [0.0, 0.0, 50.0]
+    assert edit(made, 3, pose_at(centre), size, target_pose=pose_at(target)).changed == within
+    made.until(lambda: inside(positions(made.received[MAP][-1]), target, size).any(), "it there")
+    assert not inside(positions(made.received[MAP][-1]), centre, size).any()
+    assert edit(made, 6).edits == 0
+
+
+def test_an_edited_map_is_saved_loaded_and_continued(made, tmp_path):
+    from g2vlm_ros.srv import LoadMap, SaveMap
+    from std_srvs.srv import Trigger
+
+    def save(name):
+        request = SaveMap.Request(path=str(tmp_path / name))
+        return made.call(SaveMap, "/perception/save_map", request)
+
+    def load(name, **fields):
+        request = LoadMap.Request(path=str(tmp_path / name), **fields)
+        return made.call(LoadMap, "/perception/load_map", request)
+
+    whole = made.received[MAP][-1].width
+    centre, size = box_of_a_tenth(made.received[MAP][-1])
+    removed = edit(made, 1, pose_at(centre), size).changed
+    saved = save("edited.npz")
+    assert saved.success and saved.points == whole - removed
+    assert made.call(Trigger, "/perception/reset", Trigger.Request()).success
+    follower = follow(made)
+    loaded = load("edited.npz")
+    assert loaded.success and loaded.points == saved.points, loaded.error_msg
+    made.until(lambda: made.received[MAP][-1].width == saved.points, "the loaded map")
+    agree(made, follower)
+    assert not inside(positions(made.received[MAP][-1]), centre, size).any()
+    again = save("again.npz")
+    assert again.points == saved.points
+    with np.load(tmp_path / "edited.npz") as one, np.load(tmp_path / "again.npz") as other:
+        np.testing.assert_array_equal(np.sort(one["keys"]), np.sort(other["keys"]))
+    stream(made, 2, START_S + 5)
+    made.until(lambda: made.received[MAP][-1].width > saved.points, "the map to go on")
+    agree(made, follower)
+
+    far = load("edited.npz", map_from_file=pose_at([100.0, 0.0, 0.0]).pose)
+    assert far.success and far.points == pytest.approx(saved.points, rel=0.1)
+    made.until(lambda: positions(made.received[MAP][-1])[:, 0].min() > 50, "the map elsewhere")
+    for name, words in (("none.npz", "no map file"), ("edited.txt", "no map file")):
+        answer = load(name)
+        assert answer.error_code == 9909 and words in answer.error_msg
+    assert made.call(
+        LoadMap, "/perception/load_map", LoadMap.Request(path="edited.npz")
+    ).error_code == 9909  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def still():
+    """A node in metres with one window."""
+    from sensor_msgs.msg import PointCloud2
+
+    with bench(**SETTINGS) as made:
+        made.listen(PointCloud2, MAP)
+        stream(made, 2)
+        yield made
+
+
+@pytest.mark.parametrize(
+    ("action", "frame", "size", "code", "words"),
+    [
+        (0, "map", [1, 1, 1], 9909, "action is 0"),
+        (7, "map", [1, 1, 1], 9909, "action is 7"),
+        (1, "odom", [1, 1, 1], 9902, "'odom'"),
+        (1, "map", [1, 0, 1], 9909, "box_size"),
+        (1, "map", [1e-6] * 3, 9905, "holds no point"),
+        (3, "map", [1e3] * 3, 9902, "target_pose"),
+        (5, "map", [1, 1, 1], 9904, "no edit to undo"),
+    ],
+)
+def test_bad_edits_get_a_code_and_a_sentence(still, action, frame, size, code, words):
+    answer = edit(still, action, pose_at([0.001, 0.001, 0.001], frame), size)
+    assert not answer.success and answer.error_code == code and words in answer.error_msg
+    assert not answer.edits
