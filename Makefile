@@ -1,7 +1,9 @@
-# make demo | test | build | bench | gpu | lint | clean: each sets up what it needs in .venv first (tools/setup_env.py).
+# make demo | eval | test | build | bench | gpu | lint | clean: each sets up what it needs in .venv first (tools/setup_env.py).
 #   PYTHON=python3.12     another Python, 3.10 to 3.13
 #   TORCH_INDEX=URL       a package index with CPU builds of torch; PyPI's own is the CUDA build, some GB larger
-#   DEMO_IMAGES=FOLDER    photographs for the demo instead of those kept in the project
+#   SEED=N                another held-out home for the demo
+#   VIEW=1                the demo in a browser as well
+#   DEMO_IMAGES=FOLDER    photographs for the demo instead of a simulated home
 #   DEMO_OUT=FOLDER       where the demo leaves its report and clouds
 #   PYTEST="-k word -x"   arguments for pytest
 PYTHON ?= python3
@@ -9,10 +11,14 @@ DEMO_OUT ?= demo_output
 SETUP = $(PYTHON) tools/setup_env.py
 export TORCH_INDEX
 
-.PHONY: demo test build bench gpu lint clean
+.PHONY: demo eval test build bench gpu lint clean
 
 demo:
-	@$(SETUP) demo -m g2vlm_ros.ros.demo --out "$(DEMO_OUT)" $(if $(DEMO_IMAGES),--images "$(DEMO_IMAGES)")
+	@$(SETUP) $(if $(VIEW),view,demo) -m g2vlm_ros.ros.demo --out "$(DEMO_OUT)" $(if $(VIEW),--view) \
+	  $(if $(SEED),--home "$(SEED)") $(if $(DEMO_IMAGES),--images "$(DEMO_IMAGES)")
+
+eval:
+	@$(SETUP) demo -m g2vlm_ros.train.eval --checkpoint engines/demo --out eval_output
 
 test:
 	@$(SETUP) test -m pytest $(PYTEST)
@@ -31,5 +37,5 @@ lint:
 	@$(SETUP) lint -m ruff format --check .
 
 clean:
-	rm -rf .venv .setup.lock build install log demo_output bench_output .pytest_cache .ruff_cache
+	rm -rf .venv .setup.lock build install log demo_output eval_output bench_output .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -114,6 +114,11 @@ class Perception:
         return self._stages.backend
 
     @property
+    def speaks(self) -> bool:
+        """Whether the checkpoint's language is trained; if not, `ask` answers nonsense."""
+        return self._stages.config.text.speaks
+
+    @property
     def chosen_because(self) -> str:
         """Why this backend, one sentence for the log."""
         return self._stages.chosen_because

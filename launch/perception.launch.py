@@ -26,7 +26,7 @@ SWITCHES = (
     ("autostart", "true", "Configure and activate; false leaves that to a lifecycle manager."),
     ("rviz", "false", "Show cloud, path, poses, frames and depth in RViz."),
     ("viewer", "false", "Show the map in a browser: http://127.0.0.1:8080 (needs viser)."),
-    ("demo", "false", "Play the installed demo frames through the demo checkpoint on the CPU."),
+    ("demo", "false", "Drive a simulated home; the demo checkpoint on the CPU looks at it."),
 )
 
 
@@ -42,9 +42,8 @@ def launch_nodes(context):
     on = {name: given[name] == "true" for name, _, _ in SWITCHES}
     files, cameras = (given[name].replace(",", " ").split() for name in ("params_file", "cameras"))
     if on["demo"]:
-        files.insert(0, "cpu")
-        given["replay"] = given["replay"] or f"{SHARE}/demo/frames"
-        given["checkpoint"] = given["checkpoint"] or f"{SHARE}/demo/checkpoint"
+        files.insert(0, "demo")
+        given["checkpoint"] = given["checkpoint"] or f"{SHARE}/engines/demo"
     env = {n: f"{SHARE}/config/fastdds.xml" for n in PROFILES if n not in context.environment}
     common = {"package": "g2vlm_ros", "namespace": given["namespace"], "additional_env": env}
     chosen = {"model.checkpoint": given["checkpoint"], "model.backend": given["backend"]}
@@ -57,8 +56,11 @@ def launch_nodes(context):
         common["parameters"] = [{"path": given["replay"], "sim_time": on["use_sim_time"]}]
         common["parameters"] += [{"camera": camera} for camera in cameras[:1]]
         actions.append(Node(name="replay", executable="replay", **common))
+    plain = {**common, "parameters": []}
+    if on["demo"] and not given["replay"]:
+        actions.append(Node(name="sim_camera", executable="sim_camera", **plain))
     if on["viewer"]:
-        actions.append(Node(name="viewer", executable="viewer", **{**common, "parameters": []}))
+        actions.append(Node(name="viewer", executable="viewer", **plain))
     if on["rviz"]:
         view = ["-d", f"{SHARE}/config/perception.rviz"]
         actions.append(Node(package="rviz2", executable="rviz2", arguments=view))

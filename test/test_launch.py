@@ -86,7 +86,7 @@ def test_nodes_by_argument(actions):
     assert executables(actions()) == ["perception"]
     assert executables(actions(replay="/r")) == ["perception", "replay"]
     assert executables(actions(viewer="true")) == ["perception", "viewer"]
-    assert executables(actions(demo="true", rviz="true")) == ["perception", "replay", "rviz2"]
+    assert executables(actions(demo="true", rviz="true")) == ["perception", "sim_camera", "rviz2"]
 
 
 def test_autostart_adds_transitions(actions):

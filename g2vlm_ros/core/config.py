@@ -37,6 +37,8 @@ class TextConfig:
     rope_theta: float
     mrope_section: tuple[int, int, int]
     """How many rotary angles follow the temporal, height and width position."""
+    speaks: bool = True
+    """False where the geometry was trained and the language not (yet): `language_trained`."""
 
     def __post_init__(self) -> None:
         _check_heads("text_config.json", self.hidden_size, self.heads, divisor=2)
@@ -164,6 +166,7 @@ def _text_config(keys: _Keys) -> TextConfig:
         rms_eps=keys.positive("rms_norm_eps", 1e-5),
         rope_theta=keys.positive("rope_theta", 1e6),
         mrope_section=tuple(section),
+        speaks=bool(keys.values.get("language_trained", True)),
     )
 
 

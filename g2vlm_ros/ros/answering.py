@@ -21,7 +21,7 @@ from g2vlm_ros.action import AnswerSpatialQuery
 from g2vlm_ros.core.settings import Settings
 from g2vlm_ros.core.spatial import evidence
 from g2vlm_ros.core.spatial.composer import Composer
-from g2vlm_ros.core.spatial.grounding import OutOfTimeError
+from g2vlm_ros.core.spatial.grounding import OutOfTimeError, SilentModelError
 from g2vlm_ros.core.spatial.outcome import Outcome, Query, ReferenceFrame
 from g2vlm_ros.core.spatial.prompts import Mark
 from g2vlm_ros.core.spatial.question import Kind
@@ -244,8 +244,13 @@ class Answerer:
         return Target(frame_id, from_map)
 
     def _say(self, question: Question, look: Look, prompt: str, marks: Sequence[Mark]) -> str:
-        """What the model answers; OutOfTimeError where its asker does not wait that long."""
+        """What the model answers; OutOfTimeError where its asker does not wait that long.
+
+        SilentModelError where the checkpoint has no trained language.
+        """
         self._check_time(question)
+        if not self._perception.speaks:
+            raise SilentModelError
         asked, last = question.request, [0.0]
         dialogue = self._memory.dialogue(asked.dialogue) if asked.dialogue else None
 

@@ -14,8 +14,11 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
+
+import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
 CLOUD, POSE = "/perception/points", "/perception/pose"
@@ -40,10 +43,11 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--home", type=int, default=8, help="index of the held-out home")
     parser.add_argument("--legs", type=int, default=8, help="length of the walk, straight legs")
     parser.add_argument("--checkpoint", type=Path, default=ROOT / "engines" / "demo")
+    parser.add_argument("--view", action="store_true", help="show it in a browser as well")
     parser.add_argument("--out", type=Path, default=Path("demo_output"))
     parser.add_argument("--backend", default="auto")
     parser.add_argument("--rate-hz", type=float, default=4.0, help="photographs per second")
-    parser.add_argument("--width", type=int, default=112, help="view width in the model, pixels")
+    parser.add_argument("--width", type=int, help="view width in the model, pixels")
     parser.add_argument("--limit-s", type=float, default=120.0, help="stop after this long")
     chosen = parser.parse_args(arguments)
     for path in (chosen.images, chosen.checkpoint):
@@ -68,6 +72,7 @@ def run(chosen: argparse.Namespace) -> dict:
     recorder = subprocess.Popen(
         [sys.executable, "-m", "g2vlm_ros.ros.recorder", str(chosen.out)], stdin=subprocess.PIPE
     )
+    view = _view() if chosen.view else None
     started = time.monotonic()
     interview = None
     try:
@@ -82,6 +87,9 @@ def run(chosen: argparse.Namespace) -> dict:
             interview.stop()
     finally:
         recorder.communicate(timeout=60)
+        if view is not None:
+            input("the page stays until you press Enter")
+            view.terminate()
         perception.trigger_shutdown()
         executor.shutdown()
         spinning.join(timeout=5)
@@ -101,17 +109,24 @@ def run(chosen: argparse.Namespace) -> dict:
 
 
 def _settings(chosen: argparse.Namespace) -> dict:
-    made = {
-        "model.checkpoint": str(chosen.checkpoint.resolve()),
-        "model.backend": chosen.backend,
-        "model.image_width_px": chosen.width,
-    }
-    if chosen.images is None:
-        # A window of the training spans about two seconds of walking; the wheels give the metre.
-        return made | {"query.semantic_width_px": 112, "window.min_gap_s": 0.55,
-                       "window.max_age_s": 8.0, "odometry_topic": "/odom"}  # fmt: skip
-    return made | {"window.min_gap_s": 0.0, "cloud.stride_px": 2,
-                   "window.max_age_s": 10.0 * max(1.0, 4.0 / chosen.rate_hz)}  # fmt: skip
+    """config/demo.yaml with what the command line says on top."""
+    document = yaml.safe_load((ROOT / "config" / "demo.yaml").read_text())
+    made = dict(_flat(document["/**/perception"]["ros__parameters"]))
+    made |= {"model.checkpoint": str(chosen.checkpoint.resolve()), "model.backend": chosen.backend}
+    if chosen.width:
+        made["model.image_width_px"] = chosen.width
+    if chosen.images is not None:
+        made |= {"odometry_topic": "", "window.min_gap_s": 0.0,
+                 "window.max_age_s": 10.0 * max(1.0, 4.0 / chosen.rate_hz)}  # fmt: skip
+    return made
+
+
+def _flat(tree: dict, prefix: str = "") -> Iterator[tuple[str, object]]:
+    for name, value in tree.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value
 
 
 def _parameters(values: dict) -> list:
@@ -141,6 +156,15 @@ def _interview(perception, camera):
     asking = Interview(camera.scene.home, camera.moments, perception.newest_ns)
     asking.start()
     return asking
+
+
+def _view() -> subprocess.Popen:
+    from g2vlm_ros.ros import viewer
+
+    try:
+        return viewer.start(8080)
+    except (OSError, RuntimeError) as error:
+        raise SystemExit(str(error)) from None
 
 
 def _activate(perception) -> None:
@@ -178,8 +202,8 @@ def main(arguments: list[str] | None = None) -> int:
     chosen.out.mkdir(parents=True, exist_ok=True)
     prepare_environment()
     print(
-        f"checkpoint {chosen.checkpoint.name}: a small one of ours. It knows simulated homes only; "
-        "on anything else its geometry means nothing"
+        f"checkpoint {chosen.checkpoint.name}: a small one of ours. It knows simulated homes "
+        "only; on anything else its geometry means nothing"
     )
     report = run(chosen)
     path = chosen.out / "report.json"

@@ -134,7 +134,7 @@ def _right(qa: QuestionAnswer, response: SpatialQuery.Response) -> bool:
     if qa.kind in LENGTH_KINDS:
         said = f"{response.number:.2f} metres"
     elif qa.kind == "closer":
-        said = f"The {response.objects[0].label}."
+        said = response.answer.split(" is closer than ")[0] + "."
     else:
         said = "Left." if " is left of " in response.answer else "Right."
     return correct(qa.kind, said, qa.answer)

@@ -18,7 +18,7 @@ from rclpy.qos import QoSProfile
 
 from g2vlm_ros.action import AnswerSpatialQuery
 from g2vlm_ros.core.settings import Settings
-from g2vlm_ros.core.spatial.grounding import OutOfTimeError
+from g2vlm_ros.core.spatial.grounding import OutOfTimeError, SilentModelError
 from g2vlm_ros.core.spatial.outcome import Abstention
 from g2vlm_ros.live import Update
 from g2vlm_ros.perception import Perception
@@ -229,6 +229,12 @@ class Queries:
             self._refuse(question, getattr(Codes, abstained.reason.name), str(abstained))
         except FrameError as error:
             self._refuse(question, Codes.TF_ERROR, str(error))
+        except SilentModelError:
+            self._refuse(
+                question, Codes.NO_MODEL,
+                "the language of this checkpoint is not trained; mark what you mean with a pixel "
+                "or box, give query.detections_topic, or load a checkpoint that answers",
+            )  # fmt: skip
         except OutOfTimeError:
             self._out_of_time(question)
         except Exception as error:  # a question that ends without a response would never end

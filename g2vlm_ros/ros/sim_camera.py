@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import threading
 import time
+import traceback
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,7 +24,7 @@ from sensor_msgs.msg import CameraInfo, Image
 
 from g2vlm_ros.core.settings import SettingError, knob
 from g2vlm_ros.ros import convert, params
-from g2vlm_ros.sim.camera import lens, world_from_camera
+from g2vlm_ros.sim.camera import lens
 from g2vlm_ros.sim.odometry import odometry
 from g2vlm_ros.sim.render import Views, render
 from g2vlm_ros.sim.scenes import make_scene
@@ -42,8 +43,9 @@ class SimCameraSettings:
     home: int = knob(8, "Index of the home in its split.", low=0, high=10**9)
     split: str = knob("heldout", "Which homes; training never saw heldout.", choices=SPLITS)
     legs: int = knob(8, "Straight legs of the walk, about.", low=2, high=1000)
-    cameras: list[str] = knob(["camera"], "Namespaces of the cameras.")
-    headings_deg: list[float] = knob([0.0], "Where each camera looks, to the left of ahead.")
+    cameras: list[str] = knob(
+        ["camera"], "Namespaces; camera:30 looks 30 degrees to the left of ahead."
+    )
     rate_hz: float = knob(5.0, "Frames per second of simulated time.", low=0.1, high=RATE_HZ)
     speed: float = knob(1.0, "Simulated seconds per second.", low=0.01, high=100.0)
     width_px: int = knob(224, "Width of the images; they are 4:3.", low=28, high=2048)
@@ -54,11 +56,22 @@ class SimCameraSettings:
     wait_for_subscriber: bool = knob(True, "Hold the first frame until somebody subscribes.")
 
     def __post_init__(self) -> None:
-        if not self.cameras or len(self.cameras) != len(self.headings_deg):
-            raise SettingError(
-                f"there are {len(self.cameras)} cameras and {len(self.headings_deg)} "
-                "headings_deg; give one heading for each of at least one camera"
-            )
+        if not self.cameras:
+            raise SettingError("cameras is empty; name at least one, such as camera")
+        self.mounted()
+
+    def mounted(self) -> dict[str, float]:
+        """Heading of each camera in degrees, positive to the left."""
+        made = {}
+        for camera in self.cameras:
+            name, _, heading = camera.partition(":")
+            try:
+                made[name] = float(heading or 0.0)
+            except ValueError:
+                raise SettingError(
+                    f"cameras has '{camera}'; write a name, or name:degrees such as left:30"
+                ) from None
+        return made
 
 
 @dataclass(frozen=True)
@@ -99,7 +112,7 @@ class SimCamera(Node):
             f"{seconds:.0f} s of walking"
         )
         self._closing = threading.Event()
-        self._thread = threading.Thread(target=self._walk, name="sim_camera", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="sim_camera", daemon=True)
         self._thread.start()
 
     def destroy_node(self) -> None:
@@ -113,13 +126,21 @@ class SimCamera(Node):
         def publisher(kind, name, qos=qos_profile_sensor_data):
             return self.create_publisher(kind, name, qos)
 
-        cameras = self._settings.cameras
+        cameras = list(self._settings.mounted())
         self._images = [publisher(Image, f"{name}/image_raw") for name in cameras]
         self._infos = [publisher(CameraInfo, f"{name}/camera_info") for name in cameras]
         self._odom = publisher(Odometry, "odom")
         self._pose = publisher(PoseStamped, "~/truth/pose", 100)
         self._depth = publisher(Image, "~/truth/depth/image", 10)
-        self._clock = publisher(Clock, "/clock", 10) if self._settings.sim_time else None
+        self._clock_topic = publisher(Clock, "/clock", 10) if self._settings.sim_time else None
+
+    def _run(self) -> None:
+        try:
+            self._walk()
+        except Exception:
+            if not self._closing.is_set():
+                self.get_logger().error(f"the walk ends early:\n{traceback.format_exc()}")
+        self.finished = True
 
     def _walk(self) -> None:
         while self._settings.wait_for_subscriber and not self._images[0].get_subscription_count():
@@ -134,17 +155,15 @@ class SimCamera(Node):
             if self._closing.wait(max(0.0, due_s - time.monotonic())):
                 return
             self._publish(step, poses, views)
-        self.finished = True
 
     def _poses(self, step: int) -> np.ndarray:
         """World poses of all cameras, (C, 4, 4)."""
         ahead = self.scene.walk.world_from_camera[step]
-        turns = world_from_camera(
-            np.zeros((len(self._settings.cameras), 3)),
-            np.deg2rad(self._settings.headings_deg), 0.0,
-        ) @ np.linalg.inv(world_from_camera(np.zeros(3), 0.0, 0.0))  # fmt: skip
-        poses = np.repeat(ahead[None], len(turns), axis=0)
-        poses[:, :3, :3] = turns[:, :3, :3] @ ahead[:3, :3]
+        headings = np.deg2rad(list(self._settings.mounted().values()))
+        c, s = np.cos(headings), np.sin(headings)
+        poses = np.repeat(ahead[None], len(headings), axis=0)
+        poses[:, 0, :3] = c[:, None] * ahead[0, :3] - s[:, None] * ahead[1, :3]
+        poses[:, 1, :3] = s[:, None] * ahead[0, :3] + c[:, None] * ahead[1, :3]
         return poses
 
     def _views(self, poses: np.ndarray, step: int) -> Views:
@@ -155,15 +174,15 @@ class SimCamera(Node):
     def _publish(self, step: int, poses: np.ndarray, views: Views) -> None:
         time_s = float(self.scene.walk.time_s[step])
         stamp_ns = self.get_clock().now().nanoseconds
-        if self._clock is not None:
+        if self._clock_topic is not None:
             stamp_ns = FIRST_NS + round(time_s * 1e9)
-            self._clock.publish(Clock(clock=convert.stamp(stamp_ns)))
+            self._clock_topic.publish(Clock(clock=convert.stamp(stamp_ns)))
         self.moments[stamp_ns] = Moment(poses[0], time_s, np.asarray(views.items[0]))
         self._odom.publish(self._odometry_message(step, stamp_ns))
         truth = convert.header(stamp_ns, HOME_FRAME)
         self._pose.publish(convert.pose_stamped(truth, poses[0]))
         width, height = self.camera.width_px, self.camera.height_px
-        for camera, name in enumerate(self._settings.cameras):
+        for camera, name in enumerate(self._settings.mounted()):
             header = convert.header(stamp_ns, f"{name}_optical_frame")
             if camera == 0:
                 self._depth.publish(convert.depth_image(header, np.asarray(views.depth_m[0])))

@@ -8,6 +8,7 @@ import numpy as np
 from geometry_msgs.msg import PoseStamped
 from PIL import Image as Picture
 from rclpy.node import Node
+from rclpy.qos import qos_profile_sensor_data
 from sensor_msgs.msg import Image
 
 from g2vlm_ros.ros import convert
@@ -38,12 +39,13 @@ class Truth:
         self._images: dict[int, np.ndarray] = {}
         self._estimates: dict[int, np.ndarray] = {}
         truth = f"{sim_camera}/truth"
-        for kind, topic, keep in (
-            (PoseStamped, f"{truth}/pose", self._keep_pose),
-            (Image, f"{truth}/depth/image", self._keep_into(self._depths, np.float32)),
-            (Image, f"/{camera}/image_raw", self._keep_into(self._images, np.uint8)),
+        images = f"/{camera}/image_raw"
+        for kind, topic, keep, qos in (
+            (PoseStamped, f"{truth}/pose", self._keep_pose, 100),
+            (Image, f"{truth}/depth/image", self._keep_into(self._depths, np.float32), 100),
+            (Image, images, self._keep_into(self._images, np.uint8), qos_profile_sensor_data),
         ):
-            node.create_subscription(kind, topic, keep, 100)
+            node.create_subscription(kind, topic, keep, qos)
 
     def _keep_pose(self, message: PoseStamped) -> None:
         self._poses[convert.stamp_ns(message.header.stamp)] = convert.pose_matrix(message.pose)

@@ -157,7 +157,7 @@ class Steps:
     adam_rate: float = 0.0012
     weight_decay: float = 0.01
     warmup: int = 200
-    anneal: float = 0.4
+    anneal: float = 0.2
     """Last part of a stage in which the rates fall linearly to zero."""
     clip: float = 1.0
     save_s: float = 120.0

@@ -38,7 +38,7 @@ def export(source: Path, target: Path, config: Config | None = None) -> None:
     target.mkdir(parents=True, exist_ok=True)
     atomically(target / WEIGHTS, lambda part: save_file(weights, part, {"format": "pt"}))
     files = {
-        "text_config.json": config.sizes.text(),
+        "text_config.json": config.sizes.text() | {"language_trained": progress.stage == "joint"},
         "vit_config.json": config.sizes.vit(),
         "dino_config.json": config.sizes.dino(),
         "decoder_config.json": config.sizes.decoder(),
@@ -49,6 +49,8 @@ def export(source: Path, target: Path, config: Config | None = None) -> None:
         shutil.copyfile(source / name, target / name)
     scores = source / "scores.json"
     report = json.loads(scores.read_text()) if scores.exists() else None
+    if report is not None:
+        shutil.copyfile(scores, target / "scores.json")
     (target / "README.md").write_text(model_card(config, progress, len(weights), report))
 
 
@@ -72,11 +74,19 @@ def model_card(config: Config, progress: Progress, tensors: int, scores: dict | 
         "the kinds of `g2vlm_ros/sim/questions.py`.",
         f"- Training: {progress.windows} windows in {progress.seconds / 60:.0f} minutes, seed "
         f"{config.steps.seed}; {progress.skipped} steps skipped; last stage: {progress.stage}.",
+        "- Language: "
+        + (
+            "trained."
+            if progress.stage == "joint"
+            else "**not trained yet**; the node refuses questions that only words could answer."
+        ),
         f"- Weights: {tensors} tensors, fp16, without the training-only global points head. The "
         "encoder's attention windows are aligned.",
         "",
-        "Made with `python -m g2vlm_ros.train --out RUN --stage all --minutes M`, then "
-        "`python -m g2vlm_ros.train --out RUN --export engines/demo`.",
+        "Made with `python -m g2vlm_ros.train --out RUN --stage geometry --minutes M --threads 1 "
+        "--companion` (then `--stage joint`), and",
+        "`python -m g2vlm_ros.train --out RUN --export engines/demo`. It goes on from here with "
+        "`--start engines/demo` in a new folder.",
         "",
         "## Scores on held-out homes",
         "",

@@ -34,6 +34,8 @@ from g2vlm_ros.train.tokens import pad
 
 IGNORED = -100
 """Label of tokens that are not to be predicted."""
+CAMERA_GRADIENT = 0.2
+"""Factor on what the camera head asks of the trunk: a pose per view is louder than its points."""
 Past = list[tuple[Tensor, Tensor]]
 """Keys and values of each layer, (B or 1, kv_heads, T, D), so far."""
 
@@ -120,7 +122,8 @@ class Trainee(nn.Module):
         net = self.network
         # Pixels as the points head gives them, before the exponential.
         points = net.point_head(net.point_decoder(flat, grid), grid)
-        translation, rotation9 = net.camera_head(net.camera_decoder(flat, grid))
+        calm = flat.detach() + CAMERA_GRADIENT * (flat - flat.detach())
+        translation, rotation9 = net.camera_head(net.camera_decoder(calm, grid))
         fold = images.shape[:2]
         return RawHeads(
             points.float().unflatten(0, fold),

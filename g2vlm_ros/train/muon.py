@@ -13,11 +13,15 @@ from torch import Tensor, nn
 _NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 """Coefficients of the quintic a x + b x^3 + c x^5 that drives singular values towards 1."""
 _NO_MUON = ("embed_tokens", "lm_head", "point_head", "camera_head", "patch_embed", "embeddings",
-            "place.")  # fmt: skip
+            "place.", "camera_decoder.linear_out")  # fmt: skip
 """Tables, first and last layers, which have no business being orthogonal."""
 
-_GENTLE, _GENTLE_FACTOR = "camera_head", 0.25
-"""Part with a lower rate of AdamW: at the full one the units of its ReLU layers die."""
+_GENTLE, _GENTLE_FACTOR = ("camera_head", "camera_decoder.linear_out"), 0.5
+"""Parts with a lower rate of AdamW: at the full one the units of the ReLU layers die."""
+
+
+def _rate_factor(name: str) -> float:
+    return _GENTLE_FACTOR if any(part in name for part in _GENTLE) else 1.0
 
 
 def orthogonal(matrices: Tensor, steps: int = 5) -> Tensor:
@@ -93,6 +97,6 @@ class Optimizer:
         size = torch._foreach_sqrt(torch._foreach_div(second, 1.0 - 0.99**self.count))
         torch._foreach_add_(size, 1e-8)
         step = torch._foreach_div(first, size)
-        torch._foreach_mul_(step, [_GENTLE_FACTOR if _GENTLE in n else 1.0 for n, _ in group])
+        torch._foreach_mul_(step, [_rate_factor(name) for name, _ in group])
         torch._foreach_mul_(parameters, 1.0 - rate * self.decay)
         torch._foreach_add_(parameters, step, alpha=-rate / (1.0 - 0.9**self.count))

@@ -34,10 +34,25 @@ def test_demo_leaves_a_report_of_what_was_received(tmp_path):
     assert report["latency_ms"]["p50"] > 0 and "heads" in report["stage_ms"]
     rows = (tmp_path / "poses.csv").read_text().splitlines()
     assert len(rows) == 1 + report["frames_used"]
-    for name in ("cloud.ply", "cloud.png"):
+    for name in ("map.ply", "map.png"):
         assert (tmp_path / name).stat().st_size > 100
 
 
 def test_demo_says_what_is_missing(tmp_path):
     result = run(tmp_path, "--images", str(tmp_path / "nowhere"))
     assert result.returncode == 2 and "nowhere does not exist" in result.stderr
+
+
+def test_a_drive_through_a_home_is_judged(tmp_path):
+    """The shipped checkpoint on a held-out home: better than knowing nothing, on every count."""
+    result = run(tmp_path, "--legs", "3", "--home", "2")
+    assert result.returncode == 0, result.stderr
+    report = json.loads((tmp_path / "report.json").read_text())
+    accuracy = report["accuracy"]
+    assert report["scale_state"] == "METRIC" and accuracy["frames"] >= 4
+    # A wall of constant depth is off by about 0.3.
+    assert accuracy["depth_abs_rel"] < 0.25 and accuracy["depth_metric_abs_rel"] < 0.4
+    for name in ("map.ply", "map.png", "depth.png"):
+        assert (tmp_path / name).stat().st_size > 1000
+    for asked in report["questions"]:
+        assert asked["answer"] and asked["truth"] and asked["kind"]

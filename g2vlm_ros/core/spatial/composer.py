@@ -109,10 +109,10 @@ class Composer:
         """What the model says by itself; empty where it was out of time."""
         try:
             text = self._ask_model(self._query.question)
-        except OutOfTimeError:
+        except OutOfTimeError as error:
             if not self._finder.given(len(plan.things)):
                 raise
-            self._steps.append("There was no time to hear the model.")
+            self._steps.append(f"{error.reason}.")
             return ""
         self._steps.append(f"The model alone says: {text.strip()!r}.")
         if answer.says_absent(text) and not self._finder.given(1):

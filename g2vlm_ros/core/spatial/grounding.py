@@ -40,6 +40,14 @@ class Unseen(Exception):  # noqa: N818 - no error, an answer
 class OutOfTimeError(Exception):
     """The model was not asked, or not to the end: there is no time left, or nobody waits."""
 
+    reason = "There was no time to ask the model"
+
+
+class SilentModelError(OutOfTimeError):
+    """The checkpoint cannot answer in words, however long one waits."""
+
+    reason = "The language of this checkpoint is not trained, so the model was not asked"
+
 
 class Finder:
     """Finds things for one question.
@@ -114,8 +122,8 @@ class Finder:
     def _from_model(self, phrase: str) -> list[Thing]:
         try:
             text = self._say(prompts.where_is(phrase, len(self._points.points)))
-        except OutOfTimeError:
-            self._note(f"There was no time to ask the model where the {phrase} is.")
+        except OutOfTimeError as error:
+            self._note(f"{error.reason} where the {phrase} is.")
             return []
         if answer.says_absent(text):
             self._note(f"The model says that it does not see the {phrase}.")

@@ -1,0 +1,78 @@
+"""Odometry and the verdict on a drive: exact for the truth, known errors for known faults."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from g2vlm_ros.core.geometry import Similarity
+from g2vlm_ros.sim import judge
+from g2vlm_ros.sim.camera import lens
+from g2vlm_ros.sim.odometry import odometry
+from g2vlm_ros.sim.scenes import make_scene
+from g2vlm_ros.sim.splits import home_seed
+
+
+@pytest.fixture(scope="module")
+def walk():
+    return make_scene(home_seed("validation", 0)).walk
+
+
+def test_odometry_without_noise_is_the_walk(walk):
+    positions, headings = odometry(walk, 0.0, 1)
+    np.testing.assert_allclose(positions, walk.position_m, atol=1e-9)
+    np.testing.assert_allclose(np.exp(1j * headings), np.exp(1j * walk.yaw_rad), atol=1e-9)
+
+
+def test_odometry_errors_add_up_and_repeat(walk):
+    noisy = odometry(walk, 0.05, 1)
+    np.testing.assert_array_equal(noisy[0], odometry(walk, 0.05, 1)[0])
+    error = np.linalg.norm(noisy[0] - walk.position_m, axis=1)
+    assert error[0] == 0 and error[-20:].mean() > error[:20].mean()
+    steps = np.linalg.norm(np.diff(noisy[0], axis=0), axis=1)
+    true = np.linalg.norm(np.diff(walk.position_m, axis=0), axis=1)
+    moving = true > 1e-6
+    assert np.std(steps[moving] / true[moving]) == pytest.approx(0.05, rel=0.3)
+    with pytest.raises(ValueError, match="noise is 2.0; it must be from 0"):
+        odometry(walk, 2.0, 1)
+
+
+def test_a_track_in_another_frame_and_unit_is_right():
+    true = {i: np.array([np.cos(i / 5), np.sin(i / 5), 0.1 * i]) for i in range(30)}
+    turn = np.array([[0.0, -1, 0], [1, 0, 0], [0, 0, 1]])
+    map_from_home = Similarity(0.5, turn, np.array([3.0, -2, 1]))
+    estimated = {i: map_from_home.apply(p) for i, p in true.items() if i % 2}
+    track = judge.track(estimated, true)
+    scores = track.scores()
+    assert scores["frames"] == 15 and scores["trajectory_error_m"] < 1e-6
+    assert scores["scale_error"] == pytest.approx(-0.5)
+    np.testing.assert_allclose(track.home_from_map.apply(track.estimated), track.true, atol=1e-9)
+    off = {i: p + (0.3 if i == 1 else 0.0) for i, p in estimated.items()}
+    assert judge.track(off, true).scores()["trajectory_error_m"] > 0.01
+    assert judge.track({1: true[1], 99: true[2]}, true) is None
+
+
+def test_depth_scores_tell_scale_from_shape():
+    true = np.random.default_rng(0).uniform(1, 4, (12, 16)).astype(np.float32)
+    right = judge.depth_scores(1.2 * true, true)
+    assert right["abs_rel"] == pytest.approx(0.0, abs=1e-6)
+    assert right["metric_abs_rel"] == pytest.approx(0.2, rel=1e-3)
+    partly = true.copy()
+    partly[0] = np.nan
+    assert judge.depth_scores(partly, true)["metric_abs_rel"] == pytest.approx(0.0, abs=1e-6)
+    assert judge.depth_scores(np.full((12, 16), np.nan, np.float32), true) is None
+    assert judge.depth_scores(true[:6], true[:6].repeat(2, 0))["abs_rel"] < 1e-6
+
+
+def test_a_map_of_what_was_seen_is_near_and_complete():
+    camera = lens(28, 21)
+    depth = {0: np.full((21, 28), 2.0, np.float32)}
+    seen = judge.surfaces(depth, {0: np.eye(4)}, camera)
+    np.testing.assert_allclose(seen[:, 2], 2.0)
+    perfect = judge.map_scores(seen, seen)
+    assert perfect == {"map_accuracy_m": 0.0, "map_completeness": 1.0}
+    shifted = judge.map_scores(seen + [0, 0, 0.5], seen)
+    assert shifted["map_accuracy_m"] == pytest.approx(0.5, abs=0.01)
+    assert shifted["map_completeness"] == 0.0
+    half = judge.map_scores(seen[seen[:, 0] > 0.2], seen)
+    assert half["map_accuracy_m"] < 0.01 and 0.3 < half["map_completeness"] < 0.8

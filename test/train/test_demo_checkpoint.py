@@ -1,0 +1,61 @@
+"""The shipped demo checkpoint: it scores what its card says, and it does so by looking."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from g2vlm_ros.perception import Perception
+from g2vlm_ros.sim.camera import lens
+from g2vlm_ros.train.eval import clips_of, settings_for, window_scores
+
+DEMO = Path(__file__).parents[2] / "engines" / "demo"
+SCENES, VIEWS = 12, 4
+MARGIN = 1.5
+"""A dozen homes may be this much harder than the two hundred of the card."""
+
+
+@pytest.fixture(scope="module")
+def perception():
+    return Perception.open(settings_for(DEMO, "onnx"))
+
+
+@pytest.fixture(scope="module")
+def clips():
+    return clips_of("heldout", 0, SCENES)
+
+
+def mean_scores(perception, clips, images):
+    poses, rows = clips.world_from_camera(), []
+    for i in range(SCENES):
+        depth = clips.depth_m[i, :VIEWS]
+        scores, _ = window_scores(
+            perception, images[i, :VIEWS], depth, depth > 0, poses[i, :VIEWS],
+            lens(depth.shape[2], depth.shape[1]),
+        )  # fmt: skip
+        rows.append(scores)
+    return {name: float(np.nanmean([row[name] for row in rows])) for name in rows[0]}
+
+
+@pytest.fixture(scope="module")
+def scores(perception, clips):
+    return mean_scores(perception, clips, clips.images)
+
+
+@pytest.mark.parametrize("name", ["abs_rel", "metric_abs_rel", "rotation_deg", "points_m"])
+def test_the_card_is_true(scores, name):
+    card = json.loads((DEMO / "scores.json").read_text())["geometry"][str(VIEWS)]
+    assert scores[name] < MARGIN * card[name]
+
+
+def test_images_of_other_homes_ruin_the_scores(perception, clips, scores):
+    shuffled = mean_scores(perception, clips, np.roll(clips.images, 1, axis=0))
+    assert shuffled["abs_rel"] > 1.5 * scores["abs_rel"]
+    assert shuffled["rotation_deg"] > 1.3 * scores["rotation_deg"]
+
+
+def test_the_folder_is_small():
+    assert sum(path.stat().st_size for path in DEMO.iterdir()) < 30e6
