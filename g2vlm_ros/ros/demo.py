@@ -40,7 +40,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     """The command line; paths exist or argparse says which does not."""
     parser = argparse.ArgumentParser(prog="make demo", description=__doc__.split("\n")[0])
     parser.add_argument("--images", type=Path, help="folder or video in place of the home")
-    parser.add_argument("--home", type=int, default=8, help="index of the held-out home")
+    parser.add_argument("--home", type=int, default=8, help="index of the home in its split")
+    parser.add_argument("--split", default="heldout", help="validation is for choosing settings")
     parser.add_argument("--legs", type=int, default=8, help="length of the walk, straight legs")
     parser.add_argument("--checkpoint", type=Path, default=ROOT / "engines" / "demo")
     parser.add_argument("--view", action="store_true", help="show it in a browser as well")
@@ -116,7 +117,7 @@ def _settings(chosen: argparse.Namespace) -> dict:
     if chosen.width:
         made["model.image_width_px"] = chosen.width
     if chosen.images is not None:
-        made |= {"odometry_topic": "", "window.min_gap_s": 0.0,
+        made |= {"odometry_topic": "", "map.metres_per_unit": 0.0, "window.min_gap_s": 0.0,
                  "window.max_age_s": 10.0 * max(1.0, 4.0 / chosen.rate_hz)}  # fmt: skip
     return made
 
@@ -141,7 +142,9 @@ def _camera(chosen: argparse.Namespace):
         from g2vlm_ros.ros.sim_camera import SimCamera
 
         return SimCamera(
-            parameter_overrides=_parameters({"home": chosen.home, "legs": chosen.legs})
+            parameter_overrides=_parameters(
+                {"home": chosen.home, "split": chosen.split, "legs": chosen.legs}
+            )
         )
     from g2vlm_ros.ros.replay import ReplayNode
 

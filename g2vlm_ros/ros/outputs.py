@@ -14,6 +14,7 @@ from tf2_msgs.msg import TFMessage
 
 from g2vlm_ros.core import cloud
 from g2vlm_ros.core.mapping.changes import change_rows
+from g2vlm_ros.core.mapping.trail import Trail
 from g2vlm_ros.core.settings import Settings
 from g2vlm_ros.live import Update
 from g2vlm_ros.ros import convert
@@ -40,7 +41,7 @@ class Outputs:
 
     def __init__(self, node: LifecycleNode, settings: Settings):
         self._settings = settings
-        self._sub_map = -1
+        self._trail = Trail(settings.map.path_length)
         self._path = Path()
         self._cloud: PointCloud2 | None = None
         self._sent: dict[str, Version] = {}
@@ -153,13 +154,10 @@ class Outputs:
 
     def _publish_poses(self, update: Update) -> None:
         frames, poses = update.window.frames, update.map_from_camera
-        if update.placement.sub_map != self._sub_map:
-            self._sub_map = update.placement.sub_map
-            self._path.poses.clear()
-        for i in sorted(update.new_views, key=lambda i: frames[i].stamp_ns):
+        new = sorted(update.new_views, key=lambda i: frames[i].stamp_ns)
+        self._extend_path(update, new)
+        for i in new:
             header = self._header(frames[i].stamp_ns)
-            stamped = convert.pose_stamped(header, poses[i])
-            convert.append(self._path, stamped, self._settings.map.path_length)
             if self._listened("pose"):
                 covariance = update.placement.covariance[i]
                 message = convert.pose_with_covariance(header, poses[i], covariance)
@@ -169,6 +167,19 @@ class Outputs:
         if self._listened("window_poses"):
             header = self._header(update.window.stamp_ns)
             self._publishers["window_poses"].publish(convert.pose_array(header, poses))
+
+    def _extend_path(self, update: Update, new: list[int]) -> None:
+        """Add the new views; all is written again where earlier ones moved."""
+        frames, local = update.window.frames, update.result.window_from_camera
+        views = [(frames[i].stamp_ns, local[i]) for i in new]
+        if self._trail.add(update.window.id, update.placement, views):
+            self._path.poses.clear()
+            shown = self._trail.poses()
+        else:
+            shown = self._trail.poses(newest=len(new)) if new else []
+        for stamp_ns, pose in shown:
+            stamped = convert.pose_stamped(self._header(stamp_ns), pose)
+            convert.append(self._path, stamped, self._settings.map.path_length)
 
     def _publish_depth(self, update: Update) -> None:
         image, info = self._listened("depth"), self._listened("depth_info")
