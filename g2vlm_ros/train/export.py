@@ -14,6 +14,8 @@ from g2vlm_ros.train.state import Progress, atomically, load_state
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt")
 WEIGHTS = "model.safetensors"
+NOTES = "notes.md"
+"""What the model card shall tell beyond numbers, where the folder of the training has it."""
 
 
 def export(source: Path, target: Path, config: Config | None = None) -> None:
@@ -51,7 +53,11 @@ def export(source: Path, target: Path, config: Config | None = None) -> None:
     report = json.loads(scores.read_text()) if scores.exists() else None
     if report is not None:
         shutil.copyfile(scores, target / "scores.json")
-    (target / "README.md").write_text(model_card(config, progress, len(weights), report))
+    card = model_card(config, progress, len(weights), report)
+    notes = source / NOTES
+    if notes.exists():
+        card += f"\n## How it came about\n\n{notes.read_text()}"
+    (target / "README.md").write_text(card)
 
 
 def model_card(config: Config, progress: Progress, tensors: int, scores: dict | None) -> str:
