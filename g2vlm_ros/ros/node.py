@@ -17,6 +17,7 @@ import rclpy
 from diagnostic_msgs.msg import DiagnosticArray
 from rcl_interfaces.msg import SetParametersResult
 from rclpy.callback_groups import MutuallyExclusiveCallbackGroup, ReentrantCallbackGroup
+from rclpy.exceptions import InvalidHandle
 from rclpy.executors import ExternalShutdownException, MultiThreadedExecutor
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from rclpy.qos import QoSProfile
@@ -74,6 +75,10 @@ class PerceptionNode(LifecycleNode):
         self._configured = False
         self._active = False
         self.add_on_set_parameters_callback(self._check_parameters)
+
+    def add_waitable(self, waitable) -> None:
+        """Add an event handler or an action server, which may be destroyed beside an executor."""
+        super().add_waitable(forgiving(waitable))
 
     # Lifecycle -------------------------------------------------------------------------------
 
@@ -327,6 +332,27 @@ class PerceptionNode(LifecycleNode):
                     self._latency_s, self._problem, self._outputs.wanted(),
                 )
             )  # fmt: skip
+
+
+def forgiving(waitable):
+    """The waitable, which lets itself be left out of a wait set once it is destroyed.
+
+    An executor's thread that has just listed it would end with InvalidHandle otherwise (rclpy of
+    Jazzy tells that of subscriptions and services, but not of what their events wait for).
+    """
+    add, ready, added = waitable.add_to_wait_set, waitable.is_ready, [False]
+
+    def add_to_wait_set(wait_set) -> None:
+        added[0] = False
+        try:
+            add(wait_set)
+        except InvalidHandle:
+            return
+        added[0] = True
+
+    waitable.add_to_wait_set = add_to_wait_set
+    waitable.is_ready = lambda wait_set: added[0] and ready(wait_set)
+    return waitable
 
 
 def open_and_warm_up(settings: Settings) -> Perception:

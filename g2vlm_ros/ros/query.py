@@ -38,26 +38,6 @@ BURST = QoSProfile(depth=1000)
 """Requests that may arrive before the first is looked at; none is lost."""
 
 
-class _AnswerServer(ActionServer):
-    """An action server that may be destroyed while an executor spins on another thread.
-
-    rclpy would still add it to that executor's wait set, and the error would end the spinning.
-    """
-
-    _gone = False
-
-    def destroy(self) -> None:
-        self._gone = True
-        super().destroy()
-
-    def add_to_wait_set(self, wait_set) -> None:
-        if not self._gone:
-            super().add_to_wait_set(wait_set)
-
-    def is_ready(self, wait_set) -> bool:
-        return not self._gone and super().is_ready(wait_set)
-
-
 class Queries:
     """The service, the action and the topics of questions.
 
@@ -88,7 +68,7 @@ class Queries:
         self._service = node.create_service(
             SpatialQuery, "~/query", self._serve, callback_group=group, qos_profile=BURST
         )
-        self._action = _AnswerServer(
+        self._action = ActionServer(
             node, AnswerSpatialQuery, "~/answer", self._deliver, callback_group=group,
             handle_accepted_callback=self._accept, cancel_callback=self._cancel,
             goal_service_qos_profile=BURST, result_service_qos_profile=BURST,

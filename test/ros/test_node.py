@@ -354,3 +354,30 @@ def test_the_map_and_its_grid_are_latched_and_saved_in_every_format(tmp_path):
     assert grid.info.width * grid.info.height == len(grid.data) and grid.info.resolution > 0
     assert set(grid.data) <= {-1, 0, 100}
     assert {answer.points for answer in saved.values()} == {cloud.width}
+
+
+def test_a_destroyed_event_handler_does_not_end_the_executor():
+    """What rclpy still lists after its destruction leaves itself out of the wait set."""
+    from rclpy.exceptions import InvalidHandle
+
+    from g2vlm_ros.ros.node import forgiving
+
+    class Handler:
+        destroyed = False
+
+        def add_to_wait_set(self, wait_set):
+            if self.destroyed:
+                raise InvalidHandle("destruction was requested")
+            wait_set.append(self)
+
+        def is_ready(self, wait_set):
+            return wait_set.index(self) == 0
+
+    handler = forgiving(Handler())
+    wait_set = []
+    assert not handler.is_ready(wait_set), "never added"
+    handler.add_to_wait_set(wait_set)
+    assert handler.is_ready(wait_set)
+    handler.destroyed = True
+    handler.add_to_wait_set([])
+    assert not handler.is_ready([])
