@@ -26,7 +26,7 @@ from g2vlm_ros.sim.camera import lens
 from g2vlm_ros.sim.questions import ask, shares, truth
 from g2vlm_ros.sim.scenes import make_clips, make_scene
 from g2vlm_ros.sim.splits import home_seed
-from g2vlm_ros.train.config import STAGES, Config
+from g2vlm_ros.train.config import STAGES, Config, Data
 from g2vlm_ros.train.curves import draw_curves
 from g2vlm_ros.train.export import TOKENIZER_FILES, export
 from g2vlm_ros.train.loop import Budget, Training
@@ -45,7 +45,7 @@ def main(arguments: list[str] | None = None) -> None:
         return
     torch.set_num_threads(options.threads)
     signal.signal(signal.SIGTERM, _interrupt)
-    config = Config()
+    config = Config(data=Data(pairs_first=options.pairs_first))
     steps = config.steps
     if options.device != "cpu":
         # A GPU is fast enough for larger batches, which bear a little more rate.
@@ -89,6 +89,10 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
         "--companion", action="store_true", help="compute gradients in a second process too (CPU)"
     )
     parser.add_argument("--batch-views", type=int, default=512, help="per step on a GPU")
+    parser.add_argument(
+        "--pairs-first", type=int, default=Data.pairs_first,
+        help="windows of two views that come first; 0 where --start knows poses already",
+    )  # fmt: skip
     parser.add_argument("--cache", type=Path, help="folder with shards rendered ahead")
     parser.add_argument(
         "--workers", type=int, default=0, help="processes that build homes (GPU: cores - 2)"

@@ -92,7 +92,7 @@ def model_card(config: Config, progress: Progress, tensors: int, scores: dict | 
         "Made with `python -m g2vlm_ros.train --out RUN --stage geometry --minutes M --threads 1 "
         "--companion` (then `--stage joint`), and",
         "`python -m g2vlm_ros.train --out RUN --export engines/demo`. It goes on from here with "
-        "`--start engines/demo` in a new folder.",
+        "`--start engines/demo --pairs-first 0` in a new folder.",
         "",
         "## Scores on held-out homes",
         "",
