@@ -95,6 +95,8 @@ def run(chosen: argparse.Namespace) -> dict:
         executor.shutdown()
         spinning.join(timeout=5)
         rclpy.try_shutdown()
+    if not (chosen.out / "recorder.json").exists():
+        raise SystemExit("the recorder failed; its error is above")
     report = json.loads((chosen.out / "recorder.json").read_text())
     (chosen.out / "recorder.json").unlink()
     peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

@@ -96,11 +96,11 @@ class Recorder(Node):
         cloud.write_ply(out / "map.ply", points, colours, confidence)
         cloud.write_poses_csv(out / "poses.csv", [self._pose_row(pose) for pose in self.poses])
         path = {
-            convert.stamp_ns(pose.header.stamp): convert.position(pose.pose.position)
+            convert.stamp_ns(pose.header.stamp): convert.pose_matrix(pose.pose)
             for pose in self.path.poses
         }
         judged = self.truth.judge(path, points)
-        lines = [np.stack(list(path.values()))] if path else []
+        lines = [np.stack(list(path.values()))[:, :3, 3]] if path else []
         if judged is not None:
             home_from_map = judged.track.home_from_map
             points, lines = home_from_map.apply(points), [

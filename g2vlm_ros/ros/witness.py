@@ -64,9 +64,8 @@ class Truth:
         self._keep_into(self._estimates, np.float32)(message)
 
     def judge(self, path: dict[int, np.ndarray], points: np.ndarray) -> Judged | None:
-        """The errors of path {stamp: (3,)} and map points (n, 3); None where no truth came."""
-        true = {stamp: pose[:3, 3] for stamp, pose in self._poses.items()}
-        track = judge.track(path, true)
+        """The errors of path {stamp: (4, 4)} and map points (n, 3); None where no truth came."""
+        track = judge.track(path, self._poses)
         stamps = sorted(self._estimates.keys() & self._depths.keys() & self._images.keys())
         if track is None or not stamps:
             return None

@@ -44,12 +44,32 @@ class Track:
 
 
 def track(estimated: Mapping[int, np.ndarray], true: Mapping[int, np.ndarray]) -> Track | None:
-    """Positions (3,) by stamp, matched; None where fewer than three stamps are in both."""
+    """Poses (4, 4) by stamp, matched; None where fewer than three stamps are in both.
+
+    Where the positions cannot fix a similarity (a straight drive), the headings turn it.
+    """
     stamps = sorted(estimated.keys() & true.keys())
     if len(stamps) < 3:
         return None
     source, target = (np.stack([side[s] for s in stamps]) for side in (estimated, true))
-    return Track(source, target, fit_similarity(source, target, np.ones(len(stamps))))
+    places = source[:, :3, 3], target[:, :3, 3]
+    try:
+        fit = fit_similarity(*places, np.ones(len(stamps)))
+    except ValueError:
+        fit = _by_headings(source, target)
+    return Track(*places, fit)
+
+
+def _by_headings(source: np.ndarray, target: np.ndarray) -> Similarity:
+    """From poses (T, 4, 4): the mean rotation between them, the ratio of their extents."""
+    u, _, vt = np.linalg.svd(np.einsum("tij,tkj->ik", target[:, :3, :3], source[:, :3, :3]))
+    rotation = u @ np.diag([1.0, 1.0, np.linalg.det(u @ vt)]) @ vt
+    middles = source[:, :3, 3].mean(0), target[:, :3, 3].mean(0)
+    extents = [
+        np.linalg.norm(p[:, :3, 3] - m) for p, m in zip((source, target), middles, strict=True)
+    ]
+    scale = float(extents[1] / extents[0]) if min(extents) > 1e-6 else 1.0
+    return Similarity(scale, rotation, middles[1] - scale * rotation @ middles[0])
 
 
 def depth_scores(depth: np.ndarray, true_depth: np.ndarray) -> dict[str, float] | None:

@@ -229,7 +229,7 @@ def main(arguments: list[str] | None = None) -> None:
     )
     options.out.mkdir(parents=True, exist_ok=True)
     page(exhibits).save(options.out / "pictures.png")
-    if not options.no_language:
+    if perception.speaks and not options.no_language:
         scores["language"], rows = language(perception, options.split, options.scenes, baselines())
         (options.out / "answers.json").write_text(json.dumps(rows, indent=1) + "\n")
     text = json.dumps(scores, indent=1)

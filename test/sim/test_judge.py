@@ -13,6 +13,15 @@ from g2vlm_ros.sim.scenes import make_scene
 from g2vlm_ros.sim.splits import home_seed
 
 
+def posed(position, yaw):
+    """A pose (4, 4) at a place, turned about the vertical."""
+    pose = np.eye(4)
+    c, s = np.cos(yaw), np.sin(yaw)
+    pose[:2, :2] = [[c, -s], [s, c]]
+    pose[:3, 3] = position
+    return pose
+
+
 @pytest.fixture(scope="module")
 def walk():
     return make_scene(home_seed("validation", 0)).walk
@@ -38,18 +47,31 @@ def test_odometry_errors_add_up_and_repeat(walk):
 
 
 def test_a_track_in_another_frame_and_unit_is_right():
-    true = {i: np.array([np.cos(i / 5), np.sin(i / 5), 0.1 * i]) for i in range(30)}
+    true = {i: posed([np.cos(i / 5), np.sin(i / 5), 0.1 * i], i / 5) for i in range(30)}
     turn = np.array([[0.0, -1, 0], [1, 0, 0], [0, 0, 1]])
     map_from_home = Similarity(0.5, turn, np.array([3.0, -2, 1]))
-    estimated = {i: map_from_home.apply(p) for i, p in true.items() if i % 2}
+    estimated = {i: map_from_home.apply_pose(p) for i, p in true.items() if i % 2}
     track = judge.track(estimated, true)
     scores = track.scores()
     assert scores["frames"] == 15 and scores["trajectory_error_m"] < 1e-6
     assert scores["scale_error"] == pytest.approx(-0.5)
     np.testing.assert_allclose(track.home_from_map.apply(track.estimated), track.true, atol=1e-9)
-    off = {i: p + (0.3 if i == 1 else 0.0) for i, p in estimated.items()}
+    off = {i: p.copy() for i, p in estimated.items()}
+    off[1][:3, 3] += 0.3
     assert judge.track(off, true).scores()["trajectory_error_m"] > 0.01
     assert judge.track({1: true[1], 99: true[2]}, true) is None
+
+
+@pytest.mark.parametrize("speed", [0.5, 0.0])
+def test_a_straight_or_standing_track_is_turned_by_its_headings(speed):
+    true = {i: posed([speed * i, 0.0, 1.3], 0.2 * i) for i in range(8)}
+    turn = np.array([[0.0, -1, 0], [1, 0, 0], [0, 0, 1]])
+    map_from_home = Similarity(0.5 if speed else 1.0, turn, np.array([3.0, -2, 1]))
+    estimated = {i: map_from_home.apply_pose(pose) for i, pose in true.items()}
+    track = judge.track(estimated, true)
+    assert track.scores()["trajectory_error_m"] < 1e-6
+    np.testing.assert_allclose(track.home_from_map.rotation, turn.T, atol=1e-9)
+    assert track.home_from_map.scale == pytest.approx(1 / map_from_home.scale)
 
 
 def test_depth_scores_tell_scale_from_shape():
