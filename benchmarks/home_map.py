@@ -34,11 +34,11 @@ WIDTH_PX, GAP_S = 224, 0.4
 class ExactPerception:
     """Knows the depth and pose of every view; tells views by their looks."""
 
-    def __init__(self, scene: Scene, most_views: int):
+    def __init__(self, scene: Scene, most_views: int, width_px: int = WIDTH_PX):
         steps = np.arange(0, len(scene.walk.time_s), round(GAP_S * RATE_HZ))[:most_views]
         self.time_s = scene.walk.time_s[steps]
         self.world_from_camera = scene.walk.world_from_camera[steps]
-        self.camera = lens(WIDTH_PX, WIDTH_PX * 3 // 4)
+        self.camera = lens(width_px, width_px * 3 // 4)
         views = render(
             [scene.home], np.zeros(len(steps), np.int64), self.world_from_camera, self.time_s,
             self.camera,

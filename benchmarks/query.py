@@ -2,10 +2,12 @@
 
 Always: answers measured in the point map with boxes of a perfect detector, the points off by a
 stated smooth noise, the model silent; against the majority and the best answer that only reads the
-question. With a checkpoint (``--checkpoint DIR``, engines/demo where it is there) also the model's
-words alone, both together, the model without images (grey ones), and the words with the model's
-own points, their unit in metres taken from the truth. Calibration is the confidence against how
-often it was right. Abstention is judged on what can be measured: was the thing indeed not there?
+question. With a checkpoint (``--checkpoint DIR``, engines/demo where it is there) also with the
+model's own points, their unit in metres taken from the truth; and where its language is trained,
+the model's words alone, both together, and the model without images (grey ones). Calibration is
+the confidence against how often it was right. "At least 0.8 m", said of a thing that the image
+cuts, is never counted as right; how many there were, and how many held, is told beside it.
+Abstention is judged on what can be measured: was the thing indeed not there?
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ from g2vlm_ros.core.geometry import unproject
 from g2vlm_ros.core.preprocess import PixelMap
 from g2vlm_ros.core.settings import Settings
 from g2vlm_ros.core.spatial.composer import Composer
-from g2vlm_ros.core.spatial.grounding import Detection, OutOfTimeError
+from g2vlm_ros.core.spatial.grounding import Detection, OutOfTimeError, SilentModelError
 from g2vlm_ros.core.spatial.measure import PointMap, Region
 from g2vlm_ros.core.spatial.outcome import Abstention, Outcome, Query
 from g2vlm_ros.core.spatial.question import Ask, parse
@@ -35,7 +37,13 @@ from g2vlm_ros.perception import Perception
 from g2vlm_ros.sim.camera import lens
 from g2vlm_ros.sim.questions import MIN_SHARE, QuestionAnswer, Truth, ask, metres, shares, truth
 from g2vlm_ros.sim.scenes import make_clips, make_scene
-from g2vlm_ros.sim.scoring import Baselines, correct
+from g2vlm_ros.sim.scoring import (
+    Baselines,
+    bound_holds,
+    calibration_error,
+    calibration_table,
+    correct,
+)
 from g2vlm_ros.sim.splits import home_seed
 
 VIEWS, CAMERA = 4, lens(224, 168)
@@ -94,6 +102,8 @@ class Score:
     sure: list[tuple[float, bool]] = field(default_factory=list)
     abstained: list[bool] = field(default_factory=list)
     """For each abstention, whether the thing was indeed not there."""
+    bounds: list[bool] = field(default_factory=list)
+    """For each lower bound, whether it holds."""
 
     def result(self) -> dict[str, Any]:
         """Accuracy per kind, on all and on what can be measured; calibration; abstention."""
@@ -109,6 +119,11 @@ class Score:
         if self.sure:
             made["calibration_error"] = round(calibration_error(self.sure), 3)
             made["calibration"] = calibration_table(self.sure)
+        if self.bounds:
+            made |= {
+                "bounds": len(self.bounds),
+                "bounds_hold": round(float(np.mean(self.bounds)), 3),
+            }
         if self.abstained and self.right["absent"]:
             asked = len(self.right["absent"])
             made["abstention_precision"] = round(float(np.mean(self.abstained)), 3)
@@ -207,31 +222,6 @@ def silent(prompt: str, marks: object) -> str:
     raise OutOfTimeError
 
 
-def calibration_error(sure: list[tuple[float, bool]], bins: int = 10) -> float:
-    """Expected calibration error: the mean distance of confidence and accuracy, by bin."""
-    confidence = np.array([c for c, _ in sure])
-    right = np.array([r for _, r in sure], float)
-    index = np.minimum((confidence * bins).astype(int), bins - 1)
-    total = 0.0
-    for k in range(bins):
-        here = index == k
-        if here.any():
-            total += here.mean() * abs(confidence[here].mean() - right[here].mean())
-    return float(total)
-
-
-def calibration_table(sure: list[tuple[float, bool]]) -> list[dict[str, float]]:
-    """Confidence, accuracy and count of five bins."""
-    made = []
-    for low in np.arange(0, 1, 0.2):
-        here = [(c, r) for c, r in sure if low <= c < low + 0.2 or c == low + 0.2 == 1.0]
-        if here:
-            mean = np.mean(np.array(here, float), axis=0)
-            made.append({"confidence": round(float(mean[0]), 2), "right": round(float(mean[1]), 2),
-                         "count": len(here)})  # fmt: skip
-    return made
-
-
 def judge(score: Score, window: Window, qa: QuestionAnswer, say: Callable) -> None:
     """Ask the composer one question and book the outcome."""
     made = compose(window, qa.question, say)
@@ -241,7 +231,14 @@ def judge(score: Score, window: Window, qa: QuestionAnswer, say: Callable) -> No
         score.right[qa.kind].append(qa.kind == "absent")
         score.wrong.append(False)
         return
-    right = correct(qa.kind, phrased(made, qa.question), qa.answer)
+    said = phrased(made, qa.question)
+    if qa.kind == "size" and " at least " in made.text:
+        holds = bound_holds(said, qa.answer)
+        score.bounds.append(holds)
+        score.right[qa.kind].append(False)
+        score.wrong.append(not holds)
+        return
+    right = correct(qa.kind, said, qa.answer)
     score.right[qa.kind].append(right)
     score.wrong.append(not right)
     if made.confidence >= 0:
@@ -285,6 +282,11 @@ class Model:
         self._perception = perception
         self._window: Window | None = None
 
+    @property
+    def speaks(self) -> bool:
+        """Whether the checkpoint's language is trained."""
+        return self._perception.speaks
+
     def judge(self, scores: dict[str, Score], window: Window, qa: QuestionAnswer) -> None:
         """Book the model's words alone, without images, and together with geometry."""
         if window is not self._window:
@@ -293,13 +295,17 @@ class Model:
             self._seen = self._perception.scene(list(window.images))
             self._grey = self._perception.scene(grey)
             self._own = self._with_own_points(window)
+        judge(scores["own_points"], self._own, qa, self._say)
+        if not self.speaks:
+            return
+        judge(scores["both"], window, qa, self._say)
         for name, scene in (("model", self._seen), ("model_without_images", self._grey)):
             said = self._perception.ask(scene, qa.question).text
             scores[name].right[qa.kind].append(correct(qa.kind, said, qa.answer))
-        for name, points in (("both", window), ("own_points", self._own)):
-            judge(scores[name], points, qa, self._say)
 
     def _say(self, prompt: str, marks: object) -> str:
+        if not self.speaks:
+            raise SilentModelError
         return self._perception.ask(self._seen, prompt).text
 
     def _with_own_points(self, window: Window) -> Window:
@@ -350,6 +356,7 @@ def main(arguments: list[str] | None = None) -> int:
         model = Model(opened(chosen.checkpoint, chosen.width, chosen.semantic))
     result = run(chosen.homes, chosen.questions, model)
     result["checkpoint"] = chosen.checkpoint.name if chosen.checkpoint else ""
+    result["language_trained"] = model is not None and model.speaks
     print(f"{result['questions']} questions; {record('query', result)}")
     print(table(result))
     gain = result["geometry"]["measurable_kinds"] - result["blind"]["measurable_kinds"]
@@ -360,8 +367,8 @@ def table(result: dict[str, Any]) -> str:
     """Accuracy by kind and column, then what else is known of each column, in Markdown."""
     columns = [name for name in COLUMNS if name in result]
     rows = [f"| | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
-    more = ("measurable_kinds", "all_kinds", "answered_wrongly", "calibration_error",
-            "abstention_precision", "abstention_recall")  # fmt: skip
+    more = ("measurable_kinds", "all_kinds", "answered_wrongly", "bounds_hold",
+            "calibration_error", "abstention_precision", "abstention_recall")  # fmt: skip
     for kind in [*result["geometry"]["accuracy"], *more]:
         cells = [result[name]["accuracy"].get(kind, result[name].get(kind)) for name in columns]
         shown = ["" if cell is None else f"{cell:.2f}" for cell in cells]

@@ -3,11 +3,20 @@
 In the plain order every question starts from the images, as upstream's code does; `Perception.ask`
 computes the window's part once. Counted in tokens and timed, in one run, on held-out homes; with
 engines/demo where it is there, else with the golden checkpoint, whose words mean nothing.
+Where ROS 2 is at hand also how long a goal of the action takes to be acknowledged over DDS, by a
+client in a process of its own, while the node's device rests and while it works.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -21,6 +30,11 @@ from g2vlm_ros.perception import Perception
 GOLDEN = Path(__file__).parents[1] / "test" / "data" / "golden" / "A"
 LEAST_SAVING = 5.0
 """How many times fewer tokens the second question must compute, or the benchmark fails."""
+
+
+GOALS = 100
+ACKNOWLEDGED_MS = 20.0
+"""In which a goal should be acknowledged: what a behaviour tree of Nav2 waits for it."""
 
 
 def cost(perception: Perception, count: int) -> dict[str, Any]:
@@ -51,6 +65,76 @@ def cost(perception: Perception, count: int) -> dict[str, Any]:
     return made
 
 
+def acknowledgement(checkpoint: Path, width_px: int) -> dict[str, Any]:
+    """Milliseconds from sending a goal to its acceptance, while the device rests and works."""
+    import rclpy
+    from rclpy.executors import MultiThreadedExecutor
+    from rclpy.parameter import Parameter
+
+    from g2vlm_ros.ros.node import PerceptionNode
+
+    settings = {"model.checkpoint": str(checkpoint), "model.image_width_px": width_px}
+    rclpy.init(args=[])
+    node = PerceptionNode(parameter_overrides=[Parameter(k, value=v) for k, v in settings.items()])
+    executor = MultiThreadedExecutor(num_threads=16)
+    executor.add_node(node)
+    spinning = threading.Thread(target=executor.spin, daemon=True)
+    spinning.start()
+    node.trigger_configure()
+    node.trigger_activate()
+    grey = [np.full((3 * width_px // 4, width_px, 3), 128, np.uint8)] * 4
+    stop = threading.Event()
+
+    def work() -> None:
+        node._perception.reconstruct(grey)
+        if not stop.is_set():
+            node._device.submit(work)
+
+    made = {"resting": acknowledged_by_client()}
+    node._device.submit(work)
+    made["working"] = acknowledged_by_client()
+    stop.set()
+    node.trigger_shutdown()
+    executor.shutdown()
+    spinning.join(timeout=5)
+    rclpy.try_shutdown()
+    return made
+
+
+def acknowledged_by_client() -> dict[str, float]:
+    """What `send_goals` finds in a process of its own."""
+    client = subprocess.run(
+        [sys.executable, "-m", "benchmarks.question_cost", "--goals"],
+        stdout=subprocess.PIPE, text=True, check=True,
+    )  # fmt: skip
+    p50, p95, most = np.percentile(json.loads(client.stdout.splitlines()[-1]), [50, 95, 100])
+    found = {"p50_ms": p50, "p95_ms": p95, "max_ms": most}
+    return {name: round(float(value), 2) for name, value in found.items()}
+
+
+def send_goals() -> None:
+    """Send goals one after another; prints the milliseconds until each was accepted."""
+    import rclpy
+    from g2vlm_ros.action import AnswerSpatialQuery
+    from rclpy.action import ActionClient
+
+    rclpy.init(args=[])
+    node = rclpy.create_node("planner")
+    action = ActionClient(node, AnswerSpatialQuery, "/perception/answer")
+    if not action.wait_for_server(10):
+        raise SystemExit("the node does not offer ~/answer")
+    spent_ms = []
+    for _ in range(GOALS):
+        goal = AnswerSpatialQuery.Goal(question="What is there?", max_age_s=1e9)
+        start = time.perf_counter()
+        sent = action.send_goal_async(goal)
+        rclpy.spin_until_future_complete(node, sent)
+        spent_ms.append(1000 * (time.perf_counter() - start))
+        rclpy.spin_until_future_complete(node, sent.result().get_result_async())
+    print(json.dumps(spent_ms))
+    rclpy.try_shutdown()
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run, record, print; exit code 1 where the second question saves too little."""
     parser = argparse.ArgumentParser(prog="question_cost", description=__doc__.split("\n")[0])
@@ -58,9 +142,19 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--checkpoint", type=Path, default=DEMO if DEMO.exists() else GOLDEN)
     parser.add_argument("--width", type=int, default=112, help="of its views, pixels")
     parser.add_argument("--semantic", type=int, default=112, help="side of its semantic images")
+    parser.add_argument("--goals", action="store_true", help=argparse.SUPPRESS)
     chosen = parser.parse_args(arguments)
+    if chosen.goals:
+        send_goals()
+        return 0
     perception = opened(chosen.checkpoint, chosen.width, chosen.semantic)
     result = {"checkpoint": chosen.checkpoint.name, **cost(perception, chosen.windows)}
+    if importlib.util.find_spec("rclpy"):
+        os.environ.setdefault("ROS_DOMAIN_ID", str(64 + os.getpid() % 30))
+        os.environ["ROS_AUTOMATIC_DISCOVERY_RANGE"] = "LOCALHOST"
+        result["goal_acknowledged"] = acknowledgement(chosen.checkpoint, chosen.width)
+        slowest = max(row["p95_ms"] for row in result["goal_acknowledged"].values())
+        result["goal_acknowledged_in_time"] = bool(slowest < ACKNOWLEDGED_MS)
     print(record("question_cost", result))
     for name, row in result.items():
         print(f"{name:25s} {row}")

@@ -37,6 +37,14 @@ class Update:
     new_views: tuple[int, ...]
     """Indices of views that no earlier window held."""
     stage_times_s: dict[str, float]
+    session: int = 0
+    """Resets before the window was taken."""
+
+    @property
+    def trusted_views(self) -> tuple[int, ...]:
+        """Indices of the views that overlaps connect with what places the window."""
+        trusted = self.placement.trusted or (True,) * self.result.views
+        return tuple(np.flatnonzero(trusted).tolist())
 
     def map_points(self) -> np.ndarray:
         """float32 (N, H, W, 3): the points of all views in the map (map units)."""
@@ -70,6 +78,7 @@ class LiveMapping:
         self._lock = threading.Lock()
         self._seen: set[tuple[str, int]] = set()
         self._restart = False
+        self._session = 0
         self._windows = 0
         self._loops: Counter[str] = Counter()
 
@@ -83,11 +92,16 @@ class LiveMapping:
         with self._lock:
             self._buffer.reject(reason)
 
-    def reset(self) -> None:
-        """Forget frames and map; the next window starts a new sub-map (any thread)."""
+    def reset(self) -> int:
+        """Forget frames and map; the next window starts a new sub-map (any thread).
+
+        A window that is running now comes to nothing. Returns the `session` of those to come.
+        """
         with self._lock:
             self._buffer.clear()
             self._restart = True
+            self._session += 1
+            return self._session
 
     def counts(self) -> Counts:
         """A consistent snapshot of the counters (any thread)."""
@@ -105,11 +119,11 @@ class LiveMapping:
         """Run the next window, if there is one, through model and map (device thread only).
 
         Frames that cannot be decoded, or that show a covered, blurred or frozen camera, are
-        counted and left out; without a new view there is no update. Raises NonFiniteError, and
-        whatever the backend raises when the device fails.
+        counted and left out; without a new view there is no update, nor after a reset meanwhile.
+        Raises NonFiniteError, and whatever the backend raises when the device fails.
         """
         with self._lock:
-            window = self._buffer.take()
+            window, session = self._buffer.take(), self._session
             restart = window is not None and self._restart
             self._restart = self._restart and not restart
         if window is None:
@@ -126,7 +140,7 @@ class LiveMapping:
         inferred = time.perf_counter()
         update = self._place(window, scene, result)
         aligned = time.perf_counter()
-        update = self._close_loop(update, images)
+        update = replace(self._close_loop(update, images), session=session)
         update.stage_times_s.update(
             decode=decoded - started,
             **result.stage_times_s,
@@ -134,6 +148,8 @@ class LiveMapping:
             loop=time.perf_counter() - aligned,
         )
         with self._lock:
+            if session != self._session:
+                return None
             self._windows += 1
         return update
 

@@ -102,6 +102,7 @@ class Perception:
         stages = open_stages(
             model.backend,
             model.checkpoint,
+            model.engines,
             device=model.device,
             dtype=model.dtype,
             dino_windows=None if model.dino_windows == "auto" else model.dino_windows,
@@ -153,7 +154,7 @@ class Perception:
             scene.views,
             confidence,
             intrinsics,
-            clock.times_s,
+            clock.times_s | getattr(self._stages, "times_s", {}),
             self._stages.describe(scene.features),
         )
 

@@ -20,6 +20,7 @@ from g2vlm_ros.core.mapping.edit import Edit, MapEditor
 from g2vlm_ros.core.mapping.files import MapFileError, MapInfo, load_map, save_map
 from g2vlm_ros.core.mapping.free_space import DepthView
 from g2vlm_ros.core.mapping.occupancy import Occupancy, OccupancyMapper
+from g2vlm_ros.core.mapping.pose_graph import logarithm
 from g2vlm_ros.core.mapping.voxel_map import VoxelMap
 from g2vlm_ros.core.settings import Settings
 from g2vlm_ros.live import Update
@@ -28,10 +29,14 @@ VOXELS_PER_DEPTH = 100
 """Voxel edge of a map without metres: the first window's median depth over this."""
 REMEMBERED_WINDOWS = 4096
 """Windows whose place is remembered, to know how far a correction moved them."""
+MOVED_VOXELS = 0.5
+"""Voxel edges by which a window's content must have moved before its voxels follow."""
 NO_SUB_MAP = -1
 """No window yet: the next one enters whatever map is there."""
 EARLIER_SESSION = 0
 """Window of loaded voxels; windows of this session count from 1, so no correction moves them."""
+_Held = tuple[Similarity, np.ndarray, float]
+"""Where a window's voxels lie: its place, its cameras' centre, and how far they saw."""
 Version = tuple[int, int]
 """Which map, and its revision."""
 
@@ -46,13 +51,20 @@ class SceneMap:
         self._settings = settings
         self._lock = threading.RLock()
         self._maps = 0
+        self._session = self._least_session = 0
         self._start_over()
 
     def add(self, update: Update) -> None:
-        """Integrate a window: corrections first, then its points, then what its views see free."""
+        """Integrate a window: corrections first, then its points, then what its views see free.
+
+        Views that nothing connects with the place of their window stay out.
+        """
         placement = update.placement
         metric = placement.scale_state is ScaleState.METRIC
         with self._lock:
+            if update.session < self._least_session:
+                return
+            self._session = update.session
             other = placement.new_sub_map or placement.sub_map != self._sub_map
             if self._sub_map != NO_SUB_MAP and other:
                 self._start_over()
@@ -60,7 +72,7 @@ class SceneMap:
             if self._scale is ScaleState.METRIC and not metric:
                 return
             self._correct(dict(placement.corrections))
-            self._places[update.window.id] = placement.map_from_window
+            self._places[update.window.id] = self._held(update)
             if len(self._places) > REMEMBERED_WINDOWS:
                 del self._places[min(self._places)]
             if self._voxels is None:
@@ -70,9 +82,13 @@ class SceneMap:
             self._scale = placement.scale_state
             self._integrate(update)
 
-    def reset(self) -> None:
-        """Forget everything."""
+    def reset(self, session: int | None = None) -> None:
+        """Forget everything, and take in no window of an earlier session that is still running.
+
+        session: what `LiveMapping.reset` returned; by default the one after the newest window's.
+        """
         with self._lock:
+            self._least_session = self._session + 1 if session is None else session
             self._start_over()
 
     def points(self) -> np.ndarray:
@@ -178,7 +194,7 @@ class SceneMap:
         self._occupancy: OccupancyMapper | None = None
         self._editor: MapEditor | None = None
         self._mirror = PointMirror()
-        self._places: dict[int, Similarity] = {}
+        self._places: dict[int, _Held] = {}
         self._scale = ScaleState.UNKNOWN
         self._stamp_ns = 0
         self._camera, self._floor = np.zeros(3), (0.0, 0.0, 1.0, 0.0)
@@ -222,16 +238,31 @@ class SceneMap:
         self._maps += 1
 
     def _correct(self, places: dict[int, Similarity]) -> None:
-        """Windows that a loop or a new scale moved take their voxels along."""
-        moves = {
-            window: place @ self._places[window].inverse()
-            for window, place in places.items()
-            if window in self._places
-        }
-        self._places.update({window: places[window] for window in moves})
-        if moves and self._voxels is not None:
+        """Windows that a loop or a new scale moved take their voxels along.
+
+        The joints of every window move the ones before it a little; what adds up to less than
+        MOVED_VOXELS stays where it is, or the map would be placed anew all the time.
+        """
+        moves = {}
+        for window, place in places.items():
+            if self._voxels is None or window not in self._places:
+                continue
+            before, centre, reach = self._places[window]
+            motion = place @ before.inverse()
+            tangent, moved = logarithm(motion), motion.apply(centre)
+            turned = np.linalg.norm(tangent[:3]) + abs(tangent[6])
+            if np.linalg.norm(moved - centre) + turned * reach > MOVED_VOXELS * self._voxels.size:
+                moves[window] = motion
+                self._places[window] = place, moved, reach * motion.scale
+        if moves:
             self._voxels.correct(moves)
             self._occupancy.correct(moves)
+
+    @staticmethod
+    def _held(update: Update) -> _Held:
+        place, depth = update.placement.map_from_window, update.result.local_points_u[..., 2]
+        reach = float(np.nanmedian(depth[:, ::8, ::8])) * place.scale
+        return place, update.map_from_camera[:, :3, 3].mean(0), reach
 
     def _integrate(self, update: Update) -> None:
         result, placement, window = update.result, update.placement, update.window
@@ -239,6 +270,8 @@ class SceneMap:
         keep = valid_points(
             result.local_points_u, result.confidence, cloud.min_confidence, cloud.max_edge_step
         )
+        sound = update.trusted_views
+        keep[np.setdiff1d(np.arange(len(keep)), sound)] = False
         stamp_ns, origins = window.stamp_ns, update.map_from_camera[:, :3, 3]
         self._voxels.integrate(
             update.map_points()[keep],
@@ -252,7 +285,7 @@ class SceneMap:
         self._floor = (0.0, 0.0, 1.0, -floor)
         scale = np.float32(placement.map_from_window.scale)
         for i in update.new_views:
-            if result.intrinsics[i] is None:
+            if result.intrinsics[i] is None or i not in sound:
                 continue
             view = DepthView(
                 result.local_points_u[i, ..., 2] * scale,

@@ -181,6 +181,38 @@ def test_a_robot_that_was_carried_finds_its_way_back_into_the_old_map():
     )
 
 
+def test_a_bridge_cannot_bring_a_carried_robot_back_in_other_metres(monkeypatch):
+    """Both sub-maps are in metres; the bridge makes all of the new views three times too large."""
+    monkeypatch.setattr(map_frame, "LEAST_ALIKE", -2.0)
+    monkeypatch.setattr(map_frame, "LOOP_OVERLAP", 0.0)
+    poses = np.concatenate([lap_poses(31, 0.3, 0), lap_poses(31, 0.3, 0)])
+    for factor in (1.0, 3.0):
+        perception, live = make(poses, map__loop_gap_windows=5)
+        honest = perception.reconstruct
+
+        def swollen(numbers, honest=honest, factor=factor):
+            result = honest(numbers)
+            new = np.array(numbers) > 30
+            if new.all() or not new.any():
+                return result
+            points, pose = result.local_points_u.copy(), result.window_from_camera.copy()
+            points[new] *= factor
+            first = pose[new][0, :3, 3]
+            pose[new, :3, 3] = first + factor * (pose[new, :3, 3] - first)
+            geometry = replace(result.geometry, local_points_u=points, window_from_camera=pose)
+            return replace(result, geometry=geometry)
+
+        perception.reconstruct = swollen
+        tell = lambda number, frame: replace(frame, position_m=poses[number, :3, 3])  # noqa: E731
+        updates = run(perception, live, range(31), tell)
+        live._buffer.clear("lost")
+        updates += run(perception, live, range(31, 62), tell)
+        assert updates[-1].placement.scale_state is ScaleState.METRIC
+        joined = any(u.placement.joined_sub_map is not None for u in updates)
+        assert joined == (factor == 1.0)
+        assert ("contradicts_map" in live.counts().loops) == (factor != 1.0)
+
+
 def test_spoilt_frames_are_left_out_and_counted(short):
     def spoil(number, frame):
         def fail():
@@ -241,6 +273,8 @@ def test_a_turn_without_overlap_is_stated_and_not_bridged_by_a_guess():
     assert reasons.count("no_overlap") == 1 and reasons[0] == "first"
     turned = updates[reasons.index("no_overlap")].placement
     assert turned.sub_map == 1 and not all(turned.trusted) and turned.joint is None
+    sound = updates[reasons.index("no_overlap")].trusted_views
+    assert 0 < len(sound) < 3 and 2 in sound, "the newest view holds the new map"
 
 
 def test_odometry_makes_metres_and_its_jump_is_refused_and_counted():
@@ -285,7 +319,7 @@ def test_reset_and_a_clock_that_jumps_back_start_a_new_sub_map(short):
     np.testing.assert_allclose(third.map_from_camera[0][:3, 3], 0, atol=1e-6)
 
 
-def test_reset_while_the_network_is_busy_takes_effect_with_the_next_window(short):
+def test_a_window_that_runs_when_the_reset_comes_is_no_part_of_any_map(short):
     perception, live = short
     honest = perception.reconstruct
 
@@ -296,8 +330,58 @@ def test_reset_while_the_network_is_busy_takes_effect_with_the_next_window(short
 
     perception.reconstruct = interrupted
     updates = run(perception, live, range(9))
-    assert [u.placement.sub_map for u in updates] == [0, 0, 1]
-    assert updates[2].placement.new_sub_map == "first"
+    assert [u.placement.new_sub_map for u in updates] == ["first", "first"]
+    assert [u.session for u in updates] == [0, 1] and live.counts().windows == 2
+    assert updates[0].placement.sub_map < updates[1].placement.sub_map
+
+
+def test_one_of_two_cameras_lost_stops_the_windows_says_so_and_goes_on_when_it_is_back():
+    perception = DrivePerception(lap_poses(24, 0.2))
+    values = {"window.views": 4, "window.overlap": 1, "window.max_age_s": 2.0}
+    settings = Settings.from_flat({**values, "cameras": ["left", "right"]})
+    live = LiveMapping(perception, settings)
+
+    def windows(numbers, cameras):
+        for number in numbers:
+            for camera in cameras:
+                live.offer(replace(frame_of(perception, number), camera=camera))
+        return steps(live)
+
+    before = windows(range(4), ("left", "right"))
+    assert before and {f.camera for f in before[-1].window.frames} == {"left", "right"}
+    assert windows(range(4, 16), ("left",)) == []
+    assert live.counts().dropped["unsynchronised"] >= 4
+    (after,) = windows(range(16, 18), ("left", "right"))
+    assert after.placement.new_sub_map == "no_shared_view", "too long ago to be joined by a guess"
+
+
+def test_a_blurred_stretch_leaves_a_gap_and_not_a_wrong_pose():
+    """What lies between sharp views is bridged by overlap, or a sub-map starts and says why."""
+    poses = lap_poses(40, 0.3)
+    perception, live = make(poses, map__loop_closure=False)
+    blur = with_image(lambda image: cv2.GaussianBlur(image, (0, 0), 9))
+    updates = run(perception, live, range(11))
+    updates += run(perception, live, range(11, 14), blur)
+    updates += run(perception, live, range(14, 40))
+    used = {n for u in updates for n in u.scene}
+    assert not used & {11, 12, 13} and live.counts().dropped == {"blurred": 3}
+    for update in updates:
+        if update.placement.new_sub_map:
+            start = update
+    after = updates[updates.index(start) :]
+    track = {n: p[:3, 3] for u in after for n, p in zip(u.scene, u.map_from_camera, strict=True)}
+    numbers = sorted(track)
+    found = np.stack([track[n] for n in numbers])
+    assert trajectory_error(found, poses[numbers, :3, 3]) < 1e-3
+
+
+def test_odometry_that_jumps_all_the_time_makes_no_metres():
+    poses, rng = lap_poses(31, 0.4), np.random.default_rng(0)
+    perception, live = make(poses)
+    updates = run(
+        perception, live, range(31), lambda n, f: replace(f, position_m=20 * rng.normal(size=3))
+    )
+    assert {u.placement.scale_state for u in updates} == {ScaleState.RELATIVE}
 
 
 def test_frames_may_come_from_any_thread_while_windows_are_made(short):

@@ -1,6 +1,7 @@
 """The live map of a simulated drive: on the true surfaces, bounded, corrected, a grid for Nav2."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -23,6 +24,7 @@ from test.drive import (
     DrivePerception,
     frame_of,
     lap_poses,
+    pose_on_lap,
 )
 
 
@@ -127,6 +129,63 @@ def test_a_new_sub_map_starts_empty_and_reset_forgets(lap):
     assert before < 2 * len(whole.points())
     scene_map.reset()
     assert len(scene_map.points()) == 0 and scene_map.occupancy() is None
+
+
+def test_views_that_nothing_connects_stay_out_of_the_map():
+    """The robot looked elsewhere between two frames: where the old views lie is a guess."""
+    poses = lap_poses(5, 0.2)
+    poses[4] = pose_on_lap(0.8, np.pi)
+    scene_map, updates, _ = drive(poses, map__loop_closure=False, cloud__max_edge_step=0.0)
+    turned = updates[-1]
+    assert turned.placement.new_sub_map == "no_overlap" and turned.trusted_views == (2,)
+    positions = np.stack([scene_map.points()[axis] for axis in "xyz"], -1)
+    camera, seen = turned.map_from_camera[2], turned.map_points()[2].reshape(-1, 3)
+    reach = np.linalg.norm(seen - camera[:3, 3], axis=1).max()
+    assert 0 < len(positions) <= len(seen)
+    local = (positions - camera[:3, 3]) @ camera[:3, :3]
+    assert (local[:, 2] > 0).all() and np.linalg.norm(local, axis=1).max() < 1.05 * reach
+
+
+def test_a_window_that_ran_when_reset_and_load_came_does_not_enter_the_loaded_map(metric):
+    path, first, _ = metric
+    perception, settings = DrivePerception(lap_poses(9, 0.3)), Settings()
+    live, scene_map, updates = LiveMapping(perception, settings), SceneMap(settings), []
+    for number in range(9):
+        known = {"position_m": perception.poses[number, :3, 3].copy()}
+        live.offer(frame_of(perception, number, **known))
+        while (update := live.step()) is not None:
+            updates.append(update)
+    scene_map.add(updates[0])
+    scene_map.reset(live.reset())
+    scene_map.load(path, Similarity.identity())
+    scene_map.add(updates[1])
+    assert len(scene_map.points()) == len(first.points())
+    for by_number in (None, live.reset()):
+        scene_map.add(replace(updates[0], session=9))
+        scene_map.reset(by_number)
+        scene_map.add(replace(updates[0], session=9 if by_number is None else 0))
+        assert scene_map.version[1] == 0, "refused"
+
+
+def test_what_moves_less_than_a_voxel_stays_until_it_adds_up():
+    settings = Settings.from_flat({"window.views": 3, "map.loop_closure": False})
+    perception = DrivePerception(lap_poses(5, 0.3))
+    live, scene_map, updates = LiveMapping(perception, settings), SceneMap(settings), []
+    for number in range(5):
+        live.offer(frame_of(perception, number))
+        while (update := live.step()) is not None:
+            scene_map.add(update)
+            updates.append(update)
+    voxels, last = scene_map._voxels, updates[-1]
+    moves = []
+    for k in range(1, 6):
+        nudge = Similarity(1.0, np.eye(3), np.array([0.2 * k * voxels.size, 0, 0]))
+        place = nudge @ updates[0].placement.map_from_window
+        corrections = ((updates[0].window.id, place),)
+        scene_map.add(replace(last, placement=replace(last.placement, corrections=corrections)))
+        moves.append(not voxels.settled)
+        voxels.settle()
+    assert moves == [False, False, True, False, False]
 
 
 SHORT = {"map__loop_closure": False, "cloud__max_edge_step": 0.1}

@@ -14,6 +14,10 @@ from enum import IntEnum
 import numpy as np
 
 
+class BackendGoneError(RuntimeError):
+    """What runs the network can run nothing any more in this process."""
+
+
 class NonFiniteError(ArithmeticError):
     """A stage of the network produced NaN or infinity.
 

@@ -48,6 +48,9 @@ class ModelSettings:
         "Arithmetic; auto is bfloat16 on a GPU and float32 on a CPU.",
         choices=("auto", "float32", "bfloat16", "float16"),
     )
+    engines: str = knob(
+        "", "Cache folder of built TensorRT engines; empty for g2vlm_ros in the user's cache."
+    )
     dino_windows: str = knob(
         "auto",
         "Attention windows of the DINO encoder; auto asks the checkpoint.",

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from g2vlm_ros.core.config import PATCH_PX, ModelConfig
 from g2vlm_ros.model.decoder import Tokens
@@ -33,6 +33,18 @@ class Graph:
     """Takes the network and the inputs in order."""
     inputs: dict[str, tuple[torch.dtype, Shape]]
     outputs: dict[str, Shape]
+
+
+class GraphModule(nn.Module):
+    """A stage as a module, so that it can be called with other weights than the network's."""
+
+    def __init__(self, network: G2VLM, graph: Graph):
+        super().__init__()
+        self.network = network
+        self.run = graph.run
+
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        return self.run(self.network, *inputs)
 
 
 def stage_graphs(config: ModelConfig, dtype: torch.dtype, confidence: bool) -> dict[str, Graph]:

@@ -28,7 +28,7 @@ def quantise(model: ir.Model, path: Path) -> None:
     """
     with path.open("wb") as file:
         for node in list(model.graph):
-            weight = _weight_of(node)
+            weight = weight_of(node)
             if weight is not None and weight.name.split(".")[0] not in FLOAT32_PARTS:
                 _replace(model.graph, node, weight, file, path)
     for each in (
@@ -38,7 +38,7 @@ def quantise(model: ir.Model, path: Path) -> None:
         each(model)
 
 
-def _weight_of(node: ir.Node) -> ir.Value | None:
+def weight_of(node: ir.Node) -> ir.Value | None:
     """The (out, in) weight of a product with its transpose, as linear layers are traced."""
     if node.op_type == "Gemm":
         straight = node.attributes.get_int("transB", 0) == 1
@@ -60,20 +60,12 @@ def _replace(graph: ir.Graph, node: ir.Node, weight: ir.Value, file: BinaryIO, p
     matrix = weight.const_value.numpy().astype(np.float32)
     scale = np.maximum(np.abs(matrix).max(axis=1), 1e-12) / MOST
     rounded = np.rint(matrix / scale[:, None]).astype(np.int8).T
-    offset = file.tell()
-    file.write(np.ascontiguousarray(rounded).tobytes())
-    integers = ir.Value(name=f"{weight.name}:int8")
-    integers.const_value = ir.ExternalTensor(
-        path.name, offset, rounded.size, ir.DataType.INT8,
-        shape=ir.Shape(rounded.shape), name=integers.name, base_dir=path.parent,
+    integers, scales = (
+        written(graph, file, path, f"{weight.name}:{name}", array, element, array.shape)
+        for name, array, element in (
+            ("int8", rounded, ir.DataType.INT8), ("scale", scale, ir.DataType.FLOAT)
+        )
     )  # fmt: skip
-    scales = ir.Value(name=f"{weight.name}:scale")
-    scales.const_value = ir.tensor(scale, name=scales.name)
-    for value in (integers, scales):
-        value.shape, value.dtype = value.const_value.shape, value.const_value.dtype
-        if value.name not in graph.initializers:
-            graph.register_initializer(value)
-    integers, scales = (graph.initializers[value.name] for value in (integers, scales))
     result = node.outputs[0]
     quantised = ir.node("DynamicQuantizeLinear", [node.inputs[0]], num_outputs=3)
     x, x_scale, x_zero = quantised.outputs
@@ -90,3 +82,21 @@ def _replace(graph: ir.Graph, node: ir.Node, weight: ir.Value, file: BinaryIO, p
     graph.insert_before(node, nodes)
     result.replace_all_uses_with(final, replace_graph_outputs=True)
     graph.remove(node, safe=True)
+
+
+def written(
+    graph: ir.Graph, file: BinaryIO, path: Path, name: str, data: np.ndarray,
+    element: ir.DataType, shape: tuple[int, ...],
+) -> ir.Value:  # fmt: skip
+    """An initialiser whose bytes are written to the end of `file`, once per name."""
+    if name in graph.initializers:
+        return graph.initializers[name]
+    value = ir.Value(name=name)
+    value.const_value = ir.ExternalTensor(
+        path.name, file.tell(), data.nbytes, element,
+        shape=ir.Shape(shape), name=name, base_dir=path.parent,
+    )  # fmt: skip
+    file.write(np.ascontiguousarray(data).tobytes())
+    value.shape, value.dtype = value.const_value.shape, element
+    graph.register_initializer(value)
+    return value

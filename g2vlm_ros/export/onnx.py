@@ -7,7 +7,8 @@ follows where the arithmetic is of another type. So weights exist once, whatever
 exporting reads none of them: its memory does not grow with the checkpoint.
 
 With --out the checkpoint is copied there first. Images of any size and any number of views go
-through one file; --sizes adds files fixed to a size, as engines like them.
+through one file; --sizes adds files fixed to a size, as engines like them. --weight-only adds a
+language stage with its weights in 8 or 4 bits.
 """
 
 from __future__ import annotations
@@ -33,9 +34,10 @@ from onnxscript.optimizer import fold_constants
 from torch import Tensor, nn
 
 from g2vlm_ros.core.config import DINO_WINDOWS, PATCH_PX, ModelConfig
-from g2vlm_ros.export.graphs import Graph, Shape, stage_graphs
+from g2vlm_ros.export.graphs import Graph, GraphModule, Shape, stage_graphs
 from g2vlm_ros.export.int8 import quantise
 from g2vlm_ros.export.sensitivity import near_overflow
+from g2vlm_ros.export.weight_only import OLDEST_OPSET, quantise_weights
 from g2vlm_ros.model.checkpoint import StoredTensor, empty_network, misfits, stored_tensors
 from g2vlm_ros.model.network import FLOAT32_PARTS, G2VLM
 from g2vlm_ros.runtime.manifest import (
@@ -77,21 +79,11 @@ class _Traced(nn.Module):
 
     def __init__(self, network: G2VLM, graph: Graph):
         super().__init__()
-        self.__dict__["stage"] = _Stage(network, graph)  # hidden: its parameters are not ours
+        self.__dict__["stage"] = GraphModule(network, graph)  # hidden: its parameters are not ours
 
     def forward(self, weights: dict[str, Tensor], *inputs: Tensor) -> tuple[Tensor, ...]:
         named = {f"network.{name}": weight for name, weight in weights.items()}
         return torch.func.functional_call(self.stage, named, inputs)
-
-
-class _Stage(nn.Module):
-    def __init__(self, network: G2VLM, graph: Graph):
-        super().__init__()
-        self.network = network
-        self.run = graph.run
-
-    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
-        return self.run(self.network, *inputs)
 
 
 def trace(
@@ -213,13 +205,15 @@ def export(
     semantic_sizes: Sequence[tuple[int, int]] = (),
     dino_windows: str | None = None,
     global_points: bool = False,
+    weight_only: str | None = None,
     stages: Sequence[str] = STAGES,
     progress: Callable[[str], None] = lambda line: None,
 ) -> Manifest:
     """Writes the graphs of a checkpoint folder beside its weights, one stage after the other.
 
-    sizes are (width, height) in pixels; without any, one file takes all sizes. Files that an
-    earlier export made for the same weights and opset stay. Raises ConfigError, CheckpointError.
+    sizes are (width, height) in pixels; without any, one file takes all sizes. weight_only, int8
+    or int4, is how the weights of the language stage are stored. Files that an earlier export made
+    for the same weights and opset stay. Raises ConfigError, CheckpointError, ManifestError.
     """
     config = ModelConfig.read(folder)
     if dino_windows is not None:
@@ -230,19 +224,27 @@ def export(
         raise ManifestError(f"{folder} does not fit its configuration files: {problems[0]}")
     if global_points and not network.global_points:
         raise ManifestError(f"{folder} has no global points head; export without --global-points")
+    if weight_only is not None and (dtype == "int8" or opset < OLDEST_OPSET[weight_only]):
+        raise ManifestError(
+            f"{weight_only} weights need opset {OLDEST_OPSET[weight_only]} and arithmetic in "
+            f"floats, not opset {opset} in {dtype}; change --opset or --dtype"
+        )
     manifest = _earlier(folder, digest(folder), opset, views)
     if dtype == "float16":
         for line in near_overflow(folder, manifest.weights):
             progress(line)
     stages = [*stages, *([GLOBAL] if global_points else [])]
-    for graph_file in _plan(stages, dtype, sizes, semantic_sizes, config):
+    for graph_file in _plan(stages, dtype, sizes, semantic_sizes, weight_only, config):
         start = time.monotonic()
         graph = stage_graphs(config, DTYPES[dtype], network.confidence)[graph_file.stage]
         fixed = _fixed(graph_file.size)
         model = trace(network, graph, opset, DTYPES[dtype], fixed)
         attach_weights(model, graph, stored)
+        data = folder / f"{graph_file.file}.data"
         if dtype == "int8":
-            quantise(model, folder / f"{graph_file.file}.data")
+            quantise(model, data)
+        elif graph_file.weight_only:
+            quantise_weights(model, graph_file.weight_only, ELEMENTS[DTYPES[dtype]], data)
         done = _write(folder, graph_file, model, graph)
         kept = tuple(g for g in manifest.graphs if g.file != done.file)
         manifest = replace(manifest, graphs=(*kept, done))
@@ -272,21 +274,24 @@ def _plan(
     dtype: str,
     sizes: Sequence[tuple[int, int]],
     semantic_sizes: Sequence[tuple[int, int]],
+    weight_only: str | None,
     config: ModelConfig,
 ) -> Iterator[GraphFile]:
     for stage in stages:
+        only = weight_only if stage == "language" else None
         windows = config.dino.windows if stage == "encode_geometry" else None
         wanted = semantic_sizes if stage == "encode_semantics" else sizes
         for size in wanted if stage in OF_SIZE and wanted else [None]:
             parts = [
                 stage,
                 "" if dtype == "float32" else dtype,
+                f"weights_{only}" if only else "",
                 "aligned" if windows == "aligned" else "",
                 f"{size[0]}x{size[1]}" if size else "",
                 "onnx",
             ]
             name = ".".join(part for part in parts if part)
-            yield GraphFile(name, stage, dtype, size, windows, "", {}, {})
+            yield GraphFile(name, stage, dtype, size, windows, "", {}, {}, only)
 
 
 def _fixed(size: tuple[int, int] | None) -> dict[str, int]:
@@ -326,13 +331,15 @@ def _sizes(value: ir.Value) -> list[int | str]:
     return [n if isinstance(n, int) else n.value for n in value.shape]
 
 
-def export_all(source: Path, target: Path, dtype: str) -> Path:
+def export_all(source: Path, target: Path, dtype: str, weight_only: str | None = None) -> Path:
     """A copy of a checkpoint in `target` with every graph of a dtype, as `has_all` counts them."""
     copy_checkpoint(source, target)
+    opset = OLDEST_OPSET.get(weight_only, 20)
+    how = {"dtype": dtype, "opset": opset, "weight_only": weight_only}
     first, *others = DINO_WINDOWS
-    export(target, dtype=dtype, global_points=True, dino_windows=first)
+    export(target, **how, global_points=True, dino_windows=first)
     for windows in others:
-        export(target, dtype=dtype, dino_windows=windows, stages=STAGES[:1])
+        export(target, **how, dino_windows=windows, stages=STAGES[:1])
     return target
 
 
@@ -358,6 +365,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--dtype", default="float32", choices=DTYPES)
     parser.add_argument("--dino-windows", choices=DINO_WINDOWS, help="default: the checkpoint's")
     parser.add_argument("--global-points", action="store_true", help="the training-only head too")
+    parser.add_argument("--weight-only", choices=OLDEST_OPSET, help="of the language stage")
     parser.add_argument("--stages", nargs="+", default=STAGES, choices=STAGES)
     chosen = vars(parser.parse_args(arguments))
     folder, out = chosen.pop("checkpoint"), chosen.pop("out")

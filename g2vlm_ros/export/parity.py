@@ -39,7 +39,12 @@ from g2vlm_ros.export.tolerance import Line, Tolerances, compare
 from g2vlm_ros.runtime.manifest import has_all
 from g2vlm_ros.runtime.stages import BACKENDS, Cache, Stages, open_stages
 
-DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16", "int8": "int8"}
+DTYPES = {
+    "fp32": "float32", "bf16": "bfloat16", "fp16": "float16", "int8": "int8",
+    "w8": "float32", "w4": "float32",
+}  # fmt: skip
+WEIGHT_ONLY = {"w8": "int8", "w4": "int4"}
+"""Float32, with the weights of the language stage in so many bits; for ONNX Runtime."""
 TOKEN_TYPES = {"text": 0, "semantic": 1, "geometry": 2}
 
 # --- running a case ------------------------------------------------------------------------------
@@ -276,11 +281,14 @@ def check(
     onnx: a copy of the folder's checkpoint with ONNX files, for the backend of that name.
     """
     with TemporaryDirectory() as scratch:
-        checkpoint, dtype = onnx or folder, DTYPES[precision]
-        if backend == "onnx" and not has_all(checkpoint, dtype):
+        checkpoint, dtype, bits = onnx or folder, DTYPES[precision], WEIGHT_ONLY.get(precision)
+        if bits and backend != "onnx":
+            raise ValueError(f"precision {precision} is for the backend onnx, not {backend}")
+        # Beside a stage with whole weights the runtime passes the other one by.
+        if backend == "onnx" and (bits or not has_all(checkpoint, dtype)):
             from g2vlm_ros.export.onnx import export_all  # needs torch
 
-            checkpoint = export_all(checkpoint, Path(scratch), dtype)
+            checkpoint = export_all(checkpoint, Path(scratch), dtype, bits)
         yield from _check(folder, checkpoint, backend, precision)
 
 

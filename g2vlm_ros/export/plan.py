@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from g2vlm_ros.core.config import PATCH_PX
+from g2vlm_ros.export.weight_only import OLDEST_OPSET
 from g2vlm_ros.runtime.manifest import GraphFile, Manifest
 
 Range = tuple[int, int, int]
@@ -40,6 +41,8 @@ class Plan:
     views: Range
     text_tokens: Range
     cached_tokens: Range
+    weight_only: str | None = None
+    """int8 or int4 for the weights of the language stage; may be left out."""
 
     @staticmethod
     def read(path: Path, profile: str) -> Plan:
@@ -56,14 +59,19 @@ class Plan:
     @staticmethod
     def checked(profile: str, values: dict[str, Any]) -> Plan:
         names = {field.name for field in fields(Plan)}
-        if set(values) != names:
-            wrong = ", ".join(sorted(set(values) ^ names))
+        if set(values) | {"weight_only"} != names:
+            wrong = ", ".join(sorted((set(values) | {"weight_only"}) ^ names))
             raise PlanError(f"profile {profile} has missing or unknown keys: {wrong}")
         values = dict(values)
         if values["precision"] not in PRECISIONS:
             raise PlanError(
                 f"profile {profile} has precision {values['precision']}; it must be one of "
                 + ", ".join(PRECISIONS)
+            )
+        if (kind := values.get("weight_only")) is not None and kind not in OLDEST_OPSET:
+            raise PlanError(
+                f"profile {profile} has weight_only {kind}; it must be one of "
+                + ", ".join(OLDEST_OPSET)
             )
         for name in RANGES:
             low, usual, high = values[name] = tuple(values[name])
@@ -104,16 +112,18 @@ class Plan:
                 f"the ONNX files are of opset {manifest.opset}, the profile wants {self.opset}; "
                 f"export again with `--opset {self.opset}`"
             )
+        weight_only = self.weight_only if stage == "language" else None
         wanted = {"dino_windows": windows} if stage == "encode_geometry" else {}
-        graphs = manifest.of(stage=stage, dtype=self.precision, **wanted)
+        graphs = manifest.of(stage=stage, dtype=self.precision, weight_only=weight_only, **wanted)
         for candidate in (size, None):
             for graph in graphs:
                 if graph.size == candidate:
                     return graph
         of = f" for {size[0]}x{size[1]}" if size else ""
+        more = f" --weight-only {weight_only}" if weight_only else ""
         raise PlanError(
             f"there is no {self.precision} ONNX file of stage {stage}{of}; export it with "
-            f"`--dtype {self.precision} --stages {stage}`"
+            f"`--dtype {self.precision} --stages {stage}{more}`"
         )
 
     def profiles(

@@ -17,6 +17,7 @@ import numpy as np
 from g2vlm_ros.core.config import PATCH_PX, ModelConfig
 from g2vlm_ros.core.sequence import Segment, SpecialTokens, Walk
 from g2vlm_ros.export.plan import Plan
+from g2vlm_ros.export.weight_only import dequantised_weights
 from g2vlm_ros.runtime.device import from_element, to_element
 from g2vlm_ros.runtime.manifest import GraphFile, Manifest
 
@@ -33,9 +34,12 @@ def proof_name(graph: GraphFile, size: tuple[int, int] | None, weights: str) -> 
 
 
 class Oracle:
-    """A network in torch, float32, run through the very functions that were traced."""
+    """A network in torch, float32, run through the very functions that were traced.
 
-    def __init__(self, network: object, precision: str):
+    weight_only: how the weights of the language stage are rounded, see `export.weight_only`.
+    """
+
+    def __init__(self, network: object, precision: str, weight_only: str | None = None):
         import torch
 
         from g2vlm_ros.export.graphs import stage_graphs
@@ -43,6 +47,9 @@ class Oracle:
         self._torch, self.network = torch, network
         self._graphs = stage_graphs(network.config, torch.float32, network.confidence)
         self.element = ELEMENT[precision]
+        self._rounded_weights = (
+            dequantised_weights(network, weight_only, self.element) if weight_only else {}
+        )
 
     def run(self, stage: str, **inputs: np.ndarray) -> tuple[Arrays, Arrays]:
         """Inputs, rounded to the precision of the engine, and outputs in float32."""
@@ -51,9 +58,18 @@ class Oracle:
         device = next(self.network.parameters()).device
         with self._torch.inference_mode():
             tensors = [self._torch.tensor(inputs[name], device=device) for name in graph.inputs]
-            found = graph.run(self.network, *tensors)
+            found = self._run(stage, graph, tensors)
         outputs = (x.float().cpu().numpy() for x in found)
         return inputs, dict(zip(graph.outputs, outputs, strict=True))
+
+    def _run(self, stage: str, graph: object, tensors: list) -> tuple:
+        if stage != "language" or not self._rounded_weights:
+            return graph.run(self.network, *tensors)
+        from g2vlm_ros.export.graphs import GraphModule
+
+        weights = {f"network.{name}": value for name, value in self._rounded_weights.items()}
+        module = GraphModule(self.network, graph)
+        return self._torch.func.functional_call(module, weights, tuple(tensors))
 
     def _rounded(self, array: np.ndarray) -> np.ndarray:
         if not np.issubdtype(array.dtype, np.floating):
@@ -140,7 +156,7 @@ def make_proofs(
     names = {e: proof_name(graph, e[1], manifest.weights) for e, graph in graphs.items()}
     if all((folder / name).exists() for name in names.values()):
         return
-    oracle = Oracle(network, plan.precision)
+    oracle = Oracle(network, plan.precision, plan.weight_only)
     for size in plan.sizes:
         chain = Chain(oracle, plan, size)
         chain.geometry()

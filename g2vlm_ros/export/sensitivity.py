@@ -9,6 +9,7 @@ on one case: a prompt, two views, an image for a question, a decoding step.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import copy
 import json
 import sys
@@ -22,8 +23,10 @@ from torch import Tensor, nn
 from g2vlm_ros.core.preprocess import load_image, resize_views, semantic_image
 from g2vlm_ros.export.plan import Plan
 from g2vlm_ros.export.proof import Arrays, Chain, Oracle, load_network
+from g2vlm_ros.export.weight_only import MOST
 from g2vlm_ros.model.network import FLOAT32_PARTS, G2VLM
 from g2vlm_ros.runtime.manifest import STAGES, digest
+from g2vlm_ros.runtime.stages import UnfitError
 
 REPORT = "precision.report"
 LOWERED = {"bfloat16": torch.bfloat16, "float16": torch.float16, "int8": torch.float32}
@@ -155,6 +158,10 @@ def measure(folder: Path, photos: list, size: tuple[int, int], semantic_px: int)
         for stage in STAGES:
             found = run(LoweredOracle(network, lowered, stage, dtype))
             errors.setdefault(precision, {})[stage] = compare(found, exact)
+    for kind in MOST:
+        with contextlib.suppress(UnfitError):  # sizes that int4 has no blocks for
+            found = run(Oracle(network, "float32", kind))
+            errors[f"{kind} weights"] = {"language": compare(found, exact)}
     return {
         "weights": digest(folder),
         "size": size,

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-LOWER_PRECISION = {"bf16": 0.1, "fp16": 0.02, "int8": 0.15}
+LOWER_PRECISION = {"bf16": 0.1, "fp16": 0.02, "int8": 0.15, "w8": 0.04, "w4": 0.4}
 """Bound of ||a - ref|| / ||ref|| per array. The random weights of the sets amplify rounding."""
 ONLY_INSIDE = re.compile(
     r"dino\.patch_tokens|.*pixel_values|.*\.inputs_embeds|.*\.layer\d+_out|.*_text\.hidden"

@@ -14,15 +14,13 @@ import numpy as np
 from geometry_msgs.msg import PoseStamped
 from rclpy.lifecycle import LifecycleNode
 from rclpy.qos import QoSProfile
-from sensor_msgs.msg import Image
 from tf2_msgs.msg import TFMessage
 
 from g2vlm_ros.action import AnswerSpatialQuery
 from g2vlm_ros.core.settings import Settings
-from g2vlm_ros.core.spatial import evidence
 from g2vlm_ros.core.spatial.composer import Composer
 from g2vlm_ros.core.spatial.grounding import OutOfTimeError, SilentModelError
-from g2vlm_ros.core.spatial.outcome import Outcome, Query, ReferenceFrame
+from g2vlm_ros.core.spatial.outcome import Query, ReferenceFrame
 from g2vlm_ros.core.spatial.prompts import Mark
 from g2vlm_ros.core.spatial.question import Kind
 from g2vlm_ros.dialogues import Held, Look, Memory
@@ -33,11 +31,14 @@ from g2vlm_ros.ros import convert, request
 from g2vlm_ros.ros.detections import Detections
 from g2vlm_ros.ros.frames import Frames
 from g2vlm_ros.ros.outputs import LATCHED
+from g2vlm_ros.ros.pictures import Pictures
 from g2vlm_ros.ros.request import Codes, Target
 from g2vlm_ros.ros.services import RequestError
 from g2vlm_ros.srv import SpatialQuery
 
 Feedback = AnswerSpatialQuery.Feedback
+SPARE = 0.15
+"""Share of an asker's time that the model's words leave to measuring and answering."""
 FEEDBACK_S = 0.05
 """Least time between two partial answers."""
 
@@ -63,6 +64,8 @@ class Question:
     asked_s: float = field(default_factory=time.monotonic)
     done: threading.Event = field(default_factory=threading.Event)
     stage_times_s: dict[str, float] = field(default_factory=dict)
+    told_s: float = 0.0
+    """How long the model took to say its last words."""
     steps: list[str] = field(default_factory=list)
 
     @property
@@ -73,8 +76,13 @@ class Question:
     def elapsed_s(self) -> float:
         return time.monotonic() - self.asked_s
 
-    def late(self) -> bool:
-        return self.elapsed_s() > min(self.request.max_wait_s, request.MOST_WAIT_S)
+    @property
+    def spare_s(self) -> float:
+        return SPARE * min(self.request.max_wait_s, request.MOST_WAIT_S)
+
+    def late(self, more_s: float = 0.0) -> bool:
+        """Whether its asker will have gone when so much more time has passed."""
+        return self.elapsed_s() + more_s > min(self.request.max_wait_s, request.MOST_WAIT_S)
 
 
 class Answerer:
@@ -103,7 +111,7 @@ class Answerer:
         self._frames = Frames(node, settings.map.frame)
         self._detections = Detections(node, settings.query.detections_topic)
         self._target = node.create_lifecycle_publisher(PoseStamped, "~/query/last_target", LATCHED)
-        self._picture = node.create_lifecycle_publisher(Image, "~/query/picture", LATCHED)
+        self._pictures = Pictures(node)
         self._answer = node.create_lifecycle_publisher(
             SpatialExample, "~/query/last_answer", LATCHED
         )
@@ -119,12 +127,14 @@ class Answerer:
         """Let all windows and conversations go."""
         self._memory.clear()
         self._examples.clear()
+        self._pictures.forget()
 
     def close(self) -> None:
         """Take the topics away and forget."""
-        made = (self._target, self._picture, self._answer, self._tf)
+        made = (self._target, self._answer, self._tf)
         for publisher in filter(None, made):
             self._node.destroy_publisher(publisher)
+        self._pictures.close()
         self._detections.close()
         self._frames.close()
         self.forget()
@@ -141,8 +151,9 @@ class Answerer:
         regions = tuple(request.region_in(region, look) for region in asked.regions)
         query = Query(
             asked.question, Kind(asked.answer_kind), ReferenceFrame(asked.reference), regions,
-            self._detections.of(look), request.marks_of(regions, look), target.from_map,
-            self._settings.query.robot_width_m, asked.min_confidence,
+            self._detections.of(look), request.marks_of(regions, look),
+            request.known_of(regions, look), target.from_map, self._settings.query.robot_width_m,
+            asked.min_confidence,
         )  # fmt: skip
         say = functools.partial(self._say, question, look)
         composer = Composer(look.points, query, say, look.pointed)
@@ -152,15 +163,17 @@ class Answerer:
         spent = time.perf_counter() - start - sum(question.stage_times_s.values())
         question.stage_times_s["measure"] = max(0.0, spent)
         request.fill(question.response, outcome, look, target)
-        question.response.age_s = (self._now_ns() - look.stamp_ns) * 1e-9
+        answered_ns = self._pictures.stamp_ns()
+        question.response.age_s = (answered_ns - look.stamp_ns) * 1e-9
         if outcome.kind in (Kind.POINT, Kind.POSE) and outcome.pose is not None:
             self._publish_target(question.response.pose, outcome.pose, look)
-        self._publish_picture(asked.question, outcome, look)
+        self._pictures.show(answered_ns, asked.question, outcome, look)
         if asked.dialogue:
             self._memory.told(asked.dialogue, held, asked.question, outcome.text)
 
-    def _check_time(self, question: Question) -> None:
-        if question.given_up or question.cancelled() or question.late() or not self._active():
+    def _check_time(self, question: Question, more_s: float = 0.0) -> None:
+        late = question.late(more_s)
+        if question.given_up or question.cancelled() or late or not self._active():
             raise OutOfTimeError
 
     def _window(self, question: Question) -> Held:
@@ -246,9 +259,10 @@ class Answerer:
     def _say(self, question: Question, look: Look, prompt: str, marks: Sequence[Mark]) -> str:
         """What the model answers; OutOfTimeError where its asker does not wait that long.
 
-        SilentModelError where the checkpoint has no trained language.
+        Words after the first are not begun where they could hardly end in time: what is known by
+        then is worth more. SilentModelError where the checkpoint has no trained language.
         """
-        self._check_time(question)
+        self._check_time(question, question.told_s + question.spare_s)
         if not self._perception.speaks:
             raise SilentModelError
         asked, last = question.request, [0.0]
@@ -257,9 +271,8 @@ class Answerer:
         def should_stop() -> bool:
             if not question.quick:
                 self._breathe()
-            return (
-                question.given_up or question.cancelled() or question.late() or not self._active()
-            )
+            late = question.late(question.spare_s)
+            return question.given_up or question.cancelled() or late or not self._active()
 
         def on_text(text: str) -> None:
             if time.monotonic() - last[0] > FEEDBACK_S:
@@ -276,8 +289,9 @@ class Answerer:
         )
         for stage, spent in answer.stage_times_s.items():
             question.stage_times_s[stage] = question.stage_times_s.get(stage, 0.0) + spent
+        question.told_s = answer.stage_times_s["decode"]
         if not answer.finished:
-            self._check_time(question)
+            self._check_time(question, question.spare_s)
         question.feedback(Feedback.ANSWERING, answer.text)
         return answer.text
 
@@ -303,17 +317,6 @@ class Answerer:
             header = convert.header(look.stamp_ns, self._settings.map.frame)
             transform = convert.transform_message(header, self._settings.query.target_tf, in_map)
             self._tf.publish(TFMessage(transforms=[transform]))
-
-    def _publish_picture(self, asked: str, outcome: Outcome, look: Look) -> None:
-        """Latch the views that show what the answer rests on, drawn on and with its words."""
-        views = evidence.views_of(outcome, look.points.viewer)
-        panels = [
-            (look.image(view), evidence.marks_of(outcome, view, look.corners)) for view in views
-        ]
-        picture = evidence.draw(panels, evidence.lines_of(asked, outcome, look.points.metric))
-        frame = look.frames[views[0]]
-        header = convert.header(frame.stamp_ns, frame.frame_id)
-        self._picture.publish(convert.rgb_image(header, picture))
 
     def publish_answer(self, question: Question) -> None:
         """Latch a question that came to its turn, with the answer or why there is none."""

@@ -78,9 +78,13 @@ def main(arguments: list[str] | None = None) -> int:
     )  # fmt: skip
     try:
         with SpatialClient(chosen.node) as robot:
-            answer = robot.ask(" ".join(chosen.question), **fields)
-            if chosen.picture and answer.success:
-                save(robot.picture(), chosen.picture)
+            question, picture = " ".join(chosen.question), None
+            if chosen.picture:
+                answer, picture = robot.ask_and_see(question, **fields)
+            else:
+                answer = robot.ask(question, **fields)
+            if picture is not None:
+                save(picture, chosen.picture)
     except (UnreachableError, ValueError, OSError) as error:
         print(error, file=sys.stderr)
         return 2

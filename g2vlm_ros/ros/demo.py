@@ -105,9 +105,25 @@ def run(chosen: argparse.Namespace) -> dict:
         **shown,
         "checkpoint": chosen.checkpoint.name,
         **report,
-        "questions": [asdict(asked) for asked in interview.asked] if interview else [],
+        **_questions(interview, chosen.out),
         "run_s": round(time.monotonic() - started, 1),
         "peak_memory_mb": round(peak_mb),
+    }
+
+
+def _questions(interview, out: Path) -> dict:
+    """What was asked and how right the answers were; leaves answer.png."""
+    if interview is None or not interview.asked:
+        return {"questions": []}
+    from g2vlm_ros.ros.ask import save
+    from g2vlm_ros.ros.interview import summary
+
+    if interview.picture is not None:
+        save(interview.picture, out / "answer.png")
+    return {
+        "language_trained": interview.speaks,
+        "questions": [asdict(asked) for asked in interview.asked],
+        "answers": summary(interview.asked),
     }
 
 
@@ -158,7 +174,7 @@ def _camera(chosen: argparse.Namespace):
 def _interview(perception, camera):
     from g2vlm_ros.ros.interview import Interview
 
-    asking = Interview(camera.scene.home, camera.moments, perception.newest_ns)
+    asking = Interview(camera.scene.home, camera.moments, perception.newest_views_ns)
     asking.start()
     return asking
 
@@ -218,20 +234,32 @@ def main(arguments: list[str] | None = None) -> int:
     for name, value in report.get("accuracy", {}).items():
         print(f"  {name:34} {value}")
     if report["questions"]:
-        _show_questions(report["questions"], chosen.out)
+        _show_questions(report["questions"], report["answers"], chosen.out)
     print(f"see {path}, and the maps and pictures beside it")
     return 0 if clouds and poses else 1
 
 
-def _show_questions(asked: list[dict], out: Path) -> None:
-    """Print them, and leave questions.md."""
-    lines = ["| question | answer | truth | right |", "|---|---|---|---|"]
+def _show_questions(asked: list[dict], answers: dict, out: Path) -> None:
+    """Print them with how many were right by kind, and leave questions.md."""
+    lines = ["| question | answer | truth | |", "|---|---|---|---|"]
     for a in asked:
-        right = "yes" if a["right"] else "no"
-        lines.append(f"| {a['question']} | {a['answer']} | {a['truth']} | {right} |")
-        print(f"  {a['question']} {a['answer']} (truth: {a['truth']})")
+        lines.append(f"| {a['question']} | {a['answer']} | {a['truth']} | {a['verdict']} |")
+        print(f"  {a['question']} {a['answer']} (truth: {a['truth']}; {a['verdict']})")
+    lines += ["", "| kind | asked | right | lower bounds that hold | right without looking |",
+              "|---|---|---|---|---|"]  # fmt: skip
+    rows = answers["by_kind"]
+    total = {key: sum(row[key] for row in rows.values()) for key in next(iter(rows.values()))}
+    for kind, row in (*rows.items(), ("all", total)):
+        counts = row["asked"], row["right"], row["bounds"], row["blind"]
+        lines.append(f"| {kind} | {' | '.join(map(str, counts))} |")
+        print("  {:10s} {:3d} asked, {:3d} right, {:2d} true lower bounds; blind {:3d}".format(
+            kind, *counts))  # fmt: skip
+    if "calibration_error" in answers:
+        lines += ["", "| confidence | right | answers |", "|---|---|---|"]
+        lines += [f"| {c['confidence']} | {c['right']} | {c['count']} |"
+                  for c in answers["calibration"]]  # fmt: skip
+        print(f"  confidence is {answers['calibration_error']:.2f} off the share of right answers")
     (out / "questions.md").write_text("\n".join(lines) + "\n")
-    print(f"{sum(a['right'] for a in asked)} of {len(asked)} answers right")
 
 
 if __name__ == "__main__":

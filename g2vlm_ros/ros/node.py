@@ -24,7 +24,7 @@ from rclpy.qos import QoSProfile
 from std_msgs.msg import Header
 from std_srvs.srv import Trigger
 
-from g2vlm_ros.core.datatypes import Frame
+from g2vlm_ros.core.datatypes import BackendGoneError, Frame
 from g2vlm_ros.core.fingerprint import fingerprint
 from g2vlm_ros.core.settings import SettingError, Settings, knobs
 from g2vlm_ros.live import Counts, LiveMapping, Update
@@ -98,6 +98,7 @@ class PerceptionNode(LifecycleNode):
         self._newest: Update | None = None
         self._latency_s = math.nan
         self._problem = ""
+        self._device_gone = False
         self._job_waiting, self._job_running = threading.Event(), threading.Event()
         self._outputs = Outputs(self, settings)
         self._status = self.create_lifecycle_publisher(ReconstructionStatus, "~/status", LATCHED)
@@ -243,6 +244,7 @@ class PerceptionNode(LifecycleNode):
                 self._schedule()
         except Exception as error:
             self._problem = f"{type(error).__name__}: {error}"
+            self._device_gone = isinstance(error, BackendGoneError)
             self._log_failure("window", error)
         finally:
             self._job_running.clear()
@@ -272,8 +274,7 @@ class PerceptionNode(LifecycleNode):
         wait([self._device.submit(self._run_window)], timeout_s)
 
     def _reset(self, _request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
-        self._live.reset()
-        self._map.reset()
+        self._map.reset(self._live.reset())
         self._newest = None
         self._device.submit(self._queries.forget)
         response.success, response.message = True, "frames and map are forgotten"
@@ -291,10 +292,10 @@ class PerceptionNode(LifecycleNode):
         """Frames and windows since configure."""
         return self._live.counts()
 
-    def newest_ns(self) -> int | None:
-        """Stamp of the newest view that a window was made of."""
+    def newest_views_ns(self) -> tuple[int, ...]:
+        """Stamps of the newest window's views, oldest first; empty before the first window."""
         update = self._newest
-        return None if update is None else update.window.stamp_ns
+        return () if update is None else tuple(sorted(f.stamp_ns for f in update.window.frames))
 
     def listened_to(self) -> bool:
         """Whether anybody subscribes to something that needs the model."""
@@ -324,6 +325,10 @@ class PerceptionNode(LifecycleNode):
 
     def _report(self) -> None:
         self._publish_status()
+        if self._device_gone:
+            self.get_logger().error("the device is gone for good: inactive; start the node again")
+            self.trigger_deactivate()
+            return
         if self._diagnostics_publisher.get_subscription_count():
             now_s = self.get_clock().now().nanoseconds * 1e-9
             self._diagnostics_publisher.publish(

@@ -126,8 +126,9 @@ class Outputs:
         if not self._listened("points"):
             return
         chosen = self._settings.cloud
-        everything = [range(update.result.views)]
-        for views in [[i] for i in update.new_views] if chosen.organised else everything:
+        sound = update.trusted_views
+        alone = [[i] for i in update.new_views if i in sound]
+        for views in alone if chosen.organised else [sound]:
             self._publish_cloud(update, np.array(views))
 
     def _publish_cloud(self, update: Update, views: np.ndarray) -> None:
@@ -154,7 +155,10 @@ class Outputs:
 
     def _publish_poses(self, update: Update) -> None:
         frames, poses = update.window.frames, update.map_from_camera
-        new = sorted(update.new_views, key=lambda i: frames[i].stamp_ns)
+        # What no overlap connects with the map has no pose in it.
+        new = sorted(
+            set(update.new_views) & set(update.trusted_views), key=lambda i: frames[i].stamp_ns
+        )
         self._extend_path(update, new)
         for i in new:
             header = self._header(frames[i].stamp_ns)
@@ -203,7 +207,7 @@ class Outputs:
     def _publish_transforms(self, update: Update) -> None:
         if not self._listened("tf"):
             return
-        newest = {frame.camera: i for i, frame in enumerate(update.window.frames)}
+        newest = {update.window.frames[i].camera: i for i in update.trusted_views}
         transforms = []
         for i in newest.values():
             frame = update.window.frames[i]

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 from geometry_msgs.msg import PoseStamped, Vector3
 
-from g2vlm_ros.core.spatial.measure import Region, Thing, map_covariance
+from g2vlm_ros.core.spatial.measure import Region, Thing, landmark, map_covariance
 from g2vlm_ros.core.spatial.outcome import Outcome, ReferenceFrame
-from g2vlm_ros.core.spatial.prompts import Mark
+from g2vlm_ros.core.spatial.prompts import Mark, Reference
 from g2vlm_ros.core.spatial.question import Kind
 from g2vlm_ros.dialogues import Look
 from g2vlm_ros.msg import ImageRegion, SpatialObject
@@ -30,6 +30,7 @@ MOST_WAIT_S = 3600.0
 MOST_OBJECTS = 8
 MOST_EXAMPLES, MOST_REGIONS = 4, 8
 MARK_COLOURS = ("blue", "green", "yellow", "red")
+"""Of what is asked about, in order; the last is kept for a known place while it is free."""
 
 
 def check(request: Any, cameras: Sequence[str], now_ns: int) -> None:
@@ -130,6 +131,17 @@ def marks_of(regions: Sequence[Region], look: Look) -> tuple[Mark, ...]:
         u0, v0, u1, v1 = look.corners(region)
         marks.append(Mark(region.view, (u0, v0), (u1, v1), colour))
     return tuple(marks)
+
+
+def known_of(regions: Sequence[Region], look: Look) -> tuple[Reference, ...]:
+    """A red point of known distance beside the marks of regions, where lengths are metres."""
+    if not look.points.metric or not 0 < len(regions) < len(MARK_COLOURS):
+        return ()
+    found = landmark(look.points, regions[0])
+    if found is None:
+        return ()
+    u, v, *_ = look.corners(found[0])
+    return (Reference(Mark(found[0].view, (u, v), (u, v), MARK_COLOURS[-1]), found[1]),)
 
 
 @dataclass

@@ -13,6 +13,14 @@ from g2vlm_ros.ros import convert
 
 EXPECTED_DROPS = ("too_close", "superseded", "reset")
 """Reasons that belong to normal work: more frames came than windows need."""
+FOCAL_CLASH = 0.1
+"""Relative difference of focal lengths, told and recovered, from which it is reported."""
+STARTS = {
+    "no_shared_view": "no view is shared with the windows before",
+    "no_overlap": "the newest view shows nothing that the shared ones do",
+    "poor_joint": "the window does not fit to the ones before",
+}
+"""Why a sub-map starts, in words; the very first one needs none."""
 OK, WARN, ERROR = DiagnosticStatus.OK, DiagnosticStatus.WARN, DiagnosticStatus.ERROR
 
 
@@ -44,6 +52,7 @@ def status_message(
     )
     if update is None:
         return status
+    status.message = message or "; ".join(remarks(update))
     placement, frames = update.placement, update.window.frames
     status.window_id = update.window.id
     status.view_stamps = [convert.stamp(frame.stamp_ns) for frame in frames]
@@ -59,6 +68,45 @@ def status_message(
     status.stage_names = list(update.stage_times_s)
     status.stage_times_s = list(update.stage_times_s.values())
     return status
+
+
+def remarks(update: Update) -> list[str]:
+    """What people should know of a window, one clause each; empty when all is well."""
+    placement, told = update.placement, []
+    if placement.new_sub_map in STARTS:
+        told.append(f"sub-map {placement.sub_map} starts: {STARTS[placement.new_sub_map]}")
+    lost = update.result.views - len(update.trusted_views)
+    if lost:
+        told.append(f"{lost} of {update.result.views} views have no pose: nothing connects them")
+    return told + scale_remarks(update) + camera_remarks(update)
+
+
+def scale_remarks(update: Update) -> list[str]:
+    """What contradicts the scale."""
+    placement, told = update.placement, []
+    if placement.scale_clash:
+        told.append(
+            f"metres by {placement.scale_clash} contradict those by {placement.scale_source} and "
+            "are not used"
+        )
+    if placement.scale_refused:
+        told.append(f"{placement.scale_refused} measurements of scale in a row do not fit")
+    return told
+
+
+def camera_remarks(update: Update) -> list[str]:
+    """Where camera_info and the focal length recovered from the points differ."""
+    told = {}
+    for frame, recovered in zip(update.window.frames, update.result.intrinsics, strict=True):
+        if frame.intrinsics is None or recovered is None:
+            continue
+        known = frame.intrinsics.resized(recovered.width_px, recovered.height_px)
+        if abs(known.fx_px / recovered.fx_px - 1) > FOCAL_CLASH:
+            told[frame.camera] = (
+                f"camera_info of {frame.camera} says focal length {known.fx_px:.0f} px, the "
+                f"points say {recovered.fx_px:.0f} px (at {recovered.width_px} px width)"
+            )
+    return list(told.values())
 
 
 class Diagnostics:
@@ -97,6 +145,7 @@ class Diagnostics:
                 self._drops(drops),
                 self._latency(update, latency_s),
                 self._scale(update),
+                self._calibration(update),
                 self._engine(problem),
             ],
         )
@@ -149,9 +198,16 @@ class Diagnostics:
             values["inliers"] = f"{placement.joint.inliers:.3f}"
             values["residual"] = f"{placement.joint.residual:.4f}"
         if placement.scale_state is ScaleState.METRIC:
-            return self._task("scale", OK, "lengths are metres", **values)
+            told = scale_remarks(update)
+            message = "; ".join(told) or "lengths are metres"
+            return self._task("scale", WARN if told else OK, message, **values)
         hint = "lengths are model units, not metres; set map.metres_per_unit if you know it"
         return self._task("scale", WARN, hint, **values)
+
+    def _calibration(self, update: Update | None) -> DiagnosticStatus:
+        told = camera_remarks(update) if update is not None else []
+        message = "; ".join(told) or "camera_info and geometry do not contradict each other"
+        return self._task("calibration", WARN if told else OK, message)
 
     def _engine(self, problem: str) -> DiagnosticStatus:
         level = ERROR if problem else OK

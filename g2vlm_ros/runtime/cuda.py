@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from g2vlm_ros.core.datatypes import BackendGoneError
 from g2vlm_ros.runtime.stages import UnfitError
 
 LOST = (
@@ -32,8 +33,12 @@ class DeviceLostError(CudaError):
     """The context is gone, with everything on the device."""
 
 
+class DeviceGoneError(DeviceLostError, BackendGoneError):
+    """Lost for good: nothing can run on the device in this process any more."""
+
+
 class OutOfMemoryError(CudaError):
-    """The device has not the memory that was asked for."""
+    """The device, or the host for pinned memory, has not what was asked for."""
 
 
 def out_of_memory(what: str, size: int, free: int, total: int) -> OutOfMemoryError:
@@ -41,6 +46,13 @@ def out_of_memory(what: str, size: int, free: int, total: int) -> OutOfMemoryErr
         f"the GPU has no room for {what}: {size / MIB:.0f} MiB asked for, {free / MIB:.0f} of "
         f"{total / MIB:.0f} MiB free; use fewer views, smaller images or a smaller profile, or "
         "end other programs on this GPU"
+    )
+
+
+def out_of_host_memory(size: int) -> OutOfMemoryError:
+    return OutOfMemoryError(
+        f"the host has no {size / MIB:.0f} MiB of pinned memory for copies; use fewer views or "
+        "smaller images, or end other programs"
     )
 
 
@@ -203,7 +215,12 @@ class CudaPython(Cuda):
         self._call("cuMemFree", address)
 
     def alloc_host(self, size: int) -> int:
-        return int(self._call("cuMemHostAlloc", size, 0))
+        try:
+            return int(self._call("cuMemHostAlloc", size, 0))
+        except CudaError as error:
+            if "OUT_OF_MEMORY" not in str(error):
+                raise
+            raise out_of_host_memory(size) from error
 
     def stream(self) -> Any:
         flag = int(self._driver.CUstream_flags.CU_STREAM_NON_BLOCKING)
@@ -304,7 +321,7 @@ class PyCuda(Cuda):
             self._checked(self._context.push)
 
     def reset(self) -> None:
-        raise DeviceLostError("pycuda cannot make a new context in this process")
+        raise DeviceGoneError("pycuda cannot make a new context in this process")
 
     def memory(self) -> tuple[int, int]:
         return self._checked(self._driver.mem_get_info)
@@ -323,7 +340,12 @@ class PyCuda(Cuda):
         self._checked(self._allocations.pop(address).free)
 
     def alloc_host(self, size: int) -> int:
-        memory = self._checked(self._driver.pagelocked_empty, size, np.uint8)
+        try:
+            memory = self._driver.pagelocked_empty(size, np.uint8)
+        except self._driver.MemoryError as error:
+            raise out_of_host_memory(size) from error
+        except self._driver.Error as error:
+            raise failure("pagelocked_empty", str(error)) from error
         self._allocations[memory.ctypes.data] = memory
         return memory.ctypes.data
 

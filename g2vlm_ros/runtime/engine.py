@@ -40,6 +40,11 @@ class Engine:
                 "its record says; build it again"
             )
         self._context = flavour.context(self._engine)
+        if self._context is None:
+            raise EngineError(
+                f"{flavour.label} has no room to run {record.file}; its messages are above; end "
+                "other programs on this GPU or build for a smaller profile of the plan"
+            )
         self._scratch_bytes = flavour.scratch_bytes(self._engine)
 
     def run(

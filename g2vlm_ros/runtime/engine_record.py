@@ -174,8 +174,7 @@ def prune(cache: Path, keep: set[str]) -> list[Path]:
     return gone
 
 
-def build_command(folder: str | Path) -> str:
+def build_command(folder: str | Path, cache: str | Path | None = None) -> str:
     """What a user runs to build engines from a folder with ONNX files."""
-    return (
-        f"python -m g2vlm_ros.export.build --plan engines/plan.yaml --profile NAME --onnx {folder}"
-    )
+    command = "python -m g2vlm_ros.export.build --plan engines/plan.yaml --profile NAME"
+    return f"{command} --onnx {folder}" + (f" --out {cache}" if cache else "")

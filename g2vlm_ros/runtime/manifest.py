@@ -46,6 +46,8 @@ class GraphFile:
     inputs: dict[str, list]
     """Name -> [element type, sizes]; a size that is a name is free."""
     outputs: dict[str, list]
+    weight_only: str | None = None
+    """int8 or int4 where weights alone are stored so; the arithmetic stays `dtype`."""
 
 
 @dataclass(frozen=True)
@@ -105,7 +107,8 @@ def has_all(folder: str | Path, dtype: str) -> bool:
         manifest.check_weights(folder)
     except ManifestError:
         return False
-    made = {(graph.stage, graph.dino_windows) for graph in manifest.of(dtype=dtype, size=None)}
+    found = manifest.of(dtype=dtype, size=None, weight_only=None)
+    made = {(graph.stage, graph.dino_windows) for graph in found}
     needed = {(stage, None) for stage in (*STAGES[1:], GLOBAL)}
     return made >= needed | {(STAGES[0], windows) for windows in DINO_WINDOWS}
 

@@ -7,7 +7,8 @@ opened when their stage is first used, so a node is ready before it has loaded a
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -102,7 +103,9 @@ class OnnxStages:
             )
         windows = self.config.dino.windows
         session = self._session("encode_geometry", images.shape[1:3], dino_windows=windows)
-        return _finite("encode_geometry", session.run(None, {"images": images})[0])
+        with _failures_of("encode_geometry"):
+            features = session.run(None, {"images": images})[0]
+        return _finite("encode_geometry", features)
 
     def describe(self, features: np.ndarray) -> np.ndarray:
         return features.mean(1, dtype=np.float32)
@@ -110,7 +113,9 @@ class OnnxStages:
     def encode_semantics(self, image: np.ndarray) -> np.ndarray:
         check_images("image", image, ndim=3, multiple=PATCH_PX * self.config.vision.merge)
         session = self._session("encode_semantics", image.shape[:2])
-        return _finite("encode_semantics", session.run(None, {"image": image})[0])
+        with _failures_of("encode_semantics"):
+            features = session.run(None, {"image": image})[0]
+        return _finite("encode_semantics", features)
 
     def geometry(self, features: np.ndarray, segment: Segment, cache: OnnxCache) -> np.ndarray:
         views, patches = features.shape[:2]
@@ -131,7 +136,8 @@ class OnnxStages:
         session = self._session(GLOBAL if global_points else "heads", size_hw)
         grid = hidden.reshape(len(hidden), *grid_hw, -1)
         names = [output.name for output in session.get_outputs()]
-        found = dict(zip(names, session.run(None, {"hidden": grid}), strict=True))
+        with _failures_of("heads"):
+            found = dict(zip(names, session.run(None, {"hidden": grid}), strict=True))
         for array in found.values():
             _finite("heads", array)
         return RawGeometry(
@@ -171,9 +177,10 @@ class OnnxStages:
         binding = session.io_binding()
         for name, array in feeds.items():
             binding.bind_cpu_input(name, np.ascontiguousarray(array))
-        cache.bind(binding, tokens)
-        binding.bind_output(result)
-        session.run_with_iobinding(binding)
+        with _failures_of(stage):
+            cache.bind(binding, tokens)
+            binding.bind_output(result)
+            session.run_with_iobinding(binding)
         output = _finite(stage, binding.get_outputs()[-1].numpy())
         cache.grow(tokens)
         return output
@@ -185,7 +192,7 @@ class OnnxStages:
         if graph.file not in self._sessions:
             path = check_graph(self._folder, graph)
             try:
-                self._sessions[graph.file] = _open_session(path, self._device)
+                self._sessions[graph.file] = open_session(path, self._device)
             except Exception as error:  # onnxruntime has one class per status, none in common
                 raise ManifestError(
                     f"onnxruntime {onnxruntime.__version__} cannot load {path} ({error}); "
@@ -198,6 +205,7 @@ class OnnxStages:
     ) -> GraphFile:
         """The graph of a stage, one fixed to the size before one that takes any."""
         graphs = self._manifest.of(stage=stage, dtype=self._dtype, **wanted)
+        graphs.sort(key=lambda graph: graph.weight_only is not None)  # whole weights first
         size = None if size_hw is None else (size_hw[1], size_hw[0])
         for candidate in (size, None):
             for graph in graphs:
@@ -275,16 +283,29 @@ class _Buffer:
         self.pair, self.capacity, self.used = pair, capacity, used
 
 
-def _open_session(path: Path, device: str) -> onnxruntime.InferenceSession:
+def open_session(path: Path, device: str) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = len(os.sched_getaffinity(0))
     # Idle threads that spin would take the processor from the rest of the robot.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    # Products with int4 weights would else round their activations to int8.
+    options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
     options.log_severity_level = 3
     providers = ["CPUExecutionProvider"]
     if device == "cuda":
         providers.insert(0, "CUDAExecutionProvider")
     return onnxruntime.InferenceSession(str(path), options, providers)
+
+
+@contextmanager
+def _failures_of(stage: str) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # onnxruntime has one class per status, none in common
+        raise RuntimeError(
+            f"onnxruntime {onnxruntime.__version__} failed in stage {stage} ({error}); if memory "
+            "ran out, use fewer views or smaller images, or end other programs"
+        ) from error
 
 
 def _finite(stage: str, array: np.ndarray) -> np.ndarray:

@@ -81,9 +81,12 @@ class Stages(Protocol):
         """
 
 
-def open_stages(backend: str, folder: str | Path, **options: Any) -> Stages:
+def open_stages(
+    backend: str, folder: str | Path, engines: str | Path = "", **options: Any
+) -> Stages:
     """Opens a checkpoint folder with a backend; options are those of the backend's `open`.
 
+    engines: cache folder of built engines, for tensorrt alone; empty for the default one.
     "auto" takes the first that can run the folder: with a GPU tensorrt, torch, onnx; without one
     onnx, which is faster there, then torch. `chosen_because` of the result says why.
     """
@@ -91,12 +94,12 @@ def open_stages(backend: str, folder: str | Path, **options: Any) -> Stages:
         if backend not in BACKENDS:
             known = ", ".join(["auto", *BACKENDS])
             raise ValueError(f"backend '{backend}' is not there; choose one of {known}")
-        return _open(backend, folder, "asked for", options)
+        return _open(backend, folder, "asked for", engines, options)
     passed_over = []
     for name in _by_preference(options.get("device", "auto")):
         try:
             why = "; ".join([*passed_over, "the best that is here"])
-            return _open(name, folder, why, options)
+            return _open(name, folder, why, engines, options)
         except (ImportError, UnfitError) as error:
             passed_over.append(f"not {name}: {error}")
     raise UnfitError(f"no backend can run {folder}: {'; '.join(passed_over)}")
@@ -108,8 +111,12 @@ def _by_preference(device: str) -> tuple[str, ...]:
     return ("onnx", "torch")
 
 
-def _open(name: str, folder: str | Path, why: str, options: dict[str, Any]) -> Stages:
+def _open(
+    name: str, folder: str | Path, why: str, engines: str | Path, options: dict[str, Any]
+) -> Stages:
     module, kind = BACKENDS[name]
+    if name == "tensorrt" and engines:
+        options = {**options, "engines": engines}
     stages = getattr(import_module(module), kind).open(folder, **options)
     stages.chosen_because = why
     return stages

@@ -18,7 +18,7 @@ from g2vlm_ros.core.config import PATCH_PX, ModelConfig
 from g2vlm_ros.core.datatypes import NonFiniteError, RawGeometry
 from g2vlm_ros.core.sequence import Segment
 from g2vlm_ros.runtime.checks import check_boundaries, check_grid, check_ids, check_images
-from g2vlm_ros.runtime.cuda import Cuda, DeviceLostError, open_cuda
+from g2vlm_ros.runtime.cuda import Cuda, CudaError, DeviceGoneError, DeviceLostError, open_cuda
 from g2vlm_ros.runtime.device import BLOCK_BYTES, Device, DeviceArray
 from g2vlm_ros.runtime.engine import Engine, open_engine
 from g2vlm_ros.runtime.engine_record import (
@@ -58,8 +58,11 @@ class TrtStages:
         precision = found[0].precision
         self._element = ELEMENT[precision]
         self.backend = f"tensorrt {flavour.label} {cuda.gpu} {precision}"
-        self._generation = 0
-        self._load()
+        self._generation, self._gone = 0, ""
+        try:
+            self._load()
+        except CudaError as error:
+            raise EngineError(f"the engines of {folder} cannot be loaded: {error}") from error
 
     @classmethod
     def open(
@@ -93,7 +96,7 @@ class TrtStages:
         engines: str | Path | None = None,
     ) -> TrtStages:
         """The same on a given device and TensorRT."""
-        manifest, remedy = Manifest.read(folder), build_command(folder)
+        manifest, remedy = Manifest.read(folder), build_command(folder, engines)
         manifest.check_weights(folder)
         config = ModelConfig.read(folder)
         if dino_windows is not None:
@@ -102,6 +105,11 @@ class TrtStages:
         where = engine_folder(Path(engines) if engines else default_cache(), manifest.weights)
         found = _choose(where, manifest, here, dtype, config.dino.windows, remedy)
         return cls(config, flavour, cuda, where, found, remedy)
+
+    @property
+    def times_s(self) -> dict[str, float]:
+        """What each stage took on the device when it ran last."""
+        return self.device.times_s
 
     def _load(self) -> None:
         self.device = Device(self._cuda)
@@ -217,25 +225,35 @@ class TrtStages:
 
     def _guarded(self, run: Callable[[], Result]) -> Result:
         """Runs; after a lost context everything is loaded anew once, and the call has failed."""
-        self._cuda.activate()
         try:
+            self._cuda.activate()
             return run()
         except DeviceLostError as error:
-            if self._generation:
-                raise DeviceLostError(
-                    f"CUDA was lost again ({error}); restart the node, and if it stays so check "
-                    "the GPU with `dmesg`"
-                ) from error
-            self._generation += 1
-            log.error("%s; loading the engines again", error)
-            self._engines.clear()
-            self._cuda.reset()
-            self._load()
+            self._recover(error)
             raise DeviceLostError(
                 f"{error}; the engines were loaded again, this window is lost"
             ) from error
 
+    def _recover(self, error: DeviceLostError) -> None:
+        """A new context with the engines in it, once. Raises DeviceGoneError."""
+        log.error("%s", error)
+        self._engines.clear()
+        try:
+            if self._generation:
+                raise DeviceGoneError("it was lost before")
+            self._generation += 1
+            self._cuda.reset()
+            self._load()
+        except (CudaError, EngineError) as again:
+            self._gone = (
+                f"{error}, and for good ({again}); restart the node, and if it stays so check the "
+                "GPU with `dmesg`"
+            )
+            raise DeviceGoneError(self._gone) from error
+
     def _engine(self, stage: str, size_hw: tuple[int, ...] | None = None) -> Engine:
+        if self._gone:
+            raise DeviceGoneError(self._gone)
         size = None if size_hw is None else (size_hw[1], size_hw[0])
         sizes = []
         for engine in self._engines:

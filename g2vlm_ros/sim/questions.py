@@ -26,12 +26,23 @@ CLEAR_RATIO = 1.2
 
 
 @dataclass(frozen=True)
+class Mention:
+    """Things that a question speaks of."""
+
+    phrase: str
+    """As the question spells it; empty for what it asks for without a name."""
+    items: tuple[int, ...]
+    """Their ids."""
+
+
+@dataclass(frozen=True)
 class QuestionAnswer:
     """One question with its true answer."""
 
     kind: str
     question: str
     answer: str
+    mentions: tuple[Mention, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -59,6 +70,10 @@ class Seen:
         """0 straight ahead, positive to the right."""
         return float(np.arctan2(self.viewer_m[0], self.viewer_m[2]))
 
+    @property
+    def mention(self) -> Mention:
+        return Mention(self.phrase, (self.item.id,))
+
 
 @dataclass(frozen=True)
 class Truth:
@@ -70,6 +85,13 @@ class Truth:
 
     def names(self) -> set[str]:
         return {thing.item.name for thing in self.seen}
+
+    def mention(self, phrase: str, name: str) -> tuple[Mention, ...]:
+        """All things that are `name`, or `colour name`, under a phrase; nothing without any."""
+        ids = tuple(
+            t.item.id for t in self.seen if name in (t.item.name, f"{t.item.colour} {t.item.name}")
+        )
+        return (Mention(phrase, ids),) if ids else ()
 
     def askable(self) -> list[Seen]:
         return [thing for thing in self.seen if thing.unique]
@@ -125,8 +147,11 @@ def _pick(rng: np.random.Generator, options: Sequence) -> Any:
     return options[int(rng.integers(len(options)))]
 
 
-def _say(rng: np.random.Generator, kind: str, wordings: Sequence[str], answer: str, **slots: str):
-    return QuestionAnswer(kind, str(_pick(rng, wordings)).format(**slots), answer)
+def _say(
+    rng: np.random.Generator, kind: str, wordings: Sequence[str], answer: str,
+    *mentions: Mention, **slots: str,
+) -> QuestionAnswer:  # fmt: skip
+    return QuestionAnswer(kind, str(_pick(rng, wordings)).format(**slots), answer, mentions)
 
 
 def plural(name: str) -> str:
@@ -175,7 +200,8 @@ def _exists(truth: Truth, rng: np.random.Generator) -> QuestionAnswer | None:
         return None
     wordings = ("Is there {a}?", "Do you see {a}?", "Is {a} in these views?")
     answer = "Yes." if there else "No."
-    return _say(rng, "exists", wordings, answer, a=article(str(_pick(rng, options))))
+    what = str(_pick(rng, options))
+    return _say(rng, "exists", wordings, answer, *truth.mention(what, what), a=article(what))
 
 
 def _colour(truth: Truth, rng: np.random.Generator) -> QuestionAnswer | None:
@@ -185,7 +211,8 @@ def _colour(truth: Truth, rng: np.random.Generator) -> QuestionAnswer | None:
     thing = _pick(rng, options)
     wordings = ("What colour is the {x}?", "Which colour does the {x} have?",
                 "The {x} is of which colour?")  # fmt: skip
-    return _say(rng, "colour", wordings, f"It is {thing.item.colour}.", x=thing.phrase)
+    return _say(rng, "colour", wordings, f"It is {thing.item.colour}.", thing.mention,
+                x=thing.phrase)  # fmt: skip
 
 
 def _count(truth: Truth, rng: np.random.Generator) -> QuestionAnswer | None:
@@ -200,7 +227,8 @@ def _count(truth: Truth, rng: np.random.Generator) -> QuestionAnswer | None:
         return None
     name = str(_pick(rng, options))
     wordings = ("How many {x} are there?", "How many {x} do you see?", "Count the {x}.")
-    return _say(rng, "count", wordings, f"{names[name]}.", x=plural(name))
+    mentions = truth.mention(plural(name), name)
+    return _say(rng, "count", wordings, f"{names[name]}.", *mentions, x=plural(name))
 
 
 def _nearest(truth: Truth, rng: np.random.Generator) -> QuestionAnswer | None:
@@ -213,7 +241,8 @@ def _nearest(truth: Truth, rng: np.random.Generator) -> QuestionAnswer | None:
         return None
     wordings = ("What is nearest to you now?", "Which thing is the nearest in the newest view?",
                 "What stands closest to the camera in the newest view?")  # fmt: skip
-    return _say(rng, "nearest", wordings, f"The {shown[0].phrase}.")
+    asked_for = Mention("", (shown[0].item.id,))
+    return _say(rng, "nearest", wordings, f"The {shown[0].phrase}.", asked_for)
 
 
 def direction_word(bearing_rad: float) -> str | None:
@@ -242,9 +271,8 @@ def _direction(truth: Truth, rng: np.random.Generator) -> QuestionAnswer | None:
         "Is the {x} left, right, in front or behind in the newest view's frame?",
         "In which direction is the {x} from the newest view?",
     )
-    return _say(
-        rng, "direction", wordings, sentence.get(word, f"It is to your {word}."), x=thing.phrase
-    )
+    answer = sentence.get(word, f"It is to your {word}.")
+    return _say(rng, "direction", wordings, answer, thing.mention, x=thing.phrase)
 
 
 def _beside(truth: Truth, rng: np.random.Generator) -> QuestionAnswer | None:
@@ -258,7 +286,8 @@ def _beside(truth: Truth, rng: np.random.Generator) -> QuestionAnswer | None:
     wordings = ("In the newest view, is the {x} left or right of the {y}?",
                 "Is the {x} to the left or to the right of the {y} now?")  # fmt: skip
     answer = "Right." if apart > 0 else "Left."
-    return _say(rng, "beside", wordings, answer, x=first.phrase, y=second.phrase)
+    both = first.mention, second.mention
+    return _say(rng, "beside", wordings, answer, *both, x=first.phrase, y=second.phrase)
 
 
 def _distance(truth: Truth, rng: np.random.Generator) -> QuestionAnswer | None:
@@ -269,7 +298,8 @@ def _distance(truth: Truth, rng: np.random.Generator) -> QuestionAnswer | None:
     wordings = ("How far is the {x}?", "How far away is the {x} in metres?",
                 "How far is the {x} from the camera? Answer in metres.",
                 "What is the distance to the {x}?")  # fmt: skip
-    return _say(rng, "distance", wordings, f"{metres(thing.distance_m)}.", x=thing.phrase)
+    answer = f"{metres(thing.distance_m)}."
+    return _say(rng, "distance", wordings, answer, thing.mention, x=thing.phrase)
 
 
 def _size(truth: Truth, rng: np.random.Generator) -> QuestionAnswer | None:
@@ -277,11 +307,12 @@ def _size(truth: Truth, rng: np.random.Generator) -> QuestionAnswer | None:
     if not options:
         return None
     thing = _pick(rng, options)
+    wordings, axis = ("How wide is the {x}?", "What is the width of the {x}?"), 0
     if rng.random() < 0.5 and thing.item.name != "rug":
         wordings = ("How tall is the {x}?", "How high is the {x}?", "What height has the {x}?")
-        return _say(rng, "size", wordings, f"{metres(thing.item.size_m[2])}.", x=thing.phrase)
-    wordings = ("How wide is the {x}?", "What is the width of the {x}?")
-    return _say(rng, "size", wordings, f"{metres(thing.item.size_m[0])}.", x=thing.phrase)
+        axis = 2
+    answer = f"{metres(thing.item.size_m[axis])}."
+    return _say(rng, "size", wordings, answer, thing.mention, x=thing.phrase)
 
 
 def gap_m(first: Seen, second: Seen) -> float:
@@ -315,7 +346,8 @@ def _fits(truth: Truth, rng: np.random.Generator) -> QuestionAnswer | None:
                 "Can something {w} wide pass between the {x} and the {y}?",
                 "Is the gap between the {x} and the {y} wider than {w}?")  # fmt: skip
     slots = {"w": metres(width), "x": first.phrase, "y": second.phrase}
-    return _say(rng, "fits", wordings, "Yes." if fits else "No.", **slots)
+    both = first.mention, second.mention
+    return _say(rng, "fits", wordings, "Yes." if fits else "No.", *both, **slots)
 
 
 def _closer(truth: Truth, rng: np.random.Generator) -> QuestionAnswer | None:
@@ -330,7 +362,8 @@ def _closer(truth: Truth, rng: np.random.Generator) -> QuestionAnswer | None:
                 "What is nearer to you: the {x} or the {y}?",
                 "Is the {x} or the {y} closer to the camera?")  # fmt: skip
     slots = {"x": first.phrase, "y": second.phrase}
-    return _say(rng, "closer", wordings, f"The {near.phrase}.", **slots)
+    both = first.mention, second.mention
+    return _say(rng, "closer", wordings, f"The {near.phrase}.", *both, **slots)
 
 
 def _absent(truth: Truth, rng: np.random.Generator) -> QuestionAnswer | None:

@@ -6,7 +6,12 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 
-from g2vlm_ros.sim.questions import KINDS, QuestionAnswer
+import numpy as np
+
+from g2vlm_ros.sim.camera import lens
+from g2vlm_ros.sim.questions import KINDS, QuestionAnswer, ask, shares, truth
+from g2vlm_ros.sim.scenes import make_clips, make_scene
+from g2vlm_ros.sim.splits import home_seed
 
 LENGTH_KINDS = ("distance", "size")
 LENGTH_TOLERANCE = 0.2
@@ -32,6 +37,41 @@ def correct(kind: str, answer: str, true_answer: str) -> bool:
     return got == want
 
 
+def bound_holds(least: str, true_answer: str) -> bool:
+    """Whether a length is at least `least`, with the tolerance of a length."""
+    got_m, want_m = _length(_plain(least)), _length(_plain(true_answer))
+    if got_m is None or want_m is None:
+        raise ValueError(f"'{least}' and '{true_answer}' must both be lengths, like '1.2 metres'")
+    return got_m <= want_m + max(LENGTH_TOLERANCE * want_m, 0.1) + 1e-9
+
+
+def calibration_error(sure: Sequence[tuple[float, bool]], bins: int = 10) -> float:
+    """Expected calibration error: the mean distance of confidence and accuracy, by bin.
+
+    sure: confidence 0..1 of each answer, and whether it was right.
+    """
+    return sum(
+        len(here) / len(sure) * abs(float(np.diff(np.mean(here, axis=0))[0]))
+        for here in _bins(sure, bins)
+    )
+
+
+def calibration_table(sure: Sequence[tuple[float, bool]], bins: int = 5) -> list[dict[str, float]]:
+    """Mean confidence, share of right answers and count, of the bins that hold any."""
+    rows = []
+    for here in _bins(sure, bins):
+        confidence, right = np.mean(here, axis=0)
+        rows.append({"confidence": round(float(confidence), 2), "right": round(float(right), 2),
+                     "count": len(here)})  # fmt: skip
+    return rows
+
+
+def _bins(sure: Sequence[tuple[float, bool]], bins: int) -> list[np.ndarray]:
+    rows = np.array(sure, float).reshape(-1, 2)
+    index = np.minimum((rows[:, 0] * bins).astype(int), bins - 1)
+    return [rows[index == k] for k in range(bins) if (index == k).any()]
+
+
 def _plain(text: str) -> str:
     return " ".join(text.lower().rstrip(". \n").split())
 
@@ -43,6 +83,19 @@ def _length(text: str) -> float | None:
 
 def _listed(text: str) -> set[str]:
     return set(re.findall(r"\ban? (\w+)", text))
+
+
+def training_questions(homes: int, views: int, each: int = 36) -> list[QuestionAnswer]:
+    """Questions about windows of homes of the training split, for the baselines."""
+    made = []
+    for index in range(homes):
+        scene = make_scene(home_seed("train", index))
+        clips = make_clips([scene], views, lens(64, 48), samples=1)
+        facts = truth(
+            scene.home, shares(clips.items[0]), clips.world_from_camera()[0], clips.time_s()[0]
+        )
+        made += ask(facts, np.random.default_rng([scene.home.seed, 4]), each)
+    return made
 
 
 class Baselines:

@@ -49,6 +49,30 @@ def plain_attention(
         return scores.softmax(-1) @ v
 
 
+def attend_apart(
+    q: Tensor, k: Tensor, v: Tensor, past: tuple[Tensor, Tensor], count: int
+) -> Tensor:
+    """Attention of `count` texts of equal length in one row, (B, heads, T, D) to (B, T, C).
+
+    Each sees all of the past keys and values (B, kv_heads, P, D) and, causally, itself; the other
+    texts are never multiplied, where a mask would do so first and hide them then.
+    """
+    batch, heads, total, width = q.shape
+    shared, length = heads // k.shape[1], total // count
+    q = (q * width**-0.5).unflatten(1, (-1, shared))
+    before, before_v = (part.to(q.dtype) for part in past)
+    seen = q.flatten(2, 3) @ before.transpose(-1, -2)
+    own_k, own_v = (part.unflatten(2, (count, length))[:, :, None] for part in (k, v))
+    own = q.unflatten(3, (count, length)) @ own_k.transpose(-1, -2)
+    later = torch.ones(length, length, dtype=torch.bool, device=q.device).triu(1)
+    own = own.masked_fill(later, -torch.inf).flatten(3, 4)
+    scores = torch.cat((seen.view(*own.shape[:-1], -1), own), -1)
+    there, here = scores.softmax(-1).to(v.dtype).split([seen.shape[-1], length], -1)
+    out = (there.flatten(2, 3) @ before_v.to(v.dtype)).view(*q.shape[:-1], width)
+    out = out + (here.unflatten(3, (count, length)) @ own_v).flatten(3, 4)
+    return out.flatten(1, 2).transpose(1, 2).flatten(2)
+
+
 def rolled_rotation(x: Tensor, angles: Tensor) -> Tensor:
     """`model.rope.rotate_decoder` on long rows: x (B, heads, P, D), angles (P, 2, D/4).
 

@@ -1,9 +1,10 @@
 """A second process that computes gradients beside the training, on cores that are free.
 
 The training publishes its weights after every step; the companion takes them, draws windows of
-its own, and hands its gradients over, which the next step averages with its own. Neither waits
-for the other, so a companion of low priority costs nothing on a busy machine. Two processes of
-one thread each also do more than two threads: the network is small.
+its own, and hands its gradients over, which the next step averages with its own; what it computes
+before they are taken is added to those that come after. Neither waits for the other, so a
+companion of low priority costs nothing on a busy machine. Two processes of one thread each also
+do more than two threads: the network is small.
 """
 
 from __future__ import annotations
@@ -111,21 +112,28 @@ def _work(
     torch.set_num_threads(1)
     lesson = Lesson(config, folder, "cpu", cache)
     parameters = list(lesson.all.parameters())
+    batches = windows = 0
     while os.getppid() == parent:
-        if exchange.state[_FULL] or exchange.state[_STAGE] < 0:
+        if exchange.state[_STAGE] < 0:
             time.sleep(_POLL_S)
             continue
-        stage, step, windows = (int(exchange.state[i]) for i in (_STAGE, _STEP, _WINDOWS))
+        stage, step, drawn = (int(exchange.state[i]) for i in (_STAGE, _STEP, _WINDOWS))
         with torch.no_grad():
             sizes = [parameter.numel() for parameter in parameters]
             for parameter, value in zip(parameters, exchange.weights.split(sizes), strict=True):
                 parameter.copy_(value.view_as(parameter))
-                parameter.grad = None
+        batches += 1
         # The training itself draws from (seed, step).
-        rng = np.random.default_rng([config.steps.seed, step, 1])
-        count, loss, _ = lesson.backward(STAGES[stage], windows, rng)
-        if bool(torch.isfinite(loss)):
-            exchange.offer([_gradient(parameter) for parameter in parameters], count)
+        rng = np.random.default_rng([config.steps.seed, step, batches])
+        count, loss, _ = lesson.backward(STAGES[stage], drawn, rng)
+        windows += count
+        finite = bool(torch.isfinite(loss))
+        if finite and exchange.state[_FULL]:
+            continue
+        if finite:
+            exchange.offer([_gradient(parameter) / batches for parameter in parameters], windows)
+        batches = windows = 0
+        lesson.all.zero_grad(set_to_none=True)
 
 
 def _gradient(parameter: nn.Parameter) -> Tensor:

@@ -122,9 +122,9 @@ class Data:
     """Shards in memory; new ones replace the oldest."""
     windows_per_scene: int = 24
     """A new shard comes in after 32 times as many windows."""
-    questions: int = 8
+    questions: int = 12
     """Per window."""
-    tokens: int = 56
+    tokens: int = 40
     """Longest question with its answer."""
 
 
@@ -141,6 +141,8 @@ class Loss:
     matching: float = 0.2
     places: float = 1.0
     language: float = 1.0
+    naming: float = 0.3
+    looking: float = 0.3
     object_weight: float = 3.0
     """Pixels on things and at depth edges count this much more."""
     pixels: float = 0.5
@@ -153,11 +155,11 @@ class Steps:
 
     batch_views: int = 32
     """Views per step: windows times views per window."""
-    muon_rate: float = 0.006
-    adam_rate: float = 0.0012
+    muon_rate: float = 0.0027
+    adam_rate: float = 0.00054
     weight_decay: float = 0.01
     warmup: int = 200
-    anneal: float = 0.2
+    anneal: float = 0.369
     """Last part of a stage in which the rates fall linearly to zero."""
     clip: float = 1.0
     save_s: float = 120.0

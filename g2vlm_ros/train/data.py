@@ -22,7 +22,9 @@ from torch import Tensor
 
 from g2vlm_ros.sim.arrays import Arrays
 from g2vlm_ros.sim.camera import lens
+from g2vlm_ros.sim.furniture import NAMES
 from g2vlm_ros.sim.home import STRUCTURE, Home
+from g2vlm_ros.sim.materials import COLOURS
 from g2vlm_ros.sim.questions import QuestionAnswer, ask, shares, truth
 from g2vlm_ros.sim.scenes import Scene, make_clips, make_scene
 from g2vlm_ros.sim.splits import home_seed
@@ -31,8 +33,12 @@ from g2vlm_ros.train.losses import Target
 
 SHARD = 32
 """Scenes per shard."""
+CELL_PX = 28
+"""Side of a token of the semantic encoder: two patches, merged."""
 LAYOUT = 3
 """Raised whenever the simulation changes, so that cached shards of before are not taken."""
+CLASSES = (*NAMES, *COLOURS)
+"""What can be said of a thing in a word."""
 VARIANTS = 4
 """Different dialogues per scene and number of views."""
 _FLIP = np.diag([-1.0, 1.0, 1.0, 1.0])
@@ -46,6 +52,10 @@ class Batch(NamedTuple):
     target: Target
     questions: list[list[QuestionAnswer]] | None
     """Per window, in a joint batch."""
+    cells: Tensor | None
+    """(B, N, S, 256): the share of each cell of the semantic encoder that each item id fills."""
+    classes: Tensor | None
+    """(B, 256, len(CLASSES)): 1 at the name and at the colour of each item."""
 
 
 class Shards:
@@ -171,8 +181,10 @@ class Ring:
         if self._windows < data.pairs_first:
             views = 2
         count = max(1, total_views // views)
+        half = int(rng.integers(2))
         numbers = sorted(self._held)
-        images, depth, important, poses, questions = [], [], [], [], []
+        images, depth, important, poses = [], [], [], []
+        questions, cells, classes = [], [], []
         for _ in range(count):
             number = numbers[int(rng.integers(len(numbers)))]
             shard, scene = self._held[number], int(rng.integers(SHARD))
@@ -188,36 +200,64 @@ class Ring:
             poses.append(shard["poses"][scene, steps])
             if joint:
                 known = self._questions(number, scene, variant, steps)
-                order = rng.permutation(len(known))[: data.questions]
-                questions.append([known[i] for i in order])
+                # The shorter or the longer ones, so that little of a batch is padding.
+                half_of = known[half * len(known) // 2 : (half + 1) * len(known) // 2]
+                order = rng.permutation(len(half_of))[: data.questions]
+                questions.append([half_of[i] for i in order])
+                side = data.semantic_px // CELL_PX
+                cells.append(cell_shares(shard["items"][scene, at].cpu().numpy(), side))
+                classes.append(classes_of(self.shards.home(number, scene)))
         relative = np.stack([np.linalg.inv(pose[0]) @ pose for pose in poses])
         pixels, target = torch.stack(images), Target(
             torch.stack(depth).float(), torch.stack(important),
             torch.as_tensor(relative, dtype=torch.float32, device=images[0].device),
         )  # fmt: skip
         if joint:
-            return Batch(_exposed(pixels, rng), target, questions)
+            told = (torch.as_tensor(np.stack(x), device=pixels.device) for x in (cells, classes))
+            return Batch(_exposed(pixels, rng), target, questions, *told)
         pixels, target = _mirrored(pixels, target, rng)
-        return Batch(_exposed(_recoloured(pixels, rng), rng), target, None)
+        return Batch(_exposed(_recoloured(pixels, rng), rng), target, None, None, None)
 
     def _questions(
         self, number: int, scene: int, variant: int, steps: np.ndarray
     ) -> list[QuestionAnswer]:
+        """The shortest first."""
         shard = self._held[number]
         key = scene, variant, len(steps)
         if key not in shard["asked"]:
             home = self.shards.home(number, scene)
             parts = (shard[name][scene, steps] for name in ("share", "poses", "times"))
             rng = np.random.default_rng([home.seed, variant, len(steps)])
-            shard["asked"][key] = ask(truth(home, *parts), rng, 3 * self.data.questions)
+            made = ask(truth(home, *parts), rng, 3 * self.data.questions)
+            made.sort(key=lambda qa: len(qa.question) + len(qa.answer))
+            shard["asked"][key] = made
         return shard["asked"][key]
+
+
+def cell_shares(items: np.ndarray, side: int) -> np.ndarray:
+    """float32 (N, side * side, 256): what fills each cell of a grid over the views (N, H, W)."""
+    count, height, width = items.shape
+    row, column = np.arange(height) * side // height, np.arange(width) * side // width
+    cell = np.arange(count)[:, None, None] * side**2 + row[:, None] * side + column
+    found = np.bincount((cell * 256 + items).ravel(), minlength=count * side**2 * 256)
+    found = found.reshape(count, side**2, 256).astype(np.float32)
+    return found / found.sum(-1, keepdims=True)
+
+
+def classes_of(home: Home) -> np.ndarray:
+    """float32 (256, len(CLASSES)): 1 at the name and at the colour of each thing by its id."""
+    out = np.zeros((256, len(CLASSES)), np.float32)
+    for item in home.items:
+        if item.name not in STRUCTURE:
+            out[item.id, [CLASSES.index(item.name), CLASSES.index(item.colour)]] = 1.0
+    return out
 
 
 def pick_views(
     rng: np.random.Generator, available: int, views: int, any_order: bool
 ) -> np.ndarray:
     """Which views make a window: mostly neighbours in time, else a random choice in order."""
-    stride = int(rng.choice([1, 1, 2, 0]))
+    stride = int(rng.choice([1, 1, 1, 2, 0]))
     if stride and stride * (views - 1) < available:
         first = int(rng.integers(available - stride * (views - 1)))
         steps = first + stride * np.arange(views)

@@ -216,17 +216,26 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--split", choices=SPLITS, default="heldout")
     parser.add_argument("--scenes", type=int, default=200)
     parser.add_argument("--views", type=int, nargs="+", default=[2, 4, 8])
-    parser.add_argument("--backend", default="auto")
+    parser.add_argument(
+        "--backend", nargs="+", default=["auto"],
+        help="the first in full, the geometry of others beside it: onnx torch tensorrt",
+    )  # fmt: skip
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--no-language", action="store_true")
     parser.add_argument("--out", type=Path, default=Path("eval_output"))
     options = parser.parse_args(arguments)
-    perception = Perception.open(settings_for(options.checkpoint, options.backend, options.device))
+    perception, *others = (
+        Perception.open(settings_for(options.checkpoint, backend, options.device))
+        for backend in options.backend
+    )
     scores: dict = {"backend": perception.backend, "split": options.split,
                     "scenes": options.scenes}  # fmt: skip
     scores["geometry"], exhibits = geometry(
         perception, options.split, options.scenes, options.views
     )
+    for other in others:
+        found, _ = geometry(other, options.split, options.scenes, options.views)
+        scores.setdefault("others", {})[other.backend] = found
     options.out.mkdir(parents=True, exist_ok=True)
     page(exhibits).save(options.out / "pictures.png")
     if perception.speaks and not options.no_language:

@@ -29,12 +29,12 @@ from g2vlm_ros.model.decoder import GEOMETRIC, SEMANTIC, Layer, causal_mask
 from g2vlm_ros.model.layers import attend, heads_first, wide
 from g2vlm_ros.model.network import G2VLM
 from g2vlm_ros.model.rope import rotate, trunk_angles, vision_angles
-from g2vlm_ros.train.attention import rolled_rotation
+from g2vlm_ros.train.attention import attend_apart, rolled_rotation
 from g2vlm_ros.train.tokens import pad
 
 IGNORED = -100
 """Label of tokens that are not to be predicted."""
-CAMERA_GRADIENT = 0.2
+CAMERA_GRADIENT = 0.4
 """Factor on what the camera head asks of the trunk: a pose per view is louder than its points."""
 Past = list[tuple[Tensor, Tensor]]
 """Keys and values of each layer, (B or 1, kv_heads, T, D), so far."""
@@ -54,6 +54,24 @@ class RawHeads(NamedTuple):
     queries: Tensor
     keys: Tensor
     """(B, heads, N, P, D) of the patches in the middle layer; their products are its logits."""
+
+
+class Answered(NamedTuple):
+    """How Q questions about B windows were answered, and where was looked for it.
+
+    Products of queries and keys are logits.
+    """
+
+    loss: Tensor
+    """Mean cross-entropy of the answers' tokens."""
+    features: Tensor
+    """(B, N, S, C): the views as the semantic encoder gives them."""
+    image_queries: Tensor
+    patch_keys: Tensor
+    """(B, N, S, D) and (B, N, P, D): one head of the layer before the middle one."""
+    question_queries: Tensor
+    image_keys: Tensor
+    """(B, Q, L, D) and (B, N, S, D): one head of the middle layer."""
 
 
 class Questions(NamedTuple):
@@ -134,12 +152,13 @@ class Trainee(nn.Module):
             keys.repeat_interleave(queries.shape[1] // keys.shape[1], 1),
         )
 
-    def answers(self, images: Tensor, squares: Tensor, questions: Questions) -> Tensor:
-        """Mean cross-entropy of the answers' tokens.
+    def answers(self, images: Tensor, squares: Tensor, questions: Questions) -> Answered:
+        """What the chat path makes of questions; the geometry is read, not changed by it.
 
-        squares: uint8 (B, N, S, S, 3), the same views for the semantic encoder.
+        squares: uint8 (B, N, side, side, 3), the same views for the semantic encoder.
         """
-        walk, past, _, device = self._geometry("joint", images)
+        with torch.no_grad():
+            walk, past, _, device = self._geometry("joint", images)
         batch, views = images.shape[:2]
         merge = self.network.config.vision.merge * PATCH_PX
         grid = squares.shape[2] // merge, squares.shape[3] // merge
@@ -150,19 +169,38 @@ class Trainee(nn.Module):
             batch, views, -1, -1
         )
         image_tokens = torch.cat((ends[:, :, :1], features.to(ends.dtype), ends[:, :, 1:]), 2)
+        at = np.concatenate([segment.positions for segment in segments], 1)
+        middle = len(past) // 2
+        prefix = len(self.prefixes["joint"])
+        patch_keys = past[middle - 1][0][:, 0, prefix:].unflatten(1, (views, -1))[:, :, 1:-1]
+        image_looks: list[tuple[Tensor, Tensor]] = []
+        question_looks: list[tuple[Tensor, Tensor]] = []
+        mask = image_mask(past[0][0].shape[2], [segment.length for segment in segments])
+        _, past = self._run(
+            image_tokens.flatten(1, 2), None, torch.tensor(at, device=device), past,
+            mask.to(device), image_looks,
+        )  # fmt: skip
         count, length = questions.ids.shape[1:]
-        text = embed(questions.ids).flatten(1, 2)
-        stream = torch.cat((image_tokens.flatten(1, 2), text), 1)
-        after = walk.position + np.tile(np.arange(length), count)
-        positions = np.concatenate([*(s.positions for s in segments), np.tile(after, (3, 1))], 1)
-        mask = question_mask(past[0][0].shape[2], [s.length for s in segments], count, length)
+        at = walk.position + np.tile(np.arange(length), (3, count))
         hidden, _ = self._run(
-            stream, None, torch.tensor(positions, device=device), past, mask.to(device)
-        )
-        hidden = hidden[:, -count * length :]
+            embed(questions.ids).flatten(1, 2), None, torch.tensor(at, device=device), past,
+            None, question_looks, count,
+        )  # fmt: skip
         wanted = questions.labels.flatten(1, 2) != IGNORED
         logits = self.network.language_model.lm_head(hidden[wanted]).float()
-        return F.cross_entropy(logits, questions.labels.flatten(1, 2)[wanted])
+        image_queries, image_keys = (
+            image_looks[layer][kind][:, 0].unflatten(1, (views, -1))[:, :, 1:-1]
+            for layer, kind in ((middle - 1, 0), (middle, 1))
+        )
+        scale = image_keys.shape[-1] ** -0.5
+        return Answered(
+            F.cross_entropy(logits, questions.labels.flatten(1, 2)[wanted]),
+            features,
+            image_queries * scale,
+            patch_keys,
+            question_looks[middle][0][:, 0].unflatten(1, (count, length)) * scale,
+            image_keys,
+        )
 
     def _geometry(
         self, prefix: str, images: Tensor, looks: list[tuple[Tensor, Tensor]] | None = None
@@ -189,11 +227,14 @@ class Trainee(nn.Module):
 
     def _run(
         self, semantic: Tensor, geometric: Tensor | None, positions: Tensor, past: Past | None,
-        mask: Tensor | None, looks: list[tuple[Tensor, Tensor]] | None = None,
+        mask: Tensor | None = None, looks: list[tuple[Tensor, Tensor]] | None = None,
+        apart: int = 0,
     ) -> tuple[Tensor, Past]:  # fmt: skip
         """All layers over one stage; the normalised geometric tokens if there are any.
 
         semantic (B, T, C), or the boundary tokens (B, N, 2, C) beside geometric (B, N, P, C).
+        apart: the stage is so many texts of equal length side by side, which see the past but
+        not each other.
         """
         trunk = self.network.language_model.model
         config = trunk.config
@@ -204,7 +245,7 @@ class Trainee(nn.Module):
         for index, layer in enumerate(trunk.layers):
             before = None if past is None else past[index]
             semantic, geometric, pair = _layer(
-                layer, semantic, geometric, angles, before, mask, looks
+                layer, semantic, geometric, angles, before, mask, looks, apart
             )
             grown.append(pair)
         if geometric is None:
@@ -215,7 +256,7 @@ class Trainee(nn.Module):
 def _layer(
     layer: Layer, semantic: Tensor, geometric: Tensor | None, angles: Tensor,
     past: tuple[Tensor, Tensor] | None, mask: Tensor | None,
-    looks: list[tuple[Tensor, Tensor]] | None = None,
+    looks: list[tuple[Tensor, Tensor]] | None = None, apart: int = 0,
 ) -> tuple[Tensor, Tensor | None, tuple[Tensor, Tensor]]:  # fmt: skip
     """`model.decoder.Layer` for batched windows."""
     attention = layer.self_attn
@@ -229,12 +270,13 @@ def _layer(
     if looks is not None:
         looks.append((q, k))
     if past is not None:
-        batch = k.shape[0]
-        k, v = (
-            torch.cat((old.expand(batch, -1, -1, -1), new), dim=2)
-            for old, new in zip(past, (k, v), strict=True)
-        )
-    attended = attend(q, k, v, mask)
+        past = tuple(part.expand(k.shape[0], -1, -1, -1) for part in past)
+    if apart:
+        attended = attend_apart(q, k, v, past, apart)
+    else:
+        if past is not None:
+            k, v = (torch.cat(pair, dim=2) for pair in zip(past, (k, v), strict=True))
+        attended = attend(q, k, v, mask)
     if geometric is None:
         semantic = semantic + attention.output(attended, SEMANTIC)
     else:
@@ -268,32 +310,22 @@ def encode_squares(network: G2VLM, squares: Tensor) -> Tensor:
     return merged.unflatten(0, (len(squares), -1))
 
 
-def question_mask(cached: int, images: list[int], count: int, length: int) -> Tensor:
-    """bool (T, cached + T): images see the cache and earlier images, questions see all of that.
-
-    Tokens of an image see each other; a question is causal and sees no other question.
-    """
-    total = sum(images) + count * length
-    block = np.concatenate([
-        np.repeat(np.arange(len(images)), images),
-        len(images) + np.repeat(np.arange(count), length),
-    ])  # fmt: skip
-    step = np.concatenate([np.zeros(sum(images), int), np.tile(np.arange(length), count)])
-    row, column = block[:, None], block[None, :]
-    is_image = column < len(images)
-    mine = (row == column) & (step[None, :] <= step[:, None])
-    allowed = (is_image & (column <= row)) | (~is_image & mine)
-    return torch.from_numpy(np.concatenate([np.ones((total, cached), bool), allowed], 1))
+def image_mask(cached: int, images: list[int]) -> Tensor:
+    """bool (T, cached + T): images of these lengths see the cache and what is not later."""
+    number = torch.arange(len(images)).repeat_interleave(torch.tensor(images))
+    past = torch.ones(len(number), cached, dtype=torch.bool)
+    return torch.cat((past, number[None, :] <= number[:, None]), 1)
 
 
 def encode_questions(
-    tokenizer: Tokenizer, windows: list[list[tuple[str, str]]], length: int
+    tokenizer: Tokenizer, windows: list[list[tuple[str, str]]], longest: int
 ) -> Questions:
     """Q (question, answer) pairs per window as ids and labels; too long ones are cut off."""
-    rows = [_encoded(tokenizer, *pair, length) for pairs in windows for pair in pairs]
+    rows = [_encoded(tokenizer, *pair, longest) for pairs in windows for pair in pairs]
     ids, labels = zip(*rows, strict=True)
-    shape = (len(windows), -1, length)
+    length = max(len(row) for row in ids)
     padded = pad(list(ids), length, tokenizer.special.im_end), pad(list(labels), length, IGNORED)
+    shape = (len(windows), -1, length)
     return Questions(*(torch.from_numpy(part).view(shape) for part in padded))
 
 

@@ -9,26 +9,32 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from g2vlm_ros.core.config import PATCH_PX
 from g2vlm_ros.core.tokenizer import Tokenizer
+from g2vlm_ros.sim.questions import QuestionAnswer
 from g2vlm_ros.train.attention import PlainAttention
 from g2vlm_ros.train.config import Config
-from g2vlm_ros.train.data import Batch, Ring, Shards, squares
-from g2vlm_ros.train.forward import RawHeads, Trainee, build, encode_questions
+from g2vlm_ros.train.data import CLASSES, Batch, Ring, Shards, squares
+from g2vlm_ros.train.forward import Answered, RawHeads, Trainee, build, encode_questions
 from g2vlm_ros.train.losses import (
     Target,
     geometry_terms,
+    looking_term,
     matches,
     matching_term,
+    naming_term,
     patch_points,
     places_term,
+    same_place,
     true_rays,
 )
+from g2vlm_ros.train.tokens import mention_at
 
 MATCH_WIDTH, TEMPERATURE = 64, 0.07
 MATCHING_HEADS = (0, -1)
 """Heads of the trunk's middle layer that are taught to look where the same thing is seen."""
-JOINT_SHARE = 0.75
-"""Share of the steps of the joint stage that also ask questions."""
+ASKING_SHARE = 0.5
+"""Share of the steps of the joint stage that ask questions; the others teach the geometry."""
 
 
 def is_geometric(name: str) -> bool:
@@ -48,8 +54,10 @@ class Lesson:
         self.trainee = Trainee(network, Tokenizer.open(folder)).to(device)
         self.match = nn.Linear(config.sizes.hidden, MATCH_WIDTH, bias=False).to(device)
         self.place = nn.Linear(config.sizes.hidden, 3).to(device)
+        self.names = nn.Linear(config.sizes.hidden, len(CLASSES)).to(device)
         self.all = nn.ModuleDict({
-            "network": self.trainee.network, "match": self.match, "place": self.place
+            "network": self.trainee.network, "match": self.match, "place": self.place,
+            "names": self.names,
         })  # fmt: skip
         self.ring = Ring(Shards(config.data, "train", device, cache, workers))
         self.rays = true_rays(self.ring.shards.camera, torch.device(device))
@@ -59,15 +67,16 @@ class Lesson:
     ) -> tuple[int, Tensor, dict[str, Tensor]]:
         """Adds the gradients of new windows; their number, the loss, its terms unweighted.
 
-        Only the joint stage trains the semantic expert, its encoder and its words.
+        Only the joint stage trains the semantic expert, its encoder and its words. Its questions
+        read the geometry as it is: what a word wants does not change what a point is.
         windows: how many were drawn before, which decides the homes in memory.
         """
         for name, parameter in self.all.named_parameters():
             parameter.requires_grad_(stage == "joint" or is_geometric(name))
         torch.manual_seed(int(rng.integers(2**62)))
         self.ring.advance(windows)
-        joint = stage == "joint" and bool(rng.random() < JOINT_SHARE)
-        batch = self.ring.batch(self.config.steps.batch_views, rng, joint)
+        asking = stage == "joint" and bool(rng.random() < ASKING_SHARE)
+        batch = self.ring.batch(self.config.steps.batch_views, rng, asking)
         terms = self._terms(batch)
         loss = sum(getattr(self.config.loss, name) * term for name, term in terms.items())
         loss.backward()
@@ -77,15 +86,17 @@ class Lesson:
         kind = torch.device(self.device).type
         # Most CPUs multiply bfloat16 a hundred times slower than float32.
         with PlainAttention() if kind == "cpu" else torch.autocast(kind, torch.bfloat16):
+            if batch.questions is not None:
+                return self._language(batch)
             raw = self.trainee.geometry(batch.images)
-            language = None if batch.questions is None else self._language(batch)
             features = F.normalize(self.match(raw.hidden).float(), dim=-1)
             places = self.place(raw.hidden).float()
-        terms = geometry_terms(raw, batch.target, self.rays, self.config.loss)
-        world = patch_points(batch.target, self.rays)
-        terms["matching"] = self._matching(raw, features, batch.target, world)
+        target = batch.target
+        terms = geometry_terms(raw, target, self.rays, self.config.loss)
+        world = patch_points(target, self.rays)
+        terms["matching"] = self._matching(raw, features, target, world)
         terms["places"] = places_term(places, world)
-        return terms if language is None else terms | {"language": language}
+        return terms
 
     def _matching(self, raw: RawHeads, features: Tensor, target: Target, world: Tensor) -> Tensor:
         """Of the features with the next view; in the trunk one head does so, one with view 0."""
@@ -99,13 +110,43 @@ class Lesson:
             total = total + matching_term(raw.queries[:, head], raw.keys[:, head], found)
         return total
 
-    def _language(self, batch: Batch) -> Tensor:
-        data = self.config.data
+    def _language(self, batch: Batch) -> dict[str, Tensor]:
+        data, tokenizer = self.config.data, self.trainee.tokenizer
         filled = []
         for window in batch.questions:
             # Where a window allows fewer questions, some are asked twice; weight, not truth.
-            pairs = [(qa.question, qa.answer) for qa in window] or [("What is there?", "Nothing.")]
-            filled.append([pairs[i % len(pairs)] for i in range(data.questions)])
-        encoded = encode_questions(self.trainee.tokenizer, filled, data.tokens)
+            asked = window or [QuestionAnswer("list", "What is there?", "Nothing.")]
+            filled.append([asked[i % len(asked)] for i in range(data.questions)])
+        pairs = [[(qa.question, qa.answer) for qa in window] for window in filled]
+        encoded = encode_questions(tokenizer, pairs, data.tokens)
         encoded = type(encoded)(*(part.to(self.device) for part in encoded))
-        return self.trainee.answers(batch.images, squares(batch.images, data.semantic_px), encoded)
+        pixels = squares(batch.images, data.semantic_px)
+        answered = self.trainee.answers(batch.images, pixels, encoded)
+        terms = {"language": answered.loss}
+        terms["naming"] = naming_term(self.names(answered.features), batch.cells, batch.classes)
+        grid = batch.images.shape[2] // PATCH_PX, batch.images.shape[3] // PATCH_PX
+        looking = looking_term(*same_place(answered.image_queries, answered.patch_keys, grid))
+        for logits, wanted in self._mentioned(answered, filled, batch.cells):
+            looking = looking + looking_term(logits, wanted)
+        return terms | {"looking": looking}
+
+    def _mentioned(
+        self, answered: Answered, asked: list[list[QuestionAnswer]], cells: Tensor
+    ) -> list[tuple[Tensor, Tensor]]:
+        """Where the words for things look among the views, and where these things are seen."""
+        length = answered.question_queries.shape[2]
+        rows = []
+        for b, window in enumerate(asked):
+            for q, qa in enumerate(window):
+                for mention in qa.mentions:
+                    token = mention_at(self.trainee.tokenizer, qa.question, mention.phrase)
+                    shown = cells[b, :, :, list(mention.items)].sum(-1).flatten()
+                    if token < length and bool(shown.any()):
+                        rows.append((b, q, token, shown / shown.sum()))
+        if not rows:
+            return []
+        b, q, token = torch.tensor([row[:3] for row in rows], device=cells.device).T
+        queries = answered.question_queries[b, q, token]
+        keys = answered.image_keys.flatten(1, 2)[b]
+        logits = (keys @ queries[:, :, None]).squeeze(-1)
+        return [(logits, torch.stack([row[3] for row in rows]))]

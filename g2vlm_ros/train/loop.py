@@ -147,9 +147,9 @@ def _bar(stage: str):
     def update(done: float, progress: Progress, terms: dict[str, float]) -> None:
         bar.n = 100.0 * done
         rate = progress.windows / max(1e-9, progress.seconds)
+        name = next(iter(terms))
         bar.set_postfix_str(
-            f"{progress.windows} windows, {rate:.1f}/s, points {terms['points']:.3f}",
-            refresh=False,
+            f"{progress.windows} windows, {rate:.1f}/s, {name} {terms[name]:.3f}", refresh=False
         )
         bar.refresh() if progress.steps % 10 == 0 else None
 

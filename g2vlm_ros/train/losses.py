@@ -18,6 +18,8 @@ EDGE_STEP = 0.08
 """A relative depth step that counts as an edge."""
 VISIBLE = 0.05
 """Relative depth difference up to which a point counts as seen from another view."""
+SHOWN = 0.06
+"""Share of a cell from which on what fills it shall be named."""
 
 
 class Target(NamedTuple):
@@ -205,3 +207,42 @@ def matching_term(queries: Tensor, keys: Tensor, found: Matches) -> Tensor:
     if not bool(found.visible.any()):
         return queries.sum() * 0.0
     return F.cross_entropy(logits[found.visible].float(), found.label[found.visible])
+
+
+def looking_term(logits: Tensor, wanted: Tensor) -> Tensor:
+    """Cross-entropy of where tokens look, logits (..., T), and where they should (sums to 1).
+
+    A training-only help: to tell anything, a token must find what it is about.
+    """
+    return -(wanted * logits.float().log_softmax(-1)).sum(-1).mean()
+
+
+def same_place(queries: Tensor, keys: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """Logits (B, N, S, N * P) of cells for patches, and how each cell is covered by patches.
+
+    queries (B, N, S, D) of square views of S cells, keys (B, N, P, D) of the same views in a grid
+    of patches (rows, columns).
+    """
+    views, side = queries.shape[1], round(queries.shape[2] ** 0.5)
+    own = torch.kron(overlap(side, grid[0]), overlap(side, grid[1])).to(queries.device)
+    wanted = torch.einsum("nm,sp->nsmp", torch.eye(views, device=own.device), own).flatten(2)
+    logits = torch.einsum("bnsd,bmpd->bnsmp", queries, keys).flatten(3)
+    return logits, wanted
+
+
+def naming_term(logits: Tensor, cells: Tensor, classes: Tensor) -> Tensor:
+    """What is seen in each cell, in words: logits (B, N, S, K), cells and classes as in `Batch`.
+
+    Binary cross-entropy, summed over the words. A training-only help: the encoder of the images
+    learns names and colours before the language can use them.
+    """
+    seen = (cells @ classes[:, None] > SHOWN).float()
+    return F.binary_cross_entropy_with_logits(logits, seen, reduction="none").sum(-1).mean()
+
+
+def overlap(cells: int, patches: int) -> Tensor:
+    """(cells, patches): how much of each of equal parts of a line lies on each of others."""
+    ends = torch.arange(cells + 1)[:, None] / cells, torch.arange(patches + 1)[None] / patches
+    low = torch.maximum(ends[0][:-1], ends[1][:, :-1])
+    high = torch.minimum(ends[0][1:], ends[1][:, 1:])
+    return (high - low).clamp(min=0) * cells

@@ -9,8 +9,16 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
-from g2vlm_ros.core.sequence import ASSISTANT, RECONSTRUCTION, SYSTEM, USER
+from g2vlm_ros.core.sequence import (
+    ASSISTANT,
+    RECONSTRUCTION,
+    SYSTEM,
+    USER,
+    after_images,
+    question_ids,
+)
 from g2vlm_ros.core.tokenizer import _SPLIT as SPLIT_PATTERN
+from g2vlm_ros.core.tokenizer import Tokenizer as Loaded
 from g2vlm_ros.sim import furniture, materials
 from g2vlm_ros.sim.questions import plural
 
@@ -75,6 +83,15 @@ def _tokenizer_config(ids: dict[str, int]) -> dict:
         "tokenizer_class": "Qwen2Tokenizer",
         "unk_token": None,
     }
+
+
+def mention_at(tokenizer: Loaded, question: str, phrase: str) -> int:
+    """The token of `question_ids` with the end of a phrase; the one after all for no phrase."""
+    if not phrase:
+        return len(question_ids(tokenizer, after_images(question)))
+    article = question.find(f"the {phrase}")
+    start = question.index(phrase) if article < 0 else article + len("the ")
+    return len(tokenizer.encode_user(after_images(question[: start + len(phrase)]))) - 1
 
 
 def pad(rows: list[np.ndarray], length: int, value: int) -> np.ndarray:

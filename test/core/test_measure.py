@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 
 from g2vlm_ros.core.spatial import relations
-from g2vlm_ros.core.spatial.measure import Region, fuse, group, locate, map_covariance
+from g2vlm_ros.core.spatial.measure import (
+    Region,
+    fuse,
+    group,
+    landmark,
+    locate,
+    map_covariance,
+)
 from test.core.room import HEIGHT, WIDTH, box, camera, room
 
 CHAIR = box(3.0, 0.6)
@@ -43,6 +50,19 @@ def test_a_pixel_gives_the_surface_under_it_and_no_size():
     assert np.isnan(thing.size).all()
     with pytest.raises(ValueError, match="box"):
         relations.extent(points, thing, "width")
+
+
+def test_a_landmark_is_a_sure_pixel_apart_whose_distance_is_right():
+    points, regions = room([CHAIR, TABLE])
+    points.confidence[:] = 0.5
+    points.confidence[0, 100, 120] = 0.9
+    region = regions[0][0]
+    mark, away = landmark(points, region)
+    assert mark.is_pixel and mark.low_px == (120.0, 100.0)
+    eye = points.map_from_camera[0][:3, 3]
+    assert away == pytest.approx(np.linalg.norm(points.points[0, 100, 120] - eye), rel=1e-6)
+    everywhere = Region(0, (0.0, 0.0), (WIDTH - 1.0, HEIGHT - 1.0))
+    assert landmark(points, everywhere) is None
 
 
 def test_a_region_without_points_has_no_thing_and_one_outside_is_an_error():

@@ -7,8 +7,8 @@ import pytest
 
 from g2vlm_ros.core.datatypes import Window
 from g2vlm_ros.core.mapping.scale import (
+    VIEW_NOISE,
     ScaleEvidence,
-    ScaleFilter,
     evidence,
     find_floor,
     from_camera_height,
@@ -17,8 +17,17 @@ from g2vlm_ros.core.mapping.scale import (
     from_rig,
     rig_baselines_m,
 )
+from g2vlm_ros.core.mapping.scale_filter import ScaleFilter
 from g2vlm_ros.core.settings import SettingError
-from test.drive import HEIGHT_M, DrivePerception, Noise, frame_of, lap_poses, look
+from test.drive import (
+    HEIGHT_M,
+    DrivePerception,
+    Noise,
+    frame_of,
+    lap_poses,
+    look,
+    rotation,
+)
 
 
 @pytest.fixture
@@ -122,28 +131,33 @@ def test_without_a_floor_in_view_there_is_none():
     assert find_floor(above, up_in(above)) is None
 
 
-def test_the_most_trusted_source_speaks():
-    frames, result, truth = seen()
+def test_every_source_speaks_the_most_trusted_first():
+    frames, result, _ = seen()
     depth = look(lap_poses(1, 0.4)[0])[0]
     frames[0] = replace(frames[0], depth=lambda: 3 * depth)
-    known = dict(rig_m={}, camera_height_m=HEIGHT_M)
+    known = dict(rig_m={}, camera_height_m=HEIGHT_M, metres_per_unit=2.0)
     floor = find_floor(result, up_in(result))
-    assert evidence(Window(1, tuple(frames)), result, floor, **known).source == "odometry"
+
+    def sources(frames, floor=floor):
+        found = evidence(Window(1, tuple(frames)), result, floor, **known)
+        return [each.source for each in found]
+
+    assert sources(frames) == ["odometry", "depth", "camera_height", "fixed"]
     frames = [replace(f, position_m=None) for f in frames]
-    assert evidence(Window(1, tuple(frames)), result, floor, **known).source == "depth"
+    assert sources(frames) == ["depth", "camera_height", "fixed"]
     frames = [replace(f, depth=None) for f in frames]
-    assert evidence(Window(1, tuple(frames)), result, floor, **known).source == "camera_height"
-    assert evidence(Window(1, tuple(frames)), result, None, **known) is None
-    assert truth > 0
+    assert sources(frames) == ["camera_height", "fixed"]
+    known["metres_per_unit"] = 0.0
+    assert sources(frames, None) == []
 
 
 def hear(scale, values, source="odometry", std=0.05):
-    return [scale.update(ScaleEvidence(v, std, source), 1.0) for v in values]
+    return [scale.update([ScaleEvidence(v, std, source)], 1.0) for v in values]
 
 
 def test_filter_knows_nothing_until_told_and_then_sharpens(rng):
     scale = ScaleFilter()
-    belief = scale.update(None, 1.0)
+    belief = scale.update([], 1.0)
     assert belief.source == "none" and np.isnan(belief.metres_per_unit)
     assert np.isnan(belief.relative_std)
     beliefs = hear(scale, 2.0 * np.exp(0.05 * rng.normal(size=40)))
@@ -155,7 +169,7 @@ def test_filter_compares_windows_in_the_unit_of_the_map():
     scale = ScaleFilter()
     for window_scale in (1.0, 4.0, 0.25):
         found = ScaleEvidence(2.0 * window_scale, 0.05, "odometry")
-        belief = scale.update(found, window_scale)
+        belief = scale.update([found], window_scale)
     assert belief.metres_per_unit == pytest.approx(2.0) and belief.refused == 0
 
 
@@ -170,19 +184,60 @@ def test_one_wild_measurement_is_refused_and_a_lasting_change_is_reported():
     assert beliefs[2].jump == pytest.approx(3.0, rel=0.01) and beliefs[2].refused == 0
 
 
-def test_better_sources_replace_worse_ones_and_never_the_other_way():
+def test_sources_that_agree_are_weighed_by_their_variances():
+    scale = ScaleFilter()
+    found = [ScaleEvidence(2.2, 0.2, "odometry"), ScaleEvidence(2.0, 0.1, "fixed")]
+    belief = scale.update(found, 1.0)
+    assert belief.metres_per_unit == pytest.approx(2.0 * 1.1**0.2)
+    assert belief.relative_std == pytest.approx(0.2 / 5**0.5)
+    assert (belief.source, belief.clash) == ("fixed", ""), "the one that weighs most"
+    assert belief.heard.metres_per_unit == pytest.approx(belief.metres_per_unit)
+
+
+def test_the_most_trusted_source_wins_a_clash_and_the_other_is_named():
     scale = ScaleFilter()
     hear(scale, [3.0], "fixed", 0.1)
-    (belief,) = hear(scale, [2.0])
-    assert belief.source == "odometry" and belief.jump == pytest.approx(2 / 3)
+    *early, belief = hear(scale, [2.0] * 3)
+    assert {(b.source, b.clash) for b in early} == {("fixed", "odometry")}, "not confirmed yet"
+    assert (belief.source, belief.clash) == ("odometry", "fixed")
+    assert belief.metres_per_unit == pytest.approx(2.0) and belief.jump == pytest.approx(2 / 3)
     (belief,) = hear(scale, [9.0], "camera_height")
-    assert belief.source == "odometry" and belief.metres_per_unit == pytest.approx(2.0)
+    assert (belief.source, belief.clash) == ("odometry", "camera_height, fixed")
+    assert belief.metres_per_unit == pytest.approx(2.0) and belief.heard is None
+
+
+def test_evidence_that_scatters_more_than_it_says_costs_odometry_its_weight(rng):
+    """Poses ten times as bad as assumed: the filter learns it, and asks for longer ways."""
+    scale, quiet = ScaleFilter(), ScaleFilter()
+    hear(quiet, 2.0 * np.exp(0.05 * rng.normal(size=30)))
+    hear(scale, 2.0 * np.exp(0.5 * rng.normal(size=30)))
+    assert quiet.view_noise < 1.5 * VIEW_NOISE < 2.5 * VIEW_NOISE < scale.view_noise
+    frames, result, truth = seen()
+    assert from_odometry(frames, result, truth, quiet.view_noise) is not None
+    assert from_odometry(frames, result, truth, 10 * VIEW_NOISE) is None
+
+
+def test_wild_evidence_in_a_row_that_also_contradicts_itself_is_never_believed():
+    scale = ScaleFilter()
+    hear(scale, [2.0] * 10)
+    beliefs = hear(scale, [20.0, 0.1, 200.0, 0.01, 2000.0])
+    assert [b.metres_per_unit for b in beliefs] == pytest.approx([2.0] * 5)
+    assert beliefs[-1].refused == 3 and all(b.jump == 1 for b in beliefs)
+
+
+def test_a_turn_says_nothing_about_scale_where_the_odometry_is_not_at_the_camera():
+    turning = np.stack([lap_poses(4, 0.25)[k] for k in range(4)])
+    for k, pose in enumerate(turning):
+        pose[:3, :3] = rotation(np.array([0.0, 0.0, 0.6 * k])) @ pose[:3, :3]
+    perception = DrivePerception(turning)
+    frames = [frame_of(perception, k, position_m=turning[k, :3, 3].copy()) for k in range(4)]
+    assert from_odometry(frames, perception.reconstruct(list(range(4)))) is None
 
 
 def test_uncertainty_grows_while_nobody_speaks():
     scale = ScaleFilter()
     hear(scale, [2.0] * 5)
-    stds = [scale.update(None, 1.0).relative_std for _ in range(50)]
+    stds = [scale.update([], 1.0).relative_std for _ in range(50)]
     assert (np.diff(stds) > 0).all() and stds[-1] > 0.03
 
 

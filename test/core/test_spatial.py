@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from g2vlm_ros.core.spatial.composer import Composer, prompts
-from g2vlm_ros.core.spatial.grounding import Detection, OutOfTimeError
+from g2vlm_ros.core.spatial.grounding import Detection, OutOfTimeError, SilentModelError
 from g2vlm_ros.core.spatial.measure import Region
 from g2vlm_ros.core.spatial.outcome import Abstention, Query, Reason, ReferenceFrame
 from g2vlm_ros.core.spatial.question import VIEWER, Ask, Kind, parse
@@ -75,6 +75,9 @@ def test_a_distance_is_measured_with_a_deviation_and_told():
         ("How wide is the table?", 1.2, "m"),
         ("Turn how many degrees to face the red chair?", math.atan2(0.7, 3.0), "rad"),
         ("How many chairs are there?", 1, ""),
+        ("How far is the table from the robot?", math.dist((4, -0.9, 0.35), (0, 0, 1.2)), "m"),
+        ("How wide is the gap between the red chair and the lamp?", 0.45, "m"),
+        ("How wide is the gap between the table and the lamp?", 1.1, "m"),
     ],
 )
 def test_numbers(question, value, unit):
@@ -95,6 +98,11 @@ def test_numbers(question, value, unit):
         ("Would a 0.3 m robot fit between the red chair and the lamp?", True),
         ("Would a 1.6 m robot fit between the red chair and the lamp?", False),
         ("Is there a lamp?", True),
+        ("Is the table to the right of the lamp?", True),
+        ("Is the lamp in front of the table?", True),
+        ("Is the table behind the lamp?", True),
+        ("Is the lamp above the table?", False),
+        ("Is the table between the red chair and the lamp?", False),
     ],
 )
 def test_yes_and_no(question, yes):
@@ -116,6 +124,14 @@ def test_yes_and_no(question, yes):
 def test_words(question, words):
     made = ask(question)
     assert made.kind == Kind.TEXT and words in made.text and made.things
+
+
+def test_what_the_border_cuts_has_a_lower_bound_in_that_direction_only():
+    at_the_left = dict(names=["chest"], boxes=[box(3.5, 2.2)])
+    wide, tall = (ask(f"How {word} is the chest?", **at_the_left) for word in ("wide", "tall"))
+    assert " at least " in wide.text and wide.number.value < 0.5
+    assert " at least " not in tall.text and tall.number.value == pytest.approx(0.8, abs=0.1)
+    assert wide.confidence < tall.confidence
 
 
 def test_places_are_in_the_map_with_a_covariance():
@@ -152,6 +168,87 @@ def test_disagreement_is_said_and_costs_confidence():
     assert differ.confidence < alone.confidence == agree.confidence
     assert "disagree" in differ.text and "8 meters" in differ.text
     assert "disagree" not in agree.text
+
+
+def test_what_hangs_over_another_is_above_it():
+    boxes = [box(3.0, 0.0, size=(0.4, 1.0, 0.3), z=1.5), box(3.0, 0.1)]
+    names = ["shelf", "bench"]
+    assert ask("Is the shelf above the bench?", names=names, boxes=boxes).yes_no
+    assert not ask("Is the shelf below the bench?", names=names, boxes=boxes).yes_no
+
+
+def test_measures_go_back_into_the_dialogue_and_the_model_concludes():
+    question = "How far is the red chair?"
+    model = Model({"Measured:": "So it is out of my reach."}, default="Quite near.")
+    made = ask(question, model)
+    told = model.asked[-1][0]
+    assert told.startswith("Measured: The red chair is 3.") and told.endswith(question)
+    assert "Told this, the model concludes: 'So it is out of my reach.'." in made.steps
+    assert made.confidence == ask(question).confidence and "disagree" not in made.text
+    agreeing = Model(default="About 3.2 meters.")
+    ask(question, agreeing)
+    assert [prompt for prompt, _ in agreeing.asked] == [question], "nothing is left to conclude"
+
+
+def test_a_conclusion_against_the_measure_counts_as_disagreement_once():
+    question = "Is the red chair to the left of the table?"
+    alone = ask(question).confidence
+    late = ask(question, Model({"Measured:": "No."}, default="Hard to say."))
+    both = ask(question, Model(default="No."))
+    won = ask(question, Model({"Measured:": "Yes, it is."}, default="No."))
+    for made in (late, both, won):
+        assert made.yes_no and made.confidence == pytest.approx(alone / 2)
+        assert "The model's own words disagree: 'No.'" in made.text
+    assert any("concludes: 'Yes, it is.'" in step for step in won.steps)
+
+
+def test_no_time_to_conclude_costs_no_answer():
+    made = ask("How far is the red chair?", Model({"Measured:": None}, default="Near."))
+    assert made.number is not None and any("to conclude" in step for step in made.steps)
+
+
+def test_a_free_question_about_space_is_asked_with_the_measures_of_what_it_names():
+    model = Model(default="Yes, it would.")
+    made = ask("Could the lamp stand on the table?", model)
+    told = model.asked[-1][0]
+    assert told.startswith("Measured: The table is at ") and "The lamp is at 2." in told
+    assert told.endswith("0.15 meters wide and 1.48 high. Could the lamp stand on the table?")
+    assert {thing.label for thing in made.things} == {"lamp", "table"}
+    assert made.text == "Yes, it would." and made.confidence == -1
+    ask("What colour is the table?", model)
+    assert model.asked[-1] == ("What colour is the table?", ()), "no measure helps there"
+    ask("Could the lamp stand on the table?", model, metric=False)
+    assert model.asked[-1][0] == "Could the lamp stand on the table?"
+
+
+@pytest.mark.parametrize(
+    ("question", "says", "field", "value"),
+    [
+        ("What colour is the sofa?", "It is red.", "text", "It is red."),
+        ("How many sofas are there?", "There are two sofas.", "number", 2.0),
+        ("How many sofas are there?", "2.", "number", 2.0),
+        ("Is there a sofa?", "Yes.", "yes_no", True),
+        ("Do you see a sofa?", "No.", "yes_no", False),
+        ("Is there a sofa?", "There is no sofa.", "yes_no", False),
+    ],
+)
+def test_words_alone_answer_what_is_not_measured(question, says, field, value):
+    model = Model(default=says)
+    made = ask(question, model, names=[])
+    got = getattr(made, field)
+    assert (got.value if field == "number" else got) == value
+    assert made.confidence == -1 and [prompt for prompt, _ in model.asked] == [question]
+
+
+def test_a_silent_model_says_so_whatever_else_is_seen():
+    def silent(prompt, marks):
+        raise SilentModelError
+
+    points, _ = room(BOXES)
+    lamp = Detection(Region(0, (1.0, 1.0), (9.0, 9.0)), "lamp", 0.9)
+    for question in ("How far is the sofa?", "Is there a sofa?", "What colour is the lamp?"):
+        with pytest.raises(SilentModelError):
+            Composer(points, Query(question, detections=(lamp,)), silent, to_model).answer()
 
 
 def test_the_region_of_the_request_comes_first():
@@ -252,6 +349,23 @@ def test_a_question_about_a_marked_place_is_drawn_and_told():
     assert made.text == "It is a chair." and marks == (mark,)
     assert "the object at the blue box" in prompt and "(blue box) is at 3." in prompt
     assert "this" not in prompt.split("Measured")[-1].split("?")[0].split("meters.")[-1]
+
+
+def test_a_box_around_what_the_question_names_needs_no_mark():
+    """The mark would be a second image to encode, and says nothing that the name does not."""
+    blue = prompts.Mark(0, (10.0, 10.0), (40.0, 40.0), "blue")
+    red = prompts.Mark(0, (70.0, 10.0), (70.0, 10.0), "red")
+    known = (prompts.Reference(red, 2.6),)
+    for question, pixel, marked in (
+        ("How far is the red chair?", False, False),
+        ("How far is this?", False, True),
+        ("How far is it?", False, True),
+        ("How far is the red chair?", True, True),
+    ):
+        mark = prompts.Mark(0, blue.low_px, blue.low_px, "blue") if pixel else blue
+        prompt, marks = Query(question, marks=(mark,), known=known).prompt()
+        assert marks == ((mark, red) if marked else ())
+        assert prompt.startswith("The red point is at 2.60 meters.") == marked
 
 
 def test_marks_are_drawn_where_they_are_and_nowhere_else():

@@ -394,6 +394,22 @@ def test_corrected_windows_move_and_others_stay():
     )
 
 
+def test_corrections_with_every_window_do_not_pile_up():
+    """Each window moves the ones before and writes into their cells, more than the budget."""
+    rng = np.random.default_rng(3)
+    windows = [cloud(rng, 1500, 1.0) for _ in range(60)]
+    voxel_map = VoxelMap(SIZE, MEMORY, replaced_per_update=300)
+    waiting = []
+    for i, window in enumerate(windows):
+        voxel_map.integrate(*window, np.zeros(3), i * SECOND, i)
+        nudge = Similarity(1.0, np.eye(3), rng.normal(0, 0.1 * SIZE, 3))
+        voxel_map.correct({i - k: nudge for k in range(4)})
+        waiting.append(len(voxel_map._corrections._waiting))
+    assert max(waiting[30:]) <= max(waiting[:30]) + 3
+    voxel_map.settle()
+    assert voxel_map.settled and voxel_map.voxels()[1]["count"].sum() > 0
+
+
 def test_corrections_are_applied_little_by_little_and_add_up():
     rng = np.random.default_rng(9)
     windows = [cloud(rng, 1500) for _ in range(4)]

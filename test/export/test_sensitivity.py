@@ -20,6 +20,7 @@ from g2vlm_ros.export.sensitivity import (  # noqa: E402
     ANGLE,
     DEPTH,
     LOGITS,
+    LOWERED,
     REPORT,
     _rounded_to_uint8,
     main,
@@ -38,7 +39,8 @@ def report() -> dict:
 
 
 def test_a_stage_only_spoils_what_depends_on_it(report: dict) -> None:
-    for stages in report["errors"].values():
+    for precision in LOWERED:
+        stages = report["errors"][precision]
         assert list(stages) == list(STAGES)
         assert stages["encode_geometry"][DEPTH] > 0 and stages["geometry"][ANGLE] > 0
         assert stages["heads"][DEPTH] > 0 and stages["heads"][LOGITS] == 0
@@ -56,6 +58,13 @@ def test_fewer_bits_are_worse(report: dict) -> None:
     for stage in ("geometry", "heads"):
         half, brain, byte = (errors[p][stage][DEPTH] for p in ("float16", "bfloat16", "int8"))
         assert half < brain < 0.1 and half < byte < 0.3
+
+
+def test_weights_in_fewer_bits_cost_words_more_than_geometry(report: dict) -> None:
+    """Geometry sees the language stage only through its prompt."""
+    byte, nibble = (report["errors"][f"{kind} weights"]["language"] for kind in ("int8", "int4"))
+    assert 0 < byte[LOGITS] < nibble[LOGITS] < 2
+    assert 0 < byte[DEPTH] < byte[LOGITS] and nibble[DEPTH] < nibble[LOGITS]
 
 
 def test_rounding_is_that_of_onnx() -> None:

@@ -54,6 +54,45 @@ def test_asyncio_asks_several_at_once(made):
     assert [answer.error_code for answer in asyncio.run(ask())] == [0, 0, 0]
 
 
+def test_asyncio_answers_by_the_action_and_hears_it_grow(made):
+    from g2vlm_ros.ros.client import AsyncSpatialClient
+
+    heard = []
+
+    async def ask():
+        async with AsyncSpatialClient() as robot:
+            return await robot.answer("What is there?", heard.append, **OLD)
+
+    result = asyncio.run(ask())
+    assert result.success and result.answer and heard[-1].phase == 2
+    assert all(result.answer.startswith(said.partial_answer) for said in heard)
+    with pytest.raises(ValueError, match="colour"):
+        asyncio.run(AsyncSpatialClient.answer(None, "What?", colour="red"))
+
+
+@pytest.mark.parametrize("after_s", [0.0, 0.5], ids=["before it is sent", "while it waits"])
+def test_cancelling_the_task_cancels_the_goal(made, after_s):
+    """A goal that waits for a window that never comes ends at once, not with its max_wait_s."""
+    from g2vlm_ros.ros.client import AsyncSpatialClient
+
+    async def ask():
+        async with AsyncSpatialClient() as robot:
+            fields = {**OLD, "max_wait_s": 600.0}
+            task = asyncio.create_task(robot.answer("What?", fresh_window=True, **fields))
+            await asyncio.sleep(after_s)
+            if after_s:
+                await asyncio.to_thread(made.until, lambda: made.node._queries._goals, "the goal")
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            await asyncio.sleep(0.5)
+            await asyncio.to_thread(
+                made.until, lambda: not made.node._queries._goals, "the goal to be let go"
+            )
+
+    asyncio.run(ask())
+
+
 def test_asyncio_gets_points_and_its_own_errors(made, monkeypatch):
     from g2vlm_ros.ros import client
 
@@ -103,6 +142,27 @@ def test_ask_writes_what_the_answer_rests_on(made, tmp_path, capsys):
     assert picture.shape[1:] == (640, 3) and picture.shape[0] > 480 + 20, "words below the view"
     assert ask.main(["What is there?", *old, "--picture", str(tmp_path / "answer.nothing")]) == 2
     assert "extension" in capsys.readouterr().err
+
+
+def test_a_picture_is_drawn_only_for_who_looks(made, robot, monkeypatch):
+    from rclpy.qos import DurabilityPolicy, QoSProfile
+    from sensor_msgs.msg import Image
+
+    from g2vlm_ros.ros import pictures
+
+    drawn, original = [], pictures.picture
+    monkeypatch.setattr(pictures, "picture", lambda *a: drawn.append(a[0]) or original(*a))
+    publisher = made.node._queries._answerer._pictures._publisher
+    made.until(lambda: not publisher.get_subscription_count(), "nobody to look")
+    for question in ("What is there?", "What else?"):
+        assert robot.ask(question, **OLD).success
+    assert not drawn
+    latched = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
+    seen = []
+    late = made.peer.create_subscription(Image, "/perception/query/picture", seen.append, latched)
+    made.until(lambda: drawn and seen, "the picture for a late listener")
+    made.peer.destroy_subscription(late)
+    assert drawn == ["What else?"], "the newest, once"
 
 
 def test_schemas_follow_the_srv():

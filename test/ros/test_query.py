@@ -221,7 +221,33 @@ def test_two_hundred_questions_at_once_all_get_a_code(made):
     codes = [f.result().error_code for f in futures]
     assert set(codes) == {0, 9907}, "answered or told to come again"
     assert ask(made, question="What is there?").success, "it goes on afterwards"
+    assert made.node._device._waiting() == 0 and not made.node._queries._goals
     made.peer.destroy_client(client)
+
+
+def test_two_hundred_goals_at_once_all_end_and_leave_nothing(made):
+    import threading
+
+    from g2vlm_ros.action import AnswerSpatialQuery
+    from rclpy.action import ActionClient
+    from rclpy.qos import QoSProfile
+
+    burst, threads = QoSProfile(depth=1000), threading.active_count()
+    action = ActionClient(
+        made.peer, AnswerSpatialQuery, "/perception/answer", goal_service_qos_profile=burst,
+        result_service_qos_profile=burst,
+    )  # fmt: skip
+    assert action.wait_for_server(20)
+    asked = AnswerSpatialQuery.Goal(question="What is there?", max_age_s=1e12, max_wait_s=60.0)
+    sent = [action.send_goal_async(asked) for _ in range(200)]
+    made.until(lambda: all(f.done() for f in sent), "200 goals to be accepted", timeout_s=90)
+    assert all(f.result().accepted for f in sent)
+    ended = [f.result().get_result_async() for f in sent]
+    made.until(lambda: all(f.done() for f in ended), "200 results", timeout_s=90)
+    assert {f.result().result.error_code for f in ended} == {0, 9907}
+    made.until(lambda: not made.node._queries._goals, "the goals to be let go")
+    assert made.node._device._waiting() == 0 and threading.active_count() <= threads
+    action.destroy()
 
 
 def test_a_client_that_goes_away_leaves_the_node_well(made):

@@ -85,7 +85,9 @@ def test_the_last_answer_and_its_picture_are_latched(metric):
     assert (heard[-1].question, heard[-1].answer) == ("How far is this?", answer.answer)
     assert heard[-1].camera == "camera" and heard[-1].stamp == answer.stamp
     assert seen[-1].header.frame_id == "optical"
-    assert seen[-1].header.stamp == answer.evidence[0].stamp
+    instant_s = answer.stamp.sec + answer.stamp.nanosec * 1e-9 + answer.age_s
+    stamp = seen[-1].header.stamp
+    assert stamp.sec + stamp.nanosec * 1e-9 == pytest.approx(instant_s, abs=1e-5)
     rgb = np.frombuffer(seen[-1].data, np.uint8).reshape(seen[-1].height, seen[-1].width, 3)
     row, column = 30.5 * 10 - 0.5, 40.5 * 10 - 0.5
     blue = np.argwhere((rgb == (30, 60, 255)).all(-1))
@@ -93,6 +95,65 @@ def test_the_last_answer_and_its_picture_are_latched(metric):
     assert mark.mean(0) == pytest.approx((row, column), abs=1) and len(blue) > len(mark)
     refused = ask(metric, question="Where is this?", target_frame="nowhere")
     metric.until(lambda: heard[-1].answer == refused.error_msg, "the refusal")
+
+
+def test_every_asker_gets_the_picture_of_its_own_answer(metric):
+    """Others ask about other places all the while."""
+    import threading
+
+    from g2vlm_ros.ros.client import SpatialClient
+
+    old, done = {"max_age_s": 1e12, "max_wait_s": 20.0}, threading.Event()
+
+    def other():
+        with SpatialClient() as robot:
+            while not done.is_set():
+                robot.ask("How far is this?", regions=[region(u=8.0, v=8.0)], **old)
+
+    asking = threading.Thread(target=other)
+    asking.start()
+    try:
+        with SpatialClient() as robot:
+            for u in (24.0, 40.0, 56.0):
+                _, picture = robot.ask_and_see(
+                    "How far is this?", regions=[region(u=u, v=30.0)], **old
+                )
+                rgb = np.frombuffer(picture.data, np.uint8).reshape(picture.height, -1, 3)
+                mark = np.argwhere((rgb == (30, 60, 255)).all(-1))
+                mark = mark[mark[:, 0] > 305 - 9]
+                assert mark.mean(0) == pytest.approx((304.5, (u + 0.5) * 10 - 0.5), abs=1)
+            refused, nothing = robot.ask_and_see(
+                "How far is the sofa?", target_frame="moon", **old
+            )
+            assert not refused.success and nothing is None
+    finally:
+        done.set()
+        asking.join()
+
+
+def test_a_marked_pixel_is_asked_about_with_a_place_of_known_distance(metric, monkeypatch):
+    """What the model is asked, and what it sees: its training's form of such a question."""
+    perception = metric.node._perception
+    original, heard = perception.ask, []
+
+    def listen(scene, prompt, **options):
+        heard.append((prompt, scene.images))
+        return original(scene, prompt, **options)
+
+    monkeypatch.setattr(perception, "ask", listen)
+    answer = ask(metric, question="How far is this?", regions=[region(u=40.0, v=30.0)])
+    assert answer.success, answer.error_msg
+    prompt, images = heard[0]
+    assert prompt.startswith("The red point is at ") and prompt.endswith(
+        "meters. How far is the object at the blue point?"
+    )
+    assert tuple(images[1][30, 40]) == (30, 60, 255), "drawn on the newest view"
+    assert (images[1] == (255, 40, 30)).all(-1).any() and not (images[0] == (30, 60, 255)).all(
+        -1
+    ).any()
+    told = heard[-1][0]
+    assert told.startswith("Measured: The marked place is ") and "blue point" in told
+    assert any("Told this, the model concludes" in step for step in answer.reasoning)
 
 
 def test_where_would_i_be_needs_no_thing(metric):

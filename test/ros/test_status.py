@@ -2,6 +2,7 @@
 
 from collections import Counter
 
+import numpy as np
 import pytest
 
 pytestmark = pytest.mark.ros
@@ -26,8 +27,81 @@ def report():
     return make
 
 
+def update_of(told_px=None, found_px=50.0, trusted=(True, True), **placement):
+    """An update with what the status reads of it."""
+    from g2vlm_ros.core.datatypes import Frame, Intrinsics, Reconstruction, ScaleState, Window
+    from g2vlm_ros.core.datatypes import RawGeometry as Raw
+    from g2vlm_ros.core.geometry import Similarity
+    from g2vlm_ros.core.mapping.placement import Placement
+    from g2vlm_ros.live import Update
+
+    told = None if told_px is None else Intrinsics(told_px, told_px, 63.5, 47.5, 128, 96)
+    found = Intrinsics(found_px, found_px, 31.5, 23.5, 64, 48)
+    frames = tuple(Frame(s, "front", "optical", lambda: None, intrinsics=told) for s in (1, 2))
+    poses = np.stack([np.eye(4, dtype=np.float32)] * 2)
+    raw = Raw(np.ones((2, 48, 64, 3), np.float32), poses, np.zeros((2, 9), np.float32))
+    grey = np.zeros((2, 48, 64, 3), np.uint8)
+    result = Reconstruction(raw, grey, np.ones((2, 48, 64), np.float32), (found,) * 2, {})
+    place = Placement(
+        Similarity.identity(), 3, ScaleState.METRIC, 1.0, None, trusted=trusted, **placement
+    )
+    return Update(Window(7, frames), None, result, place, poses.astype(float), (0, 1), {})
+
+
+@pytest.mark.parametrize(
+    ("update", "words"),
+    [
+        ({}, ""),
+        ({"new_sub_map": "first"}, ""),
+        ({"new_sub_map": "poor_joint"}, "sub-map 3 starts: the window does not fit"),
+        ({"trusted": (False, True)}, "1 of 2 views have no pose"),
+        ({"scale_clash": "fixed", "scale_source": "odometry"}, "by fixed contradict .* odometry"),
+        ({"scale_refused": 2}, "2 measurements of scale in a row"),
+        ({"told_px": 101.0}, ""),
+        ({"told_px": 140.0}, "front says focal length 70 px, the points say 50 px"),
+    ],
+)
+def test_status_says_in_words_what_is_not_well(update, words):
+    import re
+
+    from std_msgs.msg import Header
+
+    from g2vlm_ros.live import Counts
+    from g2vlm_ros.ros.status import status_message
+
+    made = update_of(**update)
+    message = status_message(Header(), Counts(0, 0, Counter(), 1), made, 0.1, "m", "b", "").message
+    assert re.search(words, message) if words else message == ""
+    broken = status_message(Header(), Counts(0, 0, Counter(), 1), made, 0.1, "m", "b", "no device")
+    assert broken.message == "no device", "a problem comes first"
+
+
+def test_a_pose_that_nothing_connects_with_the_map_is_not_published():
+    from types import SimpleNamespace
+
+    from g2vlm_ros.core.settings import Settings
+    from g2vlm_ros.ros.outputs import Outputs
+
+    sent = {}
+
+    def publisher(kind, topic, qos, **_):
+        keep = sent.setdefault(topic, [])
+        return SimpleNamespace(
+            publish=keep.append, get_subscription_count=lambda: 1, topic_name=topic
+        )
+
+    outputs = Outputs(SimpleNamespace(create_lifecycle_publisher=publisher), Settings())
+    covariance = np.stack([np.eye(6)] * 2)
+    outputs.publish(update_of(trusted=(False, True), covariance=covariance))
+    assert [pose.header.stamp.nanosec for pose in sent["~/pose"]] == [2]
+    assert len(sent["~/path"][-1].poses) == 1 and len(sent["/tf"][0].transforms) == 1
+    assert sent["~/points"][-1].width == 48 * 64, "one view's points"
+
+
 def test_every_thing_that_can_fail_has_a_task(report):
-    assert set(report(0.0)) == {"input", "windows", "drops", "latency", "scale", "engine"}
+    assert set(report(0.0)) == {
+        "input", "windows", "drops", "latency", "scale", "calibration", "engine",
+    }  # fmt: skip
 
 
 def test_silence_of_the_cameras_is_a_warning_with_a_hint(report):

@@ -24,6 +24,7 @@ import onnxruntime
 
 from g2vlm_ros.runtime.cuda import Cuda, DeviceLostError, out_of_memory
 from g2vlm_ros.runtime.device import NUMPY
+from g2vlm_ros.runtime.onnx_stages import open_session
 from g2vlm_ros.runtime.trt import Flavour
 
 VERSION = "10.3.0"
@@ -228,7 +229,7 @@ class StandInContext:
 
 @lru_cache
 def session(path: Path) -> onnxruntime.InferenceSession:
-    return onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    return open_session(path, "cpu")
 
 
 class StandInEngine:

@@ -15,7 +15,12 @@ pytest.importorskip("onnxruntime", reason="the stand-in computes with onnxruntim
 torch = pytest.importorskip("torch", reason="golden values are made by torch")
 
 from g2vlm_ros.runtime import trt as versions  # noqa: E402
-from g2vlm_ros.runtime.cuda import DeviceLostError, failure  # noqa: E402
+from g2vlm_ros.runtime.cuda import (  # noqa: E402
+    CudaPython,
+    DeviceLostError,
+    OutOfMemoryError,
+    failure,
+)
 from g2vlm_ros.runtime.device import Device, from_element, to_element  # noqa: E402
 from g2vlm_ros.runtime.engine import Engine, deviation, prove, read_proof  # noqa: E402
 from g2vlm_ros.runtime.engine_record import EngineError, EngineRecord, Here  # noqa: E402
@@ -237,6 +242,16 @@ def test_idle_memory_is_given_back_before_a_refusal() -> None:
     del first
     second = device.empty((900, 1000), "UINT8", "second")
     assert device.cuda.used >= second.bytes
+
+
+def test_pinned_memory_that_the_host_has_not_is_a_sentence() -> None:
+    """Over the real module with a driver that answers as CUDA does."""
+    cuda = CudaPython.__new__(CudaPython)
+    status = type("CUresult", (), {"__int__": lambda self: 2})()
+    status.name = "CUDA_ERROR_OUT_OF_MEMORY"
+    cuda._driver = type("Driver", (), {"cuMemHostAlloc": lambda *_: (status, None)})()
+    with pytest.raises(OutOfMemoryError, match="no 64 MiB of pinned memory .* fewer views"):
+        cuda.alloc_host(64 << 20)
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -296,6 +297,32 @@ def test_a_graph_that_onnxruntime_cannot_read_is_one_sentence(
         path.write_bytes(b"not a graph")
     with pytest.raises(ManifestError, match="cannot load .*language.onnx"):
         reconstruct(OnnxStages.open(folder, device="cpu"), views)
+
+
+class WithoutMemory:
+    """Stands in for a session of onnxruntime that finds no memory."""
+
+    def io_binding(self) -> mock.Mock:
+        return mock.Mock()
+
+    def get_outputs(self) -> list:
+        return []
+
+    def run(self, *_: object) -> None:
+        raise MemoryError("Failed to allocate memory for requested buffer")
+
+    run_with_iobinding = run
+
+
+@pytest.mark.parametrize("file", ["encode_geometry", "geometry", "heads", "language"])
+def test_out_of_memory_names_the_stage_and_what_helps(views: np.ndarray, file: str) -> None:
+    stages = OnnxStages.open(GOLDEN, device="cpu")
+    stages._sessions[f"{file}.onnx"] = WithoutMemory()
+    message = f"failed in stage {file} .Failed to allocate memory.* use fewer views"
+    with pytest.raises(RuntimeError, match=message):
+        reconstruct(stages, views)
+    del stages._sessions[f"{file}.onnx"]
+    assert np.isfinite(reconstruct(stages, views).local_points_u).all()
 
 
 def test_options_that_were_not_exported_are_refused(folder: Path) -> None:

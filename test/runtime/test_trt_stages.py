@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -17,12 +19,18 @@ pytest.importorskip("torch", reason="golden values are made by torch")
 
 from g2vlm_ros.core.datatypes import NonFiniteError, RawGeometry  # noqa: E402
 from g2vlm_ros.core.sequence import SpecialTokens, Walk, text_segment  # noqa: E402
-from g2vlm_ros.runtime.cuda import DeviceLostError, OutOfMemoryError  # noqa: E402
+from g2vlm_ros.runtime import trt_stages  # noqa: E402
+from g2vlm_ros.runtime.cuda import (  # noqa: E402
+    DeviceGoneError,
+    DeviceLostError,
+    OutOfMemoryError,
+)
 from g2vlm_ros.runtime.engine_record import EngineError  # noqa: E402
-from g2vlm_ros.runtime.stages import Stages, UnfitError  # noqa: E402
+from g2vlm_ros.runtime.stages import Stages, UnfitError, open_stages  # noqa: E402
 from g2vlm_ros.runtime.torch_stages import TorchStages  # noqa: E402
 from g2vlm_ros.runtime.trt_stages import TrtStages  # noqa: E402
 from test.runtime.built import GOLDEN, SIZE, Built, build_stand_ins  # noqa: E402
+from test.runtime.gpu_stand_in import StandInCuda, StandInEngine, stand_in_flavour  # noqa: E402
 
 SPECIAL = SpecialTokens(401, 402, 409, 410, 198)
 GRID = (6, 10)
@@ -212,16 +220,73 @@ def test_a_lost_context_is_made_anew_once(built: Built, views: np.ndarray) -> No
     with pytest.raises(EngineError, match="this cache was lost"):
         stages.language(text_segment([5], 0), cache)
     built.cuda.lose_at = 0
-    with pytest.raises(DeviceLostError, match="lost again .* restart the node"):
-        reconstruct(stages, views)
+    for _ in range(2):  # for good: the second time without asking the device
+        with pytest.raises(DeviceGoneError, match="for good .*lost before.* restart the node"):
+            reconstruct(stages, views)
+
+
+@pytest.mark.parametrize(
+    "trouble", [DeviceGoneError("pycuda cannot"), OutOfMemoryError("no room"), EngineError("off")]
+)
+def test_a_context_that_cannot_be_made_anew_is_lost_for_good(
+    built: Built, views: np.ndarray, monkeypatch: pytest.MonkeyPatch, trouble: Exception
+) -> None:
+    stages = built.open()
+    monkeypatch.setattr(stages, "_load", mock.Mock(side_effect=trouble))
+    built.cuda.lose_at = 0
+    for _ in range(2):
+        with pytest.raises(DeviceGoneError, match=rf"for good \({trouble}\); restart the node"):
+            reconstruct(stages, views)
 
 
 def test_two_users_of_one_gpu(built: Built, views: np.ndarray) -> None:
+    """Two nodes in one process share a context."""
     one, other = built.open(), built.open()
     want = reconstruct(one, views)
     for stages in (other, one):
         again = reconstruct(stages, views)
         assert np.array_equal(again.local_points_u, want.local_points_u)
+
+
+def test_two_nodes_on_one_gpu(built: Built, views: np.ndarray) -> None:
+    """Two processes: contexts of their own, so that one may lose its own; the memory is shared."""
+    one, other = built.open(), elsewhere(built).open()
+    want = reconstruct(one, views).local_points_u
+    other._cuda.lose_at = 1
+    with pytest.raises(DeviceLostError):
+        reconstruct(other, views)
+    for stages in (one, other):
+        assert np.array_equal(reconstruct(stages, views).local_points_u, want)
+    full = elsewhere(built, total=1 << 16)
+    with pytest.raises(EngineError, match="cannot be loaded: .* end other programs on this GPU"):
+        full.open()
+    assert np.array_equal(reconstruct(one, views).local_points_u, want)
+
+
+def elsewhere(built: Built, total: int = 1 << 30) -> Built:
+    """The same engines in another process, with so much memory left."""
+    cuda = StandInCuda(total)
+    return replace(built, cuda=cuda, flavour=stand_in_flavour(cuda))
+
+
+def test_no_room_for_an_engine_to_run_in(built: Built, monkeypatch: pytest.MonkeyPatch) -> None:
+    """TensorRT answers with None and a message in its own log."""
+    monkeypatch.setattr(StandInEngine, "create_execution_context", lambda *_: None)
+    with pytest.raises(EngineError, match="has no room to run .*; end other programs"):
+        built.open()
+
+
+def test_the_folder_of_engines_is_named_at_the_door(
+    built: Built, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """It reaches this backend alone, and the command that helps."""
+    monkeypatch.setattr(trt_stages, "open_cuda", lambda _: built.cuda)
+    monkeypatch.setattr(trt_stages, "installed", lambda *_: built.flavour)
+    opened = open_stages("tensorrt", built.checkpoint, engines=str(built.cache), device="cuda")
+    assert opened.backend.startswith("tensorrt trt10.3.0")
+    with pytest.raises(EngineError, match=f"--onnx .* --out {tmp_path}`"):
+        open_stages("tensorrt", built.checkpoint, engines=tmp_path)
+    assert open_stages("onnx", built.checkpoint, engines=tmp_path).backend.startswith("onnx")
 
 
 def test_no_gpu_is_a_sentence() -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from g2vlm_ros.core.geometry import Similarity
-from g2vlm_ros.sim import judge
+from g2vlm_ros.sim import judge, scoring
 from g2vlm_ros.sim.camera import lens
 from g2vlm_ros.sim.odometry import odometry
 from g2vlm_ros.sim.scenes import make_scene
@@ -98,3 +98,37 @@ def test_a_map_of_what_was_seen_is_near_and_complete():
     assert shifted["map_completeness"] == 0.0
     half = judge.map_scores(seen[seen[:, 0] > 0.2], seen)
     assert half["map_accuracy_m"] < 0.01 and 0.3 < half["map_completeness"] < 0.8
+
+
+@pytest.mark.parametrize(
+    ("least", "true", "holds"),
+    [
+        ("0.8 metres", "2.0 metres.", True),
+        ("2.4 metres", "2.0 metres.", True),
+        ("2.5 metres", "2.0 metres.", False),
+        ("0.35 metres", "0.3 metres.", True),
+    ],
+)
+def test_a_lower_bound_holds_up_to_the_tolerance_of_a_length(least, true, holds):
+    assert scoring.bound_holds(least, true) == holds
+    with pytest.raises(ValueError, match="lengths"):
+        scoring.bound_holds("large", true)
+
+
+def test_calibration_is_how_far_confidence_is_from_being_right():
+    perfect = [(0.75, True), (0.75, True), (0.75, True), (0.75, False), (1.0, True)]
+    assert scoring.calibration_error(perfect) == pytest.approx(0.0)
+    boastful = [(1.0, False)] * 3 + [(1.0, True)] + [(0.05, False)] * 4
+    assert scoring.calibration_error(boastful) == pytest.approx((0.75 + 0.05) / 2)
+    assert scoring.calibration_table(boastful) == [
+        {"confidence": 0.05, "right": 0.0, "count": 4},
+        {"confidence": 1.0, "right": 0.25, "count": 4},
+    ]
+
+
+def test_a_baseline_learns_from_training_homes_what_needs_no_look():
+    rows = scoring.training_questions(2, views=2)
+    again = scoring.training_questions(2, views=2)
+    assert rows == again and len({qa.kind for qa in rows}) > 6
+    blind = scoring.Baselines(rows)
+    assert blind.majority("count").rstrip(".").isdigit()

@@ -9,16 +9,22 @@ import torch
 from g2vlm_ros.core.config import ModelConfig
 from g2vlm_ros.core.sequence import Turn, dialogue_segments, reconstruction_segments
 from g2vlm_ros.core.tokenizer import Tokenizer
+from g2vlm_ros.model.layers import attend
 from g2vlm_ros.model.rope import decoder_angles, rotate_decoder
 from g2vlm_ros.runtime.torch_stages import TorchStages
-from g2vlm_ros.train.attention import PlainAttention, plain_attention, rolled_rotation
+from g2vlm_ros.train.attention import (
+    PlainAttention,
+    attend_apart,
+    plain_attention,
+    rolled_rotation,
+)
 from g2vlm_ros.train.forward import (
     IGNORED,
     Trainee,
     build,
     encode_questions,
     encode_squares,
-    question_mask,
+    image_mask,
 )
 
 from .conftest import TINY
@@ -65,7 +71,7 @@ def test_answer_loss_equals_the_stages(trainee):
     )
     asked = [("Is there a bed?", "No."), ("What colour is the lamp?", "It is red.")]
     encoded = encode_questions(trainee.tokenizer, [asked], 40)
-    got = float(trainee.answers(batch, squares, encoded))
+    got = float(trainee.answers(batch, squares, encoded).loss)
     stages, losses = TorchStages(trainee.network), []
     features = stages.encode_geometry(batch[0].numpy())
     for question, answer in asked:
@@ -97,16 +103,20 @@ def test_squares_are_encoded_as_by_the_vision_tower(trainee):
         torch.testing.assert_close(trainee.network.vit_model(square), tokens, atol=1e-5, rtol=1e-4)
 
 
-def test_questions_do_not_see_each_other():
-    mask = question_mask(cached=3, images=[2, 2], count=2, length=3)
-    assert mask.shape == (10, 13)
-    assert mask[:, :3].all()
-    images_part, first, second = mask[:4, 3:], mask[4:7, 3:], mask[7:, 3:]
-    assert images_part[:2, :2].all() and not images_part[:2, 2:].any()
-    assert images_part[2:, :4].all() and not images_part[2:, 4:].any()
-    assert first[:, :4].all() and not first[:, 7:].any()
-    assert second[:, :4].all() and not second[:, 4:7].any()
-    assert torch.equal(first[:, 4:7], torch.ones(3, 3, dtype=torch.bool).tril())
+def test_images_see_the_past_and_earlier_images():
+    mask = image_mask(cached=3, images=[2, 1])
+    assert mask.int().tolist() == [[1, 1, 1, 1, 1, 0], [1, 1, 1, 1, 1, 0], [1, 1, 1, 1, 1, 1]]
+
+
+def test_texts_apart_are_a_masked_row():
+    """Two texts of three tokens after a past of four: the textbook's attention under a mask."""
+    torch.manual_seed(0)
+    q, k, v = torch.randn(2, 4, 6, 5), torch.randn(2, 2, 6, 5), torch.randn(2, 2, 6, 5)
+    past = torch.randn(2, 2, 4, 5), torch.randn(2, 2, 4, 5)
+    own = torch.block_diag(torch.ones(3, 3).tril(), torch.ones(3, 3).tril()).bool()
+    mask = torch.cat((torch.ones(6, 4, dtype=torch.bool), own), 1)
+    want = attend(q, *(torch.cat(pair, 2) for pair in zip(past, (k, v), strict=True)), mask)
+    torch.testing.assert_close(attend_apart(q, k, v, past, 2), want, atol=1e-6, rtol=1e-5)
 
 
 def test_labels_are_the_answer_and_its_end(trainee):

@@ -37,14 +37,21 @@ def test_a_toy_set_is_learned_to_near_zero(tmp_path, tokenizer_folder, shard_cac
     made.lesson.ring.advance(0)
     torch.manual_seed(0)
     batch = made.lesson.ring.batch(2, np.random.default_rng(0), True)
-    monkeypatch.setattr(made.lesson.ring, "batch", lambda views, rng, joint: batch)
-    first = made.step(0.0)
-    for count in range(110):
-        last = made.step(max(0.0, (count - 55) / 55))
+    shown = batch._replace(questions=None)
+    monkeypatch.setattr(
+        made.lesson.ring, "batch", lambda views, rng, joint: batch if joint else shown
+    )
+    first: dict[str, float] = {}
+    last: dict[str, float] = {}
+    for count in range(220):
+        terms = made.step(max(0.0, (count - 110) / 110))
+        first, last = terms | first, last | terms
     assert made.progress.skipped == 0
     assert last["points"] < 0.05 and last["points"] < 0.1 * first["points"]
     assert last["rotation"] < 0.05 and last["translation"] < 0.1
     assert last["language"] < 0.08 * first["language"]
+    assert last["naming"] < 0.1 * first["naming"]
+    assert last["looking"] < 0.6 * first["looking"]
 
 
 def test_resuming_equals_not_stopping(tmp_path, tokenizer_folder, shard_cache):

@@ -20,17 +20,8 @@ from g2vlm_ros.core.geometry import ZUP_FROM_OPTICAL, Similarity
 from g2vlm_ros.core.mapping.keyframes import view_overlap
 from g2vlm_ros.core.mapping.placement import Placement
 from g2vlm_ros.core.mapping.pose_graph import PoseGraph, adjoint, cross_matrix, logarithm
-from g2vlm_ros.core.mapping.scale import (
-    LEAST_STD,
-    VIEW_NOISE,
-    ScaleBelief,
-    ScaleEvidence,
-    ScaleFilter,
-    evidence,
-    find_floor,
-    gravity_up,
-    rig_baselines_m,
-)
+from g2vlm_ros.core.mapping.scale import evidence, find_floor, gravity_up, rig_baselines_m
+from g2vlm_ros.core.mapping.scale_filter import ScaleBelief, ScaleFilter
 from g2vlm_ros.core.settings import MapSettings
 
 REMEMBERED_WINDOWS = 4
@@ -42,6 +33,8 @@ MOST_STRAIN = 2.0
 """Standard deviations, mean of the seven unknowns, by which a loop may contradict the map."""
 VIEW_TURN_RAD = 0.005
 """Assumed orientation error of a view in its window."""
+MOST_SCALE_OFF = 2.0
+"""Standard deviations by which a map may miss its metres before it is rescaled."""
 MOVED = 1e-4
 """Change (rad, map units, log scale) from which a window counts as corrected."""
 
@@ -93,9 +86,9 @@ class MapAligner:
             self._start(node, result)
         sub_map = self._sub_map_of[node]
         turned = self._level(window, result, sub_map)
-        belief, rescaled = self._measure(window, result, sub_map, first=not joints)
+        belief, rescaled = self._measure(window, result, sub_map, joints)
         before = self._poses(self._graph.recent(node))
-        if len(joints) > 1 or (sub_map.metric and belief.source != "fixed"):
+        if len(joints) > 1 or sub_map.metric:
             self._graph.optimise_recent(node)
         if turned or rescaled != 1.0:
             before = dict.fromkeys(self._graph.members(self._graph.component(node)))
@@ -113,6 +106,7 @@ class MapAligner:
             scale_source=belief.source,
             scale_jump=belief.jump,
             scale_refused=belief.refused,
+            scale_clash=belief.clash,
             rescaled=rescaled,
             floor_z=sub_map.floor_z,
             corrections=self._moved(before, node),
@@ -152,11 +146,15 @@ class MapAligner:
         before = self._poses(self._graph.nodes)
         self._sub_map_of[name] = self._sub_map_of[node]
         self._continue(name, {node: joints.pop(node)})
-        ended = self._merge(name, joints)
-        cost = self._graph.cost(node)
-        for other, joint in joints.items():
-            self._graph.connect(other, name, joint.target_from_source, joint.covariance)
-        if (self._graph.optimise(node) - cost) / 7 > MOST_STRAIN**2:
+        kept = [self._graph.keeper(n) for n in (node, *joints)]
+        parts = {frozenset(self._graph.component(n)) for n in kept}
+        cost = sum(self._graph.cost(next(iter(part))) for part in parts)
+        contradicts, ended = self._merge(name, joints)
+        if not contradicts:
+            for other, joint in joints.items():
+                self._graph.connect(other, name, joint.target_from_source, joint.covariance)
+            contradicts = (self._graph.optimise(node) - cost) / 7 > MOST_STRAIN**2
+        if contradicts:
             self._graph.restore(saved)
             self._sub_map_of = labels
             return placement, "contradicts_map"
@@ -246,18 +244,25 @@ class MapAligner:
         self._sub_map_of[node] = _SubMap(self._sub_maps)
         self._sub_maps += 1
 
-    def _merge(self, bridge: int, joints: dict[int, Joint]) -> int | None:
-        """Move the bridge's sub-map to an older one that a joint leads to; the id that ended."""
+    def _merge(self, bridge: int, joints: dict[int, Joint]) -> tuple[bool, int | None]:
+        """Move the bridge's sub-map to an older one that a joint leads to.
+
+        Returns whether the joint contradicts what both know of metres, and the id that ended.
+        Where both are in metres their measured scales stay, so that less of it strains the graph.
+        """
         for other, joint in joints.items():
             goal, own = self._sub_map_of[self._graph.keeper(other)], self._sub_map_of[bridge]
             if goal is own:
                 continue
             pose = self._graph.pose(other) @ joint.target_from_source
+            by = pose @ self._graph.pose(bridge).inverse()
+            if goal.scale.contradicts(own.scale, by.scale):
+                return True, None
             members = self._graph.component(bridge)
-            self._graph.move(members, pose @ self._graph.pose(bridge).inverse())
+            self._graph.move(members, by, measured=not (own.metric and goal.metric))
             self._sub_map_of.update(dict.fromkeys(members, goal))
-            return own.id
-        return None
+            return False, own.id
+        return False, None
 
     def _level(self, window: Window, result: Reconstruction, sub_map: _SubMap) -> bool:
         """Turn the sub-map upright, by gravity or else by the first floor that it sees.
@@ -288,29 +293,41 @@ class MapAligner:
         self._graph.move(self._graph.component(node), Similarity(1.0, turn, np.zeros(3)))
 
     def _measure(
-        self, window: Window, result: Reconstruction, sub_map: _SubMap, first: bool
+        self,
+        window: Window,
+        result: Reconstruction,
+        sub_map: _SubMap,
+        joints: dict[int, Joint],
     ) -> tuple[ScaleBelief, float]:
         """Hear the window's evidence of scale; once it is good, map units become metres."""
         height_m, node = self._settings.camera_height_m, window.id
         pose, floor = self._graph.pose(node), None
         if height_m > 0:
             floor = find_floor(result, pose.rotation.T @ [0.0, 0.0, 1.0])
-        found = evidence(window, result, floor, rig_m=self._rig_m, camera_height_m=height_m)
-        if found is None and first and self._settings.metres_per_unit > 0:
-            fixed = self._settings.metres_per_unit
-            found = ScaleEvidence(fixed, LEAST_STD["fixed"], "fixed")
-        belief = sub_map.scale.update(found, pose.scale)
+        found = evidence(
+            window,
+            result,
+            floor,
+            rig_m=self._rig_m,
+            camera_height_m=height_m,
+            metres_per_unit=self._settings.metres_per_unit,
+            expected=sub_map.scale.belief().metres_per_unit * pose.scale,
+            view_noise=sub_map.scale.view_noise,
+        )
+        variances = [joint.covariance[6, 6] for joint in joints.values()]
+        belief = sub_map.scale.update(found, pose.scale, float(np.sqrt(min(variances, default=0))))
         rescaled = 1.0
-        known = belief.relative_std <= self._settings.max_scale_std
-        if (known and not sub_map.metric) or (sub_map.metric and belief.jump != 1.0):
+        known = belief.confirmed and belief.relative_std <= self._settings.max_scale_std
+        off = abs(np.log(belief.metres_per_unit)) > MOST_SCALE_OFF * belief.relative_std
+        if (known and not sub_map.metric) or (sub_map.metric and (belief.jump != 1.0 or off)):
             rescaled = belief.metres_per_unit
             by = Similarity(rescaled, np.eye(3), np.zeros(3))
-            self._graph.move(self._graph.component(node), by)
+            self._graph.move(self._graph.component(node), by, measured=belief.jump != 1.0)
             sub_map.scale.rescaled(rescaled)
             sub_map.metric, sub_map.floor_z = True, sub_map.floor_z * rescaled
-        heard = found is not None and found.source == belief.source and not belief.refused
-        if sub_map.metric and heard and belief.source != "fixed":
-            self._graph.measure_scale(node, found.metres_per_unit, found.relative_std)
+        if sub_map.metric and belief.heard is not None:
+            heard = belief.heard
+            self._graph.measure_scale(node, heard.metres_per_unit, heard.relative_std)
         return belief, rescaled
 
     def _poses(self, nodes: Sequence[int]) -> dict[int, Similarity | None]:
@@ -346,7 +363,9 @@ class MapAligner:
             jacobian[:3] = np.column_stack([-cross_matrix(centre), np.eye(3), centre])
             jacobian[3:, :3] = np.eye(3)
             covariance[i] = jacobian @ own @ jacobian.T
-            covariance[i, :3, :3] += np.eye(3) * (VIEW_NOISE * depth[i] * pose.scale) ** 2
+            covariance[i, :3, :3] += (
+                np.eye(3) * (sub_map.scale.view_noise * depth[i] * pose.scale) ** 2
+            )
             covariance[i, 3:, 3:] += np.eye(3) * VIEW_TURN_RAD**2
             if sub_map.metric:
                 covariance[i, :3, :3] += belief.relative_std**2 * np.outer(centre, centre)

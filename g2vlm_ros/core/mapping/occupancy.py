@@ -47,7 +47,7 @@ class Occupancy:
 
 @dataclass(frozen=True)
 class _Fan:
-    """Ground crossed by rays of a view: near and far edge, float64 (2, FAN_RAYS, 3), at z 0."""
+    """Ground crossed by rays of a view: near and far edge, float32 (2, FAN_RAYS, 3), at z 0."""
 
     window: int
     edges: np.ndarray
@@ -93,7 +93,7 @@ class OccupancyMapper:
         if len(ends):
             fan = self._fan(view.origin, ends, _plane(floor))
             if fan is not None:
-                self._fans.append(_Fan(window_id, fan))
+                self._fans.append(_Fan(window_id, fan.astype(np.float32)))
 
     def correct(self, moves: Mapping[int, Similarity]) -> None:
         """Windows moved (map_from_map); their views go with them."""
@@ -116,7 +116,8 @@ class OccupancyMapper:
         heights = positions @ _plane(floor)[:3].astype(np.float32) + np.float32(floor[3])
         walls = positions[(heights > self._low) & (heights < self._high), :2]
         ground = positions[np.abs(heights) <= self._low, :2]
-        fans = np.array([fan.edges[..., :2] for fan in self._fans]).reshape(-1, 2, FAN_RAYS, 2)
+        fans = np.array([fan.edges[..., :2] for fan in self._fans], np.float64)
+        fans = fans.reshape(-1, 2, FAN_RAYS, 2)
         lower, size = self._extent([walls, ground, fans.reshape(-1, 2)], np.asarray(middle)[:2])
         free = np.zeros(size, np.uint8)
         corners = np.concatenate([fans[:, 0], fans[:, 1, ::-1]], axis=1)

@@ -39,7 +39,9 @@ class Placement:
     scale_jump: float = 1.0
     """New over old estimate of the scale where it changed by more than its deviation."""
     scale_refused: int = 0
-    """Measurements of scale in a row that contradict the map."""
+    """Measurements of scale in a row that contradict their source's others and were left out."""
+    scale_clash: str = ""
+    """The sources of scale that contradict the believed ones and are not heard; or ""."""
     rescaled: float = 1.0
     """Factor by which all lengths of the sub-map grew with this window; 1 where none did."""
     floor_z: float = float("nan")

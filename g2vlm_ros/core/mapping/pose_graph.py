@@ -167,12 +167,12 @@ class PoseGraph:
         """An outside measurement (odometry, ...) of map units per unit of the node."""
         self._scales[node] = (float(np.log(scale)), relative_std)
 
-    def move(self, nodes: Iterable[int], by: Similarity) -> None:
-        """by @ map_from_node for these nodes; measured scales follow."""
+    def move(self, nodes: Iterable[int], by: Similarity, measured: bool = True) -> None:
+        """by @ map_from_node for these nodes; measured scales follow unless they are to stay."""
         for node in nodes:
             if node in self._poses:
                 self._poses[node] = by @ self._poses[node]
-            if node in self._scales:
+            if measured and node in self._scales:
                 log_scale, std = self._scales[node]
                 self._scales[node] = (log_scale + float(np.log(by.scale)), std)
 

@@ -2,14 +2,14 @@
 
 Evidence is the scale of one window's own unit, from (in this order of trust) odometry, the known
 baselines of a camera rig, a depth image, the camera's height over the floor, or a fixed number.
-`ScaleFilter` turns it into the scale of the map; until then lengths are relative.
+`scale_filter` makes the scale of the map of it; until then lengths are relative.
 """
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -18,11 +18,16 @@ from g2vlm_ros.core.settings import SettingError
 
 TRUST = ("odometry", "rig", "depth", "camera_height", "fixed")
 """Sources of scale, the most trusted first."""
-LEAST_STD = dict(odometry=0.01, rig=0.01, depth=0.02, camera_height=0.05, fixed=0.1)
-"""Relative error that no number of windows averages out: the source itself is off."""
+LEAST_STD = dict(odometry=0.02, rig=0.02, depth=0.02, camera_height=0.05, fixed=0.1)
+"""Relative error that no number of windows averages out: the source, or the network, is off."""
 VIEW_NOISE = 0.01
-"""Assumed error of a view's position in its window, as a fraction of the median range."""
+"""Error of a view's position in its window, as a fraction of the median range, until the scatter
+of the evidence shows more (`ScaleFilter.view_noise`)."""
 ODOMETRY_NOISE_M = 0.02
+ODOMETRY_ARM_M = 0.2
+"""The odometry's point may be so far from the camera: a turn moves one and not the other."""
+MOST_SPEED_M_S = 20.0
+"""Odometry that is faster has jumped."""
 LEAST_MOTION_M = 0.1
 """Odometry says nothing about scale over shorter ways."""
 MOST_DISAGREEMENT = 0.3
@@ -31,12 +36,8 @@ FLOOR_STEP = 0.02
 """A point lies on a plane when it is within this fraction of the median range."""
 FLOOR_TILT = np.cos(np.deg2rad(25.0))
 LEAST_FLOOR_SHARE = 0.1
-GATE = 3.0
 LEAST_AGREEMENT = 0.98
 """Length of the mean of the views' unit vectors up, below which none is believed."""
-PATIENCE = 3
-"""Evidence that contradicts the filter so many times in a row is believed."""
-DRIFT_PER_WINDOW = 0.005
 
 
 @dataclass(frozen=True)
@@ -85,41 +86,63 @@ def evidence(
     *,
     rig_m: dict[tuple[str, str], float],
     camera_height_m: float,
-) -> ScaleEvidence | None:
-    """The most trusted evidence that this window offers, or None.
+    metres_per_unit: float,
+    expected: float = float("nan"),
+    view_noise: float = VIEW_NOISE,
+) -> list[ScaleEvidence]:
+    """What each source says of this window, the most trusted first.
 
-    rig_m: known distance between two cameras' optical centres. camera_height_m: 0 for unknown.
+    rig_m: known distance between two cameras' optical centres. camera_height_m, metres_per_unit:
+    0 for unknown. expected: the window's metres per unit by earlier windows; NaN for unknown.
+    view_noise: error of a view's position as a fraction of the median range.
     """
-    return (
-        from_odometry(window.frames, result)
-        or from_rig(window.frames, result, rig_m)
-        or from_depth(window.frames, result)
-        or from_camera_height(floor, camera_height_m)
+    found = (
+        from_odometry(window.frames, result, expected, view_noise),
+        from_rig(window.frames, result, rig_m, expected, view_noise),
+        from_depth(window.frames, result),
+        from_camera_height(floor, camera_height_m),
+        ScaleEvidence(metres_per_unit, LEAST_STD["fixed"], "fixed") if metres_per_unit else None,
     )
+    return [each for each in found if each is not None]
 
 
-def from_odometry(frames: Sequence[Frame], result: Reconstruction) -> ScaleEvidence | None:
+def from_odometry(
+    frames: Sequence[Frame],
+    result: Reconstruction,
+    expected: float = float("nan"),
+    view_noise: float = VIEW_NOISE,
+) -> ScaleEvidence | None:
     """Ratio of the ways between successive views of a camera by odometry and in the window.
 
     Segments are weighted by their visual length, so that a jump of the odometry weighs no more
-    than any other segment.
+    than any other segment. None where the ways are short against the errors of both.
     """
-    ways = []
+    ways, turns = [], []
     for camera in {frame.camera for frame in frames}:
         own = [i for i, f in enumerate(frames) if f.camera == camera and f.position_m is not None]
         own.sort(key=lambda i: frames[i].stamp_ns)
         for i, j in itertools.pairwise(own):
             moved_m = float(np.linalg.norm(frames[j].position_m - frames[i].position_m))
+            if moved_m > MOST_SPEED_M_S * (frames[j].stamp_ns - frames[i].stamp_ns) * 1e-9:
+                continue
             ways.append((moved_m, _distance_u(result, i, j)))
+            turns.append(_angle_rad(result, i, j))
     if not ways or sum(m for m, _ in ways) < LEAST_MOTION_M:
         return None
     metres, units = np.array(ways).T
-    noise_m = ODOMETRY_NOISE_M * np.sqrt(2 / len(ways)) / max(metres.mean(), 1e-9)
-    return _combine(metres, units, result, noise_m, "odometry")
+    noise_m = np.hypot(ODOMETRY_NOISE_M * np.sqrt(2), ODOMETRY_ARM_M * np.mean(turns))
+    noise = noise_m / np.sqrt(len(ways)) / metres.mean()
+    visual = VIEW_NOISE * _reach(result, metres, units, expected)
+    worse = view_noise / VIEW_NOISE
+    return _combine(metres, units, noise, visual, worse, "odometry")
 
 
 def from_rig(
-    frames: Sequence[Frame], result: Reconstruction, rig_m: dict[tuple[str, str], float]
+    frames: Sequence[Frame],
+    result: Reconstruction,
+    rig_m: dict[tuple[str, str], float],
+    expected: float = float("nan"),
+    view_noise: float = VIEW_NOISE,
 ) -> ScaleEvidence | None:
     """Ratio of known and recovered distances between the cameras of one instant."""
     pairs = []
@@ -132,7 +155,9 @@ def from_rig(
     if not pairs:
         return None
     metres, units = np.array(pairs).T
-    return _combine(metres, units, result, 0.0, "rig")
+    visual = VIEW_NOISE * _reach(result, metres, units, expected)
+    worse = view_noise / VIEW_NOISE
+    return _combine(metres, units, 0.0, visual, worse, "rig")
 
 
 def from_depth(frames: Sequence[Frame], result: Reconstruction) -> ScaleEvidence | None:
@@ -165,13 +190,37 @@ def from_camera_height(floor: Floor | None, camera_height_m: float) -> ScaleEvid
     return ScaleEvidence(camera_height_m / floor.height_u, float(std), "camera_height")
 
 
+def _reach(
+    result: Reconstruction, metres: np.ndarray, units: np.ndarray, expected: float
+) -> float:
+    """Relative error of the mean of n distances per error of a view's position.
+
+    Of two views each; positions err by a fraction of the median range. By the distances that
+    should be there where the scale is about known: those that are there err themselves, and
+    short ones would count too little, long ones too much.
+    """
+    depth = float(np.median(result.local_points_u[..., ::8, ::8, 2]))
+    length_u = metres.mean() / expected if np.isfinite(expected) else units.mean()
+    return depth / max(float(length_u), 1e-9) * np.sqrt(2 / len(units))
+
+
 def _combine(
-    metres: np.ndarray, units: np.ndarray, result: Reconstruction, noise: float, source: str
+    metres: np.ndarray,
+    units: np.ndarray,
+    noise: float,
+    visual: float,
+    worse: float,
+    source: str,
 ) -> ScaleEvidence | None:
-    """Median ratio weighted by visual length; None where the ratios contradict each other."""
+    """Median ratio weighted by visual length.
+
+    noise, visual: relative errors of the metres and of the units, the latter as assumed; worse:
+    times as large as they have turned out since. None where they, or the contradictions between
+    the ratios, leave nothing to be believed.
+    """
     moved = units > 0
     metres, units = metres[moved], units[moved]
-    if not len(units):
+    if not len(units) or np.hypot(noise, visual * worse) > MOST_DISAGREEMENT:
         return None
     logs = np.log(np.maximum(metres, 1e-9) / units)
     order = np.argsort(logs)
@@ -180,8 +229,6 @@ def _combine(
     spread = 1.4826 * float(np.median(np.abs(logs - middle)))
     if spread > MOST_DISAGREEMENT:
         return None
-    depth = result.local_points_u[..., ::8, ::8, 2]
-    visual = VIEW_NOISE * float(np.median(depth)) / units.mean() * np.sqrt(2 / len(units))
     std = np.sqrt(spread**2 / len(logs) + noise**2 + visual**2 + LEAST_STD[source] ** 2)
     return ScaleEvidence(float(np.exp(middle)), float(std), source)
 
@@ -189,6 +236,11 @@ def _combine(
 def _distance_u(result: Reconstruction, i: int, j: int) -> float:
     centres = result.window_from_camera[:, :3, 3].astype(np.float64)
     return float(np.linalg.norm(centres[i] - centres[j]))
+
+
+def _angle_rad(result: Reconstruction, i: int, j: int) -> float:
+    rotations = result.window_from_camera[:, :3, :3].astype(np.float64)
+    return float(np.arccos(np.clip((np.trace(rotations[i].T @ rotations[j]) - 1) / 2, -1, 1)))
 
 
 def _instant_ns(frames: Sequence[Frame]) -> float:
@@ -267,71 +319,3 @@ def find_floor(result: Reconstruction, up: np.ndarray) -> Floor | None:
         return None
     spread = float(np.std((points[on] - centre) @ refined))
     return Floor(refined, float(heights.mean()), spread / float(heights.mean()))
-
-
-@dataclass(frozen=True)
-class ScaleBelief:
-    """What is known of the map's unit."""
-
-    metres_per_unit: float
-    """Metres per map unit; NaN while nothing is known."""
-    relative_std: float
-    """NaN while nothing is known."""
-    source: str
-    """One of TRUST, or "none"."""
-    jump: float
-    """New over old estimate where it changed by more than its own deviation; else 1."""
-    refused: int
-    """Pieces of evidence in a row that contradict the belief and were left out."""
-
-
-class ScaleFilter:
-    """Metres per map unit over the windows of one sub-map.
-
-    A Kalman filter on the logarithm. The most trusted source seen so far is the only one heard;
-    evidence further off than GATE deviations is refused until it comes PATIENCE times in a row.
-    """
-
-    def __init__(self) -> None:
-        self._log, self._variance, self._source = np.nan, np.inf, "none"
-        self._refused = 0
-
-    def update(self, found: ScaleEvidence | None, map_per_window: float) -> ScaleBelief:
-        """Hear one window. map_per_window: map units per unit of the window."""
-        before, deviation = self._log, np.sqrt(self._variance)
-        self._variance += DRIFT_PER_WINDOW**2
-        if found is not None:
-            self._hear(np.log(found.metres_per_unit / map_per_window), found)
-        change = self._log - before
-        jump = float(np.exp(change)) if abs(change) > deviation else 1.0
-        return replace(self.belief(), jump=jump)
-
-    def belief(self) -> ScaleBelief:
-        """What is known now; nothing has just jumped."""
-        std = float(np.sqrt(self._variance)) if self._source != "none" else float("nan")
-        return ScaleBelief(float(np.exp(self._log)), std, self._source, 1.0, self._refused)
-
-    def rescaled(self, factor: float) -> None:
-        """The map's unit shrank: lengths in map units became `factor` times as many."""
-        self._log -= float(np.log(factor))
-
-    def _hear(self, measured: float, found: ScaleEvidence) -> None:
-        rank = TRUST.index
-        if self._source == "none" or rank(found.source) < rank(self._source):
-            self._adopt(measured, found)
-        elif found.source == self._source:
-            variance, surprise = found.relative_std**2, measured - self._log
-            if surprise**2 > GATE**2 * (self._variance + variance):
-                self._refused += 1
-                if self._refused >= PATIENCE:
-                    self._adopt(measured, found)
-                return
-            gain = self._variance / (self._variance + variance)
-            self._log += gain * surprise
-            floor = LEAST_STD[found.source] ** 2
-            self._variance = max((1 - gain) * self._variance, floor)
-            self._refused = 0
-
-    def _adopt(self, measured: float, found: ScaleEvidence) -> None:
-        self._log, self._variance = measured, found.relative_std**2
-        self._source, self._refused = found.source, 0

@@ -390,7 +390,8 @@ class VoxelMap:
             return
         grid, blocks = self._grid, self._grid.blocks
         displaced = self._corrections.take_displaced()
-        budget -= sum(len(voxels) for _, voxels in displaced)
+        # However much was displaced, those that wait in their cells must come to an end.
+        budget = max(budget - sum(len(voxels) for _, voxels in displaced), budget // 4)
         stale = blocks["stale"][grid.rows]
         if (waiting := stale > 0).any():
             oldest = stale[waiting].min()

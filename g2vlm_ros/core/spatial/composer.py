@@ -18,7 +18,15 @@ from g2vlm_ros.core.spatial.grounding import Finder, OutOfTimeError, Unseen, cer
 from g2vlm_ros.core.spatial.measure import PointMap, Region, Thing, map_covariance
 from g2vlm_ros.core.spatial.outcome import Abstention, Outcome, Query, Reason
 from g2vlm_ros.core.spatial.pointing import Pointed
-from g2vlm_ros.core.spatial.question import NEEDS_METRES, VIEWER, Ask, Kind, Plan, parse
+from g2vlm_ros.core.spatial.question import (
+    NEEDS_METRES,
+    VIEWER,
+    Ask,
+    Kind,
+    Plan,
+    measures_help,
+    parse,
+)
 from g2vlm_ros.core.spatial.relations import Measure, ScaleError
 
 PLACES = (Kind.POINT, Kind.POSE, Kind.OBJECTS)
@@ -42,6 +50,7 @@ class Composer:
     ):
         self._points, self._query, self._say = points, query, say
         self._steps: list[str] = []
+        self._unheard = OutOfTimeError
         self._judge = Judge(points, query, say, self._steps)
         self._finder = Finder(
             points, query.regions, query.detections, lambda prompt: say(prompt, ()), to_model,
@@ -108,10 +117,11 @@ class Composer:
     def _opinion(self, plan: Plan) -> str:
         """What the model says by itself; empty where it was out of time."""
         try:
-            text = self._ask_model(self._query.question)
+            text = self._say(*self._query.prompt())
         except OutOfTimeError as error:
             if not self._finder.given(len(plan.things)):
                 raise
+            self._unheard = type(error)
             self._steps.append(f"{error.reason}.")
             return ""
         self._steps.append(f"The model alone says: {text.strip()!r}.")
@@ -121,13 +131,6 @@ class Composer:
                     Reason.NOT_VISIBLE, f"the model says: {text.strip()} Look around or ask again"
                 )
         return text
-
-    def _ask_model(self, question: str) -> str:
-        """The model's answer, the request's regions drawn as marks beside it."""
-        marks = list(self._query.marks)
-        if not marks:
-            return self._say(question, ())
-        return self._say(prompts.about_marks(question, marks), marks)
 
     def _one(self, phrase: str) -> list[Thing]:
         """The one thing that a phrase means, or none; AMBIGUOUS where there are several."""
@@ -170,21 +173,29 @@ class Composer:
             if not found:
                 return None
             number = Measure(float(len(found)), 0.0, "")
-            said = answer.count(opinion)
             text = f"{len(found)} {plan.things[0]}."
-            agree = None if said is None else said.value == number.value
+
+            def agrees(words: str) -> bool | None:
+                said = answer.count(words)
+                return None if said is None else said.value == number.value
+
+            made = Outcome(Kind.NUMBER, text, number=number, things=tuple(found))
             return self._judge.joined(
-                Outcome(Kind.NUMBER, text, number=number, things=tuple(found)),
-                certainty(found), agree, opinion,
-            )  # fmt: skip
+                made, certainty(found), agrees, opinion, source="Counted by the detector"
+            )
         if plan.ask is Ask.EXISTS:
             if not found:
                 return None
-            said = answer.yes_no(opinion)
+
+            def agrees(words: str) -> bool | None:
+                said = answer.yes_no(words)
+                return None if said is None else said.value
+
             made = Outcome(Kind.YES_NO, "Yes.", yes_no=True, things=tuple(found))
             return self._judge.joined(
-                made, certainty(found[:1]), None if said is None else said.value, opinion
-            )
+                made, certainty(found[:1]), agrees, opinion,
+                f"There is a {found[0].label}.", "Seen by the detector",
+            )  # fmt: skip
         anchor = [] if plan.things[1] == VIEWER else self._one(plan.things[1])
         to = anchor[0] if anchor else None
         others = [thing for thing in found if to is None or thing.label != to.label]
@@ -195,8 +206,10 @@ class Composer:
             return None
         best, sure = relations.nearest(self._points, others, to)
         made = Outcome(Kind.TEXT, f"The {best.label}.", things=(best,))
-        agree = best.label.lower() in opinion.lower() if opinion else None
-        return self._judge.joined(made, sure * certainty([best]), agree, opinion)
+        return self._judge.joined(
+            made, sure * certainty([best]), lambda words: best.label.lower() in words.lower(),
+            opinion, f"The {best.label} is the nearest.",
+        )  # fmt: skip
 
     def _in_newest(self, thing: Thing) -> bool:
         return any(region.view == self._points.viewer for region in thing.regions)
@@ -258,14 +271,15 @@ class Composer:
                 ]
             except Unseen as unseen:
                 self._steps.append(f"Not measured: {unseen}.")
-        question, marks = self._query.question, list(self._query.marks)
-        if things and self._points.metric:
-            measures = [_told(self._points, thing, i, marks) for i, thing in enumerate(things)]
-            self._steps += measures
-            question = prompts.with_measures(question, measures)
-        if marks:
-            question = prompts.about_marks(question, marks)
-        text = self._say(question, marks).strip()
+        elif measures_help(self._query.question):
+            things = self._finder.named(self._query.question)
+        marks = self._query.marks
+        measures = [
+            _told(self._points, thing, marks[i].name if i < len(marks) else "")
+            for i, thing in enumerate(things if self._points.metric else ())
+        ]
+        self._steps += measures
+        text = self._say(*self._query.prompt(measures)).strip()
         self._steps.append(f"The model says: {text!r}.")
         if not self._points.metric and answer.length(text) is not None:
             self._steps.append("Lengths in the model's words are not measured: no scale is known.")
@@ -284,7 +298,7 @@ class Composer:
                 "again from nearer",
             )
         if not opinion:
-            raise OutOfTimeError
+            raise self._unheard
         self._steps.append("Nothing was measured; these are the model's words alone.")
         made = Outcome(kind, opinion.strip())
         return made if kind == Kind.TEXT else self._parsed(made, kind, opinion)
@@ -333,12 +347,13 @@ class Composer:
         return made
 
 
-def _told(points: PointMap, thing: Thing, index: int, marks: Sequence[prompts.Mark]) -> str:
-    """A measured distance as the model is told it."""
-    away = relations.distance(points, thing).value
-    if index < len(marks):
-        return f"The {thing.label} ({marks[index].name}) is at {away:.2f} meters."
-    return f"The {thing.label} is at {away:.2f} meters."
+def _told(points: PointMap, thing: Thing, mark: str) -> str:
+    """What was measured of a thing as the model is told it."""
+    named = f"The {thing.label} ({mark})" if mark else f"The {thing.label}"
+    text = f"{named} is at {relations.distance(points, thing).value:.2f} meters"
+    if np.isnan(thing.size).any():
+        return f"{text}."
+    return f"{text}, {thing.size[0]:.2f} meters wide and {thing.size[2]:.2f} high."
 
 
 def _turned(thing: Thing) -> np.ndarray:

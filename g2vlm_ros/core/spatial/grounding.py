@@ -7,6 +7,7 @@ detector node, the model's own words (boxes, points, pixels).
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -90,6 +91,15 @@ class Finder:
     def detected(self, phrase: str) -> list[Thing]:
         """Every thing of a kind that the detector sees; "thing" means any."""
         return self._from_detections(phrase)
+
+    def named(self, question: str) -> list[Thing]:
+        """The things that a question calls by a detection's label, where the label fits one."""
+        asked = question.lower()
+        labels = dict.fromkeys(d.label.lower().replace("_", " ") for d in self._detections)
+        found = [
+            self._from_detections(x) for x in labels if re.search(rf"\b{re.escape(x)}\b", asked)
+        ]
+        return [things[0] for things in found if len(things) == 1]
 
     def _from_request(self, phrase: str) -> list[Thing]:
         region = self._regions.pop(0)
@@ -180,5 +190,5 @@ def certainty(things: Sequence[Thing]) -> float:
     sure = 1.0
     for thing in things:
         known = 0.9 if math.isnan(thing.confidence) else 1.0
-        sure *= thing.trust * known * (0.9 if thing.cut else 1.0)
+        sure *= thing.trust * known * (0.9 if thing.cut_across or thing.cut_upright else 1.0)
     return sure

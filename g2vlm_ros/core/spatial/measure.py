@@ -31,6 +31,8 @@ PIXEL_REACH = 2
 """Pixels around a pixel that are looked at with it."""
 FLOOR_CLEARANCE = 0.02
 """Points lower than this fraction of their depth over the floor are floor."""
+LANDMARK_MARGIN = 0.2
+"""So far, in fractions of the image, a place of known distance is from what is asked about."""
 MAX_SAMPLE = 4000
 """Most points that a thing keeps."""
 FLAT = 0.9
@@ -127,8 +129,10 @@ class Thing:
     """Median over its pixels; NaN where unknown."""
     visible: float
     """Share of the region's pixels that carry the thing."""
-    cut: bool
-    """Whether the image border cuts it, so that it may be larger."""
+    cut_across: bool
+    """Whether the left or right border of every image cuts it, so that it may be wider."""
+    cut_upright: bool
+    """Whether the upper or lower border does, so that it may be higher."""
     seen_from: np.ndarray
     """float64 (3,): the camera of the best view."""
     regions: tuple[Region, ...]
@@ -149,17 +153,42 @@ def locate(points: PointMap, region: Region, label: str, source: str, trust: flo
     keep = usable & _foreground(points, region, rows, columns, usable)
     chosen = points.points[region.view][rows, columns][keep].astype(np.float64)
     known = confidence[keep & np.isfinite(confidence)]
-    cut = not region.is_pixel and _touches_border(points, region)
+    across, upright = _cut_by_border(points, region)
     camera = points.map_from_camera[region.view][:3, 3]
     step = float(np.median(depth[keep])) / max(points.size_px)
     thing = _shape(label, chosen, region.is_pixel, step, camera)
     sure = float(np.median(known)) if known.size else float("nan")
     covariance = _covariance(thing, chosen, sure, np.count_nonzero(keep), step)
     thing = replace(
-        thing, covariance=covariance, confidence=sure, visible=float(keep.mean()), cut=cut,
-        regions=(region,), source=source, trust=trust,
+        thing, covariance=covariance, confidence=sure, visible=float(keep.mean()),
+        cut_across=across, cut_upright=upright, regions=(region,), source=source, trust=trust,
     )  # fmt: skip
     return thing if region.is_pixel else _completed(_on_floor(thing, points.floor_z))
+
+
+def landmark(points: PointMap, region: Region) -> tuple[Region, float] | None:
+    """A pixel of a region's view whose distance from its camera is well known, and that distance.
+
+    In map units. It lies apart from the region; of equally sure ones it is the most central. None
+    where no such pixel is left.
+    """
+    width, height = points.size_px
+    rows, columns = (part.ravel() for part in np.mgrid[:height, :width])
+    good = _usable(points, region.view, rows, columns)
+    good &= (columns > 1) & (columns < width - 2) & (rows > 1) & (rows < height - 2)
+    margin = LANDMARK_MARGIN * max(width, height)
+    (left, top), (right, bottom) = region.low_px, region.high_px
+    beside = np.clip(columns, left, right) - columns, np.clip(rows, top, bottom) - rows
+    good &= np.hypot(*beside) >= margin
+    if not good.any():
+        return None
+    sure = np.nan_to_num(points.confidence[region.view, rows, columns], nan=0.0)
+    aside = np.hypot(columns - width / 2, rows - height / 2) / max(width, height)
+    best = int(np.argmax(np.where(good, sure - 0.1 * aside, -np.inf)))
+    place = points.points[region.view, rows[best], columns[best]]
+    away = float(np.linalg.norm(place - points.map_from_camera[region.view][:3, 3]))
+    at = (float(columns[best]), float(rows[best]))
+    return Region(region.view, at, at), away
 
 
 def fuse(things: Sequence[Thing]) -> Thing:
@@ -174,7 +203,8 @@ def fuse(things: Sequence[Thing]) -> Thing:
     shape = _shape(best.label, together, not sized, 0.0, best.seen_from)
     thing = replace(
         shape, size_std=max(thing.size_std for thing in parts), covariance=best.covariance,
-        confidence=best.confidence, visible=best.visible, cut=all(t.cut for t in parts),
+        confidence=best.confidence, visible=best.visible,
+        cut_across=all(t.cut_across for t in parts), cut_upright=all(t.cut_upright for t in parts),
         regions=tuple(r for t in parts for r in t.regions), source=best.source, trust=best.trust,
     )  # fmt: skip
     return _completed(_on_floor(thing, bottom)) if sized else thing
@@ -273,10 +303,12 @@ def _floor(points: PointMap, view: int, rows: np.ndarray, columns: np.ndarray) -
     return height < FLOOR_CLEARANCE * points.depth[view, rows, columns]
 
 
-def _touches_border(points: PointMap, region: Region) -> bool:
+def _cut_by_border(points: PointMap, region: Region) -> tuple[bool, bool]:
+    """Whether a box touches the left or right border of its image, and the upper or lower one."""
     width, height = points.size_px
     (left, top), (right, bottom) = region.low_px, region.high_px
-    return min(left, top) < 1 or right > width - 2 or bottom > height - 2
+    box = not region.is_pixel
+    return box and (left < 1 or right > width - 2), box and (top < 1 or bottom > height - 2)
 
 
 def _shape(
@@ -291,7 +323,7 @@ def _shape(
     nothing = np.zeros((3, 3))
     return Thing(
         label, sample, position, centre, size, 2 * step, yaw, nothing, float("nan"), 0.0, False,
-        camera, (), "",
+        False, camera, (), "",
     )  # fmt: skip
 
 

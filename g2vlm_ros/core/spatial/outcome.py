@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum, IntEnum
 
@@ -53,11 +54,25 @@ class Query:
     detections: tuple[Detection, ...] = ()
     marks: tuple[prompts.Mark, ...] = ()
     """The regions as they are drawn for the model."""
+    known: tuple[prompts.Reference, ...] = ()
+    """Places of known distance that are drawn beside the marks."""
     target_from_map: np.ndarray | None = None
     """For WORLD; None = the map's own axes."""
     robot_width_m: float = 0.0
     """0 = unknown."""
     min_confidence: float = 0.0
+
+    def prompt(self, measures: Sequence[str] = ()) -> tuple[str, tuple[prompts.Mark, ...]]:
+        """The question for the model after what was measured, and the marks to draw.
+
+        Marks are drawn, with a place of known distance, where nothing else tells what is meant: of
+        a pixel, and of "this". A box around a thing that the question names needs none.
+        """
+        asked, marks = self.question, ()
+        if prompts.needs_marks(asked, self.marks):
+            asked = prompts.about_marks(asked, self.marks, self.known)
+            marks = (*self.marks, *(reference.mark for reference in self.known))
+        return prompts.with_measures(asked, measures), marks
 
 
 @dataclass

@@ -16,6 +16,7 @@ import numpy as np
 COLOURS = {"blue": (30, 60, 255), "red": (255, 40, 30), "green": (20, 200, 60),
            "yellow": (255, 220, 20)}  # fmt: skip
 """RGB of marks by name: blue is what is asked about, red the reference."""
+_POINTING = re.compile(r"\b(?:this|that|these|those|it)\b", re.IGNORECASE)
 RADIUS = 0.012
 """Of a drawn point, as a fraction of the image's longer side."""
 
@@ -63,6 +64,12 @@ def draw(image: np.ndarray, marks: Sequence[Mark]) -> np.ndarray:
         else:
             cv2.rectangle(drawn, (left, top), (right, bottom), colour, max(1, radius // 2))
     return drawn
+
+
+def needs_marks(question: str, marks: Sequence[Mark]) -> bool:
+    """Whether only the marks tell what a question is about."""
+    pixel = any(mark.low_px == mark.high_px for mark in marks)
+    return bool(marks) and (pixel or _POINTING.search(question) is not None)
 
 
 def about_marks(question: str, marks: Sequence[Mark], references: Sequence[Reference] = ()) -> str:

@@ -87,6 +87,11 @@ _LENGTHS = r"(?:met(?:er|re)s?|centimet(?:er|re)s?|cm|feet|inches|steps)"
 _HOW = r"how (?:far(?: away)?|tall|high|wide|long|deep|big|large)"
 _INDIRECT = rf"^({_HOW}) (?!(?:is|are|away)\b)(.+?) (is|are)(?=(?: from\b.*)?[.?!]*$)"
 """As in "tell me how far the chair is"; the verb is put before the thing."""
+_SPATIAL = re.compile(
+    r"\b(?:far|near|close|reach|bigg?|larg|small|tall|high|low|wid|narrow|long|short|deep|size|height"
+    r"|width|distance|fit|pass|stand|put|place|between|behind|beside|above|under)(?:e?r?|e?st|e?s)\b"
+    r"|\b(?:room|space) for\b"
+)
 _DIMENSION = {
     "tall": "height", "high": "height", "height": "height", "wide": "width", "width": "width",
     "long": "length", "length": "length", "deep": "depth", "depth": "depth", "big": "size",
@@ -139,6 +144,11 @@ def _about_us(plan: Plan) -> Plan | None:
     if plan.ask is Ask.SIDE and plan.things[1] == VIEWER:
         return replace(plan, ask=Ask.WHERE, things=plan.things[:1])
     return None
+
+
+def measures_help(question: str) -> bool:
+    """Whether a question that no rule fits is about space, so that measures help to answer it."""
+    return _SPATIAL.search(plain(question)) is not None
 
 
 def name(phrase: str | None, subject: bool = False) -> str:

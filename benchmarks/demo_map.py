@@ -1,0 +1,224 @@
+"""The map of a checkpoint that sees, in homes no training saw, against windows simply chained.
+
+Drives as `make demo` does, without DDS: rendered views, noisy odometry, the settings of
+config/demo.yaml, ONNX Runtime on the CPU. Per sub-map of MIN_VIEWS views or more: trajectory error
+(ATE) after the best similarity, its growth per metre, the error of the metres, accuracy and
+completeness of the last map; beside them the same windows chained by their first shared view
+(`alignment.chained`), which is the baseline. `--set window.views=4` tries other settings.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import yaml
+
+from benchmarks.alignment import chained
+from benchmarks.record import record
+from g2vlm_ros.core.datatypes import Frame
+from g2vlm_ros.core.settings import Settings
+from g2vlm_ros.live import LiveMapping
+from g2vlm_ros.perception import Perception
+from g2vlm_ros.scene_map import SceneMap
+from g2vlm_ros.sim import judge
+from g2vlm_ros.sim.camera import lens
+from g2vlm_ros.sim.odometry import odometry
+from g2vlm_ros.sim.render import render
+from g2vlm_ros.sim.scenes import make_scene
+from g2vlm_ros.sim.splits import home_seed
+from g2vlm_ros.sim.walk import RATE_HZ
+
+ROOT = Path(__file__).parents[1]
+CAMERA_HZ, WIDTH_PX, LEGS, ODOMETRY_NOISE = 5.0, 224, 8, 0.02
+MIN_VIEWS = 8
+"""A shorter piece of way is fitted by almost any track."""
+DRIFT_OVER_M = 1.0
+FIRST_NS = 10**9
+
+
+class Drive:
+    """One home, seen along its walk."""
+
+    def __init__(self, home: int):
+        walk = (scene := make_scene(home_seed("heldout", home), LEGS)).walk
+        steps = np.arange(0, len(walk.time_s), round(RATE_HZ / CAMERA_HZ))
+        self.poses, self.time_s = walk.world_from_camera[steps], walk.time_s[steps]
+        self.camera = lens(WIDTH_PX, WIDTH_PX * 3 // 4)
+        index = np.zeros(len(steps), np.int64)
+        views = render([scene.home], index, self.poses, self.time_s, self.camera)
+        self.images, self.depth_m = np.array(views.images), np.asarray(views.depth_m)
+        self._way = odometry(walk, ODOMETRY_NOISE, scene.home.seed)[0][steps]
+
+    def frame(self, number: int) -> Frame:
+        """The view as the node would get it."""
+        stamp_ns, place = FIRST_NS + round(self.time_s[number] * 1e9), [*self._way[number], 0.0]
+        return Frame(
+            stamp_ns, "camera", "optical", lambda: self.images[number],
+            position_m=np.array(place),
+        )  # fmt: skip
+
+
+class Log:
+    """The windows of each sub-map, as they lie after all corrections."""
+
+    def __init__(self) -> None:
+        self.windows: dict[int, list] = defaultdict(list)
+        self._places: dict[int, Any] = {}
+
+    def take(self, update, numbers: list[int]) -> None:
+        """One more window; `numbers` are its views'."""
+        placement = update.placement
+        ended = placement.joined_sub_map
+        if ended is not None:
+            moved = self.windows.pop(ended, [])
+            self.windows[placement.sub_map] = sorted(
+                self.windows[placement.sub_map] + moved, key=lambda window: window[0]
+            )
+        self._places[update.window.id] = placement.map_from_window
+        self._places.update(placement.corrections)
+        window = (update.window.id, numbers, update.result, update.trusted_views)
+        self.windows[placement.sub_map].append(window)
+
+    def track(self, sub_map: int) -> dict[int, np.ndarray]:
+        """map_from_camera (4, 4) by view."""
+        poses = {}
+        for window, numbers, result, trusted in self.windows[sub_map]:
+            found = self._places[window].apply_pose(result.window_from_camera.astype(np.float64))
+            poses |= {numbers[i]: found[i] for i in trusted}
+        return poses
+
+    def chained(self, sub_map: int) -> dict[int, np.ndarray]:
+        """Positions by view of the same windows, chained; their longest stretch."""
+        best: list = []
+        stretch: list = []
+        for _, numbers, result, _ in self.windows[sub_map]:
+            if stretch and not set(numbers) & set(stretch[-1][0]):
+                stretch = []
+            stretch = [*stretch, (numbers, result)]
+            best = max(best, stretch, key=len)
+        views = sorted({n for numbers, _ in best for n in numbers})
+        rank = {n: i for i, n in enumerate(views)}
+        log = [([rank[n] for n in numbers], result) for numbers, result in best]
+        return dict(zip(views, chained(log, len(views)), strict=True))
+
+
+def errors(found: dict[int, np.ndarray], truth: np.ndarray) -> dict[str, float]:
+    """ATE and drift of positions or poses by view; {} where they are too few.
+
+    Drift: error of the ways of about DRIFT_OVER_M between two views, as a share of them.
+    """
+    places = {n: p[:3, 3] if p.ndim == 2 else p for n, p in found.items()}
+    poses = {n: np.block([[np.eye(3), p[:, None]], [np.zeros(3), 1.0]]) for n, p in places.items()}
+    track = judge.track(poses, dict(enumerate(truth)))
+    if track is None:
+        return {}
+    moved = track.home_from_map.apply(track.estimated)
+    way = np.concatenate([[0], np.cumsum(np.linalg.norm(np.diff(track.true, axis=0), axis=1))])
+    ends = np.searchsorted(way, way + DRIFT_OVER_M)
+    starts = np.flatnonzero(ends < len(way))
+    ends = ends[starts]
+    drift = np.linalg.norm(
+        (moved[ends] - moved[starts]) - (track.true[ends] - track.true[starts]), axis=1
+    ) / (way[ends] - way[starts])
+    return track.scores() | {"drift_per_m": float(np.median(drift)) if len(drift) else np.nan}
+
+
+def drive(home: int, perception: Perception, settings: Settings) -> dict[str, Any]:
+    """One home."""
+    seen, log = Drive(home), Log()
+    live, scene_map = LiveMapping(perception, settings), SceneMap(settings)
+    numbers = {seen.frame(n).stamp_ns: n for n in range(len(seen.images))}
+    started, last = time.process_time(), None
+    for number in range(len(seen.images)):
+        live.offer(seen.frame(number))
+        while (update := live.step()) is not None:
+            scene_map.add(update)
+            log.take(update, [numbers[frame.stamp_ns] for frame in update.window.frames])
+            last = update
+    windows = live.counts().windows
+    row: dict[str, Any] = {"home": home, "windows": windows, "sub_maps": len(log.windows)}
+    row["cpu_ms_per_window"] = round(1e3 * (time.process_time() - started) / max(windows, 1), 1)
+    row["loops"], row["parts"] = dict(live.counts().loops), []
+    for sub_map in log.windows:
+        both = log.track(sub_map), log.chained(sub_map)
+        common = both[0].keys() & both[1].keys()
+        if len(common) >= MIN_VIEWS:
+            ours, base = (errors({n: p[n] for n in common}, seen.poses) for p in both)
+            ours["chained_error_m"] = base["trajectory_error_m"]
+            ours["chained_drift_per_m"] = base["drift_per_m"]
+            row["parts"].append(ours)
+    row |= _map_scores(seen, scene_map, log.track(last.placement.sub_map)) if last else {}
+    print(row, flush=True)
+    return row
+
+
+def _map_scores(seen: Drive, scene_map: SceneMap, poses: dict[int, np.ndarray]) -> dict:
+    track = judge.track(poses, dict(enumerate(seen.poses)))
+    if track is None:
+        return {}
+    points = scene_map.points()
+    positions = np.stack([points[axis] for axis in "xyz"], -1)
+    views = sorted(poses)
+    true = judge.surfaces(
+        {n: seen.depth_m[n] for n in views}, {n: seen.poses[n] for n in views}, seen.camera
+    )
+    return judge.map_scores(track.home_from_map.apply(positions), true)
+
+
+def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Means over all parts, weighed by their length, and over the homes' maps."""
+    parts = [part for row in rows for part in row["parts"]]
+    way = np.array([part["path_m"] for part in parts])
+
+    def mean(name: str) -> float:
+        values = np.abs([part[name] for part in parts])
+        known = np.isfinite(values)
+        return round(float((values * way)[known].sum() / way[known].sum()), 4)
+
+    names = ("trajectory_error_m", "chained_error_m", "drift_per_m", "chained_drift_per_m")
+    means = {name: mean(name) for name in (*names, "scale_error")} if parts else {}
+    maps = [row for row in rows if "map_accuracy_m" in row]
+    for name in ("map_accuracy_m", "map_completeness") if maps else ():
+        means[name] = round(float(np.mean([row[name] for row in maps])), 3)
+    return {"judged_way_m": round(float(way.sum()), 1), "parts": len(parts), **means}
+
+
+def flat(tree: dict, prefix: str = "") -> dict[str, Any]:
+    """{"window.views": 2} of {"window": {"views": 2}}."""
+    found: dict[str, Any] = {}
+    for name, value in tree.items():
+        inside = isinstance(value, dict)
+        found |= flat(value, f"{prefix}{name}.") if inside else {prefix + name: value}
+    return found
+
+
+def main() -> int:
+    """Measure and record; fails where chaining alone is as good."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--homes", type=int, nargs="+", default=[3, 5, 8, 11, 14, 17])
+    parser.add_argument("--checkpoint", type=Path, default=ROOT / "engines" / "demo")
+    parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE")
+    chosen = parser.parse_args()
+    cv2.setNumThreads(1)
+    document = yaml.safe_load((ROOT / "config" / "demo.yaml").read_text())
+    values = flat(document["/**/perception"]["ros__parameters"])
+    values.pop("odometry_topic", None)
+    values |= {name: yaml.safe_load(v) for name, v in (each.split("=") for each in chosen.set)}
+    settings = Settings.from_flat(values | {"model.checkpoint": str(chosen.checkpoint)})
+    perception = Perception.open(settings)
+    rows = [drive(home, perception, settings) for home in chosen.homes]
+    result = {"backend": perception.backend, "set": chosen.set, "mean": summary(rows)}
+    print(result["mean"])
+    print(record("demo_map", result | {"homes": rows}))
+    mean = result["mean"]
+    return not mean["parts"] or mean["trajectory_error_m"] >= mean["chained_error_m"]
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,198 @@
+"""The language stage with weights in 8 or 4 bits: what is stored, computed and refused."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from unittest import mock
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch", reason="tracing needs torch")
+onnx = pytest.importorskip("onnx", reason="the export needs onnx")
+onnxruntime = pytest.importorskip("onnxruntime", reason="running the graphs needs onnxruntime")
+pytest.importorskip("onnxscript", reason="the export needs onnxscript")
+
+from safetensors.numpy import load_file  # noqa: E402
+
+from g2vlm_ros.core.config import ModelConfig  # noqa: E402
+from g2vlm_ros.core.sequence import SpecialTokens, Walk  # noqa: E402
+from g2vlm_ros.export import build as building  # noqa: E402
+from g2vlm_ros.export.onnx import copy_checkpoint, export, main  # noqa: E402
+from g2vlm_ros.export.plan import Plan, PlanError  # noqa: E402
+from g2vlm_ros.export.proof import Oracle, load_network, make_proofs  # noqa: E402
+from g2vlm_ros.export.weight_only import BLOCK, dequantised, rounded  # noqa: E402
+from g2vlm_ros.runtime.engine_record import Here  # noqa: E402
+from g2vlm_ros.runtime.manifest import Manifest  # noqa: E402
+from g2vlm_ros.runtime.onnx_stages import open_session  # noqa: E402
+from g2vlm_ros.runtime.stages import UnfitError  # noqa: E402
+from test.export.test_build import needs_rtx  # noqa: E402
+from test.runtime.built import GOLDEN, PLAN, stand_in_build  # noqa: E402
+from test.runtime.gpu_stand_in import StandInCuda, stand_in_flavour  # noqa: E402
+
+KINDS = ("int8", "int4")
+ARITHMETIC = {"FLOAT": torch.float32, "FLOAT16": torch.float16, "BFLOAT16": torch.bfloat16}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The reference checkpoint with its language stage in whole and in rounded weights."""
+    folder = tmp_path_factory.mktemp("weight_only")
+    copy_checkpoint(GOLDEN, folder)
+    for kind in (None, *KINDS):
+        export(folder, opset=24, stages=["language"], weight_only=kind)
+    return folder
+
+
+def graph_path(folder: Path, kind: str | None) -> Path:
+    (graph,) = Manifest.read(folder).of(stage="language", weight_only=kind)
+    return folder / graph.file
+
+
+@pytest.fixture(scope="module")
+def case() -> dict[str, np.ndarray]:
+    """Inputs of the language stage: a text behind a cache."""
+    text, rng = ModelConfig.read(GOLDEN).text, np.random.default_rng(0)
+    segment = Walk(SpecialTokens(401, 402, 409, 410, 198), position=7).text(np.arange(20, 31))
+    past = rng.normal(size=(2, 7, text.layers, text.kv_heads, text.head_dim))
+    return {
+        "ids": segment.token_ids,
+        "features": np.empty((0, text.hidden_size), np.float32),
+        "reach": np.arange(7, 18),
+        "positions": segment.positions,
+        **dict(zip(("past_keys", "past_values"), past.astype(np.float32), strict=True)),
+    }
+
+
+def logits(path: Path, case: dict[str, np.ndarray]) -> np.ndarray:
+    return open_session(path, "cpu").run(["logits"], case)[0]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_graph_computes_with_exactly_the_rounded_weights(
+    folder: Path, case: dict[str, np.ndarray], kind: str
+) -> None:
+    """Every DequantizeLinear, run by ONNX Runtime, against integers and scales made anew."""
+    model = onnx.load(graph_path(folder, kind))
+    nodes = [node for node in model.graph.node if node.op_type == "DequantizeLinear"]
+    for node in nodes:
+        model.graph.output.append(onnx.helper.make_empty_tensor_value_info(node.output[0]))
+    session = onnxruntime.InferenceSession(model.SerializeToString())
+    found = session.run([node.output[0] for node in nodes], case)
+    weights = load_file(folder / "model.safetensors")
+    names = [node.input[0].split(":")[0] for node in nodes]
+    layers = ModelConfig.read(folder).text.layers
+    assert len(set(names)) == len(names) == 7 * layers + 1  # q, k, v, o, gate, up, down; lm_head
+    for node, name, value in zip(nodes, names, found, strict=True):
+        own = node.input[0].split(":")[1]
+        assert own == ("int8" if "lm_head" in name else kind)
+        integers, scales = rounded(name, weights[name].astype(np.float32).T, own, "FLOAT")
+        assert np.array_equal(value, dequantised(integers, scales))
+
+
+@pytest.mark.parametrize(("kind", "least", "most"), [("int8", 1e-3, 0.04), ("int4", 0.04, 0.4)])
+def test_logits_lose_what_is_said_and_equal_the_oracle(
+    folder: Path, case: dict[str, np.ndarray], kind: str, least: float, most: float
+) -> None:
+    want, got = (logits(graph_path(folder, k), case) for k in (None, kind))
+    assert least < np.linalg.norm(got - want) / np.linalg.norm(want) < most
+    oracle = Oracle(load_network(folder), "float32", kind)
+    np.testing.assert_allclose(oracle.run("language", **case)[1]["logits"], got, atol=1e-4)
+    whole = Oracle(oracle.network, "float32")  # whose weights the other one has not touched
+    np.testing.assert_allclose(whole.run("language", **case)[1]["logits"], want, atol=1e-4)
+
+
+def test_a_graph_gets_smaller(folder: Path) -> None:
+    sizes = [Path(f"{graph_path(folder, kind)}.data").stat().st_size for kind in KINDS]
+    weights = load_file(folder / "model.safetensors")
+    names = [n for n in weights if n.startswith("language_model.model.layers.")]
+    count = sum(weights[n].size for n in names if weights[n].ndim == 2 and "_moe_geo" not in n)
+    head = weights["language_model.lm_head.weight"].size
+    assert count + head < sizes[0] < 1.1 * (count + head)
+    assert sizes[1] < head * 1.1 + count * (0.5 + 4 / BLOCK) + 1
+
+
+@pytest.mark.parametrize("element", ARITHMETIC)
+def test_rounding_is_to_the_nearest_and_scales_are_of_the_arithmetic(element: str) -> None:
+    matrix = np.random.default_rng(0).normal(size=(2 * BLOCK, 5)).astype(np.float32)
+    matrix[:BLOCK, 0] = 0
+    for kind, groups in (("int8", 1), ("int4", 2)):
+        integers, scales = rounded("w", matrix, kind, element)
+        assert integers.dtype == np.int8 and scales.shape == (groups, 5)
+        narrow = torch.tensor(scales).to(ARITHMETIC[element]).float().numpy()
+        assert np.array_equal(scales, narrow)
+        step = scales.repeat(len(matrix) // groups, axis=0)
+        error = np.abs(dequantised(integers, scales) - matrix)
+        # Half a step, and what the largest value loses by a scale that was rounded down.
+        assert (error <= 0.5 * step * (1 + 1e-6) + np.abs(matrix) * 2**-8).all()
+        assert not dequantised(integers, scales)[:BLOCK, 0].any()
+
+
+def test_what_cannot_be_stored_so_is_refused(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(UnfitError, match="w has 96 inputs, int4 needs a multiple of 64; use int8"):
+        rounded("w", np.ones((96, 2), np.float32), "int4", "FLOAT")
+    for option in (["--opset", "20", "--weight-only", "int4"], ["--dtype", "int8", "--opset", "24",
+                   "--weight-only", "int8"]):  # fmt: skip
+        assert main(["--checkpoint", str(folder), *option]) == 1
+        assert "change --opset or --dtype" in capsys.readouterr().err
+
+
+def test_the_plan_takes_the_stage_that_it_names(folder: Path) -> None:
+    manifest = Manifest.read(folder)
+    for kind in (None, *KINDS):
+        plan = Plan.checked("test", PLAN | {"opset": 24, "weight_only": kind})
+        assert plan.graph(manifest, "language", None, "released").weight_only == kind
+    half = Plan.checked(
+        "test", PLAN | {"opset": 24, "weight_only": "int4", "precision": "float16"}
+    )
+    with pytest.raises(PlanError, match="--dtype float16 --stages language --weight-only int4"):
+        plan = half.graph(manifest, "language", None, "released")
+    with pytest.raises(PlanError, match="has weight_only int3; it must be one of int8, int4"):
+        Plan.checked("test", PLAN | {"weight_only": "int3"})
+
+
+def test_an_engine_proves_its_arithmetic_not_the_rounding(folder: Path, tmp_path: Path) -> None:
+    """Golden values are of the rounded weights: on the STAND-IN it passes the bound of float32."""
+    plan = Plan.checked("test", PLAN | {"opset": 24, "weight_only": "int4"})
+    make_proofs(folder, plan, load_network(folder), ("language",))
+    cuda = StandInCuda()
+    flavour = stand_in_flavour(cuda)
+    machine = building.Machine(flavour, Here(cuda.gpu, cuda.capability, flavour.label), cuda)
+    with mock.patch.object(building, "build_engine", stand_in_build):
+        (record,) = building.build(folder, plan, machine, tmp_path, stages=["language"])
+    assert record.onnx == "language.weights_int4.onnx"
+    assert max(record.proven.values()) < 2e-3
+
+
+@needs_rtx
+@pytest.mark.parametrize("kind", KINDS)
+def test_tensorrt_rtx_builds_the_stage(folder: Path, kind: str, tmp_path: Path) -> None:
+    """Parsed and built for an RTX 40, in a process of its own, in bfloat16 as the plan has it."""
+    copy_checkpoint(folder, tmp_path)
+    manifest = export(tmp_path, dtype="bfloat16", opset=24, stages=["language"], weight_only=kind)
+    plan = PLAN | {"opset": 24, "precision": "bfloat16", "weight_only": kind}
+    code = (
+        "import sys\n"
+        "from pathlib import Path\n"
+        "from g2vlm_ros.export.attention import arranged, read_graph\n"
+        "from g2vlm_ros.export.build import Machine, build_engine\n"
+        "from g2vlm_ros.export.plan import Plan\n"
+        "from g2vlm_ros.runtime.manifest import Manifest\n"
+        "import json\n"
+        "folder, plan = Path(sys.argv[1]), Plan.checked('test', json.loads(sys.argv[2]))\n"
+        "graph = plan.graph(Manifest.read(folder), 'language', None, 'released')\n"
+        "path = folder / graph.file\n"
+        "model = arranged(read_graph(path), 'fused', plan.precision)\n"
+        "shapes = plan.profiles(graph, None)\n"
+        "engine = build_engine(Machine.of('rtx', '8.9'), model, path, shapes, plan, path)\n"
+        "print(len(engine))\n"
+    )
+    arguments = [sys.executable, "-c", code, str(tmp_path), json.dumps(plan)]
+    done = subprocess.run(arguments, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert manifest.graphs[0].weight_only == kind and int(done.stdout.split()[-1]) > 10_000
