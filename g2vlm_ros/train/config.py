@@ -159,7 +159,7 @@ class Steps:
     adam_rate: float = 0.00054
     weight_decay: float = 0.01
     warmup: int = 200
-    anneal: float = 0.369
+    anneal: float = 0.5
     """Last part of a stage in which the rates fall linearly to zero."""
     clip: float = 1.0
     save_s: float = 120.0
