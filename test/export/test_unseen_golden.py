@@ -32,7 +32,7 @@ from g2vlm_ros.runtime.torch_stages import TorchStages  # noqa: E402
 GOLDEN = Path(__file__).parents[1] / "data" / "golden" / "A"
 CONFIGS = {
     "text": {
-        "hidden_size": 128, "num_hidden_layers": 3, "num_attention_heads": 4,
+        "hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4,
         "num_key_value_heads": 1, "intermediate_size": 160, "vocab_size": 600,
         "rms_norm_eps": 1e-5, "rope_theta": 10000.0,
         "rope_scaling": {"type": "mrope", "mrope_section": [4, 6, 6]},
@@ -42,6 +42,7 @@ CONFIGS = {
         "hidden_size": 48, "num_hidden_layers": 1, "num_attention_heads": 3, "image_size": 70,
         "patch_size": 14, "num_register_tokens": 1,
     },
+    "decoder": {"blocks": 1, "heads": 4, "point_channels": 128, "camera_channels": 64},
 }  # fmt: skip
 IMAGES = {"wide": (130, 70), "tall": (60, 100), "grey": (90, 90)}
 """Width and height."""
