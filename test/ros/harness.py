@@ -38,13 +38,19 @@ class Bench:
         from rclpy.executors import MultiThreadedExecutor
         from rclpy.parameter import Parameter
 
-        from g2vlm_ros.ros.node import PerceptionNode
+        from g2vlm_ros.ros.node import PerceptionNode, forgiving
+
+        class Peer(rclpy.node.Node):
+            """Lets its subscriptions be destroyed beside the executor, as the node does."""
+
+            def add_waitable(self, waitable):
+                super().add_waitable(forgiving(waitable))
 
         self.context = rclpy.Context()
         rclpy.init(args=[], context=self.context)
         overrides = [Parameter(k, value=v) for k, v in {**SMALL, **settings}.items()]
         self.node = PerceptionNode(context=self.context, parameter_overrides=overrides)
-        self.peer = rclpy.create_node("peer", context=self.context)
+        self.peer = Peer("peer", context=self.context)
         self.executor = MultiThreadedExecutor(num_threads=4, context=self.context)
         for node in (self.node, self.peer):
             self.executor.add_node(node)

@@ -70,27 +70,40 @@ def test_asyncio_answers_by_the_action_and_hears_it_grow(made):
         asyncio.run(AsyncSpatialClient.answer(None, "What?", colour="red"))
 
 
-@pytest.mark.parametrize("after_s", [0.0, 0.5], ids=["before it is sent", "while it waits"])
-def test_cancelling_the_task_cancels_the_goal(made, after_s):
+@pytest.mark.parametrize("running", [False, True], ids=["before it is sent", "while it waits"])
+def test_cancelling_the_task_cancels_the_goal(made, running):
     """A goal that waits for a window that never comes ends at once, not with its max_wait_s."""
+    from action_msgs.msg import GoalStatus, GoalStatusArray
+    from rclpy.qos import DurabilityPolicy, QoSProfile
+
     from g2vlm_ros.ros.client import AsyncSpatialClient
 
+    told = []
+
     async def ask():
+        heard = asyncio.Event()
         async with AsyncSpatialClient() as robot:
-            fields = {**OLD, "max_wait_s": 600.0}
-            task = asyncio.create_task(robot.answer("What?", fresh_window=True, **fields))
-            await asyncio.sleep(after_s)
-            if after_s:
-                await asyncio.to_thread(made.until, lambda: made.node._queries._goals, "the goal")
+            fields = {**OLD, "max_wait_s": 600.0, "fresh_window": True}
+            task = asyncio.create_task(robot.answer("What?", lambda _: heard.set(), **fields))
+            await asyncio.sleep(0)
+            if running:
+                await asyncio.wait_for(heard.wait(), 60.0)
             task.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await task
-            await asyncio.sleep(0.5)
-            await asyncio.to_thread(
-                made.until, lambda: not made.node._queries._goals, "the goal to be let go"
-            )
+            await asyncio.to_thread(made.until, lambda: over() or not running, "the goal's end")
 
+    def over():
+        return told and [s.status for s in told[-1].status_list][-1:] == [
+            GoalStatus.STATUS_CANCELED
+        ]
+
+    latched = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
+    topic = "/perception/answer/_action/status"
+    listener = made.peer.create_subscription(GoalStatusArray, topic, told.append, latched)
     asyncio.run(ask())
+    made.peer.destroy_subscription(listener)
+    assert not told or all(s.status != GoalStatus.STATUS_EXECUTING for s in told[-1].status_list)
 
 
 def test_asyncio_gets_points_and_its_own_errors(made, monkeypatch):
