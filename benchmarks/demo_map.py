@@ -22,7 +22,7 @@ import yaml
 from benchmarks.alignment import chained
 from benchmarks.record import record
 from g2vlm_ros.core.datatypes import Frame
-from g2vlm_ros.core.settings import Settings
+from g2vlm_ros.core.settings import Settings, flattened
 from g2vlm_ros.live import LiveMapping
 from g2vlm_ros.perception import Perception
 from g2vlm_ros.scene_map import SceneMap
@@ -189,15 +189,6 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
     return {"judged_way_m": round(float(way.sum()), 1), "parts": len(parts), **means}
 
 
-def flat(tree: dict, prefix: str = "") -> dict[str, Any]:
-    """{"window.views": 2} of {"window": {"views": 2}}."""
-    found: dict[str, Any] = {}
-    for name, value in tree.items():
-        inside = isinstance(value, dict)
-        found |= flat(value, f"{prefix}{name}.") if inside else {prefix + name: value}
-    return found
-
-
 def main() -> int:
     """Measure and record; fails where chaining alone is as good."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
@@ -207,7 +198,7 @@ def main() -> int:
     chosen = parser.parse_args()
     cv2.setNumThreads(1)
     document = yaml.safe_load((ROOT / "config" / "demo.yaml").read_text())
-    values = flat(document["/**/perception"]["ros__parameters"])
+    values = flattened(document["/**/perception"]["ros__parameters"])
     values.pop("odometry_topic", None)
     values |= {name: yaml.safe_load(v) for name, v in (each.split("=") for each in chosen.set)}
     settings = Settings.from_flat(values | {"model.checkpoint": str(chosen.checkpoint)})

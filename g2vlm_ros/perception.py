@@ -154,7 +154,7 @@ class Perception:
             scene.views,
             confidence,
             intrinsics,
-            clock.times_s | getattr(self._stages, "times_s", {}),
+            {stage: self._stages.times_s.get(stage, s) for stage, s in clock.times_s.items()},
             self._stages.describe(scene.features),
         )
 

@@ -42,6 +42,14 @@ def test_shapes_times_and_the_law_between_local_and_window_points(perception, im
     assert not result.local_points_u.flags.writeable
 
 
+def test_times_of_the_device_replace_those_of_the_clock(perception, images, monkeypatch):
+    """Only of stages that this call ran: what a question took before is no time of a window."""
+    device = {"geometry": 12.5, "language": 99.0}
+    monkeypatch.setattr(type(perception._stages), "times_s", device)
+    spent = perception.reconstruct(images).stage_times_s
+    assert spent["geometry"] == 12.5 and 0 < spent["heads"] < 12.5 and "language" not in spent
+
+
 def test_the_same_input_gives_the_same_bits_and_features_are_kept(perception, images):
     scene = perception.scene(images)
     first, again = perception.reconstruct(scene), perception.reconstruct(scene)

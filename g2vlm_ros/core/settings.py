@@ -30,6 +30,15 @@ def knob(
     return field(default=default, metadata=meta)
 
 
+def flattened(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"window.views": 2} of {"window": {"views": 2}}, as parameter files nest names."""
+    found: dict[str, Any] = {}
+    for name, value in tree.items():
+        inside = isinstance(value, Mapping)
+        found |= flattened(value, f"{prefix}{name}.") if inside else {prefix + name: value}
+    return found
+
+
 @dataclass(frozen=True)
 class ModelSettings:
     """Which network runs, where, and on images of which size."""

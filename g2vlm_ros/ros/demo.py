@@ -14,7 +14,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
@@ -129,8 +128,10 @@ def _questions(interview, out: Path) -> dict:
 
 def _settings(chosen: argparse.Namespace) -> dict:
     """config/demo.yaml with what the command line says on top."""
+    from g2vlm_ros.core.settings import flattened
+
     document = yaml.safe_load((ROOT / "config" / "demo.yaml").read_text())
-    made = dict(_flat(document["/**/perception"]["ros__parameters"]))
+    made = flattened(document["/**/perception"]["ros__parameters"])
     made |= {"model.checkpoint": str(chosen.checkpoint.resolve()), "model.backend": chosen.backend}
     if chosen.width:
         made["model.image_width_px"] = chosen.width
@@ -138,14 +139,6 @@ def _settings(chosen: argparse.Namespace) -> dict:
         made |= {"odometry_topic": "", "map.metres_per_unit": 0.0, "window.min_gap_s": 0.0,
                  "window.max_age_s": 10.0 * max(1.0, 4.0 / chosen.rate_hz)}  # fmt: skip
     return made
-
-
-def _flat(tree: dict, prefix: str = "") -> Iterator[tuple[str, object]]:
-    for name, value in tree.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{name}.")
-        else:
-            yield prefix + name, value
 
 
 def _parameters(values: dict) -> list:

@@ -37,6 +37,8 @@ GROWTH_TOKENS = 256
 class OnnxStages:
     """Implements `runtime.stages.Stages`; two calls with the same input give the same bits."""
 
+    times_s: Mapping[str, float] = {}
+
     def __init__(
         self, folder: Path, config: ModelConfig, manifest: Manifest, device: str, dtype: str
     ):

@@ -7,6 +7,7 @@ hidden states are opaque and stay on the device; only numpy goes in and comes ou
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol
@@ -51,6 +52,8 @@ class Stages(Protocol):
     """What runs, for people: backend, device and precision."""
     chosen_because: str
     """Why this backend, for the log; set by `open_stages`."""
+    times_s: Mapping[str, float]
+    """What each stage took on the device when it last ran; empty where a caller can time it."""
 
     def encode_geometry(self, images: np.ndarray) -> Features:
         """uint8 (N, H, W, 3) RGB, sides multiples of 14: geometric tokens (N, P, C)."""

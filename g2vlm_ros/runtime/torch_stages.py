@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +27,8 @@ DTYPES = {
 
 class TorchStages:
     """Implements `runtime.stages.Stages`; two calls with the same input give the same bits."""
+
+    times_s: Mapping[str, float] = {}
 
     def __init__(self, network: G2VLM):
         weight = network.dino2llm.weight

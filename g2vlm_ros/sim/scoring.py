@@ -86,7 +86,7 @@ def _listed(text: str) -> set[str]:
 
 
 def training_questions(homes: int, views: int, each: int = 36) -> list[QuestionAnswer]:
-    """Questions about windows of homes of the training split, for the baselines."""
+    """Questions about windows of training homes, for the baselines and the tokenizer."""
     made = []
     for index in range(homes):
         scene = make_scene(home_seed("train", index))

@@ -19,13 +19,9 @@ import signal
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import torch
 
-from g2vlm_ros.sim.camera import lens
-from g2vlm_ros.sim.questions import ask, shares, truth
-from g2vlm_ros.sim.scenes import make_clips, make_scene
-from g2vlm_ros.sim.splits import home_seed
+from g2vlm_ros.sim.scoring import training_questions
 from g2vlm_ros.train.config import STAGES, Config, Data
 from g2vlm_ros.train.curves import draw_curves
 from g2vlm_ros.train.export import TOKENIZER_FILES, export
@@ -116,16 +112,8 @@ def _interrupt(number: int, frame: object) -> None:
 
 def sample_texts(scenes: int = 60) -> list[str]:
     """Questions and answers of some training homes, to learn the tokenizer from."""
-    texts: list[str] = []
-    for index in range(scenes):
-        scene = make_scene(home_seed("train", index))
-        clips = make_clips([scene], 4, lens(64, 48), samples=1)
-        facts = truth(
-            scene.home, shares(clips.items[0]), clips.world_from_camera()[0], clips.time_s()[0]
-        )
-        for qa in ask(facts, np.random.default_rng(index), 30):
-            texts += [qa.question, qa.answer]
-    return texts
+    asked = training_questions(scenes, views=4, each=30)
+    return [text for qa in asked for text in (qa.question, qa.answer)]
 
 
 if __name__ == "__main__":

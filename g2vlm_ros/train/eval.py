@@ -25,13 +25,13 @@ from g2vlm_ros.sim.home import STRUCTURE
 from g2vlm_ros.sim.pictures import Exhibit, page
 from g2vlm_ros.sim.questions import QuestionAnswer, ask, shares, truth
 from g2vlm_ros.sim.scenes import Clips, make_clips, make_scene
-from g2vlm_ros.sim.scoring import Baselines, correct
+from g2vlm_ros.sim.scoring import Baselines, correct, training_questions
 from g2vlm_ros.sim.splits import SPLITS, home_seed
 from g2vlm_ros.train.config import Data
 
 MIN_BASELINE_M = 0.05
 """Pairs of views closer than this have no direction to be wrong about."""
-QUESTIONS = 12
+QUESTIONS, LANGUAGE_VIEWS = 12, 4
 TRAINING_SCENES = 400
 """Homes from which the baselines learn."""
 
@@ -165,20 +165,12 @@ def asked(clips: Clips, views: int, count: int = QUESTIONS) -> list[list[Questio
     return made
 
 
-def baselines(scenes: int = TRAINING_SCENES, views: int = 4) -> Baselines:
-    """Fitted on questions about training homes."""
-    rows: list[QuestionAnswer] = []
-    for first in range(0, scenes, 20):
-        chosen = [
-            make_scene(home_seed("train", first + i)) for i in range(min(20, scenes - first))
-        ]
-        clips = make_clips(chosen, views, lens(64, 48), samples=1)
-        rows += [qa for window in asked(clips, views, 36) for qa in window]
-    return Baselines(rows)
-
-
 def language(
-    perception: Perception, split: str, scenes: int, known: Baselines, views: int = 4
+    perception: Perception,
+    split: str,
+    scenes: int,
+    known: Baselines,
+    views: int = LANGUAGE_VIEWS,
 ) -> tuple[dict[str, dict[str, float]], list[dict[str, str]]]:
     """Accuracy by kind of question with both baselines, and every question with its answer."""
     rows: list[dict] = []
@@ -239,7 +231,8 @@ def main(arguments: list[str] | None = None) -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     page(exhibits).save(options.out / "pictures.png")
     if perception.speaks and not options.no_language:
-        scores["language"], rows = language(perception, options.split, options.scenes, baselines())
+        known = Baselines(training_questions(TRAINING_SCENES, LANGUAGE_VIEWS))
+        scores["language"], rows = language(perception, options.split, options.scenes, known)
         (options.out / "answers.json").write_text(json.dumps(rows, indent=1) + "\n")
     text = json.dumps(scores, indent=1)
     (options.out / "scores.json").write_text(text + "\n")

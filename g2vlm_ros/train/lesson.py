@@ -126,14 +126,12 @@ class Lesson:
         terms["naming"] = naming_term(self.names(answered.features), batch.cells, batch.classes)
         grid = batch.images.shape[2] // PATCH_PX, batch.images.shape[3] // PATCH_PX
         looking = looking_term(*same_place(answered.image_queries, answered.patch_keys, grid))
-        for logits, wanted in self._mentioned(answered, filled, batch.cells):
-            looking = looking + looking_term(logits, wanted)
-        return terms | {"looking": looking}
+        return terms | {"looking": looking + self._mentioned(answered, filled, batch.cells)}
 
     def _mentioned(
         self, answered: Answered, asked: list[list[QuestionAnswer]], cells: Tensor
-    ) -> list[tuple[Tensor, Tensor]]:
-        """Where the words for things look among the views, and where these things are seen."""
+    ) -> Tensor:
+        """Of the words for things, that look for them among the views."""
         length = answered.question_queries.shape[2]
         rows = []
         for b, window in enumerate(asked):
@@ -144,9 +142,9 @@ class Lesson:
                     if token < length and bool(shown.any()):
                         rows.append((b, q, token, shown / shown.sum()))
         if not rows:
-            return []
+            return answered.question_queries.sum() * 0.0
         b, q, token = torch.tensor([row[:3] for row in rows], device=cells.device).T
         queries = answered.question_queries[b, q, token]
         keys = answered.image_keys.flatten(1, 2)[b]
         logits = (keys @ queries[:, :, None]).squeeze(-1)
-        return [(logits, torch.stack([row[3] for row in rows]))]
+        return looking_term(logits, torch.stack([row[3] for row in rows]))

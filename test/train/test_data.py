@@ -5,10 +5,13 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from g2vlm_ros.core.sequence import after_images, question_ids
+from g2vlm_ros.core.tokenizer import Tokenizer
 from g2vlm_ros.sim.camera import lens
 from g2vlm_ros.sim.splits import split_of
-from g2vlm_ros.train.data import SHARD, Ring, Shards, pick_views, squares
+from g2vlm_ros.train.data import SHARD, Ring, Shards, cell_shares, pick_views, squares
 from g2vlm_ros.train.losses import true_rays
+from g2vlm_ros.train.tokens import mention_at
 
 from .conftest import TINY
 
@@ -78,6 +81,28 @@ def test_windows_are_taken_in_or_against_time():
         assert (np.diff(forward) > 0).all() and forward.min() >= 0 and forward.max() < 8
     turned = [pick_views(rng, 8, 4, any_order=True) for _ in range(50)]
     assert any((np.diff(steps) < 0).all() for steps in turned)
+
+
+def test_cells_tell_what_fills_them():
+    items = np.zeros((1, 4, 8), np.uint8)
+    items[0, :2, :2], items[0, 2:, 4:] = 7, 9
+    found = cell_shares(items, 2)
+    assert found.shape == (1, 4, 256) and np.allclose(found.sum(-1), 1)
+    assert found[0, :, 7].tolist() == [0.5, 0, 0, 0] and found[0, :, 9].tolist() == [0, 0, 0, 1]
+
+
+def test_a_mention_ends_where_its_phrase_does(shard_cache, tokenizer_folder):
+    tokenizer = Tokenizer.open(tokenizer_folder)
+    seen = 0
+    for window in ring(shard_cache).batch(32, np.random.default_rng(0), True).questions:
+        for qa in window:
+            ids = question_ids(tokenizer, after_images(qa.question))
+            for mention in qa.mentions:
+                at = mention_at(tokenizer, qa.question, mention.phrase)
+                told = tokenizer.decode(ids[: at + 1])
+                assert told.endswith(mention.phrase) and (mention.phrase or at == len(ids))
+                seen += 1
+    assert seen > 20
 
 
 def test_squares_show_the_same_picture():

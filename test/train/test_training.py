@@ -43,8 +43,8 @@ def test_a_toy_set_is_learned_to_near_zero(tmp_path, tokenizer_folder, shard_cac
     )
     first: dict[str, float] = {}
     last: dict[str, float] = {}
-    for count in range(220):
-        terms = made.step(max(0.0, (count - 110) / 110))
+    for count in range(280):
+        terms = made.step(max(0.0, (count - 140) / 140))
         first, last = terms | first, last | terms
     assert made.progress.skipped == 0
     assert last["points"] < 0.05 and last["points"] < 0.1 * first["points"]
