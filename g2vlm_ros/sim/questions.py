@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -33,6 +33,8 @@ class Mention:
     """As the question spells it; empty for what it asks for without a name."""
     items: tuple[int, ...]
     """Their ids."""
+    viewer_m: tuple[float, float, float] | None = None
+    """Where a single thing is, as `Seen.viewer_m`."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,8 @@ class Seen:
 
     @property
     def mention(self) -> Mention:
-        return Mention(self.phrase, (self.item.id,))
+        x, y, z = map(float, self.viewer_m)
+        return Mention(self.phrase, (self.item.id,), (x, y, z))
 
 
 @dataclass(frozen=True)
@@ -241,7 +244,7 @@ def _nearest(truth: Truth, rng: np.random.Generator) -> QuestionAnswer | None:
         return None
     wordings = ("What is nearest to you now?", "Which thing is the nearest in the newest view?",
                 "What stands closest to the camera in the newest view?")  # fmt: skip
-    asked_for = Mention("", (shown[0].item.id,))
+    asked_for = replace(shown[0].mention, phrase="")
     return _say(rng, "nearest", wordings, f"The {shown[0].phrase}.", asked_for)
 
 

@@ -52,7 +52,7 @@ class Exchange:
     def collect(self, parameters: list[nn.Parameter], count: int) -> int:
         """Averages waiting gradients into those of `count` windows; how many windows they are of.
 
-        Parameters that are not trained now are left alone.
+        Parameters that neither side trained now are left alone.
         """
         if not self.state[_FULL]:
             return 0
@@ -63,7 +63,7 @@ class Exchange:
             gradient = gradient.view_as(parameter)
             if parameter.grad is not None:
                 parameter.grad.lerp_(gradient, share)
-            elif parameter.requires_grad and bool(gradient.any()):
+            elif bool(gradient.any()):
                 parameter.grad = gradient * share
         self.state[_FULL] = 0
         return others

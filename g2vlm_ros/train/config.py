@@ -6,8 +6,8 @@ from dataclasses import asdict, dataclass, field
 
 from g2vlm_ros.core.config import ModelConfig
 
-STAGES = ("geometry", "joint")
-"""First points and poses alone, then also answers, as the paper stages it."""
+STAGES = ("geometry", "naming", "joint")
+"""First points and poses; then what the semantic encoder sees, in words; then answers as well."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ class Data:
 
     width_px: int = 112
     height_px: int = 84
-    semantic_px: int = 112
+    semantic_px: int = 168
     """Side of the square image for the semantic encoder."""
     views_per_scene: int = 8
     views: tuple[int, ...] = (2, 3, 4, 5, 6, 8)
@@ -143,6 +143,7 @@ class Loss:
     language: float = 1.0
     naming: float = 0.3
     looking: float = 0.3
+    whereabouts: float = 0.3
     object_weight: float = 3.0
     """Pixels on things and at depth edges count this much more."""
     pixels: float = 0.5
@@ -157,6 +158,10 @@ class Steps:
     """Views per step: windows times views per window."""
     muon_rate: float = 0.0027
     adam_rate: float = 0.00054
+    semantic_factor: float = 2.0
+    """On both rates for the semantic expert, which starts from nothing."""
+    asking: float = 0.75
+    """Share of the steps of the joint stage that ask questions; the others teach the geometry."""
     weight_decay: float = 0.01
     warmup: int = 200
     anneal: float = 0.5

@@ -49,7 +49,8 @@ class Batch(NamedTuple):
 
     images: Tensor
     """uint8 (B, N, H, W, 3)."""
-    target: Target
+    target: Target | None
+    """None for single views."""
     questions: list[list[QuestionAnswer]] | None
     """Per window, in a joint batch."""
     cells: Tensor | None
@@ -217,6 +218,25 @@ class Ring:
             return Batch(_exposed(pixels, rng), target, questions, *told)
         pixels, target = _mirrored(pixels, target, rng)
         return Batch(_exposed(_recoloured(pixels, rng), rng), target, None, None, None)
+
+    def single_views(self, count: int, rng: np.random.Generator) -> Batch:
+        """Windows of one view each, without questions; half of them mirrored."""
+        side = self.data.semantic_px // CELL_PX
+        numbers = sorted(self._held)
+        images, cells, classes = [], [], []
+        for _ in range(count):
+            number = numbers[int(rng.integers(len(numbers)))]
+            shard, scene = self._held[number], int(rng.integers(SHARD))
+            at = int(rng.integers(self.data.views_per_scene))
+            image, items = shard["images"][scene, at], shard["items"][scene, at]
+            if rng.random() < 0.5:
+                image, items = image.flip(-2), items.flip(-1)
+            images.append(image[None])
+            cells.append(cell_shares(items[None].cpu().numpy(), side))
+            classes.append(classes_of(self.shards.home(number, scene)))
+        pixels = torch.stack(images)
+        told = (torch.as_tensor(np.stack(x), device=pixels.device) for x in (cells, classes))
+        return Batch(_exposed(pixels, rng), None, None, *told)
 
     def _questions(
         self, number: int, scene: int, variant: int, steps: np.ndarray

@@ -59,7 +59,7 @@ class RawHeads(NamedTuple):
 class Answered(NamedTuple):
     """How Q questions about B windows were answered, and where was looked for it.
 
-    Products of queries and keys are logits.
+    Products of queries and keys are logits; states are what a layer hands on.
     """
 
     loss: Tensor
@@ -72,6 +72,21 @@ class Answered(NamedTuple):
     question_queries: Tensor
     image_keys: Tensor
     """(B, Q, L, D) and (B, N, S, D): one head of the middle layer."""
+    image_states: Tensor
+    """(B, N, S, C) of the layer before the middle one."""
+    question_states: Tensor
+    """(B, Q, L, C) of the middle layer."""
+
+
+class Look(NamedTuple):
+    """What one layer did with the tokens of a stage."""
+
+    queries: Tensor
+    """(B, heads, T, D)."""
+    keys: Tensor
+    """(B, kv_heads, T, D)."""
+    states: Tensor
+    """(B, T, C) of the semantic tokens, after the layer."""
 
 
 class Questions(NamedTuple):
@@ -81,6 +96,12 @@ class Questions(NamedTuple):
     """int64 (B, Q, L), padded."""
     labels: Tensor
     """int64 (B, Q, L): the next token where it belongs to the answer, else IGNORED."""
+
+
+def is_geometric(name: str) -> bool:
+    """Whether a parameter belongs to the geometric expert, its encoder, or what they learn by."""
+    semantic = "language_model" in name or "vit_" in name or name.startswith(("names.", "where."))
+    return "_moe_geo" in name or ".ls" in name or not semantic
 
 
 def build(config: ModelConfig, seed: int) -> G2VLM:
@@ -130,11 +151,11 @@ class Trainee(nn.Module):
     def geometry(self, images: Tensor) -> RawHeads:
         """uint8 (B, N, H, W, 3) to raw head outputs, as a reconstruction is prompted."""
         grid = images.shape[2] // PATCH_PX, images.shape[3] // PATCH_PX
-        looks: list[tuple[Tensor, Tensor]] = []
+        looks: list[Look] = []
         _, _, hidden, _ = self._geometry("geometry", images, looks)
         queries, keys = (
             part.unflatten(2, (images.shape[1], -1))[:, :, :, 1:-1]
-            for part in looks[len(looks) // 2]
+            for part in looks[len(looks) // 2][:2]
         )
         flat = hidden.flatten(0, 1)
         net = self.network
@@ -173,8 +194,8 @@ class Trainee(nn.Module):
         middle = len(past) // 2
         prefix = len(self.prefixes["joint"])
         patch_keys = past[middle - 1][0][:, 0, prefix:].unflatten(1, (views, -1))[:, :, 1:-1]
-        image_looks: list[tuple[Tensor, Tensor]] = []
-        question_looks: list[tuple[Tensor, Tensor]] = []
+        image_looks: list[Look] = []
+        question_looks: list[Look] = []
         mask = image_mask(past[0][0].shape[2], [segment.length for segment in segments])
         _, past = self._run(
             image_tokens.flatten(1, 2), None, torch.tensor(at, device=device), past,
@@ -188,26 +209,32 @@ class Trainee(nn.Module):
         )  # fmt: skip
         wanted = questions.labels.flatten(1, 2) != IGNORED
         logits = self.network.language_model.lm_head(hidden[wanted]).float()
-        image_queries, image_keys = (
-            image_looks[layer][kind][:, 0].unflatten(1, (views, -1))[:, :, 1:-1]
-            for layer, kind in ((middle - 1, 0), (middle, 1))
-        )
+        image_queries, image_keys, image_states = (
+            part.unflatten(1, (views, -1))[:, :, 1:-1]
+            for part in (
+                image_looks[middle - 1].queries[:, 0], image_looks[middle].keys[:, 0],
+                image_looks[middle - 1].states,
+            )
+        )  # fmt: skip
+        asked = question_looks[middle]
         scale = image_keys.shape[-1] ** -0.5
         return Answered(
             F.cross_entropy(logits, questions.labels.flatten(1, 2)[wanted]),
             features,
             image_queries * scale,
             patch_keys,
-            question_looks[middle][0][:, 0].unflatten(1, (count, length)) * scale,
+            asked.queries[:, 0].unflatten(1, (count, length)) * scale,
             image_keys,
+            image_states,
+            asked.states.unflatten(1, (count, length)),
         )
 
     def _geometry(
-        self, prefix: str, images: Tensor, looks: list[tuple[Tensor, Tensor]] | None = None
+        self, prefix: str, images: Tensor, looks: list[Look] | None = None
     ) -> tuple[Walk, Past, Tensor, torch.device]:
         """The text prefix and the views of all windows; hidden states (B, N, P, C).
 
-        looks: takes the queries and keys of the views in every layer.
+        looks: takes what every layer does with the views.
         """
         batch, views, height, width, _ = images.shape
         device, net = images.device, self.network
@@ -227,8 +254,7 @@ class Trainee(nn.Module):
 
     def _run(
         self, semantic: Tensor, geometric: Tensor | None, positions: Tensor, past: Past | None,
-        mask: Tensor | None = None, looks: list[tuple[Tensor, Tensor]] | None = None,
-        apart: int = 0,
+        mask: Tensor | None = None, looks: list[Look] | None = None, apart: int = 0,
     ) -> tuple[Tensor, Past]:  # fmt: skip
         """All layers over one stage; the normalised geometric tokens if there are any.
 
@@ -244,10 +270,12 @@ class Trainee(nn.Module):
         grown = []
         for index, layer in enumerate(trunk.layers):
             before = None if past is None else past[index]
-            semantic, geometric, pair = _layer(
-                layer, semantic, geometric, angles, before, mask, looks, apart
+            semantic, geometric, pair, look = _layer(
+                layer, semantic, geometric, angles, before, mask, apart
             )
             grown.append(pair)
+            if looks is not None:
+                looks.append(look)
         if geometric is None:
             return trunk.norm(semantic), grown
         return trunk.norm_moe_geo(geometric), grown
@@ -255,9 +283,8 @@ class Trainee(nn.Module):
 
 def _layer(
     layer: Layer, semantic: Tensor, geometric: Tensor | None, angles: Tensor,
-    past: tuple[Tensor, Tensor] | None, mask: Tensor | None,
-    looks: list[tuple[Tensor, Tensor]] | None = None, apart: int = 0,
-) -> tuple[Tensor, Tensor | None, tuple[Tensor, Tensor]]:  # fmt: skip
+    past: tuple[Tensor, Tensor] | None, mask: Tensor | None, apart: int = 0,
+) -> tuple[Tensor, Tensor | None, tuple[Tensor, Tensor], Look]:  # fmt: skip
     """`model.decoder.Layer` for batched windows."""
     attention = layer.self_attn
     parts = attention.project(layer.input_layernorm(semantic), SEMANTIC)
@@ -267,8 +294,7 @@ def _layer(
     counts = (layer.config.heads, layer.config.kv_heads, layer.config.kv_heads)
     q, k, v = (heads_first(part, count) for part, count in zip(parts, counts, strict=True))
     q, k = rotate(q, angles), rotate(k, angles)
-    if looks is not None:
-        looks.append((q, k))
+    queries, keys = q, k
     if past is not None:
         past = tuple(part.expand(k.shape[0], -1, -1, -1) for part in past)
     if apart:
@@ -287,7 +313,7 @@ def _layer(
         normed = layer.post_attention_layernorm_moe_geo(geometric)
         geometric = geometric + layer.ls2(layer.mlp_moe_geo(normed))
     semantic = semantic + layer.mlp(layer.post_attention_layernorm(semantic))
-    return semantic, geometric, (k, v)
+    return semantic, geometric, (k, v), Look(queries, keys, semantic)
 
 
 def _in_order(ends: Tensor, patches: Tensor) -> Tensor:

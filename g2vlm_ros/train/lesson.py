@@ -11,35 +11,37 @@ from torch import Tensor, nn
 
 from g2vlm_ros.core.config import PATCH_PX
 from g2vlm_ros.core.tokenizer import Tokenizer
-from g2vlm_ros.sim.questions import QuestionAnswer
+from g2vlm_ros.sim.questions import Mention, QuestionAnswer
 from g2vlm_ros.train.attention import PlainAttention
 from g2vlm_ros.train.config import Config
 from g2vlm_ros.train.data import CLASSES, Batch, Ring, Shards, squares
-from g2vlm_ros.train.forward import Answered, RawHeads, Trainee, build, encode_questions
+from g2vlm_ros.train.forward import (
+    Answered,
+    RawHeads,
+    Trainee,
+    build,
+    encode_questions,
+    encode_squares,
+    is_geometric,
+)
 from g2vlm_ros.train.losses import (
     Target,
     geometry_terms,
+    grid_points,
     looking_term,
     matches,
     matching_term,
     naming_term,
-    patch_points,
     places_term,
     same_place,
     true_rays,
+    whereabouts_term,
 )
 from g2vlm_ros.train.tokens import mention_at
 
 MATCH_WIDTH, TEMPERATURE = 64, 0.07
 MATCHING_HEADS = (0, -1)
 """Heads of the trunk's middle layer that are taught to look where the same thing is seen."""
-ASKING_SHARE = 0.5
-"""Share of the steps of the joint stage that ask questions; the others teach the geometry."""
-
-
-def is_geometric(name: str) -> bool:
-    """Whether a parameter belongs to the geometric expert, its encoder, or the heads."""
-    return "_moe_geo" in name or ".ls" in name or not ("language_model" in name or "vit_" in name)
 
 
 class Lesson:
@@ -55,9 +57,10 @@ class Lesson:
         self.match = nn.Linear(config.sizes.hidden, MATCH_WIDTH, bias=False).to(device)
         self.place = nn.Linear(config.sizes.hidden, 3).to(device)
         self.names = nn.Linear(config.sizes.hidden, len(CLASSES)).to(device)
+        self.where = nn.Linear(config.sizes.hidden, 4).to(device)
         self.all = nn.ModuleDict({
             "network": self.trainee.network, "match": self.match, "place": self.place,
-            "names": self.names,
+            "names": self.names, "where": self.where,
         })  # fmt: skip
         self.ring = Ring(Shards(config.data, "train", device, cache, workers))
         self.rays = true_rays(self.ring.shards.camera, torch.device(device))
@@ -67,33 +70,44 @@ class Lesson:
     ) -> tuple[int, Tensor, dict[str, Tensor]]:
         """Adds the gradients of new windows; their number, the loss, its terms unweighted.
 
-        Only the joint stage trains the semantic expert, its encoder and its words. Its questions
-        read the geometry as it is: what a word wants does not change what a point is.
+        Each step trains one expert. Questions read the geometry as it is: what a word wants does
+        not change what a point is.
         windows: how many were drawn before, which decides the homes in memory.
         """
-        for name, parameter in self.all.named_parameters():
-            parameter.requires_grad_(stage == "joint" or is_geometric(name))
         torch.manual_seed(int(rng.integers(2**62)))
         self.ring.advance(windows)
-        asking = stage == "joint" and bool(rng.random() < ASKING_SHARE)
-        batch = self.ring.batch(self.config.steps.batch_views, rng, asking)
-        terms = self._terms(batch)
+        kind = stage
+        if stage == "joint":
+            kind = "language" if rng.random() < self.config.steps.asking else "geometry"
+        for name, parameter in self.all.named_parameters():
+            parameter.requires_grad_(is_geometric(name) == (kind == "geometry"))
+        views = self.config.steps.batch_views
+        if kind == "naming":
+            batch = self.ring.single_views(views, rng)
+        else:
+            batch = self.ring.batch(views, rng, kind == "language")
+        terms = self._terms(kind, batch)
         loss = sum(getattr(self.config.loss, name) * term for name, term in terms.items())
         loss.backward()
-        return len(batch.images), loss.detach(), terms
+        # A single view wears its home out less than a window does.
+        share = 1 if kind != "naming" else 1 / self.config.data.views_per_scene
+        return max(1, round(share * len(batch.images))), loss.detach(), terms
 
-    def _terms(self, batch: Batch) -> dict[str, Tensor]:
-        kind = torch.device(self.device).type
+    def _terms(self, kind: str, batch: Batch) -> dict[str, Tensor]:
+        place = torch.device(self.device).type
         # Most CPUs multiply bfloat16 a hundred times slower than float32.
-        with PlainAttention() if kind == "cpu" else torch.autocast(kind, torch.bfloat16):
-            if batch.questions is not None:
+        with PlainAttention() if place == "cpu" else torch.autocast(place, torch.bfloat16):
+            if kind == "language":
                 return self._language(batch)
+            if kind == "naming":
+                return self._naming(batch)
             raw = self.trainee.geometry(batch.images)
             features = F.normalize(self.match(raw.hidden).float(), dim=-1)
             places = self.place(raw.hidden).float()
         target = batch.target
         terms = geometry_terms(raw, target, self.rays, self.config.loss)
-        world = patch_points(target, self.rays)
+        grid = batch.images.shape[2] // PATCH_PX, batch.images.shape[3] // PATCH_PX
+        world = grid_points(target, self.rays, grid)
         terms["matching"] = self._matching(raw, features, target, world)
         terms["places"] = places_term(places, world)
         return terms
@@ -109,6 +123,13 @@ class Lesson:
         for head, found in zip(MATCHING_HEADS, (following, first), strict=True):
             total = total + matching_term(raw.queries[:, head], raw.keys[:, head], found)
         return total
+
+    def _naming(self, batch: Batch) -> dict[str, Tensor]:
+        """The semantic encoder alone: what each cell shows."""
+        pixels = squares(batch.images, self.config.data.semantic_px)
+        features = encode_squares(self.trainee.network, pixels.flatten(0, 1))
+        names = self.names(features)[:, None]
+        return {"naming": naming_term(names, batch.cells, batch.classes)}
 
     def _language(self, batch: Batch) -> dict[str, Tensor]:
         data, tokenizer = self.config.data, self.trainee.tokenizer
@@ -126,21 +147,19 @@ class Lesson:
         terms["naming"] = naming_term(self.names(answered.features), batch.cells, batch.classes)
         grid = batch.images.shape[2] // PATCH_PX, batch.images.shape[3] // PATCH_PX
         looking = looking_term(*same_place(answered.image_queries, answered.patch_keys, grid))
-        return terms | {"looking": looking + self._mentioned(answered, filled, batch.cells)}
+        terms["looking"] = looking + self._found(answered, filled, batch.cells)
+        terms["whereabouts"] = self._whereabouts(answered, filled, batch.target)
+        return terms
 
-    def _mentioned(
+    def _found(
         self, answered: Answered, asked: list[list[QuestionAnswer]], cells: Tensor
     ) -> Tensor:
         """Of the words for things, that look for them among the views."""
-        length = answered.question_queries.shape[2]
         rows = []
-        for b, window in enumerate(asked):
-            for q, qa in enumerate(window):
-                for mention in qa.mentions:
-                    token = mention_at(self.trainee.tokenizer, qa.question, mention.phrase)
-                    shown = cells[b, :, :, list(mention.items)].sum(-1).flatten()
-                    if token < length and bool(shown.any()):
-                        rows.append((b, q, token, shown / shown.sum()))
+        for b, q, token, mention in self._mentions(answered, asked):
+            shown = cells[b, :, :, list(mention.items)].sum(-1).flatten()
+            if bool(shown.any()):
+                rows.append((b, q, token, shown / shown.sum()))
         if not rows:
             return answered.question_queries.sum() * 0.0
         b, q, token = torch.tensor([row[:3] for row in rows], device=cells.device).T
@@ -148,3 +167,36 @@ class Lesson:
         keys = answered.image_keys.flatten(1, 2)[b]
         logits = (keys @ queries[:, :, None]).squeeze(-1)
         return looking_term(logits, torch.stack([row[3] for row in rows]))
+
+    def _whereabouts(
+        self, answered: Answered, asked: list[list[QuestionAnswer]], target: Target
+    ) -> Tensor:
+        """Of cells and of words for single things, in the frame of the newest view."""
+        side = round(answered.image_states.shape[2] ** 0.5)
+        world = grid_points(target, self.rays, (side, side))
+        newest = target.poses[:, -1]
+        seen = (world - newest[:, None, None, :3, 3]) @ newest[:, None, :3, :3]
+        term = whereabouts_term(self.where(answered.image_states), seen)
+        rows = [
+            (b, q, token, mention.viewer_m)
+            for b, q, token, mention in self._mentions(answered, asked)
+            if mention.viewer_m is not None
+        ]
+        if not rows:
+            return term
+        b, q, token = torch.tensor([row[:3] for row in rows], device=seen.device).T
+        there = torch.tensor([row[3] for row in rows], device=seen.device)
+        return term + whereabouts_term(self.where(answered.question_states[b, q, token]), there)
+
+    def _mentions(
+        self, answered: Answered, asked: list[list[QuestionAnswer]]
+    ) -> list[tuple[int, int, int, Mention]]:
+        """Window, question and token of every mention that the questions' length allows."""
+        length = answered.question_queries.shape[2]
+        found = [
+            (b, q, mention_at(self.trainee.tokenizer, qa.question, mention.phrase), mention)
+            for b, window in enumerate(asked)
+            for q, qa in enumerate(window)
+            for mention in qa.mentions
+        ]
+        return [row for row in found if row[2] < length]

@@ -52,7 +52,9 @@ class Training:
         self.config, self.folder, self.device = config, folder, device
         self.lesson = Lesson(config, folder, device, cache, workers)
         self.trainee, self.all = self.lesson.trainee, self.lesson.all
-        self.optimizer = Optimizer(self.all, config.steps.weight_decay)
+        self.optimizer = Optimizer(
+            self.all, config.steps.weight_decay, config.steps.semantic_factor
+        )
         self.progress = Progress()
         self.recent: dict[str, list[float]] = {}
         self._resume(start)

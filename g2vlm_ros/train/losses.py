@@ -140,23 +140,17 @@ def _poses(raw: RawHeads, target: Target, scale: Tensor) -> dict[str, Tensor]:
     }
 
 
-def patch_points(target: Target, rays: Tensor) -> Tensor:
-    """(B, N, P, 3): where the middle of each patch is, in the frame of view 0, metres."""
-    rows, columns = _patch_middles(target.depth_m)
+def grid_points(target: Target, rays: Tensor, grid: tuple[int, int]) -> Tensor:
+    """(B, N, rows * columns, 3): points (m) in the middles of a grid, in the frame of view 0."""
+    sides = (
+        ((torch.arange(n, device=rays.device) + 0.5) * size / n).long()
+        for n, size in zip(grid, target.depth_m.shape[-2:], strict=True)
+    )
+    rows, columns = (part.flatten() for part in torch.meshgrid(*sides, indexing="ij"))
     ray = torch.cat((rays, torch.ones_like(rays[..., :1])), -1)[rows, columns]
     points = target.depth_m[:, :, rows, columns, None] * ray
     rotation, place = target.poses[..., :3, :3], target.poses[..., :3, 3]
     return points @ rotation.transpose(-1, -2) + place[:, :, None]
-
-
-def _patch_middles(depth: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows and columns (P,) of the pixels in the middle of the patches."""
-    sides = (
-        torch.arange(PATCH_PX // 2, size, PATCH_PX, device=depth.device)
-        for size in depth.shape[-2:]
-    )
-    rows, columns = torch.meshgrid(*sides, indexing="ij")
-    return rows.flatten(), columns.flatten()
 
 
 def places_term(places: Tensor, world: Tensor) -> Tensor:
@@ -181,7 +175,7 @@ class Matches(NamedTuple):
 
 
 def matches(target: Target, rays: Tensor, world: Tensor, other: Tensor) -> Matches:
-    """From ground truth; world as from `patch_points`, other (N,) a view for each view."""
+    """From ground truth; world as from `grid_points`, other (N,) a view for each view."""
     batch, _, height, width = target.depth_m.shape
     rotation, place = target.poses[..., :3, :3], target.poses[..., :3, 3]
     points = (world - place[:, other, None]) @ rotation[:, other]
@@ -238,6 +232,16 @@ def naming_term(logits: Tensor, cells: Tensor, classes: Tensor) -> Tensor:
     """
     seen = (cells @ classes[:, None] > SHOWN).float()
     return F.binary_cross_entropy_with_logits(logits, seen, reduction="none").sum(-1).mean()
+
+
+def whereabouts_term(guess: Tensor, points: Tensor) -> Tensor:
+    """L1 of directions and of logarithms of distances: guess (..., 4), points (..., 3) in metres.
+
+    A training-only help: states of the semantic expert know where in space they are at.
+    """
+    distance = points.norm(dim=-1, keepdim=True).clamp(min=0.05)
+    wanted = torch.cat((points / distance, distance.log()), -1)
+    return (guess.float() - wanted).abs().sum(-1).mean()
 
 
 def overlap(cells: int, patches: int) -> Tensor:

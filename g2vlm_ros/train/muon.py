@@ -10,18 +10,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from g2vlm_ros.train.forward import is_geometric
+
 _NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 """Coefficients of the quintic a x + b x^3 + c x^5 that drives singular values towards 1."""
 _NO_MUON = ("embed_tokens", "lm_head", "point_head", "camera_head", "patch_embed", "embeddings",
-            "place.", "names.", "camera_decoder.linear_out")  # fmt: skip
+            "place.", "names.", "where.", "camera_decoder.linear_out")  # fmt: skip
 """Tables, first and last layers, which have no business being orthogonal."""
 
 _GENTLE, _GENTLE_FACTOR = ("camera_head", "camera_decoder.linear_out"), 0.5
 """Parts with a lower rate of AdamW: at the full one the units of the ReLU layers die."""
-
-
-def _rate_factor(name: str) -> float:
-    return _GENTLE_FACTOR if any(part in name for part in _GENTLE) else 1.0
 
 
 def orthogonal(matrices: Tensor, steps: int = 5) -> Tensor:
@@ -40,8 +38,9 @@ def orthogonal(matrices: Tensor, steps: int = 5) -> Tensor:
 class Optimizer:
     """Steps all parameters of a module; learning rates are given at each step."""
 
-    def __init__(self, module: nn.Module, weight_decay: float):
-        self.decay = weight_decay
+    def __init__(self, module: nn.Module, weight_decay: float, semantic_factor: float = 1.0):
+        """semantic_factor: on both rates for the semantic expert, its encoder and its words."""
+        self.decay, self.semantic_factor = weight_decay, semantic_factor
         self.count = 0
         self._matrices: dict[tuple[int, ...], list[tuple[str, nn.Parameter]]] = {}
         self._others: list[tuple[str, nn.Parameter]] = []
@@ -59,6 +58,11 @@ class Optimizer:
                 f"second.{name}": torch.zeros_like(p),
             }
 
+    def _rate_factor(self, name: str) -> float:
+        if not is_geometric(name):
+            return self.semantic_factor
+        return _GENTLE_FACTOR if any(part in name for part in _GENTLE) else 1.0
+
     @torch.no_grad()
     def step(self, muon_rate: float, adam_rate: float) -> None:
         """One update from the gradients, which are cleared; parameters without one stay."""
@@ -73,7 +77,6 @@ class Optimizer:
     def _muon(self, group: list[tuple[str, nn.Parameter]], rate: float) -> None:
         if not group:
             return
-        decay = rate * self.decay
         momenta = [self.state[f"momentum.{name}"] for name, _ in group]
         gradients = [p.grad for _, p in group]
         torch._foreach_lerp_(momenta, gradients, 0.05)
@@ -81,9 +84,10 @@ class Optimizer:
         # A GPU is faster with all at once, a CPU with one after the other.
         update = orthogonal(torch.stack(ahead)) if ahead[0].is_cuda else map(orthogonal, ahead)
         # Updates of all shapes get the root mean square that AdamW's have.
-        rate = rate * 0.2 * max(ahead[0].shape) ** 0.5
-        for (_, parameter), change in zip(group, update, strict=True):
-            parameter.mul_(1.0 - decay).add_(change, alpha=-rate)
+        grow = 0.2 * max(ahead[0].shape) ** 0.5
+        for (name, parameter), change in zip(group, update, strict=True):
+            own = rate * self._rate_factor(name)
+            parameter.mul_(1.0 - own * self.decay).add_(change, alpha=-own * grow)
 
     def _adam(self, group: list[tuple[str, nn.Parameter]], rate: float) -> None:
         if not group:
@@ -97,6 +101,6 @@ class Optimizer:
         size = torch._foreach_sqrt(torch._foreach_div(second, 1.0 - 0.99**self.count))
         torch._foreach_add_(size, 1e-8)
         step = torch._foreach_div(first, size)
-        torch._foreach_mul_(step, [_rate_factor(name) for name, _ in group])
+        torch._foreach_mul_(step, [self._rate_factor(name) for name, _ in group])
         torch._foreach_mul_(parameters, 1.0 - rate * self.decay)
         torch._foreach_add_(parameters, step, alpha=-rate / (1.0 - 0.9**self.count))

@@ -9,7 +9,7 @@ from g2vlm_ros.core.sequence import after_images, question_ids
 from g2vlm_ros.core.tokenizer import Tokenizer
 from g2vlm_ros.sim.camera import lens
 from g2vlm_ros.sim.splits import split_of
-from g2vlm_ros.train.data import SHARD, Ring, Shards, cell_shares, pick_views, squares
+from g2vlm_ros.train.data import CELL_PX, SHARD, Ring, Shards, cell_shares, pick_views, squares
 from g2vlm_ros.train.losses import true_rays
 from g2vlm_ros.train.tokens import mention_at
 
@@ -103,6 +103,15 @@ def test_a_mention_ends_where_its_phrase_does(shard_cache, tokenizer_folder):
                 assert told.endswith(mention.phrase) and (mention.phrase or at == len(ids))
                 seen += 1
     assert seen > 20
+
+
+def test_single_views_come_with_what_their_cells_show(shard_cache):
+    batch = ring(shard_cache).single_views(6, np.random.default_rng(0))
+    assert batch.images.shape == (6, 1, 42, 56, 3) and batch.target is None
+    assert batch.cells.shape[:3] == (6, 1, (TINY.data.semantic_px // CELL_PX) ** 2)
+    torch.testing.assert_close(batch.cells.sum(-1), torch.ones(batch.cells.shape[:3]))
+    named = (batch.cells.sum((1, 2)) > 0) & (batch.classes.sum(-1) > 0)
+    assert bool(named.any()) and set(batch.classes.sum(-1).unique().tolist()) == {0.0, 2.0}
 
 
 def test_squares_show_the_same_picture():

@@ -12,18 +12,20 @@ from g2vlm_ros.train.data import Ring, Shards
 from g2vlm_ros.train.forward import RawHeads
 from g2vlm_ros.train.losses import (
     geometry_terms,
+    grid_points,
     looking_term,
     matches,
     matching_term,
     overlap,
-    patch_points,
     places_term,
     same_place,
     true_rays,
+    whereabouts_term,
 )
 
 from .conftest import TINY
 
+GRID = 3, 4
 RAYS = true_rays(lens(56, 42), torch.device("cpu"))
 
 
@@ -80,7 +82,7 @@ def test_gradients_are_finite_even_for_degenerate_rotations(target, rotation9):
 
 def test_patch_points_lie_on_what_the_next_view_sees(target):
     """Points of view 0, put into view 1, are where its depth says, or hidden behind it."""
-    world = patch_points(target, RAYS)
+    world = grid_points(target, RAYS, GRID)
     pose, focal = target.poses[:, 1], 1.0 / (RAYS[0, 1, 0] - RAYS[0, 0, 0])
     seen = (world[:, 0] - pose[:, None, :3, 3]) @ pose[:, :3, :3]
     u = ((seen[..., 0] / seen[..., 2] - RAYS[0, 0, 0]) * focal).round().long()
@@ -95,7 +97,7 @@ def test_patch_points_lie_on_what_the_next_view_sees(target):
 
 
 def test_places_are_relative_to_the_size_of_the_window(target):
-    world = patch_points(target, RAYS)
+    world = grid_points(target, RAYS, GRID)
     assert float(places_term(world, world)) == 0.0
     off = places_term(1.1 * world, world)
     torch.testing.assert_close(places_term(11.0 * world, 10.0 * world), off)
@@ -104,7 +106,7 @@ def test_places_are_relative_to_the_size_of_the_window(target):
 
 def test_matching_rewards_features_of_the_place(target):
     """Features that encode where a patch lies in the world match between views."""
-    world = patch_points(target, RAYS)
+    world = grid_points(target, RAYS, GRID)
     frequencies = torch.randn(3, 64, generator=torch.Generator().manual_seed(0)) * 1.5
     phases = world @ frequencies
     good = torch.nn.functional.normalize(torch.cat((phases.sin(), phases.cos()), -1), dim=-1)
@@ -112,6 +114,14 @@ def test_matching_rewards_features_of_the_place(target):
     found = matches(target, RAYS, world, torch.arange(world.shape[1]).roll(-1))
     terms = [matching_term(features / 0.07, features, found) for features in (good, random)]
     assert terms[0] < 0.5 * terms[1]
+
+
+def test_whereabouts_are_a_direction_and_a_distance():
+    points = torch.tensor([[3.0, 0.0, 4.0]])
+    truth = torch.tensor([[0.6, 0.0, 0.8, np.log(5.0)]])
+    assert float(whereabouts_term(truth, points)) == pytest.approx(0.0, abs=1e-6)
+    farther = whereabouts_term(truth, 2.0 * points)
+    assert float(farther) == pytest.approx(np.log(2.0), abs=1e-6)
 
 
 def test_cells_and_patches_cover_the_same_picture():

@@ -13,7 +13,7 @@ import torch
 
 from g2vlm_ros.train.companion import Exchange
 from g2vlm_ros.train.export import TOKENIZER_FILES, export
-from g2vlm_ros.train.lesson import is_geometric
+from g2vlm_ros.train.forward import is_geometric
 from g2vlm_ros.train.loop import Budget, Training
 from g2vlm_ros.train.muon import orthogonal
 from g2vlm_ros.train.state import STATE, load_state
@@ -52,6 +52,7 @@ def test_a_toy_set_is_learned_to_near_zero(tmp_path, tokenizer_folder, shard_cac
     assert last["language"] < 0.08 * first["language"]
     assert last["naming"] < 0.1 * first["naming"]
     assert last["looking"] < 0.6 * first["looking"]
+    assert last["whereabouts"] < 0.3 * first["whereabouts"]
 
 
 def test_resuming_equals_not_stopping(tmp_path, tokenizer_folder, shard_cache):
