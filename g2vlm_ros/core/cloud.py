@@ -33,14 +33,13 @@ def valid_points(
     confidence: np.ndarray,
     min_confidence: float = 0.0,
     edge_step: float = 0.0,
-    max_depth: float | None = None,
 ) -> np.ndarray:
     """bool (..., H, W): the pixels of a point map that belong into a cloud.
 
     `local_points` float32 (..., H, W, 3) in the optical frame, `confidence` float32 (..., H, W).
     Out go non-finite points, points not in front of the camera, those below `min_confidence`
-    (an unknown, NaN confidence passes only when that is 0), those at depth steps above the
-    fraction `edge_step` (0 keeps them) and those farther than `max_depth` (unit of the points).
+    (an unknown, NaN confidence passes only when that is 0) and those at depth steps above the
+    fraction `edge_step` (0 keeps them).
     """
     x, y, depth = (local_points[..., axis] for axis in range(3))
     keep = np.isfinite(x + y + depth) & (depth > 0)
@@ -48,8 +47,6 @@ def valid_points(
         keep &= confidence >= min_confidence
     if edge_step > 0:
         keep &= ~depth_edges(depth, edge_step)
-    if max_depth is not None:
-        keep &= depth <= max_depth
     return keep
 
 
@@ -81,10 +78,10 @@ def pack(
     """
     _check_maps(points, colours, confidence, valid)
     views = points.shape[0]
-    affine = _affine(views, poses, scale)
+    affine = affines(views, poses, scale)
     counts = [valid[i].size if organised else np.count_nonzero(valid[i]) for i in range(views)]
     ends = np.cumsum(counts, dtype=np.int64) * POINT_BYTES
-    data = _sized(sum(counts) * POINT_BYTES, out)
+    data = sized(sum(counts) * POINT_BYTES, out)
     buffer = np.frombuffer(data, np.uint8) if data else np.empty(0, np.uint8)
 
     for i in range(views):
@@ -118,8 +115,8 @@ def _pack_view(
         out.view(_POINT)[:] = everything.view(_POINT)[keep]
 
 
-def _sized(size: int, reused: array.array | None) -> array.array:
-    """`reused` cut or grown to `size` bytes, or a new array."""
+def sized(size: int, reused: array.array | None) -> array.array:
+    """Bytes with any content: `reused` cut or grown to `size` bytes, or a new array."""
     data = array.array("B") if reused is None else reused
     if not data:
         data.append(0)
@@ -142,7 +139,7 @@ def _interleave(
     cv2.mixChannels(sources, [fields], [0, 0, 1, 1, 2, 2, 3, 3, 4, 4])
 
 
-def _affine(views: int, poses: np.ndarray | None, scale: float) -> np.ndarray | None:
+def affines(views: int, poses: np.ndarray | None = None, scale: float = 1.0) -> np.ndarray | None:
     """float64 (N, 3, 4) that scale and then pose points, or None when nothing changes."""
     if poses is None and scale == 1.0:
         return None

@@ -155,6 +155,10 @@ class RawGeometry:
     """float32 (N, H, W) in 0..1 from the confidence head, or None where there is none."""
     global_points_u: np.ndarray | None = None
     """float32 (N, H, W, 3) of the training-only head (frame of camera 0), or None."""
+    pack: Callable[..., np.ndarray | None] | None = None
+    """Packs clouds where the points already are, on the device: (views, colours, confidence,
+    affines, min_confidence, edge_step) -> uint8 (20 M,), as `runtime.pack_points` says, or None
+    where the points are gone. Itself None where the backend cannot. Device's thread only."""
 
     def __post_init__(self) -> None:
         views, height, width, _ = _freeze(

@@ -230,9 +230,32 @@ def cloud_message(
     msg = PointCloud2() if out is None else out
     maps = (points, colours, confidence, valid)
     cloud.pack(*maps, poses=poses, scale=scale, organised=organised, out=msg.data)
-    msg.header = header
-    msg.width = valid.shape[-1] if organised else len(msg.data) // cloud.POINT_BYTES
-    msg.height = valid.size // msg.width if organised else 1
+    if not organised:
+        return _described(msg, header)
+    height = valid.size // valid.shape[-1]
+    return _described(msg, header, height=height, is_dense=bool(valid.all()))
+
+
+def cloud_of_bytes(
+    header: Header, packed: np.ndarray, out: PointCloud2 | None = None
+) -> PointCloud2:
+    """The dense PointCloud2 of points that a device has packed, uint8 (20 M,).
+
+    `out` as for `cloud_message`.
+    """
+    msg = PointCloud2() if out is None else out
+    data = cloud.sized(packed.size, msg.data)
+    if packed.size:
+        np.frombuffer(data, np.uint8)[:] = packed
+    return _described(msg, header)
+
+
+def _described(
+    msg: PointCloud2, header: Header, height: int = 1, is_dense: bool = True
+) -> PointCloud2:
+    """The message of these packed points with everything but its data."""
+    msg.header, msg.height, msg.is_dense = header, height, is_dense
+    msg.width = len(msg.data) // cloud.POINT_BYTES // height
     msg.fields = [
         PointField(name=name, offset=offset, datatype=PointField.FLOAT32, count=1)
         for name, offset in cloud.POINT_FIELDS
@@ -240,7 +263,6 @@ def cloud_message(
     msg.is_bigendian = False
     msg.point_step = cloud.POINT_BYTES
     msg.row_step = msg.width * cloud.POINT_BYTES
-    msg.is_dense = bool(valid.all()) if organised else True
     return msg
 
 

@@ -132,6 +132,26 @@ class Outputs:
             self._publish_cloud(update, np.array(views))
 
     def _publish_cloud(self, update: Update, views: np.ndarray) -> None:
+        header = self._header(max(update.window.frames[i].stamp_ns for i in views))
+        packed = self._packed_on_device(update, views)
+        if packed is None:
+            self._cloud = self._packed_here(header, update, views)
+        else:
+            self._cloud = convert.cloud_of_bytes(header, packed, out=self._cloud)
+        self._publishers["points"].publish(self._cloud)
+
+    def _packed_on_device(self, update: Update, views: np.ndarray) -> np.ndarray | None:
+        """The bytes of a dense cloud of all pixels, from a backend that packs clouds itself."""
+        chosen, result = self._settings.cloud, update.result
+        if result.geometry.pack is None or chosen.organised or chosen.stride_px > 1:
+            return None
+        poses, scale = update.map_from_camera[views], update.placement.map_from_window.scale
+        return result.geometry.pack(
+            views, result.colours[views], result.confidence[views],
+            cloud.affines(len(views), poses, scale), chosen.min_confidence, chosen.max_edge_step,
+        )  # fmt: skip
+
+    def _packed_here(self, header: Header, update: Update, views: np.ndarray) -> PointCloud2:
         chosen, result = self._settings.cloud, update.result
         local, colours, confidence = cloud.subsample(
             chosen.stride_px,
@@ -140,8 +160,8 @@ class Outputs:
             result.confidence[views],
         )
         valid = cloud.valid_points(local, confidence, chosen.min_confidence, chosen.max_edge_step)
-        self._cloud = convert.cloud_message(
-            self._header(max(update.window.frames[i].stamp_ns for i in views)),
+        return convert.cloud_message(
+            header,
             local,
             colours,
             confidence,
@@ -151,7 +171,6 @@ class Outputs:
             scale=update.placement.map_from_window.scale,
             out=self._cloud,
         )
-        self._publishers["points"].publish(self._cloud)
 
     def _publish_poses(self, update: Update) -> None:
         frames, poses = update.window.frames, update.map_from_camera

@@ -15,18 +15,35 @@ struct PackedPoint {
 };
 static_assert(sizeof(PackedPoint) == 20, "the layout of core/cloud.py");
 
-// As core.cloud.valid_points without edges: finite, in front of the camera, known well enough,
-// near enough. max_depth 0 keeps all distances.
-PACK_INLINE bool is_valid(const float* p, float confidence, float min_confidence, float max_depth)
+// As core.geometry.depth_edges for one neighbour.
+PACK_INLINE bool is_edge(float depth, float beside, float edge_step)
 {
+    return fabsf(depth - beside) > edge_step * fminf(depth, beside);
+}
+
+// As core.cloud.valid_points for pixel i of views of width x height: finite, in front of the
+// camera, known well enough, not at a depth step. An edge_step of 0 keeps steps.
+PACK_INLINE bool is_valid(
+    const float* points, const float* confidence, int i, int width, int height,
+    float min_confidence, float edge_step)
+{
+    const float* p = points + 3ll * i;
     const float sum = p[0] + p[1] + p[2];
     if (!(sum - sum == 0.0f) || !(p[2] > 0.0f)) {
         return false;
     }
-    if (min_confidence > 0.0f && !(confidence >= min_confidence)) {
+    if (min_confidence > 0.0f && !(confidence[i] >= min_confidence)) {
         return false;
     }
-    return !(max_depth > 0.0f) || p[2] <= max_depth;
+    if (!(edge_step > 0.0f)) {
+        return true;
+    }
+    const int u = i % width, v = i / width % height;
+    const long long row = 3ll * width;
+    return !(u > 0 && is_edge(p[2], p[2 - 3], edge_step))
+        && !(u < width - 1 && is_edge(p[2], p[2 + 3], edge_step))
+        && !(v > 0 && is_edge(p[2], p[2 - row], edge_step))
+        && !(v < height - 1 && is_edge(p[2], p[2 + row], edge_step));
 }
 
 // affine: 3 x 4, row-major, with the scale in its left part.
@@ -68,12 +85,12 @@ PACK_INLINE unsigned int rank_in_block(bool valid, unsigned int* total)
 }
 
 extern "C" __global__ void count_points(
-    const float* points, const float* confidence, int pixels, float min_confidence,
-    float max_depth, unsigned int* counts)
+    const float* points, const float* confidence, int pixels, int width, int height,
+    float min_confidence, float edge_step, unsigned int* counts)
 {
     const int i = blockIdx.x * THREADS + threadIdx.x;
     const bool valid = i < pixels
-        && is_valid(points + 3ll * i, confidence[i], min_confidence, max_depth);
+        && is_valid(points, confidence, i, width, height, min_confidence, edge_step);
     unsigned int total;
     rank_in_block(valid, &total);
     if (threadIdx.x == 0) {
@@ -95,16 +112,16 @@ extern "C" __global__ void sum_counts(unsigned int* counts, int blocks)
 
 extern "C" __global__ void write_points(
     const float* points, const unsigned char* colours, const float* confidence,
-    const float* affines, int pixels, int pixels_per_view, float min_confidence, float max_depth,
-    const unsigned int* counts, PackedPoint* out)
+    const float* affines, int pixels, int width, int height, float min_confidence,
+    float edge_step, const unsigned int* counts, PackedPoint* out)
 {
     const int i = blockIdx.x * THREADS + threadIdx.x;
     const bool valid = i < pixels
-        && is_valid(points + 3ll * i, confidence[i], min_confidence, max_depth);
+        && is_valid(points, confidence, i, width, height, min_confidence, edge_step);
     unsigned int total;
     const unsigned int rank = rank_in_block(valid, &total);
     if (valid) {
-        const float* affine = affines + 12 * (i / pixels_per_view);
+        const float* affine = affines + 12 * (i / (width * height));
         out[counts[blockIdx.x] + rank] =
             pack_point(points + 3ll * i, colours + 3ll * i, confidence[i], affine);
     }

@@ -5,6 +5,7 @@ The numpy path, `core.cloud.valid_points` and `core.cloud.pack`, is its oracle.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -29,39 +30,50 @@ class PointPacker:
     def pack(
         self,
         points: DeviceArray,
-        colours: DeviceArray,
-        confidence: DeviceArray,
+        views: Sequence[int],
+        colours: np.ndarray,
+        confidence: np.ndarray,
         affines: np.ndarray,
-        min_confidence: float = 0.0,
-        max_depth: float | None = None,
+        min_confidence: float,
+        edge_step: float,
     ) -> np.ndarray:
-        """uint8 (20 M,): the M valid points of all views, in the order of the pixels.
+        """uint8 (20 M,): the M valid points of the chosen views, in the order of the pixels.
 
-        points FLOAT (N, H, W, 3) in the optical frame, colours UINT8 (N, H, W, 3), confidence
-        FLOAT (N, H, W); affines (N, 3, 4) take a point to the cloud's frame and unit. Points
-        drop out as in `core.cloud.valid_points` without its edges.
+        points FLOAT (N, H, W, 3) on the device, in the optical frame; of the V chosen views
+        colours uint8 (V, H, W, 3), confidence float32 (V, H, W), and affines (V, 3, 4) that take
+        a point to the cloud's frame and unit. Limits as in `core.cloud.valid_points`.
         """
-        device, cuda = self._device, self._device.cuda
-        views, height, width, _ = points.shape
-        pixels, blocks = views * height * width, -(-views * height * width // THREADS)
-        moves = device.upload(np.asarray(affines, np.float32), "FLOAT", "poses of the cloud")
+        device, launch = self._device, self._device.cuda.launch
+        count, height, width, _ = colours.shape
+        pixels, blocks = count * height * width, -(-count * height * width // THREADS)
+        chosen = self._chosen(points, views)
+        maps = [
+            device.upload(np.asarray(affines, np.float32), "FLOAT", "poses of the cloud"),
+            device.upload(colours, "UINT8", "colours of the cloud"),
+            device.upload(confidence, "FLOAT", "confidence of the cloud"),
+        ]
         counts = device.empty((4 * (blocks + 1),), "UINT8", "counts of points")
         packed = device.empty((pixels, POINT_BYTES), "UINT8", "a packed cloud")
-        limits = (np.float32(min_confidence), np.float32(max_depth or 0.0))
-        inputs = [np.uint64(a.address) for a in (points, colours, confidence, moves)]
-        counted, written = np.uint64(counts.address), np.uint64(packed.address)
-        size = np.int32(pixels)
+        moved, coloured, trusted, counted, written, given = (
+            np.uint64(array.address) for array in (*maps, counts, packed, chosen)
+        )
+        limits = (*np.int32((pixels, width, height)), *np.float32((min_confidence, edge_step)))
         with device.timed("pack_points"):
-            cuda.launch(
-                self._count, blocks, THREADS,
-                (inputs[0], inputs[2], size, *limits, counted), device.compute,
-            )  # fmt: skip
-            cuda.launch(self._sum, 1, 1, (counted, np.int32(blocks)), device.compute)
-            cuda.launch(
-                self._write, blocks, THREADS,
-                (*inputs, size, np.int32(height * width), *limits, counted, written),
-                device.compute,
-            )  # fmt: skip
+            launch(self._count, blocks, THREADS, (given, trusted, *limits, counted),
+                   device.compute)  # fmt: skip
+            launch(self._sum, 1, 1, (counted, np.int32(blocks)), device.compute)
+            launch(self._write, blocks, THREADS,
+                   (given, coloured, trusted, moved, *limits, counted, written),
+                   device.compute)  # fmt: skip
         (total,) = device.download([counts.rows(4 * blocks, 4 * blocks + 4)])
         valid = int(total.view(np.uint32)[0])
         return device.download([packed.rows(0, valid)])[0].reshape(-1)
+
+    def _chosen(self, points: DeviceArray, views: Sequence[int]) -> DeviceArray:
+        """The points of some views behind each other."""
+        if list(views) == list(range(points.shape[0])):
+            return points
+        chosen = self._device.empty((len(views), *points.shape[1:]), "FLOAT", "chosen views")
+        for row, view in enumerate(views):
+            self._device.duplicate(chosen.rows(row, row + 1), points.rows(view, view + 1))
+        return chosen

@@ -6,6 +6,7 @@ Features, hidden states and the key/value cache stay on the device. Engines are 
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Callable
 from dataclasses import replace
@@ -31,6 +32,7 @@ from g2vlm_ros.runtime.engine_record import (
     records,
 )
 from g2vlm_ros.runtime.manifest import Manifest
+from g2vlm_ros.runtime.pack_points import PointPacker
 from g2vlm_ros.runtime.trt import Flavour, installed
 
 ELEMENT = {"float32": "FLOAT", "float16": "FLOAT16", "bfloat16": "BFLOAT16"}
@@ -117,6 +119,11 @@ class TrtStages:
             open_engine(self._flavour, self.device, self._folder, record, self._remedy)
             for record in self._records
         ]
+        try:
+            self._packer = PointPacker(self.device)
+        except CudaError as error:
+            self._packer = None
+            log.warning("clouds are packed on the CPU: %s", error)
 
     # --- the stages --------------------------------------------------------------------------
 
@@ -158,16 +165,17 @@ class TrtStages:
         engine = self._engine("heads_global" if global_points else "heads", size_hw)
         grid = hidden.reshaped(hidden.shape[0], *grid_hw, hidden.shape[-1])
 
-        def run() -> dict[str, np.ndarray]:
+        def run() -> tuple[dict[str, np.ndarray], DeviceArray]:
             results = engine.run({"hidden": grid})
             found = dict(zip(results, self.device.download(list(results.values())), strict=True))
             self._check("heads", found.values(), hidden)
-            return found
+            return found, results["local_points"]
 
-        found = self._guarded(run)
+        found, points = self._guarded(run)
         return RawGeometry(
             found["local_points"], found["poses"], found["rotation9"],
             found.get("confidence"), found.get("global_points"),
+            self._packer and functools.partial(self._pack, self._generation, points),
         )  # fmt: skip
 
     def language(
@@ -197,6 +205,12 @@ class TrtStages:
     def _encode(self, engine: Engine, name: str, pixels: np.ndarray) -> DeviceArray:
         feed = self.device.upload(pixels, "UINT8", name)
         return engine.run({name: feed})["features"]
+
+    def _pack(self, generation: int, points: DeviceArray, *cloud: Any) -> np.ndarray | None:
+        """`PointPacker.pack`; None where the points were lost with their context."""
+        if generation != self._generation or self._gone:
+            return None
+        return self._guarded(lambda: self._packer.pack(points, *cloud))
 
     def _append(
         self,

@@ -169,8 +169,6 @@ def test_valid_points_thresholds(wall):
     np.testing.assert_array_equal(by_confidence[0], confidence[0] >= 0.35)
     edges = cloud.valid_points(points, confidence, edge_step=0.1)
     np.testing.assert_array_equal(edges[3], [1, 1, 1, 0, 0, 1, 1, 1])
-    near = cloud.valid_points(points, confidence, max_depth=3.0)
-    np.testing.assert_array_equal(near[0], [1, 1, 1, 1, 0, 0, 0, 0])
 
 
 def test_unknown_confidence_passes_only_without_a_threshold(wall):

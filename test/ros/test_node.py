@@ -1,6 +1,7 @@
 """The node over real DDS: frames in, clouds and poses out, bad input counted, never a crash."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import pytest
 pytestmark = pytest.mark.ros
 pytest.importorskip("torch", reason="the golden checkpoint runs on the torch backend here")
 
+from g2vlm_ros.core import cloud  # noqa: E402
 from test.ros.harness import SMALL, Bench, bench, image  # noqa: E402
 
 START_S = 1000.0
@@ -36,6 +38,38 @@ def test_frames_become_a_cloud_with_their_stamp_frame_fields_and_points():
     assert len(cloud.data) == cloud.width * cloud.point_step == cloud.row_step
     xyz = np.frombuffer(cloud.data, np.float32).reshape(-1, 5)[:, :3]
     assert np.isfinite(xyz).all() and xyz.std() > 0
+
+
+def test_a_backend_that_packs_clouds_gives_the_same_message(monkeypatch):
+    """A STAND-IN for the kernels packs the very points that the node would."""
+    from sensor_msgs.msg import PointCloud2
+
+    from g2vlm_ros.runtime.torch_stages import TorchStages
+
+    heads, asked, received = TorchStages.heads, [], []
+
+    def packing_heads(*given, **named):
+        raw = heads(*given, **named)
+
+        def pack(views, colours, confidence, affines, *limits):
+            asked.append(views)
+            local, poses = raw.local_points_u[views], np.tile(np.eye(4), (len(views), 1, 1))
+            poses[:, :3] = affines
+            valid = cloud.valid_points(local, confidence, *limits)
+            packed = cloud.pack(local, colours, confidence, valid, poses=poses)
+            return np.frombuffer(packed, np.uint8)
+
+        return replace(raw, pack=pack)
+
+    for _ in range(2):
+        with bench(**{"cloud.max_edge_step": 1.0}) as made:
+            made.listen(PointCloud2, "/perception/points")
+            stream(made, 2)
+            made.until(lambda made=made: made.received["/perception/points"], "a cloud")
+            received += made.received["/perception/points"]
+        monkeypatch.setattr(TorchStages, "heads", packing_heads)
+    assert len(asked) == 1 and len(received) == 2
+    assert received[0].width > 100 and received[0] == received[1]
 
 
 def test_every_topic_carries_what_its_name_says():

@@ -22,9 +22,11 @@ import numpy as np
 import onnx
 import onnxruntime
 
+from g2vlm_ros.core import cloud
 from g2vlm_ros.runtime.cuda import Cuda, DeviceLostError, out_of_memory
 from g2vlm_ros.runtime.device import NUMPY
 from g2vlm_ros.runtime.onnx_stages import open_session
+from g2vlm_ros.runtime.pack_points import THREADS
 from g2vlm_ros.runtime.trt import Flavour
 
 VERSION = "10.3.0"
@@ -152,10 +154,18 @@ class StandInCuda(Cuda):
         self._within(source, size)
         stream.put(lambda: np.copyto(at(to, size), at(source, size)))
 
-    def compile(self, source: str) -> Any:
-        raise NotImplementedError
+    def compile(self, source: str) -> str:
+        return source
 
-    function = launch = compile
+    def function(self, module: str, name: str) -> str:
+        assert f"void {name}(" in module
+        return name
+
+    def launch(
+        self, function: str, blocks: int, threads: int, arguments: Sequence[Any], stream: Stream
+    ) -> None:
+        assert threads in (1, THREADS)
+        stream.put(lambda: KERNELS[function](blocks, *(each.item() for each in arguments)))
 
     def _within(self, address: int, size: int) -> None:
         inside = any(
@@ -170,6 +180,48 @@ def aligned(size: int) -> tuple[int, np.ndarray]:
     offset = -block.ctypes.data % 256
     return block.ctypes.data + offset, block
 
+
+# --- the kernels of pack_points.cu in numpy, block by block --------------------------------------
+
+
+def count_points(blocks: int, points: int, confidence: int, *rest: float) -> None:
+    *limits, counts = rest
+    valid = _valid(points, confidence, *limits).reshape(-1)
+    valid = np.pad(valid, (0, blocks * THREADS - len(valid)))
+    at(counts, 4 * blocks).view(np.uint32)[:] = valid.reshape(blocks, -1).sum(1)
+
+
+def sum_counts(_: int, counts: int, blocks: int) -> None:
+    held = at(counts, 4 * (blocks + 1)).view(np.uint32)
+    held[:] = np.concatenate(([0], np.cumsum(held[:-1])))
+
+
+def write_points(
+    blocks: int, points: int, colours: int, confidence: int, moves: int, *rest: float
+) -> None:
+    *limits, counts, out = rest
+    valid = _valid(points, confidence, *limits)
+    affine = at(moves, 48 * len(valid)).view(np.float32).reshape(-1, 3, 4)
+    poses = np.concatenate((affine, np.tile([[[0, 0, 0, 1]]], (len(valid), 1, 1))), axis=1)
+    data = cloud.pack(
+        at(points, 12 * valid.size).view(np.float32).reshape(*valid.shape, 3),
+        at(colours, 3 * valid.size).reshape(*valid.shape, 3),
+        at(confidence, 4 * valid.size).view(np.float32).reshape(valid.shape),
+        valid, poses=poses,
+    )  # fmt: skip
+    assert at(counts, 4 * (blocks + 1)).view(np.uint32)[-1] == np.count_nonzero(valid)
+    at(out, len(data))[:] = np.frombuffer(data, np.uint8)
+
+
+def _valid(
+    points: int, confidence: int, pixels: int, width: int, height: int, low: float, step: float
+) -> np.ndarray:
+    found = at(points, 12 * pixels).view(np.float32).reshape(-1, height, width, 3)
+    trusted = at(confidence, 4 * pixels).view(np.float32).reshape(found.shape[:3])
+    return cloud.valid_points(found, trusted, low, step)
+
+
+KERNELS = {each.__name__: each for each in (count_points, sum_counts, write_points)}
 
 # --- TensorRT ------------------------------------------------------------------------------------
 

@@ -17,10 +17,12 @@ import pytest
 pytest.importorskip("onnxruntime", reason="the stand-in computes with onnxruntime")
 pytest.importorskip("torch", reason="golden values are made by torch")
 
+from g2vlm_ros.core import cloud  # noqa: E402
 from g2vlm_ros.core.datatypes import NonFiniteError, RawGeometry  # noqa: E402
 from g2vlm_ros.core.sequence import SpecialTokens, Walk, text_segment  # noqa: E402
 from g2vlm_ros.runtime import trt_stages  # noqa: E402
 from g2vlm_ros.runtime.cuda import (  # noqa: E402
+    CudaError,
     DeviceGoneError,
     DeviceLostError,
     OutOfMemoryError,
@@ -166,6 +168,33 @@ def test_results_of_one_window_outlive_the_next(stages: TrtStages, views: np.nda
     assert np.array_equal(first.local_points_u, kept)
 
 
+def test_clouds_are_packed_from_the_points_on_the_device(
+    stages: TrtStages, built: Built, views: np.ndarray
+) -> None:
+    first = reconstruct(stages, views)
+    reconstruct(stages, views[::-1].copy())
+    chosen, limits = [0, 2, 3], (0.5, 1.0)
+    local, colours = first.local_points_u[chosen], views[chosen]
+    confidence = np.random.default_rng(0).random(local.shape[:3]).astype(np.float32)
+    poses = first.window_from_camera[chosen]
+    before = built.cuda.bytes_down
+    got = first.pack(chosen, colours, confidence, cloud.affines(3, poses), *limits)
+    valid = cloud.valid_points(local, confidence, *limits)
+    want = np.frombuffer(cloud.pack(local, colours, confidence, valid, poses=poses), np.float32)
+    assert 0 < len(want) < 5 * valid.size
+    np.testing.assert_allclose(got.view(np.float32), want, rtol=1e-5, atol=1e-5)
+    assert built.cuda.bytes_down - before == want.nbytes + 4
+
+
+def test_without_a_compiler_clouds_are_packed_elsewhere(
+    built: Built, views: np.ndarray, caplog: pytest.LogCaptureFixture
+) -> None:
+    with mock.patch.object(StandInCuda, "compile", side_effect=CudaError("there is no nvrtc")):
+        stages = built.open()
+    assert "clouds are packed on the CPU: there is no nvrtc" in caplog.text
+    assert reconstruct(stages, views).pack is None
+
+
 def test_stage_times(stages: TrtStages, views: np.ndarray) -> None:
     reconstruct(stages, views)
     wanted = {"encode_geometry", "geometry", "heads", "language"}
@@ -219,6 +248,7 @@ def test_a_lost_context_is_made_anew_once(built: Built, views: np.ndarray) -> No
     assert np.array_equal(reconstruct(stages, views).local_points_u, want.local_points_u)
     with pytest.raises(EngineError, match="this cache was lost"):
         stages.language(text_segment([5], 0), cache)
+    assert want.pack([0], views[:1], np.ones((1, 84, 140)), np.eye(4)[None, :3], 0.0, 0.0) is None
     built.cuda.lose_at = 0
     for _ in range(2):  # for good: the second time without asking the device
         with pytest.raises(DeviceGoneError, match="for good .*lost before.* restart the node"):
