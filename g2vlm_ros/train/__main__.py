@@ -1,14 +1,15 @@
 """Command line of the training.
 
     python -m g2vlm_ros.train --out runs/demo --stage geometry --minutes 90
-    python -m g2vlm_ros.train --out runs/demo --stage joint --minutes 60
+    python -m g2vlm_ros.train --out runs/demo --stage naming --minutes 25
+    python -m g2vlm_ros.train --out runs/demo --stage language --minutes 90
     python -m g2vlm_ros.train --out runs/demo --export engines/demo
 
 A second call with the same folder continues: the same stage where it stopped, another stage with
-the weights so far. `--device cuda` renders the data on the GPU as well. `--stage all` does both
-stages, two thirds of the minutes for the geometry. Stopping it with a signal loses nothing. On a
-busy machine set OMP_WAIT_POLICY=PASSIVE, or its threads spin while they wait for each other. On
-two free cores `--threads 1 --companion` is faster than two threads.
+the weights so far. `--device cuda` renders the data on the GPU as well. `--stage all` does all
+stages one after the other. Stopping it with a signal loses nothing. On a busy machine set
+OMP_WAIT_POLICY=PASSIVE, or its threads spin while they wait for each other. On two free cores
+`--threads 1 --companion` is faster than two threads.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ from g2vlm_ros.train.export import TOKENIZER_FILES, export
 from g2vlm_ros.train.loop import Budget, Training
 from g2vlm_ros.train.tokens import corpus, write_tokenizer
 
-GEOMETRY_SHARE = 2 / 3
+SHARES = {"geometry": 0.6, "naming": 0.1, "language": 0.3}
+"""Of the minutes, where all stages are trained in one go."""
 INTERRUPTED = 130
 """Exit status of a training that was stopped, as shells have it for Ctrl-C."""
 
@@ -103,7 +105,7 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
 def _plan(stage: str, minutes: float) -> list[tuple[str, float]]:
     if stage != "all":
         return [(stage, minutes)]
-    return [("geometry", GEOMETRY_SHARE * minutes), ("joint", (1 - GEOMETRY_SHARE) * minutes)]
+    return [(name, share * minutes) for name, share in SHARES.items()]
 
 
 def _interrupt(number: int, frame: object) -> None:

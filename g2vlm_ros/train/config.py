@@ -6,8 +6,8 @@ from dataclasses import asdict, dataclass, field
 
 from g2vlm_ros.core.config import ModelConfig
 
-STAGES = ("geometry", "naming", "joint")
-"""First points and poses; then what the semantic encoder sees, in words; then answers as well."""
+STAGES = ("geometry", "naming", "language")
+"""Points and poses; the semantic encoder and its words; answers. Each trains its own part."""
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,7 @@ class Data:
     """Shards in memory; new ones replace the oldest."""
     windows_per_scene: int = 24
     """A new shard comes in after 32 times as many windows."""
-    questions: int = 12
+    questions: int = 16
     """Per window."""
     tokens: int = 40
     """Longest question with its answer."""
@@ -156,14 +156,14 @@ class Steps:
 
     batch_views: int = 32
     """Views per step: windows times views per window."""
+    asking_views: int = 16
+    """The same where questions are asked, many of each window."""
     muon_rate: float = 0.0027
     adam_rate: float = 0.00054
     semantic_factor: float = 2.0
     """On both rates for the semantic expert, which starts from nothing."""
-    asking: float = 0.75
-    """Share of the steps of the joint stage that ask questions; the others teach the geometry."""
     weight_decay: float = 0.01
-    warmup: int = 200
+    warmup: int = 50
     anneal: float = 0.5
     """Last part of a stage in which the rates fall linearly to zero."""
     clip: float = 1.0

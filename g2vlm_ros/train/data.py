@@ -52,7 +52,7 @@ class Batch(NamedTuple):
     target: Target | None
     """None for single views."""
     questions: list[list[QuestionAnswer]] | None
-    """Per window, in a joint batch."""
+    """Per window, where any are asked."""
     cells: Tensor | None
     """(B, N, S, 256): the share of each cell of the semantic encoder that each item id fills."""
     classes: Tensor | None
@@ -171,10 +171,10 @@ class Ring:
         shard["important"] = shard["items"] > shard["structure"][:, None, None, None]
         return shard
 
-    def batch(self, total_views: int, rng: np.random.Generator, joint: bool) -> Batch:
+    def batch(self, total_views: int, rng: np.random.Generator, asking: bool) -> Batch:
         """Windows of one random length, about `total_views` views in all; first of two views.
 
-        Joint windows keep their order in time, their colours and their sides.
+        Windows with questions keep their order in time, their colours and their sides.
         """
         data = self.data
         weights = np.divide(data.views_weights, sum(data.views_weights))
@@ -192,14 +192,14 @@ class Ring:
             variant = int(rng.integers(VARIANTS))
             seed = self.shards.seeds(number)[scene]
             # Few different dialogues per scene, so that their questions are made once.
-            chooser = np.random.default_rng([seed, views, variant]) if joint else rng
-            steps = pick_views(chooser, data.views_per_scene, views, not joint)
+            chooser = np.random.default_rng([seed, views, variant]) if asking else rng
+            steps = pick_views(chooser, data.views_per_scene, views, not asking)
             at = torch.as_tensor(steps, device=shard["images"].device)
             images.append(shard["images"][scene, at])
             depth.append(shard["depth"][scene, at])
             important.append(shard["important"][scene, at])
             poses.append(shard["poses"][scene, steps])
-            if joint:
+            if asking:
                 known = self._questions(number, scene, variant, steps)
                 # The shorter or the longer ones, so that little of a batch is padding.
                 half_of = known[half * len(known) // 2 : (half + 1) * len(known) // 2]
@@ -213,7 +213,7 @@ class Ring:
             torch.stack(depth).float(), torch.stack(important),
             torch.as_tensor(relative, dtype=torch.float32, device=images[0].device),
         )  # fmt: skip
-        if joint:
+        if asking:
             told = (torch.as_tensor(np.stack(x), device=pixels.device) for x in (cells, classes))
             return Batch(_exposed(pixels, rng), target, questions, *told)
         pixels, target = _mirrored(pixels, target, rng)

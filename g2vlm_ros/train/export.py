@@ -40,7 +40,7 @@ def export(source: Path, target: Path, config: Config | None = None) -> None:
     target.mkdir(parents=True, exist_ok=True)
     atomically(target / WEIGHTS, lambda part: save_file(weights, part, {"format": "pt"}))
     files = {
-        "text_config.json": config.sizes.text() | {"language_trained": progress.stage == "joint"},
+        "text_config.json": config.sizes.text() | {"language_trained": progress.speaks},
         "vit_config.json": config.sizes.vit(),
         "dino_config.json": config.sizes.dino(),
         "decoder_config.json": config.sizes.decoder(),
@@ -83,14 +83,14 @@ def model_card(config: Config, progress: Progress, tensors: int, scores: dict | 
         "- Language: "
         + (
             "trained."
-            if progress.stage == "joint"
+            if progress.speaks
             else "**not trained yet**; the node refuses questions that only words could answer."
         ),
         f"- Weights: {tensors} tensors, fp16, without the training-only global points head. The "
         "encoder's attention windows are aligned.",
         "",
         "Made with `python -m g2vlm_ros.train --out RUN --stage geometry --minutes M --threads 1 "
-        "--companion` (then `--stage joint`), and",
+        "--companion` (then `--stage naming` and `--stage language`), and",
         "`python -m g2vlm_ros.train --out RUN --export engines/demo`. It goes on from here with "
         "`--start engines/demo --pairs-first 0` in a new folder.",
         "",

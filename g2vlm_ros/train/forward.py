@@ -64,8 +64,6 @@ class Answered(NamedTuple):
 
     loss: Tensor
     """Mean cross-entropy of the answers' tokens."""
-    features: Tensor
-    """(B, N, S, C): the views as the semantic encoder gives them."""
     image_queries: Tensor
     patch_keys: Tensor
     """(B, N, S, D) and (B, N, P, D): one head of the layer before the middle one."""
@@ -98,10 +96,12 @@ class Questions(NamedTuple):
     """int64 (B, Q, L): the next token where it belongs to the answer, else IGNORED."""
 
 
-def is_geometric(name: str) -> bool:
-    """Whether a parameter belongs to the geometric expert, its encoder, or what they learn by."""
-    semantic = "language_model" in name or "vit_" in name or name.startswith(("names.", "where."))
-    return "_moe_geo" in name or ".ls" in name or not semantic
+def stage_of(name: str) -> str:
+    """Which stage trains a parameter, by its name."""
+    if "vit_" in name or name.startswith("names."):
+        return "naming"
+    semantic = "language_model" in name and "_moe_geo" not in name and ".ls" not in name
+    return "language" if semantic or name.startswith("where.") else "geometry"
 
 
 def build(config: ModelConfig, seed: int) -> G2VLM:
@@ -145,7 +145,7 @@ class Trainee(nn.Module):
             for block in decoder.blocks:
                 block.attn.rotation = rolled_rotation
         self.prefixes = {
-            "geometry": reconstruction_prefix(tokenizer), "joint": chat_prefix(tokenizer)
+            "geometry": reconstruction_prefix(tokenizer), "chat": chat_prefix(tokenizer)
         }  # fmt: skip
 
     def geometry(self, images: Tensor) -> RawHeads:
@@ -179,7 +179,7 @@ class Trainee(nn.Module):
         squares: uint8 (B, N, side, side, 3), the same views for the semantic encoder.
         """
         with torch.no_grad():
-            walk, past, _, device = self._geometry("joint", images)
+            walk, past, _, device = self._geometry("chat", images)
         batch, views = images.shape[:2]
         merge = self.network.config.vision.merge * PATCH_PX
         grid = squares.shape[2] // merge, squares.shape[3] // merge
@@ -192,7 +192,7 @@ class Trainee(nn.Module):
         image_tokens = torch.cat((ends[:, :, :1], features.to(ends.dtype), ends[:, :, 1:]), 2)
         at = np.concatenate([segment.positions for segment in segments], 1)
         middle = len(past) // 2
-        prefix = len(self.prefixes["joint"])
+        prefix = len(self.prefixes["chat"])
         patch_keys = past[middle - 1][0][:, 0, prefix:].unflatten(1, (views, -1))[:, :, 1:-1]
         image_looks: list[Look] = []
         question_looks: list[Look] = []
@@ -220,7 +220,6 @@ class Trainee(nn.Module):
         scale = image_keys.shape[-1] ** -0.5
         return Answered(
             F.cross_entropy(logits, questions.labels.flatten(1, 2)[wanted]),
-            features,
             image_queries * scale,
             patch_keys,
             asked.queries[:, 0].unflatten(1, (count, length)) * scale,

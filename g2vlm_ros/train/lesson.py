@@ -22,7 +22,7 @@ from g2vlm_ros.train.forward import (
     build,
     encode_questions,
     encode_squares,
-    is_geometric,
+    stage_of,
 )
 from g2vlm_ros.train.losses import (
     Target,
@@ -70,36 +70,35 @@ class Lesson:
     ) -> tuple[int, Tensor, dict[str, Tensor]]:
         """Adds the gradients of new windows; their number, the loss, its terms unweighted.
 
-        Each step trains one expert. Questions read the geometry as it is: what a word wants does
-        not change what a point is.
+        Each stage trains its own part. Questions read the geometry as it is: what a word wants
+        does not change what a point is.
         windows: how many were drawn before, which decides the homes in memory.
         """
         torch.manual_seed(int(rng.integers(2**62)))
         self.ring.advance(windows)
-        kind = stage
-        if stage == "joint":
-            kind = "language" if rng.random() < self.config.steps.asking else "geometry"
         for name, parameter in self.all.named_parameters():
-            parameter.requires_grad_(is_geometric(name) == (kind == "geometry"))
-        views = self.config.steps.batch_views
-        if kind == "naming":
-            batch = self.ring.single_views(views, rng)
+            parameter.requires_grad_(stage_of(name) == stage)
+        steps = self.config.steps
+        if stage == "naming":
+            batch = self.ring.single_views(steps.batch_views, rng)
+        elif stage == "language":
+            batch = self.ring.batch(steps.asking_views, rng, True)
         else:
-            batch = self.ring.batch(views, rng, kind == "language")
-        terms = self._terms(kind, batch)
+            batch = self.ring.batch(steps.batch_views, rng, False)
+        terms = self._terms(stage, batch)
         loss = sum(getattr(self.config.loss, name) * term for name, term in terms.items())
         loss.backward()
         # A single view wears its home out less than a window does.
-        share = 1 if kind != "naming" else 1 / self.config.data.views_per_scene
+        share = 1 if stage != "naming" else 1 / self.config.data.views_per_scene
         return max(1, round(share * len(batch.images))), loss.detach(), terms
 
-    def _terms(self, kind: str, batch: Batch) -> dict[str, Tensor]:
+    def _terms(self, stage: str, batch: Batch) -> dict[str, Tensor]:
         place = torch.device(self.device).type
         # Most CPUs multiply bfloat16 a hundred times slower than float32.
         with PlainAttention() if place == "cpu" else torch.autocast(place, torch.bfloat16):
-            if kind == "language":
+            if stage == "language":
                 return self._language(batch)
-            if kind == "naming":
+            if stage == "naming":
                 return self._naming(batch)
             raw = self.trainee.geometry(batch.images)
             features = F.normalize(self.match(raw.hidden).float(), dim=-1)
@@ -143,13 +142,13 @@ class Lesson:
         encoded = type(encoded)(*(part.to(self.device) for part in encoded))
         pixels = squares(batch.images, data.semantic_px)
         answered = self.trainee.answers(batch.images, pixels, encoded)
-        terms = {"language": answered.loss}
-        terms["naming"] = naming_term(self.names(answered.features), batch.cells, batch.classes)
         grid = batch.images.shape[2] // PATCH_PX, batch.images.shape[3] // PATCH_PX
         looking = looking_term(*same_place(answered.image_queries, answered.patch_keys, grid))
-        terms["looking"] = looking + self._found(answered, filled, batch.cells)
-        terms["whereabouts"] = self._whereabouts(answered, filled, batch.target)
-        return terms
+        return {
+            "language": answered.loss,
+            "looking": looking + self._found(answered, filled, batch.cells),
+            "whereabouts": self._whereabouts(answered, filled, batch.target),
+        }
 
     def _found(
         self, answered: Answered, asked: list[list[QuestionAnswer]], cells: Tensor

@@ -91,6 +91,7 @@ class Training:
         if progress.stage != stage:
             progress.stage, progress.stage_steps = stage, 0
             progress.stage_windows, progress.stage_seconds = 0, 0.0
+        progress.speaks |= stage == "language"
         bar = _bar(stage) if show else None
         saved = last = time.monotonic()
         self.lesson.ring.advance(progress.windows)

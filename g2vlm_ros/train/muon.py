@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from g2vlm_ros.train.forward import is_geometric
+from g2vlm_ros.train.forward import stage_of
 
 _NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 """Coefficients of the quintic a x + b x^3 + c x^5 that drives singular values towards 1."""
@@ -59,7 +59,7 @@ class Optimizer:
             }
 
     def _rate_factor(self, name: str) -> float:
-        if not is_geometric(name):
+        if stage_of(name) != "geometry":
             return self.semantic_factor
         return _GENTLE_FACTOR if any(part in name for part in _GENTLE) else 1.0
 

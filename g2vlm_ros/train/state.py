@@ -31,6 +31,8 @@ class Progress:
     stage_seconds: float = 0.0
     skipped: int = 0
     """Steps whose loss or gradient was not finite."""
+    speaks: bool = False
+    """Whether the language has been trained, in whatever stage it stands now."""
 
 
 def atomically(path: Path, write: Callable[[Path], None]) -> None:

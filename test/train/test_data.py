@@ -38,17 +38,17 @@ def test_a_cached_shard_is_the_rendered_one(shard_cache):
 
 
 def test_batches_are_finite_and_repeatable(shard_cache):
-    for joint in (False, True):
+    for asking in (False, True):
         torch.manual_seed(0)
-        one = ring(shard_cache).batch(8, np.random.default_rng(3), joint)
+        one = ring(shard_cache).batch(8, np.random.default_rng(3), asking)
         torch.manual_seed(0)
-        two = ring(shard_cache).batch(8, np.random.default_rng(3), joint)
+        two = ring(shard_cache).batch(8, np.random.default_rng(3), asking)
         assert torch.equal(one.images, two.images) and one.questions == two.questions
         assert one.images.shape == (4, 2, 42, 56, 3)
         for part in (one.target.depth_m, one.target.poses):
             assert bool(torch.isfinite(part).all())
         assert bool((one.target.depth_m > 0).all())
-        assert (one.questions is not None) == joint
+        assert (one.questions is not None) == asking
         torch.testing.assert_close(one.target.poses[:, 0], torch.eye(4).expand(4, 4, 4))
 
 
