@@ -19,6 +19,7 @@ from g2vlm_ros.core.mapping.image_faults import ImageJudge
 from g2vlm_ros.core.mapping.keyframes import Keyframe, KeyframeStore, compressed, unit_descriptors
 from g2vlm_ros.core.mapping.map_frame import MapAligner
 from g2vlm_ros.core.mapping.placement import Placement
+from g2vlm_ros.core.mapping.pose_refinement import refine_poses
 from g2vlm_ros.core.settings import Settings
 from g2vlm_ros.core.window import WindowBuffer
 from g2vlm_ros.perception import Perception, Scene
@@ -31,6 +32,7 @@ class Update:
     window: Window
     scene: Scene
     result: Reconstruction
+    """The network's, with poses that the images confirm (`refine_poses`)."""
     placement: Placement
     map_from_camera: np.ndarray
     """float64 (N, 4, 4) rigid poses of the views in the map (map units, optical axes)."""
@@ -136,15 +138,18 @@ class LiveMapping:
             return None
         decoded = time.perf_counter()
         scene = self._perception.scene(images)
-        result = self._perception.reconstruct(scene)
+        network = self._perception.reconstruct(scene)
         inferred = time.perf_counter()
+        result = refine_poses(network)
+        refined = time.perf_counter()
         update = self._place(window, scene, result)
         aligned = time.perf_counter()
         update = replace(self._close_loop(update, images), session=session)
         update.stage_times_s.update(
             decode=decoded - started,
             **result.stage_times_s,
-            alignment=aligned - inferred,
+            poses=refined - inferred,
+            alignment=aligned - refined,
             loop=time.perf_counter() - aligned,
         )
         with self._lock:
@@ -216,7 +221,7 @@ class LiveMapping:
         views = [*others[: max(0, self._settings.window.views - len(old) - 1)][::-1], newest]
         try:
             mixed = [k.frame.decode() for k in old] + [images[i] for i in views]
-            bridge = self._perception.reconstruct(self._perception.scene(mixed))
+            bridge = refine_poses(self._perception.reconstruct(self._perception.scene(mixed)))
         except NonFiniteError:
             return update.placement, "non_finite"
         return self._aligner.close_loop(

@@ -138,11 +138,14 @@ class SharedView:
         self.reach = float(np.median(self.range))
 
 
-def join_views(pairs: Sequence[tuple[ViewSample, ViewSample]], spread: float = 1.0) -> Joint:
+def join_views(
+    pairs: Sequence[tuple[ViewSample, ViewSample]], spread: float = 1.0, unit_std: float = 0.0
+) -> Joint:
     """target_from_source from pairs (in the source window, in the target window) of one view each.
 
-    spread: what earlier joints showed of `Joint.spread`. Raises ValueError where there is no pair
-    that can fix a similarity.
+    spread: what earlier joints showed of `Joint.spread`. unit_std: deviation of the logarithm of a
+    view's own unit from its window's, which all shared views may have in common. Raises
+    ValueError where there is no pair that can fix a similarity.
     """
     if not pairs:
         raise ValueError("the windows share no view; they cannot be joined")
@@ -157,10 +160,10 @@ def join_views(pairs: Sequence[tuple[ViewSample, ViewSample]], spread: float = 1
             refused = error
     if not views:
         raise refused
-    return fit_joint(views, spread)
+    return fit_joint(views, spread, unit_std)
 
 
-def fit_joint(views: Sequence[SharedView], spread: float = 1.0) -> Joint:
+def fit_joint(views: Sequence[SharedView], spread: float = 1.0, unit_std: float = 0.0) -> Joint:
     """Robust target_from_source over shared views: each by itself, then their weighted mean.
 
     What is wrong with a whole view (its pose, its depth's unit) is the same for all its points, so
@@ -171,12 +174,13 @@ def fit_joint(views: Sequence[SharedView], spread: float = 1.0) -> Joint:
     """
     fits = [_fit_view(view) for view in views]
     fit, covariance, spread = _mean(fits, spread)
+    pivot, reach = np.mean([v.centre for v in views], 0), float(np.mean([v.reach for v in views]))
+    covariance = covariance + _about(pivot, np.array([0.0] * 6 + [unit_std]))
     weights = np.concatenate([v.weights for v in views])
     error = np.concatenate(
         [np.linalg.norm(fit.apply(v.source) - v.target, axis=1) / v.range for v in views]
     )
     inliers = float(weights[error < INLIER_DISTANCE].sum() / weights.sum())
-    pivot, reach = np.mean([v.centre for v in views], 0), float(np.mean([v.reach for v in views]))
     quality = inliers / (1.0 + _uncertainty(covariance, pivot, reach) ** 2)
     return Joint(fit, inliers, float(np.median(error)), covariance, quality, spread)
 
@@ -196,7 +200,7 @@ def _fit_view(view: SharedView) -> tuple[Similarity, np.ndarray]:
         if np.abs(step[[0, 1, 2, 6]]).max() < 1e-6:
             break
     covariance = _covariance(_equations(fit, view), view.blocks, view.patches)
-    return fit, covariance + _systematic(view.centre, view.reach)
+    return fit, covariance + _about(view.centre, SYSTEMATIC * _units(view.reach))
 
 
 def _mean(
@@ -318,10 +322,10 @@ def _covariance(equations: _Equations, blocks: np.ndarray, patches: int) -> np.n
     return inverse @ (pulls.T @ pulls) @ inverse * patches / (patches - 7)
 
 
-def _systematic(centre: np.ndarray, reach: float) -> np.ndarray:
-    """(7, 7) SYSTEMATIC about the camera, moved to the target's origin."""
+def _about(centre: np.ndarray, deviation: np.ndarray) -> np.ndarray:
+    """(7, 7) of independent deviations (7,) about a camera, moved to the target's origin."""
     move = adjoint(Similarity(1.0, np.eye(3), centre))
-    return (move * (SYSTEMATIC * _units(reach)) ** 2) @ move.T
+    return (move * deviation**2) @ move.T
 
 
 def _units(reach: float) -> np.ndarray:

@@ -185,6 +185,17 @@ def test_three_shared_views_join_better_than_poses_chained_over_one(rng):
     assert np.mean(misses["joint"]) < 0.75 * np.mean(misses["chain"])
 
 
+def test_units_of_views_that_differ_make_the_scale_uncertain_and_nothing_else(rng):
+    nothing = lambda rng, size=(): np.zeros((3072, *size))  # noqa: E731
+    pair = two_windows(rng, rng.uniform(2, 4, ROWS.shape), random_similarity(rng), nothing, 0.0)
+    sure, unsure = join_views([pair]), join_views([pair], unit_std=0.08)
+    more = unsure.covariance - sure.covariance
+    # The camera of the target is at its origin, about which the covariance is.
+    assert more[6, 6] == pytest.approx(0.08**2)
+    np.testing.assert_allclose(more[:6], 0, atol=1e-12)
+    assert unsure.quality < sure.quality
+
+
 def test_no_shared_view_is_an_error():
     with pytest.raises(ValueError, match="share no view"):
         join_views([])

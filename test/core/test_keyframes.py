@@ -94,6 +94,19 @@ def test_views_of_one_place_overlap_and_look_alike(perception):
     assert overlap.shared[0, 2] < 0.02 and overlap.shared[2, 0] < 0.02
 
 
+def test_overlap_says_how_far_the_units_of_views_lie_apart(perception):
+    perception.noise = Noise()
+    result = perception.reconstruct([0, 1, 4])
+    assert abs(view_overlap(result).stretch[0, 1]) < 0.01
+    points = result.local_points_u.copy()
+    points[1] *= 1.1
+    geometry = replace(result.geometry, local_points_u=points)
+    stretch = view_overlap(replace(result, geometry=geometry)).stretch
+    assert stretch[1, 0] == pytest.approx(np.log(1.1), abs=0.02)
+    assert stretch[0, 1] == pytest.approx(-np.log(1.1), abs=0.02)
+    assert np.isnan(stretch[0, 2])
+
+
 def test_equal_shapes_with_other_colours_do_not_look_alike(perception):
     """Two corridors built alike: geometry agrees, brightness does not."""
     result = perception.reconstruct([0, 1])

@@ -287,6 +287,23 @@ def test_a_map_that_misses_its_metres_comes_to_them_once_odometry_knows_better(m
     assert placed[-1][0].map_from_window.scale == pytest.approx(1.2, rel=0.07)
 
 
+def test_scale_of_a_joint_is_as_uncertain_as_the_units_of_views_are_apart():
+    """What all shared views have in common does not show where they are compared."""
+    deviations = []
+    for apart in (0.0, 0.08):
+        perception, rng = DrivePerception(lap_poses(31, 0.3)), np.random.default_rng(5)
+        aligner = MapAligner(MapSettings())
+        for number, views in enumerate(triples(15)):
+            result = perception.reconstruct(views)
+            units = np.exp(apart * rng.normal(size=(3, 1, 1, 1)))
+            points = (result.local_points_u * units).astype(np.float32)
+            result = replace(result, geometry=replace(result.geometry, local_points_u=points))
+            frames = tuple(frame_of(perception, n) for n in views)
+            joint = aligner.place(Window(number + 1, frames), result).joint
+        deviations.append(np.sqrt(joint.covariance[6, 6]))
+    assert deviations[0] < 0.015 and 0.04 < deviations[1] < 0.12
+
+
 def test_reset_forgets_the_map_but_counts_sub_maps_on(rng):
     perception = DrivePerception(lap_poses(5, 0.3))
     aligner = MapAligner(MapSettings())

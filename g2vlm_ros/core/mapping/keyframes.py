@@ -20,6 +20,9 @@ from g2vlm_ros.core.geometry import project
 OVERLAP_POINTS = 600
 AGREEMENT = 0.1
 """Relative depth difference up to which two views show the same surface."""
+NEAR = 0.4
+"""Relative depth difference up to which it may be the same surface, in another unit."""
+LEAST_POINTS = 30
 JPEG_QUALITY = 95
 THUMBNAIL_PX = (16, 12)
 LEAST_MOTION, LEAST_TURN = 0.15, np.deg2rad(15.0)
@@ -135,6 +138,9 @@ class Overlap:
     no intrinsics."""
     alike: np.ndarray
     """float64 (N, N): correlation of brightness at those points; NaN where too few or flat."""
+    stretch: np.ndarray
+    """float64 (N, N): logarithm of the depth of view i's points over that of view j's surface;
+    NaN where too few are near it."""
 
     def reachable(self, start: Sequence[int], least_shared: float) -> np.ndarray:
         """bool (N,): views that a chain of overlaps connects with `start`; unknown counts."""
@@ -154,7 +160,7 @@ def view_overlap(result: Reconstruction) -> Overlap:
     grey = result.colours.mean(-1)
     own = grey[:, ::step, ::step].reshape(views, -1)
     poses = result.window_from_camera.astype(np.float64)
-    shared, alike = np.full((views, views), np.nan), np.full((views, views), np.nan)
+    shared, alike, stretch = np.full((3, views, views), np.nan)
     for j, camera in enumerate(result.intrinsics):
         if camera is None:
             continue
@@ -166,13 +172,16 @@ def view_overlap(result: Reconstruction) -> Overlap:
             inside = (pixel >= 0).all(1) & (pixel[:, 0] < width) & (pixel[:, 1] < height)
             column, row = np.where(inside[:, None], pixel, 0).astype(int).T
             surface = result.local_points_u[j, row, column, 2]
-            same = inside & (np.abs(moved[:, 2] - surface) < AGREEMENT * surface)
+            off = np.log(np.maximum(moved[:, 2], 1e-9) / surface)
+            same = inside & (np.abs(off) < AGREEMENT)
+            near = off[inside & (np.abs(off) < NEAR)]
+            stretch[i, j] = np.median(near) if len(near) >= LEAST_POINTS else np.nan
             shared[i, j] = same.mean()
             alike[i, j] = _correlation(own[i][same], grey[j, row, column][same])
-    return Overlap(shared, alike)
+    return Overlap(shared, alike, stretch)
 
 
 def _correlation(a: np.ndarray, b: np.ndarray) -> float:
-    if len(a) < 30 or a.std() < 1 or b.std() < 1:
+    if len(a) < LEAST_POINTS or a.std() < 1 or b.std() < 1:
         return float("nan")
     return float(np.corrcoef(a, b)[0, 1])

@@ -17,7 +17,7 @@ import numpy as np
 from g2vlm_ros.core.alignment import Joint, ViewSample, join_views, sample_view
 from g2vlm_ros.core.datatypes import Frame, Reconstruction, ScaleState, Window
 from g2vlm_ros.core.geometry import ZUP_FROM_OPTICAL, Similarity
-from g2vlm_ros.core.mapping.keyframes import view_overlap
+from g2vlm_ros.core.mapping.keyframes import Overlap, view_overlap
 from g2vlm_ros.core.mapping.placement import Placement
 from g2vlm_ros.core.mapping.pose_graph import PoseGraph, adjoint, cross_matrix, logarithm
 from g2vlm_ros.core.mapping.scale import evidence, find_floor, gravity_up, rig_baselines_m
@@ -35,6 +35,8 @@ VIEW_TURN_RAD = 0.005
 """Assumed orientation error of a view in its window."""
 MOST_SCALE_OFF = 2.0
 """Standard deviations by which a map may miss its metres before it is rescaled."""
+UNIT_WINDOWS = 8
+"""Windows over which the units of single views are compared."""
 MOVED = 1e-4
 """Change (rad, map units, log scale) from which a window counts as corrected."""
 
@@ -68,6 +70,7 @@ class MapAligner:
             maxlen=REMEMBERED_WINDOWS
         )
         self._spread = 1.0
+        self._unit_variance, self._windows = 0.0, 0
         self.forgotten: set[int] = set()
 
     def place(self, window: Window, result: Reconstruction) -> Placement:
@@ -199,6 +202,7 @@ class MapAligner:
         shared = [i for i, f in enumerate(frames) if _key(f) in known]
         newest = max(range(len(frames)), key=lambda i: frames[i].stamp_ns)
         overlap = view_overlap(result)
+        self._learn_units(overlap)
         least = self._settings.min_view_overlap
         reached = overlap.reachable(shared, least)
         alone = tuple(overlap.reachable([newest], least).tolist())
@@ -213,10 +217,18 @@ class MapAligner:
                 joints[node] = joint
         return joints, tuple(reached.tolist()) if joints else alone, "" if joints else "poor_joint"
 
+    def _learn_units(self, overlap: Overlap) -> None:
+        """How far the units of single views lie apart in their window, over the last windows."""
+        apart = overlap.stretch[np.isfinite(overlap.stretch)]
+        if len(apart):
+            self._windows = min(self._windows + 1, UNIT_WINDOWS)
+            found = float(np.mean(apart**2)) / 2
+            self._unit_variance += (found - self._unit_variance) / self._windows
+
     def _accepted(self, pairs: list[tuple[ViewSample, ViewSample]]) -> Joint | None:
         """The joint over pairs of views, or None where there is none that can be trusted."""
         try:
-            joint = join_views(pairs, self._spread)
+            joint = join_views(pairs, self._spread, float(np.sqrt(self._unit_variance)))
         except ValueError:
             return None
         if len(pairs) > 1:

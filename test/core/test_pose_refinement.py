@@ -1,0 +1,107 @@
+"""Laws of poses mended by images: wrong ones come right, right ones stay, nothing is guessed."""
+
+from dataclasses import replace
+
+import cv2
+import numpy as np
+import pytest
+
+from g2vlm_ros.core.confidence import multi_view_confidence
+from g2vlm_ros.core.mapping.pose_refinement import refine_poses
+from test.drive import DrivePerception, Noise, lap_poses
+
+SPOILT = Noise(depth=0.02, outliers=0.002)
+WRONG = replace(SPOILT, turn_rad=0.06, shift=0.02)
+
+
+def window(noise, seed=0, count=4):
+    """A window of a drive and where its cameras truly are, in its own frame and unit."""
+    perception = DrivePerception(lap_poses(count, 0.2), noise, seed)
+    result = perception.reconstruct(list(range(count)))
+    return result, perception.window_from_world.apply_pose(perception.poses)
+
+
+def errors(result, truth):
+    """Angle (rad) and distance (share of the depth) between the first view and each other one."""
+    found = np.linalg.inv(result.window_from_camera[0].astype(float)) @ result.window_from_camera
+    right = np.linalg.inv(truth[0]) @ truth
+    cosine = (np.einsum("nij,nij->n", found[:, :3, :3], right[:, :3, :3]) - 1) / 2
+    off = np.linalg.norm(found[:, :3, 3] - right[:, :3, 3], axis=1)
+    depth = np.median(result.local_points_u[..., 2])
+    return np.arccos(np.clip(cosine, -1, 1))[1:].mean(), off[1:].mean() / depth
+
+
+def wider(result, factor):
+    """The same window from larger images."""
+    size = (result.colours.shape[2] * factor, result.colours.shape[1] * factor)
+    larger = lambda images: np.stack([cv2.resize(i, size) for i in images])  # noqa: E731
+    camera = result.intrinsics[0]
+    wide = replace(
+        camera,
+        fx_px=camera.fx_px * factor,
+        fy_px=camera.fy_px * factor,
+        cx_px=(camera.cx_px + 0.5) * factor - 0.5,
+        cy_px=(camera.cy_px + 0.5) * factor - 0.5,
+        width_px=size[0],
+        height_px=size[1],
+    )
+    points = result.local_points_u.repeat(factor, axis=1).repeat(factor, axis=2)
+    geometry = replace(result.geometry, local_points_u=points)
+    confidence = result.confidence.repeat(factor, axis=1).repeat(factor, axis=2)
+    cameras = (wide,) * result.views
+    return replace(
+        result,
+        geometry=geometry,
+        colours=larger(result.colours),
+        confidence=confidence,
+        intrinsics=cameras,
+    )
+
+
+@pytest.mark.parametrize("factor", [1, 4])
+def test_wrong_poses_come_right(factor):
+    before, after = [], []
+    for seed in range(4):
+        result, truth = window(WRONG, seed)
+        result = result if factor == 1 else wider(result, factor)
+        before.append(errors(result, truth))
+        after.append(errors(refine_poses(result), truth))
+    assert (np.mean(after, axis=0) < 0.5 * np.mean(before, axis=0)).all()
+
+
+@pytest.mark.parametrize("noise", [Noise(), SPOILT, replace(SPOILT, turn_rad=0.005, shift=0.005)])
+def test_poses_that_the_images_confirm_stay(noise):
+    result, _ = window(noise)
+    assert refine_poses(result) is result
+
+
+def test_the_first_view_points_and_camera_stay_and_confidence_follows():
+    result, _ = window(WRONG)
+    refined = refine_poses(result)
+    np.testing.assert_array_equal(refined.window_from_camera[0], result.window_from_camera[0])
+    np.testing.assert_array_equal(refined.local_points_u, result.local_points_u)
+    assert refined.intrinsics == result.intrinsics
+    expected = multi_view_confidence(
+        refined.local_points_u, refined.window_from_camera, refined.intrinsics
+    )
+    np.testing.assert_array_equal(refined.confidence, expected)
+
+
+def test_where_images_say_nothing_poses_stay():
+    result, _ = window(WRONG)
+    flat = replace(result, colours=np.full_like(result.colours, 90))
+    assert refine_poses(flat) is flat
+    blind = replace(result, intrinsics=(None,) * 4)
+    assert refine_poses(blind) is blind
+    alone, _ = window(WRONG, count=1)
+    assert refine_poses(alone) is alone
+
+
+def test_a_view_that_no_track_reaches_keeps_its_pose():
+    result, truth = window(WRONG)
+    colours = result.colours.copy()
+    colours[3] = 90
+    refined = refine_poses(replace(result, colours=colours))
+    kept, before = (r.window_from_camera[3] for r in (refined, result))
+    np.testing.assert_allclose(kept, before, atol=1e-6)
+    assert errors(refined, truth)[0] < errors(result, truth)[0]
