@@ -32,7 +32,7 @@ class Mention:
     phrase: str
     """As the question spells it; empty for what it asks for without a name."""
     items: tuple[int, ...]
-    """Their ids."""
+    """Their ids; none where nothing of the kind is there."""
     viewer_m: tuple[float, float, float] | None = None
     """Where a single thing is, as `Seen.viewer_m`."""
 
@@ -89,12 +89,12 @@ class Truth:
     def names(self) -> set[str]:
         return {thing.item.name for thing in self.seen}
 
-    def mention(self, phrase: str, name: str) -> tuple[Mention, ...]:
-        """All things that are `name`, or `colour name`, under a phrase; nothing without any."""
+    def mention(self, phrase: str, name: str) -> Mention:
+        """All things that are `name`, or `colour name`, under a phrase."""
         ids = tuple(
             t.item.id for t in self.seen if name in (t.item.name, f"{t.item.colour} {t.item.name}")
         )
-        return (Mention(phrase, ids),) if ids else ()
+        return Mention(phrase, ids)
 
     def askable(self) -> list[Seen]:
         return [thing for thing in self.seen if thing.unique]
@@ -204,7 +204,7 @@ def _exists(truth: Truth, rng: np.random.Generator) -> QuestionAnswer | None:
     wordings = ("Is there {a}?", "Do you see {a}?", "Is {a} in these views?")
     answer = "Yes." if there else "No."
     what = str(_pick(rng, options))
-    return _say(rng, "exists", wordings, answer, *truth.mention(what, what), a=article(what))
+    return _say(rng, "exists", wordings, answer, truth.mention(what, what), a=article(what))
 
 
 def _colour(truth: Truth, rng: np.random.Generator) -> QuestionAnswer | None:
@@ -230,8 +230,8 @@ def _count(truth: Truth, rng: np.random.Generator) -> QuestionAnswer | None:
         return None
     name = str(_pick(rng, options))
     wordings = ("How many {x} are there?", "How many {x} do you see?", "Count the {x}.")
-    mentions = truth.mention(plural(name), name)
-    return _say(rng, "count", wordings, f"{names[name]}.", *mentions, x=plural(name))
+    mention = truth.mention(plural(name), name)
+    return _say(rng, "count", wordings, f"{names[name]}.", mention, x=plural(name))
 
 
 def _nearest(truth: Truth, rng: np.random.Generator) -> QuestionAnswer | None:
@@ -378,7 +378,7 @@ def _absent(truth: Truth, rng: np.random.Generator) -> QuestionAnswer | None:
     wordings = ("What colour is the {x}?", "How far is the {x}?", "How tall is the {x}?",
                 "How far away is the {x} in metres?", "How wide is the {x}?",
                 "Where is the {x} now: left, right, in front or behind?")  # fmt: skip
-    return _say(rng, "absent", wordings, f"There is no {name}.", x=name)
+    return _say(rng, "absent", wordings, f"There is no {name}.", Mention(name, ()), x=name)
 
 
 _MAKERS: dict[str, Callable[[Truth, np.random.Generator], QuestionAnswer | None]] = {

@@ -140,7 +140,7 @@ class Loss:
     translation: float = 0.8
     matching: float = 0.2
     places: float = 1.0
-    language: float = 1.0
+    language: float = 3.0
     naming: float = 0.3
     looking: float = 0.3
     whereabouts: float = 0.3
@@ -164,7 +164,7 @@ class Steps:
     """On both rates for the semantic expert, which starts from nothing."""
     weight_decay: float = 0.01
     warmup: int = 50
-    anneal: float = 0.5
+    anneal: float = 0.9
     """Last part of a stage in which the rates fall linearly to zero."""
     clip: float = 1.0
     save_s: float = 120.0

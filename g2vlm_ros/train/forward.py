@@ -101,7 +101,7 @@ def stage_of(name: str) -> str:
     if "vit_" in name or name.startswith("names."):
         return "naming"
     semantic = "language_model" in name and "_moe_geo" not in name and ".ls" not in name
-    return "language" if semantic or name.startswith("where.") else "geometry"
+    return "language" if semantic or name.startswith(("where.", "what.")) else "geometry"
 
 
 def build(config: ModelConfig, seed: int) -> G2VLM:

@@ -58,9 +58,10 @@ class Lesson:
         self.place = nn.Linear(config.sizes.hidden, 3).to(device)
         self.names = nn.Linear(config.sizes.hidden, len(CLASSES)).to(device)
         self.where = nn.Linear(config.sizes.hidden, 4).to(device)
+        self.what = nn.Linear(config.sizes.hidden, len(CLASSES)).to(device)
         self.all = nn.ModuleDict({
             "network": self.trainee.network, "match": self.match, "place": self.place,
-            "names": self.names, "where": self.where,
+            "names": self.names, "where": self.where, "what": self.what,
         })  # fmt: skip
         self.ring = Ring(Shards(config.data, "train", device, cache, workers))
         self.rays = true_rays(self.ring.shards.camera, torch.device(device))
@@ -147,6 +148,7 @@ class Lesson:
         return {
             "language": answered.loss,
             "looking": looking + self._found(answered, filled, batch.cells),
+            "naming": self._named(answered, filled, batch),
             "whereabouts": self._whereabouts(answered, filled, batch.target),
         }
 
@@ -166,6 +168,23 @@ class Lesson:
         keys = answered.image_keys.flatten(1, 2)[b]
         logits = (keys @ queries[:, :, None]).squeeze(-1)
         return looking_term(logits, torch.stack([row[3] for row in rows]))
+
+    def _named(
+        self, answered: Answered, asked: list[list[QuestionAnswer]], batch: Batch
+    ) -> Tensor:
+        """Of cells and of words for things: names and colours, none of what is not there."""
+        term = naming_term(self.what(answered.image_states), batch.cells, batch.classes)
+        rows = self._mentions(answered, asked)
+        if not rows:
+            return term
+        b, q, token = torch.tensor([row[:3] for row in rows], device=term.device).T
+        true = [
+            batch.classes[b, list(mention.items)].sum(0).clamp(max=1.0)
+            for b, _, _, mention in rows
+        ]
+        guess = self.what(answered.question_states[b, q, token]).float()
+        wrong = F.binary_cross_entropy_with_logits(guess, torch.stack(true), reduction="none")
+        return term + wrong.sum(-1).mean()
 
     def _whereabouts(
         self, answered: Answered, asked: list[list[QuestionAnswer]], target: Target

@@ -15,7 +15,7 @@ from g2vlm_ros.train.forward import stage_of
 _NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 """Coefficients of the quintic a x + b x^3 + c x^5 that drives singular values towards 1."""
 _NO_MUON = ("embed_tokens", "lm_head", "point_head", "camera_head", "patch_embed", "embeddings",
-            "place.", "names.", "where.", "camera_decoder.linear_out")  # fmt: skip
+            "place.", "names.", "where.", "what.", "camera_decoder.linear_out")  # fmt: skip
 """Tables, first and last layers, which have no business being orthogonal."""
 
 _GENTLE, _GENTLE_FACTOR = ("camera_head", "camera_decoder.linear_out"), 0.5
