@@ -9,6 +9,7 @@ moved until they land there; depth stays the network's. Poses that the images co
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import cv2
@@ -61,14 +62,29 @@ class _Tracks:
     """float64 (k,): a pixel of the target as x/z."""
 
 
+class _Views:
+    """The views of a window at the width at which they are tracked."""
+
+    def __init__(self, result: Reconstruction):
+        scale = min(1.0, WIDTH_PX / result.colours.shape[2])
+        size = tuple(round(scale * length) for length in result.colours.shape[2:0:-1])
+        grey = (cv2.cvtColor(image, cv2.COLOR_RGB2GRAY) for image in result.colours)
+        self.grey = [cv2.resize(image, size, interpolation=cv2.INTER_AREA) for image in grey]
+        self.cameras = [camera and _scaled(camera, scale) for camera in result.intrinsics]
+        self.starts = [_starts(view, size[::-1]) for view in result.local_points_u]
+
+
 def refine_poses(result: Reconstruction) -> Reconstruction:
     """The same window with poses that its images confirm, and the confidence that follows.
 
     The first view keeps its pose; views that no track connects with others keep theirs.
     """
-    tracks = _follow(result)
-    poses = result.window_from_camera.astype(np.float64)
-    if tracks is None or _confirmed(poses, tracks):
+    views, poses = _Views(result), result.window_from_camera.astype(np.float64)
+    near = _follow(views, poses, itertools.pairwise(range(result.views)))
+    if near is not None and (_errors_px(poses, near) < CONFIRMED_PX).all():
+        return result
+    tracks = _follow(views, poses, itertools.permutations(range(result.views), 2))
+    if tracks is None or not (_errors_px(poses, tracks) > CONFIRMED_PX).any():
         return result
     depth = float(np.median(result.local_points_u[:, ::GRID_PX, ::GRID_PX, 2]))
     moved = _adjust(poses, tracks, depth).astype(np.float32)
@@ -78,26 +94,20 @@ def refine_poses(result: Reconstruction) -> Reconstruction:
     return replace(result, geometry=geometry, confidence=confidence)
 
 
-def _follow(result: Reconstruction) -> _Tracks | None:
-    """Tracks between all views that overlap by their poses; None where there are none."""
-    scale = min(1.0, WIDTH_PX / result.colours.shape[2])
-    size = tuple(round(scale * length) for length in result.colours.shape[2:0:-1])
-    small = [cv2.resize(c, size, interpolation=cv2.INTER_AREA) for c in result.colours]
-    grey = [cv2.cvtColor(image, cv2.COLOR_RGB2GRAY) for image in small]
-    cameras = [camera and _scaled(camera, scale) for camera in result.intrinsics]
-    poses = result.window_from_camera.astype(np.float64)
-    starts = [_starts(view, grey[0].shape) for view in result.local_points_u]
+def _follow(views: _Views, poses: np.ndarray, pairs: Iterable[tuple[int, int]]) -> _Tracks | None:
+    """Tracks from one view to another that overlap by their poses; None where there are none."""
     found = []
-    for i, j in itertools.permutations(range(result.views), 2):
-        if cameras[j] is None:
+    for i, j in pairs:
+        camera = views.cameras[j]
+        if camera is None:
             continue
-        pixels, points = starts[i]
+        pixels, points = views.starts[i]
         relative = np.linalg.inv(poses[j]) @ poses[i]
-        goals = project(points @ relative[:3, :3].T + relative[:3, 3], cameras[j])
-        inside = _inside(goals, grey[j].shape)
-        ends, good = _flow(grey[i], grey[j], pixels[inside], goals[inside])
+        goals = project(points @ relative[:3, :3].T + relative[:3, 3], camera)
+        inside = _inside(goals, views.grey[j].shape)
+        ends, good = _flow(views.grey[i], views.grey[j], pixels[inside], goals[inside])
         if good.sum() >= LEAST_TRACKS:
-            found.append((i, j, points[inside][good], _rays(ends[good], cameras[j])))
+            found.append((i, j, points[inside][good], _rays(ends[good], camera)))
     if not found:
         return None
     size = [len(points) for _, _, points, _ in found]
@@ -106,7 +116,7 @@ def _follow(result: Reconstruction) -> _Tracks | None:
         np.repeat([j for _, j, *_ in found], size),
         np.concatenate([points for *_, points, _ in found]),
         np.concatenate([rays for *_, rays in found]),
-        np.repeat([1 / cameras[j].fx_px for _, j, *_ in found], size),
+        np.repeat([1 / views.cameras[j].fx_px for _, j, *_ in found], size),
     )
 
 
@@ -126,10 +136,14 @@ def _starts(view: np.ndarray, shape: tuple[int, int]) -> tuple[np.ndarray, np.nd
     """Pixels float32 (n, 2) of a grey image and their points (n, 3), on a grid, not at edges."""
     rows, columns = np.mgrid[tuple(slice(GRID_PX // 2, size, GRID_PX) for size in shape)]
     pixels = np.stack([columns, rows], -1).reshape(-1, 2)
-    full = ((pixels + 0.5) * (view.shape[1] / shape[1])).astype(int)
-    edges = depth_edges(view[..., 2], EDGE_STEP).astype(np.uint8)
-    smooth = cv2.dilate(edges, np.ones((3, 3), np.uint8))[full[:, 1], full[:, 0]] == 0
-    points = view[full[:, 1], full[:, 0]].astype(np.float64)
+    at = (
+        (np.arange(size) + 0.5) * whole / size
+        for size, whole in zip(shape, view.shape[:2], strict=True)
+    )
+    small = view[np.ix_(*(each.astype(int) for each in at))]
+    edges = depth_edges(small[..., 2], EDGE_STEP).astype(np.uint8)
+    smooth = cv2.dilate(edges, np.ones((3, 3), np.uint8))[pixels[:, 1], pixels[:, 0]] == 0
+    points = small[pixels[:, 1], pixels[:, 0]].astype(np.float64)
     return pixels[smooth].astype(np.float32), points[smooth]
 
 
@@ -184,12 +198,11 @@ def _adjust(poses: np.ndarray, tracks: _Tracks, depth: float) -> np.ndarray:
     return poses
 
 
-def _confirmed(poses: np.ndarray, tracks: _Tracks) -> bool:
-    """Whether the tracks of every view mostly end where the poses expect them."""
-    residual, _, _ = _seen(poses, tracks)
-    error_px = np.linalg.norm(residual, axis=1) / tracks.pixel
+def _errors_px(poses: np.ndarray, tracks: _Tracks) -> np.ndarray:
+    """(N,) median error of the tracks from and to each view; NaN where there are none."""
+    error_px = np.linalg.norm(_seen(poses, tracks)[0], axis=1) / tracks.pixel
     touching = [(tracks.source == i) | (tracks.target == i) for i in range(len(poses))]
-    return all(np.median(error_px[own]) < CONFIRMED_PX for own in touching if own.any())
+    return np.array([np.median(error_px[own]) if own.any() else np.nan for own in touching])
 
 
 def _seen(poses: np.ndarray, tracks: _Tracks) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
