@@ -5,7 +5,7 @@
 #   VIEW=1                the demo in a browser as well
 #   DEMO_IMAGES=FOLDER    photographs for the demo instead of a simulated home
 #   DEMO_OUT=FOLDER       where the demo leaves its report and clouds
-#   PYTEST="-k word -x"   arguments for pytest
+#   PYTEST="-k word -x"   arguments for pytest; -n 0 runs the tests in one process
 PYTHON ?= python3
 DEMO_OUT ?= demo_output
 SETUP = $(PYTHON) tools/setup_env.py
@@ -21,7 +21,7 @@ eval:
 	@$(SETUP) demo -m g2vlm_ros.train.eval --checkpoint engines/demo --out eval_output
 
 test:
-	@$(SETUP) test -m pytest $(PYTEST)
+	@$(SETUP) test -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder $(PYTEST)
 
 build:
 	@$(SETUP) build

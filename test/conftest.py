@@ -1,7 +1,7 @@
 """ROS isolation of a test run, and the `ros` fixture and marker.
 
 Set before rclpy is imported: a domain of its own, discovery on this machine only, log files in a
-temporary folder. Nodes in subprocesses inherit it.
+temporary folder. Nodes in subprocesses inherit it. Each process of a parallel run (`-n`) is a run.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ def claim_domain() -> tuple[int, socket.socket]:
 domain, claim = claim_domain()
 log_folder = tempfile.mkdtemp(prefix="g2vlm_ros_test_")
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # as the executables do
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # one process for each core runs tests
 os.environ["ROS_DOMAIN_ID"] = str(domain)
 os.environ["ROS_AUTOMATIC_DISCOVERY_RANGE"] = "LOCALHOST"
 os.environ["ROS_LOG_DIR"] = log_folder

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from unittest import mock
 
@@ -13,6 +14,7 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="tracing needs torch")
 onnx = pytest.importorskip("onnx", reason="the export needs onnx")
+ir = pytest.importorskip("onnx_ir", reason="the export needs onnx_ir")
 onnxruntime = pytest.importorskip("onnxruntime", reason="running the graphs needs onnxruntime")
 pytest.importorskip("onnxscript", reason="the export needs onnxscript")
 
@@ -21,6 +23,7 @@ from safetensors.numpy import load_file  # noqa: E402
 from g2vlm_ros.core.config import ModelConfig  # noqa: E402
 from g2vlm_ros.core.sequence import SpecialTokens, Walk  # noqa: E402
 from g2vlm_ros.export import build as building  # noqa: E402
+from g2vlm_ros.export import onnx as exporting  # noqa: E402
 from g2vlm_ros.export.onnx import copy_checkpoint, export, main  # noqa: E402
 from g2vlm_ros.export.plan import Plan, PlanError  # noqa: E402
 from g2vlm_ros.export.proof import Oracle, load_network, make_proofs  # noqa: E402
@@ -35,6 +38,20 @@ from test.runtime.gpu_stand_in import StandInCuda, stand_in_flavour  # noqa: E40
 
 KINDS = ("int8", "int4")
 ARITHMETIC = {"FLOAT": torch.float32, "FLOAT16": torch.float16, "BFLOAT16": torch.bfloat16}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def traced_once() -> Iterator[None]:
+    """Traces the language stage once for each arithmetic: its weights are rounded afterwards."""
+    traces, original = {}, exporting.trace
+
+    def trace(network: object, graph: object, opset: int, dtype: torch.dtype, fixed: dict):
+        if dtype not in traces:
+            traces[dtype] = ir.to_proto(original(network, graph, opset, dtype, fixed))
+        return ir.from_proto(traces[dtype])
+
+    with mock.patch.object(exporting, "trace", trace):
+        yield
 
 
 @pytest.fixture(scope="module")
