@@ -11,7 +11,7 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 NOT_BENCHMARKS = {"__init__", "__main__", "record", "eager_reference", "gpu", "export_size"}
-"""The last two are run by themselves: one needs a GPU (`make gpu`), one 9 GB of disk."""
+"""The last two are run by themselves: one needs a GPU (`make gpu`), one half an hour."""
 
 
 def main(names: list[str]) -> int:

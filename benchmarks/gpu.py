@@ -5,6 +5,7 @@ its own so that one failure costs one line:
   floors      measured matrix product rate and copy bandwidth, the limits of everything else
   parity      the reference checkpoint on the GPU against its golden values, per backend and type
   engines     builds TensorRT engines of the reference checkpoint and runs parity on them
+  packing     the kernels that pack point clouds, against numpy
   real_size   a random network of the released size (4.5 B parameters, made on the device, never
               written): our torch path in bfloat16, compiled, and the original's structure, for
               1 to 8 views at 518x392 and 252x196; prefill and decoding of the language stage
@@ -321,6 +322,12 @@ def serve(part: str, views: list[int]) -> None:
         results = (parity(GOLDEN, *pair) for pair in pairs)
     elif part == "engines":
         results = (line for precision in PRECISIONS for line in engines(precision))
+    elif part == "packing":
+        from benchmarks.overhead import packing
+        from g2vlm_ros.runtime.cuda import open_cuda
+        from g2vlm_ros.runtime.device import Device
+
+        results = packing(Device(open_cuda()), SIZES[0], views)
     else:
         config = ModelConfig.from_dicts(RELEASED["text"], RELEASED["vit"], RELEASED["dino"])
         results = real_size(config, "cuda", views)
@@ -356,7 +363,7 @@ def summary(parts: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    names = ("floors", "parity", "engines", "real_size")
+    names = ("floors", "parity", "engines", "packing", "real_size")
     parser.add_argument("--skip", nargs="*", default=[], choices=names)
     parser.add_argument("--views", nargs="*", type=int, default=[1, 2, 4, 8])
     parser.add_argument("--part", choices=names, help=argparse.SUPPRESS)
