@@ -140,7 +140,7 @@ class LiveMapping:
         scene = self._perception.scene(images)
         network = self._perception.reconstruct(scene)
         inferred = time.perf_counter()
-        result = refine_poses(network)
+        result = self._refined(network)
         refined = time.perf_counter()
         update = self._place(window, scene, result)
         aligned = time.perf_counter()
@@ -182,6 +182,9 @@ class LiveMapping:
                     self._buffer.discard(frame, fault)
         return Window(window.id, tuple(frames)), images
 
+    def _refined(self, network: Reconstruction) -> Reconstruction:
+        return refine_poses(network) if self._settings.map.refine_poses else network
+
     def _place(self, window: Window, scene: Scene, result: Reconstruction) -> Update:
         placement = self._aligner.place(window, result)
         keys = [_key(frame) for frame in window.frames]
@@ -221,7 +224,7 @@ class LiveMapping:
         views = [*others[: max(0, self._settings.window.views - len(old) - 1)][::-1], newest]
         try:
             mixed = [k.frame.decode() for k in old] + [images[i] for i in views]
-            bridge = refine_poses(self._perception.reconstruct(self._perception.scene(mixed)))
+            bridge = self._refined(self._perception.reconstruct(self._perception.scene(mixed)))
         except NonFiniteError:
             return update.placement, "non_finite"
         return self._aligner.close_loop(

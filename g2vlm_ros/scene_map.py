@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from g2vlm_ros.core.cloud import valid_points
-from g2vlm_ros.core.datatypes import ScaleState
+from g2vlm_ros.core.datatypes import Intrinsics, ScaleState
 from g2vlm_ros.core.geometry import Similarity
 from g2vlm_ros.core.mapping.changes import ChangeSet, PointMirror
 from g2vlm_ros.core.mapping.edit import Edit, MapEditor
@@ -31,6 +31,8 @@ REMEMBERED_WINDOWS = 4096
 """Windows whose place is remembered, to know how far a correction moved them."""
 MOVED_VOXELS = 0.5
 """Voxel edges by which a window's content must have moved before its voxels follow."""
+SAMPLES = 2
+"""Pixels along the edge of a voxel, at a view's median depth, from which on more add nothing."""
 NO_SUB_MAP = -1
 """No window yet: the next one enters whatever map is there."""
 EARLIER_SESSION = 0
@@ -270,20 +272,29 @@ class SceneMap:
         keep = valid_points(
             result.local_points_u, result.confidence, cloud.min_confidence, cloud.max_edge_step
         )
-        sound = update.trusted_views
-        keep[np.setdiff1d(np.arange(len(keep)), sound)] = False
+        sound, scale = update.trusted_views, np.float32(placement.map_from_window.scale)
+        poses = update.map_from_camera.astype(np.float32)
+        points, colours, confidence = [], [], []
+        for i in sound:
+            local = result.local_points_u[i]
+            step = self._stride_px(scale * local[keep[i], 2], result.intrinsics[i])
+            some = keep[i, ::step, ::step]
+            points.append(
+                scale * local[::step, ::step][some] @ poses[i, :3, :3].T + poses[i, :3, 3]
+            )
+            colours.append(result.colours[i, ::step, ::step][some])
+            confidence.append(result.confidence[i, ::step, ::step][some])
         stamp_ns, origins = window.stamp_ns, update.map_from_camera[:, :3, 3]
         self._voxels.integrate(
-            update.map_points()[keep],
-            result.colours[keep],
-            result.confidence[keep],
+            np.concatenate(points),
+            np.concatenate(colours),
+            np.concatenate(confidence),
             origins,
             stamp_ns,
             window.id,
         )
         floor = 0.0 if np.isnan(placement.floor_z) else placement.floor_z
         self._floor = (0.0, 0.0, 1.0, -floor)
-        scale = np.float32(placement.map_from_window.scale)
         for i in update.new_views:
             if result.intrinsics[i] is None or i not in sound:
                 continue
@@ -297,6 +308,13 @@ class SceneMap:
             self._voxels.carve(view)
             self._occupancy.observe(view, window.id, self._floor)
         self._stamp_ns, self._camera = stamp_ns, origins[-1]
+
+    def _stride_px(self, depth: np.ndarray, camera: Intrinsics | None) -> int:
+        """So many pixels of a view lie as close as its voxels need; depth (n,) in map units."""
+        if camera is None or not len(depth):
+            return 1
+        apart = float(np.median(depth[::16])) / camera.fx_px
+        return max(1, int(self._voxels.size / (SAMPLES * apart)))
 
 
 def _is_identity(motion: Similarity) -> bool:

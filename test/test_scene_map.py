@@ -79,6 +79,18 @@ def test_the_map_lies_on_the_true_surfaces(lap):
     assert np.median(error) < 0.03 and np.percentile(error, 95) < 0.15
 
 
+def test_pixels_that_share_a_voxel_are_not_all_taken(monkeypatch):
+    def filled():
+        scene_map, updates, _ = drive(lap_poses(12, 0.3), odometry=True, voxel__size_m=0.5)
+        assert updates[-1].placement.scale_state is ScaleState.METRIC
+        return len(scene_map.points()), scene_map._voxels.counts.integrated
+
+    voxels, taken = filled()
+    monkeypatch.setattr("g2vlm_ros.scene_map.SAMPLES", 1e9)
+    all_voxels, all_taken = filled()
+    assert taken < 0.3 * all_taken and voxels > 0.95 * all_voxels
+
+
 def test_points_are_repacked_by_change_and_stay_equal_to_a_fresh_copy(lap):
     scene_map, _, _ = lap
     first, again = scene_map.points(), scene_map.points()

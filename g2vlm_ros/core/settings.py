@@ -145,6 +145,9 @@ class MapSettings:
         low=0.0,
         high=1000,
     )
+    refine_poses: bool = knob(
+        True, "Correct the poses of a window by points followed through its images."
+    )
     min_joint_inliers: float = knob(
         0.5,
         "Least share of points that must agree when two windows are joined.",
