@@ -37,13 +37,17 @@ HEADROOM_M = 0.5
 
 
 class Recorder(Node):
-    """Counts every message of the perception node; keeps map, path, poses and latencies."""
+    """Counts every message of the perception node; keeps poses, latencies, the longest path.
+
+    A new sub-map starts path and map again; kept are those of the sub-map with the most poses.
+    """
 
     def __init__(self, perception: str = "/perception"):
         super().__init__("recorder")
         self.counts: Counter[str] = Counter()
         self.map = np.zeros((0, 5), np.float32)
         self.path = PathMessage()
+        self._longest = True
         self.poses: list[PoseWithCovarianceStamped] = []
         self.truth = Truth(self)
         self.latencies_s: list[float] = []
@@ -76,10 +80,13 @@ class Recorder(Node):
         self.latencies_s.append((self.get_clock().now().nanoseconds - stamp_ns) * 1e-9)
 
     def _keep_map(self, message: PointCloud2) -> None:
-        self.map = np.frombuffer(message.data, np.float32).reshape(-1, 5)
+        if self._longest:
+            self.map = np.frombuffer(message.data, np.float32).reshape(-1, 5)
 
     def _keep_path(self, message: PathMessage) -> None:
-        self.path = message
+        self._longest = len(message.poses) >= len(self.path.poses)
+        if self._longest:
+            self.path = message
 
     def _keep_status(self, message: ReconstructionStatus) -> None:
         fresh = self.status is None or message.window_id != self.status.window_id
