@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
+from g2vlm_ros.core.config import ModelConfig
 from g2vlm_ros.train.companion import Companion
 from g2vlm_ros.train.config import STAGES, Config
 from g2vlm_ros.train.export import WEIGHTS
@@ -65,6 +66,7 @@ class Training:
         if saved is None and start is not None:
             weights = load_file(start / WEIGHTS, self.device)
             restore(self.trainee.network.state_dict(), weights, "checkpoint")
+            self.progress.speaks = ModelConfig.read(start).text.speaks
         if saved is not None:
             weights, state, self.optimizer.count, self.progress = saved
             restore(self.all.state_dict(), weights, "network")

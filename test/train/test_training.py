@@ -169,8 +169,25 @@ def test_export_writes_the_released_format(tmp_path, tokenizer_folder, shard_cac
     assert {value.dtype for value in weights.values()} == {torch.float16}
     trained = made.trainee.network.state_dict()
     assert weights.keys() == trained.keys()
+    assert (
+        json.loads((tmp_path / "demo" / "text_config.json").read_text())["language_trained"]
+        is False
+    )
     with pytest.raises(ValueError, match="holds no training"):
         export(tmp_path, tmp_path / "nothing", TINY)
+
+
+def test_what_speaks_goes_on_speaking(tmp_path, tokenizer_folder, shard_cache):
+    """A geometry stage after the language, even from an exported checkpoint, keeps the words."""
+    made = training(tmp_path, tokenizer_folder, shard_cache)
+    made.run("language", Budget(windows=1), show=False)
+    export(made.folder, tmp_path / "demo", TINY)
+    again = Training(
+        TINY, training(tmp_path, tokenizer_folder, shard_cache, name="again").folder, "cpu",
+        shard_cache, start=tmp_path / "demo",
+    )  # fmt: skip
+    again.run("geometry", Budget(windows=1), show=False)
+    assert again.progress.speaks and load_state(again.folder, "cpu")[-1].speaks
 
 
 def test_muon_makes_matrices_nearly_orthogonal():
