@@ -14,6 +14,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
@@ -88,7 +89,8 @@ def run(chosen: argparse.Namespace) -> dict:
     finally:
         recorder.communicate(timeout=60)
         if view is not None:
-            input("the page stays until you press Enter")
+            with suppress(EOFError):  # nobody is there to press it
+                input("the page stays until you press Enter")
             view.terminate()
         perception.trigger_shutdown()
         executor.shutdown()
