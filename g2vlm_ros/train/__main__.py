@@ -49,6 +49,7 @@ def main(arguments: list[str] | None = None) -> None:
         # A GPU is fast enough for larger batches, which bear a little more rate.
         factor = (options.batch_views / steps.batch_views) ** 0.25
         steps = replace(steps, batch_views=options.batch_views,
+                        asking_views=options.batch_views // 2,
                         muon_rate=steps.muon_rate * factor,
                         adam_rate=steps.adam_rate * factor)  # fmt: skip
         config = replace(config, steps=steps)

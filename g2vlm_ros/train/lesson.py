@@ -39,6 +39,8 @@ from g2vlm_ros.train.losses import (
 )
 from g2vlm_ros.train.tokens import mention_at
 
+Asked = tuple[int, int, int, Mention]
+"""A mention with its window, question and token."""
 MATCH_WIDTH, TEMPERATURE = 64, 0.07
 MATCHING_HEADS = (0, -1)
 """Heads of the trunk's middle layer that are taught to look where the same thing is seen."""
@@ -145,19 +147,18 @@ class Lesson:
         answered = self.trainee.answers(batch.images, pixels, encoded)
         grid = batch.images.shape[2] // PATCH_PX, batch.images.shape[3] // PATCH_PX
         looking = looking_term(*same_place(answered.image_queries, answered.patch_keys, grid))
+        mentions = self._mentions(filled, encoded.ids.shape[2])
         return {
             "language": answered.loss,
-            "looking": looking + self._found(answered, filled, batch.cells),
-            "naming": self._named(answered, filled, batch),
-            "whereabouts": self._whereabouts(answered, filled, batch.target),
+            "looking": looking + self._found(answered, mentions, batch.cells),
+            "naming": self._named(answered, mentions, batch),
+            "whereabouts": self._whereabouts(answered, mentions, batch.target),
         }
 
-    def _found(
-        self, answered: Answered, asked: list[list[QuestionAnswer]], cells: Tensor
-    ) -> Tensor:
+    def _found(self, answered: Answered, mentions: list[Asked], cells: Tensor) -> Tensor:
         """Of the words for things, that look for them among the views."""
         rows = []
-        for b, q, token, mention in self._mentions(answered, asked):
+        for b, q, token, mention in mentions:
             shown = cells[b, :, :, list(mention.items)].sum(-1).flatten()
             if bool(shown.any()):
                 rows.append((b, q, token, shown / shown.sum()))
@@ -169,26 +170,21 @@ class Lesson:
         logits = (keys @ queries[:, :, None]).squeeze(-1)
         return looking_term(logits, torch.stack([row[3] for row in rows]))
 
-    def _named(
-        self, answered: Answered, asked: list[list[QuestionAnswer]], batch: Batch
-    ) -> Tensor:
+    def _named(self, answered: Answered, mentions: list[Asked], batch: Batch) -> Tensor:
         """Of cells and of words for things: names and colours, none of what is not there."""
         term = naming_term(self.what(answered.image_states), batch.cells, batch.classes)
-        rows = self._mentions(answered, asked)
-        if not rows:
+        if not mentions:
             return term
-        b, q, token = torch.tensor([row[:3] for row in rows], device=term.device).T
+        b, q, token = torch.tensor([row[:3] for row in mentions], device=term.device).T
         true = [
             batch.classes[b, list(mention.items)].sum(0).clamp(max=1.0)
-            for b, _, _, mention in rows
+            for b, _, _, mention in mentions
         ]
         guess = self.what(answered.question_states[b, q, token]).float()
         wrong = F.binary_cross_entropy_with_logits(guess, torch.stack(true), reduction="none")
         return term + wrong.sum(-1).mean()
 
-    def _whereabouts(
-        self, answered: Answered, asked: list[list[QuestionAnswer]], target: Target
-    ) -> Tensor:
+    def _whereabouts(self, answered: Answered, mentions: list[Asked], target: Target) -> Tensor:
         """Of cells and of words for single things, in the frame of the newest view."""
         side = round(answered.image_states.shape[2] ** 0.5)
         world = grid_points(target, self.rays, (side, side))
@@ -197,7 +193,7 @@ class Lesson:
         term = whereabouts_term(self.where(answered.image_states), seen)
         rows = [
             (b, q, token, mention.viewer_m)
-            for b, q, token, mention in self._mentions(answered, asked)
+            for b, q, token, mention in mentions
             if mention.viewer_m is not None
         ]
         if not rows:
@@ -206,11 +202,8 @@ class Lesson:
         there = torch.tensor([row[3] for row in rows], device=seen.device)
         return term + whereabouts_term(self.where(answered.question_states[b, q, token]), there)
 
-    def _mentions(
-        self, answered: Answered, asked: list[list[QuestionAnswer]]
-    ) -> list[tuple[int, int, int, Mention]]:
-        """Window, question and token of every mention that the questions' length allows."""
-        length = answered.question_queries.shape[2]
+    def _mentions(self, asked: list[list[QuestionAnswer]], length: int) -> list[Asked]:
+        """Every mention within the first `length` tokens of its question."""
         found = [
             (b, q, mention_at(self.trainee.tokenizer, qa.question, mention.phrase), mention)
             for b, window in enumerate(asked)
