@@ -28,6 +28,7 @@ import rclpy
 from rclpy.action import ActionClient
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.qos import DurabilityPolicy, QoSProfile
+from rclpy.task import Future
 from sensor_msgs.msg import Image
 
 from g2vlm_ros.action import AnswerSpatialQuery
@@ -36,7 +37,8 @@ from g2vlm_ros.srv import GetPoints, SpatialQuery
 
 PATIENCE_S = 2.0
 """How long a client waits past the question's own max_wait_s before it gives the node up."""
-DISCOVERY_S = 5.0
+DISCOVERY_S = 15.0
+"""How long to look for the node: DDS repeats a lost announcement every 3 s."""
 PICTURES = 8
 """Of answers that are kept while one's own is waited for."""
 SAME_INSTANT_NS = 500
@@ -64,12 +66,13 @@ class _Connection:
         self.query = self._node.create_client(SpatialQuery, f"{node}/query")
         self.points = self._node.create_client(GetPoints, f"{node}/get_points")
         self.answer = ActionClient(self._node, AnswerSpatialQuery, f"{node}/answer")
+        self._closed = Future(executor=self._executor)
         self._thread = threading.Thread(target=self._spin, daemon=True)
         self._thread.start()
 
     def _spin(self) -> None:
         try:
-            self._executor.spin()
+            self._executor.spin_until_future_complete(self._closed)
         except ExternalShutdownException:
             pass
 
@@ -98,8 +101,10 @@ class _Connection:
 
     def close(self) -> None:
         """Leave the graph."""
-        self._executor.shutdown()
+        # The thread goes first: Executor.shutdown takes away what a running spin still needs.
+        self._closed.set_result(None)
         self._thread.join(timeout=2)
+        self._executor.shutdown()
         self.answer.destroy()
         self._node.destroy_node()
         if self._own_context:
