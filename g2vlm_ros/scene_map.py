@@ -26,7 +26,9 @@ from g2vlm_ros.core.settings import Settings
 from g2vlm_ros.live import Update
 
 VOXELS_PER_DEPTH = 100
-"""Voxel edge of a map without metres: the first window's median depth over this."""
+"""Voxel edge of a map without metres: the windows' median depth over this."""
+COARSER = 2.0
+"""Times too fine that the voxels of a map without metres may be before they are merged."""
 REMEMBERED_WINDOWS = 4096
 """Windows whose place is remembered, to know how far a correction moved them."""
 MOVED_VOXELS = 0.5
@@ -77,10 +79,11 @@ class SceneMap:
             self._places[update.window.id] = self._held(update)
             if len(self._places) > REMEMBERED_WINDOWS:
                 del self._places[min(self._places)]
+            unit = 1.0 if metric else self._seen_unit()
             if self._voxels is None:
-                self._hold(*self._make(self._unit(update) if not metric else 1.0))
-            elif metric and self._scale is not ScaleState.METRIC:
-                self._to_metres()
+                self._hold(unit, *self._make(unit))
+            elif (metric and self._scale is not ScaleState.METRIC) or unit > COARSER * self._unit:
+                self._resize(unit)
             self._scale = placement.scale_state
             self._integrate(update)
 
@@ -166,7 +169,7 @@ class SceneMap:
         size = len(voxels)
         with self._lock:
             self._start_over(self._sub_map)
-            self._hold(voxels, occupancy)
+            self._hold(1.0, voxels, occupancy)
             self._scale = ScaleState.METRIC
             self._stamp_ns = int(found["stamp_ns"].max(initial=0))
         return size
@@ -201,13 +204,12 @@ class SceneMap:
         self._stamp_ns = 0
         self._camera, self._floor = np.zeros(3), (0.0, 0.0, 1.0, 0.0)
 
-    def _hold(self, voxels: VoxelMap, occupancy: OccupancyMapper) -> None:
-        self._voxels, self._occupancy = voxels, occupancy
+    def _hold(self, unit: float, voxels: VoxelMap, occupancy: OccupancyMapper) -> None:
+        self._unit, self._voxels, self._occupancy = unit, voxels, occupancy
 
-    def _unit(self, update: Update) -> float:
+    def _seen_unit(self) -> float:
         """Map units that stand for a metre of the settings while there are no metres."""
-        depth = float(np.nanmedian(update.result.local_points_u[..., 2]))
-        reach = depth * update.placement.map_from_window.scale
+        reach = float(np.median([reach for _, _, reach in self._places.values()]))
         return reach / VOXELS_PER_DEPTH / self._settings.voxel.size_m
 
     def _make(self, unit: float) -> tuple[VoxelMap, OccupancyMapper]:
@@ -227,12 +229,12 @@ class SceneMap:
         )
         return voxels, grid
 
-    def _to_metres(self) -> None:
-        """Metres came: the voxels, corrected already, go into a map of the settings' lengths."""
+    def _resize(self, unit: float) -> None:
+        """The voxels, corrected already, go into a map of other lengths: metres, or coarser."""
         before = self._voxels
         before.settle()
         _, voxels = before.voxels()
-        self._hold(*self._make(1.0))
+        self._hold(unit, *self._make(unit))
         self._voxels.merge(voxels["position"].astype(np.float64), voxels)
         if self._editor is not None:
             self._editor.move_to(self._voxels)

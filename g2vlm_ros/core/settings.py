@@ -211,8 +211,8 @@ class MapSettings:
 class VoxelSettings:
     """The bounded map of coloured voxels, and the occupancy grid made of it.
 
-    Without metres, lengths shrink or grow together so that a voxel is a hundredth of the first
-    window's median depth.
+    Without metres, lengths shrink or grow together so that a voxel is a hundredth of the windows'
+    median depth; where later windows see twice as far, the map is merged into larger voxels.
     """
 
     size_m: float = knob(0.05, "Edge of a voxel.", low=0.001, high=10)
