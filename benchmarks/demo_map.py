@@ -30,7 +30,7 @@ from g2vlm_ros.perception import Perception, Scene
 from g2vlm_ros.scene_map import SceneMap
 from g2vlm_ros.sim import judge
 from g2vlm_ros.sim.camera import lens
-from g2vlm_ros.sim.odometry import odometry
+from g2vlm_ros.sim.odometry import base_poses, mount, odometry
 from g2vlm_ros.sim.render import render
 from g2vlm_ros.sim.scenes import make_scene
 from g2vlm_ros.sim.splits import home_seed
@@ -57,14 +57,15 @@ class Drive:
         index = np.zeros(len(steps), np.int64)
         views = render([scene.home], index, self.poses, self.time_s, self.camera)
         self.images, self.depth_m = np.array(views.images), np.asarray(views.depth_m)
-        self._way = odometry(walk, ODOMETRY_NOISE, scene.home.seed)[0][steps]
+        robot = base_poses(*odometry(walk, ODOMETRY_NOISE, scene.home.seed))[steps]
+        self._odom_from_camera = robot @ mount(walk)
 
     def frame(self, number: int) -> Frame:
         """The view as the node would get it."""
-        stamp_ns, place = FIRST_NS + round(self.time_s[number] * 1e9), [*self._way[number], 0.0]
+        stamp_ns = FIRST_NS + round(self.time_s[number] * 1e9)
         return Frame(
             stamp_ns, "camera", "optical", lambda: self.images[number],
-            position_m=np.array(place),
+            odom_from_camera=self._odom_from_camera[number],
         )  # fmt: skip
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from g2vlm_ros.core.datatypes import NonFiniteError, ScaleState
 from g2vlm_ros.core.geometry import Similarity
-from g2vlm_ros.core.mapping import map_frame
+from g2vlm_ros.core.mapping import keyframes
 from g2vlm_ros.core.settings import Settings
 from g2vlm_ros.live import LiveMapping
 from test.drive import (
@@ -128,8 +128,8 @@ def test_loop_closure_says_what_it_moved():
 def test_a_network_that_hallucinates_a_bridge_cannot_bend_the_map(monkeypatch, guards):
     """The place is the same, but the bridge puts the new views three metres aside."""
     if guards == "only the map":
-        monkeypatch.setattr(map_frame, "LEAST_ALIKE", -2.0)
-        monkeypatch.setattr(map_frame, "LOOP_OVERLAP", 0.0)
+        monkeypatch.setattr(keyframes, "LEAST_ALIKE", -2.0)
+        monkeypatch.setattr(keyframes, "LOOP_OVERLAP", 0.0)
     poses = lap_poses(round(LAP_M / 0.4) + 5, 0.4, weave=0.0)
     perception, live = make(poses, map__loop_gap_windows=20)
     honest = perception.reconstruct
@@ -194,8 +194,8 @@ def test_a_robot_that_was_carried_finds_its_way_back_into_the_old_map():
 
 def test_a_bridge_cannot_bring_a_carried_robot_back_in_other_metres(monkeypatch):
     """Both sub-maps are in metres; the bridge makes all of the new views three times too large."""
-    monkeypatch.setattr(map_frame, "LEAST_ALIKE", -2.0)
-    monkeypatch.setattr(map_frame, "LOOP_OVERLAP", 0.0)
+    monkeypatch.setattr(keyframes, "LEAST_ALIKE", -2.0)
+    monkeypatch.setattr(keyframes, "LOOP_OVERLAP", 0.0)
     poses = np.concatenate([lap_poses(31, 0.3, 0), lap_poses(31, 0.3, 0)])
     for factor in (1.0, 3.0):
         perception, live = make(poses, map__loop_gap_windows=5)

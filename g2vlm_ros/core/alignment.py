@@ -175,7 +175,7 @@ def fit_joint(views: Sequence[SharedView], spread: float = 1.0, unit_std: float 
     fits = [_fit_view(view) for view in views]
     fit, covariance, spread = _mean(fits, spread)
     pivot, reach = np.mean([v.centre for v in views], 0), float(np.mean([v.reach for v in views]))
-    covariance = covariance + _about(pivot, np.array([0.0] * 6 + [unit_std]))
+    covariance = covariance + about(pivot, np.array([0.0] * 6 + [unit_std]))
     weights = np.concatenate([v.weights for v in views])
     error = np.concatenate(
         [np.linalg.norm(fit.apply(v.source) - v.target, axis=1) / v.range for v in views]
@@ -200,7 +200,7 @@ def _fit_view(view: SharedView) -> tuple[Similarity, np.ndarray]:
         if np.abs(step[[0, 1, 2, 6]]).max() < 1e-6:
             break
     covariance = _covariance(_equations(fit, view), view.blocks, view.patches)
-    return fit, covariance + _about(view.centre, SYSTEMATIC * _units(view.reach))
+    return fit, covariance + about(view.centre, SYSTEMATIC * _units(view.reach))
 
 
 def _mean(
@@ -322,8 +322,8 @@ def _covariance(equations: _Equations, blocks: np.ndarray, patches: int) -> np.n
     return inverse @ (pulls.T @ pulls) @ inverse * patches / (patches - 7)
 
 
-def _about(centre: np.ndarray, deviation: np.ndarray) -> np.ndarray:
-    """(7, 7) of independent deviations (7,) about a camera, moved to the target's origin."""
+def about(centre: np.ndarray, deviation: np.ndarray) -> np.ndarray:
+    """(7, 7) covariance of independent deviations (7,) about a camera, at the target's origin."""
     move = adjoint(Similarity(1.0, np.eye(3), centre))
     return (move * deviation**2) @ move.T
 

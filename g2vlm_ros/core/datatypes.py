@@ -114,14 +114,21 @@ class Frame:
     intrinsics: Intrinsics | None = None
     """Known calibration for the full image, or None."""
     position_m: np.ndarray | None = None
-    """Odometry position of the robot at the stamp, float64 (3,) metres, or None."""
+    """Position by odometry at the stamp, float64 (3,) metres, or None: of the camera, or of the
+    robot where it is not known how the camera is mounted."""
     depth: Callable[[], np.ndarray | None] | None = None
     """Returns a depth image registered to this one, float (height, width) in metres, NaN or 0
     where unknown, or None where none came; itself None where the camera has no depth."""
     up: np.ndarray | None = None
     """Up, against gravity, at the stamp: unit float64 (3,) in optical axes, or None."""
+    odom_from_camera: np.ndarray | None = None
+    """Pose by odometry at the stamp, float64 (4, 4) metres, optical axes; None where that, or how
+    the camera is mounted, is not known. Its translation is `position_m`."""
 
     def __post_init__(self) -> None:
+        if self.odom_from_camera is not None:
+            _freeze(self, "odom_from_camera", (4, 4), np.float64)
+            object.__setattr__(self, "position_m", self.odom_from_camera[:3, 3])
         if self.position_m is not None:
             _freeze(self, "position_m", (3,), np.float64)
         if self.up is not None:

@@ -166,6 +166,9 @@ class MapSettings:
         low=0.0,
         high=1.0,
     )
+    odometry_reach_m: float = knob(
+        2.0, "Longest way that odometry carries the map over a gap; 0: none.", low=0.0, high=100
+    )
     camera_height_m: float = knob(
         0.0,
         "Known height of the cameras above the floor, for scale; 0 means unknown.",
@@ -290,7 +293,7 @@ class Settings:
 
     cameras: list[str] = knob(["camera"], "Namespaces of the cameras: <camera>/image_raw.")
     image_transport: str = knob("raw", "raw or compressed images.", choices=("raw", "compressed"))
-    odometry_topic: str = knob("", "nav_msgs/Odometry for window.min_baseline_m; empty for none.")
+    odometry_topic: str = knob("", "nav_msgs/Odometry, for scale and gaps; empty for none.")
     depth_topic: str = knob(
         "",
         "Depth images (32FC1, 16UC1) registered to the camera of their frame_id, for scale.",

@@ -6,7 +6,6 @@ import functools
 from collections.abc import Callable
 from dataclasses import replace
 
-import numpy as np
 from nav_msgs.msg import Odometry
 from rclpy.callback_groups import MutuallyExclusiveCallbackGroup
 from rclpy.event_handler import SubscriptionEventCallbacks
@@ -22,10 +21,10 @@ from g2vlm_ros.core.settings import Settings
 from g2vlm_ros.ros import convert
 from g2vlm_ros.ros.depth import DepthImages
 from g2vlm_ros.ros.gravity import Gravity
+from g2vlm_ros.ros.odometry import OdometryPoses
+from g2vlm_ros.ros.static_frames import StaticFrames
 
 TF_STATIC = QoSProfile(depth=100, durability=DurabilityPolicy.TRANSIENT_LOCAL)
-ODOMETRY_MAX_GAP_NS = 500_000_000
-"""An odometry message this far from a frame's stamp says nothing about it."""
 
 
 class Cameras:
@@ -46,7 +45,6 @@ class Cameras:
         self._max_px = settings.max_image_px
         self._offer, self._reject = offer, reject
         self._intrinsics: dict[str, Intrinsics] = {}
-        self._odometry: tuple[int, np.ndarray] | None = None
         self._group = MutuallyExclusiveCallbackGroup()
         compressed = settings.image_transport == "compressed"
         self._frame_from = (
@@ -57,16 +55,19 @@ class Cameras:
         for camera in settings.cameras:
             self._listen(kind, f"{camera}/image_raw{suffix}", self._on_image, camera)
             self._listen(CameraInfo, f"{camera}/camera_info", self._on_camera_info, camera)
+        self._depth = self._gravity = self._odometry = None
+        self.mounts = StaticFrames(self._warn)
+        if settings.odometry_topic or settings.imu_topic:
+            self._listen(TFMessage, "/tf_static", self.mounts.hear, qos=TF_STATIC)
         if settings.odometry_topic:
-            self._listen(Odometry, settings.odometry_topic, self._on_odometry)
-        self._depth = self._gravity = None
+            self._odometry = OdometryPoses(self.mounts, self._warn)
+            self._listen(Odometry, settings.odometry_topic, self._odometry.hear)
         if settings.depth_topic:
             self._depth = DepthImages(settings.window.sync_slop_s, self._warn)
             self._listen(Image, settings.depth_topic, self._depth.hear)
         if settings.imu_topic:
-            self._gravity = Gravity(self._warn)
+            self._gravity = Gravity(self.mounts, self._warn)
             self._listen(Imu, settings.imu_topic, self._gravity.hear)
-            self._listen(TFMessage, "/tf_static", self._gravity.hear_static, qos=TF_STATIC)
 
     def close(self) -> None:
         """Stop listening."""
@@ -111,7 +112,6 @@ class Cameras:
                 camera,
                 max_px=self._max_px,
                 intrinsics=self._intrinsics.get(camera),
-                position_m=self._position_at(convert.stamp_ns(message.header.stamp)),
             )
         except ImageError as error:
             self._reject(error.reason)
@@ -120,8 +120,10 @@ class Cameras:
         self._offer(self._completed(frame))
 
     def _completed(self, frame: Frame) -> Frame:
-        """The frame with its depth image and with up, where there is a topic for them."""
+        """The frame with odometry, depth image and up, where there is a topic for them."""
         stamp_ns, frame_id = frame.stamp_ns, frame.frame_id
+        if self._odometry is not None:
+            frame = replace(frame, **self._odometry.camera_at(stamp_ns, frame_id))
         if self._depth is not None:
             frame = replace(frame, depth=self._depth.of(stamp_ns, frame_id))
         if self._gravity is not None:
@@ -145,12 +147,3 @@ class Cameras:
                 f"{camera}: camera_info has lens distortion; use a rectified image topic",
                 once=True,
             )
-
-    def _on_odometry(self, message: Odometry) -> None:
-        p = message.pose.pose.position
-        self._odometry = (convert.stamp_ns(message.header.stamp), np.array([p.x, p.y, p.z]))
-
-    def _position_at(self, stamp_ns: int) -> np.ndarray | None:
-        if self._odometry is None or abs(self._odometry[0] - stamp_ns) > ODOMETRY_MAX_GAP_NS:
-            return None
-        return self._odometry[1]

@@ -21,6 +21,7 @@ from geometry_msgs.msg import (
     PoseStamped,
     PoseWithCovarianceStamped,
     Quaternion,
+    Transform,
     TransformStamped,
 )
 from nav_msgs.msg import OccupancyGrid, Path
@@ -65,10 +66,11 @@ def frame_from_image(
     camera: str,
     *,
     max_px: int | None = None,
-    intrinsics: Intrinsics | None = None,
-    position_m: np.ndarray | None = None,
+    **known: Any,
 ) -> Frame:
     """The record of a raw image, its header checked now and its pixels decoded on demand.
+
+    known: further fields of the Frame.
 
     Raises ImageError as `core.images.check` does, and with reason "stamp" where the acquisition
     time is zero (a driver that never set it) or negative: windows and TF need real stamps.
@@ -77,7 +79,7 @@ def frame_from_image(
         msg.encoding, msg.width, msg.height, msg.step, memoryview(msg.data).nbytes, max_px
     )
     decode = partial(_decode_image, msg)
-    return _frame(msg.header, camera, decode, intrinsics, position_m)
+    return _frame(msg.header, camera, decode, **known)
 
 
 def frame_from_compressed(
@@ -85,22 +87,20 @@ def frame_from_compressed(
     camera: str,
     *,
     max_px: int | None = None,
-    intrinsics: Intrinsics | None = None,
-    position_m: np.ndarray | None = None,
+    **known: Any,
 ) -> Frame:
     """The record of a JPEG or PNG image; as `frame_from_image`, ImageError included."""
     data = memoryview(msg.data).tobytes()
     images.check_compressed(data, msg.format, max_px)
     decode = partial(images.decode_compressed, data, msg.format, max_px)
-    return _frame(msg.header, camera, decode, intrinsics, position_m)
+    return _frame(msg.header, camera, decode, **known)
 
 
 def _frame(
     header: Header,
     camera: str,
     decode: Callable[[], np.ndarray],
-    intrinsics: Intrinsics | None,
-    position_m: np.ndarray | None,
+    **known: Any,
 ) -> Frame:
     ns = stamp_ns(header.stamp)
     if ns <= 0:
@@ -109,7 +109,7 @@ def _frame(
             f"image of camera '{camera}' has stamp {ns} ns; its driver must set header.stamp to "
             "the time of acquisition",
         )
-    return Frame(ns, camera, header.frame_id, decode, intrinsics, position_m)
+    return Frame(ns, camera, header.frame_id, decode, **known)
 
 
 def decoder() -> str:
@@ -349,6 +349,14 @@ def pose_matrix(pose: Pose) -> np.ndarray:
     turn, matrix = pose.orientation, np.eye(4)
     matrix[:3, :3] = rotation_from_xyzw(np.array([turn.x, turn.y, turn.z, turn.w]))
     matrix[:3, 3] = position(pose.position)
+    return matrix
+
+
+def transform_matrix(transform: Transform) -> np.ndarray:
+    """A Transform as parent_from_child, float64 (4, 4)."""
+    turn, move, matrix = transform.rotation, transform.translation, np.eye(4)
+    matrix[:3, :3] = rotation_from_xyzw(np.array([turn.x, turn.y, turn.z, turn.w]))
+    matrix[:3, 3] = move.x, move.y, move.z
     return matrix
 
 

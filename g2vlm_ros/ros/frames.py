@@ -12,7 +12,6 @@ from rclpy.node import Node
 from rclpy.time import Time
 
 from g2vlm_ros.core.datatypes import Frame
-from g2vlm_ros.core.geometry import rotation_from_xyzw
 from g2vlm_ros.ros import convert
 
 
@@ -66,8 +65,4 @@ class Frames:
                 f"no transform from '{self.map_frame}' to target_frame '{target}' at the stamp of "
                 f"the window ({error}); publish it on /tf or ask in one of {known}"
             ) from error
-        move, turn = found.transform.translation, found.transform.rotation
-        pose = np.eye(4)
-        pose[:3, :3] = rotation_from_xyzw(np.array([turn.x, turn.y, turn.z, turn.w]))
-        pose[:3, 3] = move.x, move.y, move.z
-        return pose
+        return convert.transform_matrix(found.transform)

@@ -8,10 +8,10 @@ from collections.abc import Callable
 import numpy as np
 from geometry_msgs.msg import Quaternion, Vector3
 from sensor_msgs.msg import Imu
-from tf2_msgs.msg import TFMessage
 
 from g2vlm_ros.core.geometry import rotation_from_xyzw
 from g2vlm_ros.ros import convert
+from g2vlm_ros.ros.static_frames import StaticFrames
 
 GRAVITY = 9.81
 MOST_OFF = 0.1
@@ -28,11 +28,10 @@ class Gravity:
     accelerometer otherwise. warn: gets one sentence about why there is no up.
     """
 
-    def __init__(self, warn: Callable[[str], None]):
-        self._warn = warn
+    def __init__(self, frames: StaticFrames, warn: Callable[[str], None]):
+        self._frames, self._warn = frames, warn
         self._imu_frame = ""
         self._samples: deque[tuple[int, np.ndarray]] = deque(maxlen=KEPT_SAMPLES)
-        self._parents: dict[str, tuple[str, np.ndarray]] = {}
 
     def hear(self, message: Imu) -> None:
         """Take a sample in."""
@@ -50,16 +49,6 @@ class Gravity:
             return
         self._samples.append((convert.stamp_ns(message.header.stamp), up))
 
-    def hear_static(self, message: TFMessage) -> None:
-        """Take fixed transforms in."""
-        for each in message.transforms:
-            try:
-                turn = _rotation(each.transform.rotation)
-            except ValueError as error:
-                self._warn(f"/tf_static of '{each.child_frame_id}' is not used: {error}")
-                continue
-            self._parents[each.child_frame_id] = (each.header.frame_id, turn)
-
     def up_at(self, stamp_ns: int, frame_id: str) -> np.ndarray | None:
         """Unit float64 (3,) in the axes of a frame; None where it is not known."""
         near = [up for ns, up in list(self._samples) if abs(ns - stamp_ns) <= AVERAGED_NS]
@@ -73,27 +62,14 @@ class Gravity:
                 "which way is up"
             )
             return None
-        (root, root_from_imu), (other, root_from_camera) = map(
-            self._to_root, (self._imu_frame, frame_id)
-        )
-        if root != other:
+        camera_from_imu = self._frames.between(frame_id, self._imu_frame)
+        if camera_from_imu is None:
             self._warn(
                 f"no fixed transform between imu frame '{self._imu_frame}' and camera frame "
                 f"'{frame_id}'; publish it on /tf_static"
             )
             return None
-        return root_from_camera.T @ root_from_imu @ up / strength
-
-    def _to_root(self, frame: str) -> tuple[str, np.ndarray]:
-        """The farthest ancestor over fixed transforms, and root_from_frame (3, 3)."""
-        turn, seen = np.eye(3), {frame}
-        while frame in self._parents:
-            frame, step = self._parents[frame]
-            turn = step @ turn
-            if frame in seen:
-                break
-            seen.add(frame)
-        return frame, turn
+        return camera_from_imu[:3, :3] @ up / strength
 
 
 def _rotation(turn: Quaternion) -> np.ndarray:

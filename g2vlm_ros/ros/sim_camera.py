@@ -1,8 +1,9 @@
 """The node `sim_camera`: a robot's camera in a simulated home, with ground truth beside it.
 
-Publishes <camera>/image_raw and camera_info and the robot's `odom`. What only the simulation can
-know goes to topics of its own: ~/truth/pose (frame `home`, optical axes) and ~/truth/depth/image.
-The robot walks once through the home, then the node is finished.
+Publishes <camera>/image_raw and camera_info, the robot's `odom`, and on /tf_static how its cameras
+are mounted. What only the simulation can know goes to topics of its own: ~/truth/pose (frame
+`home`, optical axes) and ~/truth/depth/image. The robot walks once through the home, then the node
+is finished.
 """
 
 from __future__ import annotations
@@ -18,14 +19,15 @@ from geometry_msgs.msg import PoseStamped
 from nav_msgs.msg import Odometry
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.node import Node
-from rclpy.qos import qos_profile_sensor_data
+from rclpy.qos import DurabilityPolicy, QoSProfile, qos_profile_sensor_data
 from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import CameraInfo, Image
+from tf2_msgs.msg import TFMessage
 
 from g2vlm_ros.core.settings import SettingError, knob
 from g2vlm_ros.ros import convert, params
 from g2vlm_ros.sim.camera import lens
-from g2vlm_ros.sim.odometry import odometry
+from g2vlm_ros.sim.odometry import base_poses, mount, odometry
 from g2vlm_ros.sim.render import Views, render
 from g2vlm_ros.sim.scenes import make_scene
 from g2vlm_ros.sim.splits import SPLITS, home_seed
@@ -104,7 +106,9 @@ class SimCamera(Node):
         self.moments: dict[int, Moment] = {}
         """Of the first camera, by stamp."""
         self.finished = False
-        self._odometry = odometry(self.scene.walk, settings.odometry_noise, self.scene.home.seed)
+        self._odometry = base_poses(
+            *odometry(self.scene.walk, settings.odometry_noise, self.scene.home.seed)
+        )
         self._make_topics()
         seconds = self.scene.walk.time_s[-1]
         self.get_logger().info(
@@ -133,6 +137,14 @@ class SimCamera(Node):
         self._pose = publisher(PoseStamped, "~/truth/pose", 100)
         self._depth = publisher(Image, "~/truth/depth/image", 10)
         self._clock_topic = publisher(Clock, "/clock", 10) if self._settings.sim_time else None
+        latched = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
+        self._mounts = publisher(TFMessage, "/tf_static", latched)
+        header = convert.header(FIRST_NS, BASE_FRAME)
+        poses = self._turned(mount(self.scene.walk))
+        self._mounts.publish(TFMessage(transforms=[
+            convert.transform_message(header, f"{name}_optical_frame", pose)
+            for name, pose in zip(cameras, poses, strict=True)
+        ]))  # fmt: skip
 
     def _run(self) -> None:
         try:
@@ -149,21 +161,18 @@ class SimCamera(Node):
         gap = round(RATE_HZ / self._settings.rate_hz)
         begin_s = time.monotonic()
         for step in range(0, len(self.scene.walk.time_s), gap):
-            poses = self._poses(step)
+            poses = self._turned(self.scene.walk.world_from_camera[step])
             views = self._views(poses, step)
             due_s = begin_s + self.scene.walk.time_s[step] / self._settings.speed
             if self._closing.wait(max(0.0, due_s - time.monotonic())):
                 return
             self._publish(step, poses, views)
 
-    def _poses(self, step: int) -> np.ndarray:
-        """World poses of all cameras, (C, 4, 4)."""
-        ahead = self.scene.walk.world_from_camera[step]
+    def _turned(self, pose: np.ndarray) -> np.ndarray:
+        """Poses (C, 4, 4) of all cameras, one of which looks ahead from a pose (4, 4)."""
         headings = np.deg2rad(list(self._settings.mounted().values()))
-        c, s = np.cos(headings), np.sin(headings)
-        poses = np.repeat(ahead[None], len(headings), axis=0)
-        poses[:, 0, :3] = c[:, None] * ahead[0, :3] - s[:, None] * ahead[1, :3]
-        poses[:, 1, :3] = s[:, None] * ahead[0, :3] + c[:, None] * ahead[1, :3]
+        poses = np.repeat(pose[None], len(headings), axis=0)
+        poses[:, :3, :3] = base_poses(np.zeros(2), headings)[:, :3, :3] @ pose[:3, :3]
         return poses
 
     def _views(self, poses: np.ndarray, step: int) -> Views:
@@ -192,12 +201,8 @@ class SimCamera(Node):
             )
 
     def _odometry_message(self, step: int, stamp_ns: int) -> Odometry:
-        (x, y), yaw = self._odometry[0][step], self._odometry[1][step]
-        pose = np.eye(4)
-        pose[:2, :2] = [[np.cos(yaw), -np.sin(yaw)], [np.sin(yaw), np.cos(yaw)]]
-        pose[:2, 3] = x, y
         message = Odometry(header=convert.header(stamp_ns, ODOM_FRAME), child_frame_id=BASE_FRAME)
-        message.pose.pose = convert.pose_message(pose)
+        message.pose.pose = convert.pose_message(self._odometry[step])
         return message
 
 

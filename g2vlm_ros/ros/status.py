@@ -75,6 +75,8 @@ def remarks(update: Update) -> list[str]:
     placement, told = update.placement, []
     if placement.new_sub_map in STARTS:
         told.append(f"sub-map {placement.sub_map} starts: {STARTS[placement.new_sub_map]}")
+    if placement.by_odometry:
+        told.append(f"odometry places the window: {STARTS[placement.by_odometry]}")
     lost = update.result.views - len(update.trusted_views)
     if lost:
         told.append(f"{lost} of {update.result.views} views have no pose: nothing connects them")

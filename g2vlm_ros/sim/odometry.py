@@ -25,3 +25,21 @@ def odometry(walk: Walk, noise: float, seed: int) -> tuple[np.ndarray, np.ndarra
     turned = np.stack([c * step[:, 0] - s * step[:, 1], s * step[:, 0] + c * step[:, 1]], -1)
     way = np.cumsum(turned * (1 + length_error)[:, None], axis=0)
     return walk.position_m[0] + np.concatenate([np.zeros((1, 2)), way]), heading
+
+
+def base_poses(position_m: np.ndarray, yaw_rad: np.ndarray) -> np.ndarray:
+    """Poses (T, 4, 4) of the robot on the floor, x ahead, z up, from (T, 2) and (T,)."""
+    poses = np.tile(np.eye(4), (len(yaw_rad), 1, 1))
+    c, s = np.cos(yaw_rad), np.sin(yaw_rad)
+    poses[:, :2, :2] = np.moveaxis(np.array([[c, -s], [s, c]]), -1, 0)
+    poses[:, :2, 3] = position_m
+    return poses
+
+
+def mount(walk: Walk) -> np.ndarray:
+    """base_from_camera (4, 4), optical axes: how the camera is mounted, without its sway."""
+    seen = np.linalg.inv(base_poses(walk.position_m, walk.yaw_rad)) @ walk.world_from_camera
+    mean = seen.mean(0)
+    left, _, right = np.linalg.svd(mean[:3, :3])
+    mean[:3, :3] = left @ right
+    return mean

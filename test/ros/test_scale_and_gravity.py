@@ -123,7 +123,8 @@ def test_an_imu_makes_the_map_upright():
             static("base", "optical", base_from_camera),
         ]
         tf.publish(TFMessage(transforms=transforms))
-        made.until(lambda: len(made.node._cameras._gravity._parents) == 2, "the transforms")
+        mounts = made.node._cameras.mounts
+        made.until(lambda: mounts.between("imu", "optical") is not None, "the transforms")
         made.publish("/imu", imu_message(START_S, 9.7 * base_from_imu.T @ up_in_base))
         made.until(lambda: made.node._cameras._gravity._samples, "the sample")
         made.listen(PoseArray, "/perception/window_poses")
@@ -199,9 +200,11 @@ def test_depth_of_frames_that_are_gone_is_not_kept(paired):
 @pytest.fixture
 def gravity():
     from g2vlm_ros.ros.gravity import Gravity
+    from g2vlm_ros.ros.static_frames import StaticFrames
 
     warnings = []
-    return Gravity(warnings.append), warnings
+    frames = StaticFrames(warnings.append)
+    return Gravity(frames, warnings.append), warnings
 
 
 def test_acceleration_is_averaged_over_what_is_near(gravity):

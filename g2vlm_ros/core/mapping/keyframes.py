@@ -23,6 +23,10 @@ AGREEMENT = 0.1
 NEAR = 0.4
 """Relative depth difference up to which it may be the same surface, in another unit."""
 LEAST_POINTS = 30
+LOOP_OVERLAP = 0.15
+"""Least share of a view that both sides of a loop must show."""
+LEAST_ALIKE = 0.5
+"""Least correlation of brightness between the two sides of a loop."""
 JPEG_QUALITY = 95
 THUMBNAIL_PX = (16, 12)
 LEAST_MOTION, LEAST_TURN = 0.15, np.deg2rad(15.0)
@@ -185,3 +189,15 @@ def _correlation(a: np.ndarray, b: np.ndarray) -> float:
     if len(a) < LEAST_POINTS or a.std() < 1 or b.std() < 1:
         return float("nan")
     return float(np.corrcoef(a, b)[0, 1])
+
+
+def loop_refusal(bridge: Reconstruction, old: int) -> str:
+    """Why the old and the new views of a bridge do not show the same place, or ""."""
+    overlap = view_overlap(bridge)
+    shared = np.fmax(overlap.shared[:old, old:], overlap.shared[old:, :old].T)
+    if not np.nanmax(shared, initial=0.0) >= LOOP_OVERLAP:
+        return "no_overlap"
+    best = np.unravel_index(np.nanargmax(shared), shared.shape)
+    i, j = int(best[0]), old + int(best[1])
+    alike = np.nanmax([overlap.alike[i, j], overlap.alike[j, i], -1.0])
+    return "" if alike >= LEAST_ALIKE else "looks_different"

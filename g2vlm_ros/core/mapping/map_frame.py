@@ -17,22 +17,28 @@ import numpy as np
 from g2vlm_ros.core.alignment import Joint, ViewSample, join_views, sample_view
 from g2vlm_ros.core.datatypes import Frame, Reconstruction, ScaleState, Window
 from g2vlm_ros.core.geometry import ZUP_FROM_OPTICAL, Similarity
-from g2vlm_ros.core.mapping.keyframes import Overlap, view_overlap
-from g2vlm_ros.core.mapping.placement import Placement
-from g2vlm_ros.core.mapping.pose_graph import PoseGraph, adjoint, cross_matrix, logarithm
-from g2vlm_ros.core.mapping.scale import evidence, find_floor, gravity_up, rig_baselines_m
+from g2vlm_ros.core.mapping.dead_reckoning import Reckoned, reckon
+from g2vlm_ros.core.mapping.keyframes import Overlap, loop_refusal, view_overlap
+from g2vlm_ros.core.mapping.placement import Placement, view_covariances
+from g2vlm_ros.core.mapping.pose_graph import PoseGraph, adjoint, logarithm
+from g2vlm_ros.core.mapping.scale import (
+    Floor,
+    ScaleEvidence,
+    evidence,
+    find_floor,
+    gravity_up,
+    rig_baselines_m,
+    upright,
+)
 from g2vlm_ros.core.mapping.scale_filter import ScaleBelief, ScaleFilter
 from g2vlm_ros.core.settings import MapSettings
 
 REMEMBERED_WINDOWS = 4
 """Earlier windows that a new one may be joined to by shared views."""
-LEAST_ALIKE = 0.5
-"""Least correlation of brightness between the two sides of a loop."""
-LOOP_OVERLAP = 0.15
 MOST_STRAIN = 2.0
 """Standard deviations, mean of the seven unknowns, by which a loop may contradict the map."""
-VIEW_TURN_RAD = 0.005
-"""Assumed orientation error of a view in its window."""
+UNIT_STD = 0.3
+"""Of the logarithm of a window's unit over that of the window before, where nothing tells."""
 MOST_SCALE_OFF = 2.0
 """Standard deviations by which a map may miss its metres before it is rescaled."""
 UNIT_WINDOWS = 8
@@ -69,6 +75,7 @@ class MapAligner:
         self._recent: deque[tuple[int, dict[tuple[str, int], ViewSample]]] = deque(
             maxlen=REMEMBERED_WINDOWS
         )
+        self._reckoned: tuple[int, Reckoned | None] | None = None
         self._spread = 1.0
         self._unit_variance, self._windows = 0.0, 0
         self.forgotten: set[int] = set()
@@ -77,12 +84,16 @@ class MapAligner:
         """Join a window to the map by the views it shares with the ones before.
 
         A joint below `min_joint_inliers` or `min_joint_quality` is refused, and so are views that
-        no overlap connects with the shared ones: a new sub-map starts, so that a wrong pose is
-        never published as a continuation.
+        no overlap connects with the shared ones. Then odometry carries a map in metres on, if it
+        knows the way; else a new sub-map starts, so that a wrong pose is never published as a
+        continuation.
         """
         samples = {_key(f): sample_view(result, i) for i, f in enumerate(window.frames)}
         joints, trusted, reason = self._joints(window.frames, samples, result)
-        node = window.id
+        node, by_odometry = window.id, ""
+        reckoned = Reckoned.of(window.frames, result, trusted)
+        if not joints and (joints := self._joint_by_odometry(window, result, reckoned)):
+            by_odometry, reason = reason, ""
         if joints:
             self._continue(node, joints)
         else:
@@ -96,13 +107,16 @@ class MapAligner:
         if turned or rescaled != 1.0:
             before = dict.fromkeys(self._graph.members(self._graph.component(node)))
         self._recent.append((node, samples))
+        self._reckoned = node, reckoned
+        best = max(joints.values(), key=lambda j: j.quality, default=None)
         placement = Placement(
             map_from_window=self._graph.pose(node),
             sub_map=sub_map.id,
             scale_state=ScaleState.METRIC if sub_map.metric else ScaleState.RELATIVE,
             metres_per_unit=1.0 if sub_map.metric else float("nan"),
-            joint=max(joints.values(), key=lambda j: j.quality) if joints else None,
+            joint=None if by_odometry else best,
             new_sub_map=reason,
+            by_odometry=by_odometry,
             covariance=self._covariance(node, result, sub_map, belief),
             trusted=trusted,
             scale_std=belief.relative_std,
@@ -133,7 +147,7 @@ class MapAligner:
         "closed", or the old one and why not: "no_overlap", "looks_different" (brightness),
         "poor_joint" or "contradicts_map".
         """
-        reason = _loop_overlap(bridge, len(old))
+        reason = loop_refusal(bridge, len(old))
         if reason:
             return placement, reason
         node, name = window.id, -window.id
@@ -237,6 +251,22 @@ class MapAligner:
         good = joint.inliers >= limits.min_joint_inliers
         return joint if good and joint.quality >= limits.min_joint_quality else None
 
+    def _joint_by_odometry(
+        self, window: Window, result: Reconstruction, now: Reckoned | None
+    ) -> dict[int, Joint]:
+        """The joint of a window with the one before by odometry; {} where that cannot tell.
+
+        The window's unit is what its own evidence says, or else that of the window before.
+        """
+        node, before = self._reckoned or (0, None)
+        if now is None or before is None or not self._sub_map_of[node].metric:
+            return {}
+        unit_m = self._graph.pose(node).scale
+        found = self._evidence(window, result, self._sub_map_of[node].scale.view_noise)
+        now_unit = next(iter(found), ScaleEvidence(unit_m, UNIT_STD, "before"))
+        joint = reckon(before, now, unit_m, now_unit, self._settings.odometry_reach_m)
+        return {} if joint is None else {node: joint}
+
     def _continue(self, node: int, joints: dict[int, Joint]) -> None:
         """Place a node by its best joint; the others become further edges."""
         best = max(joints, key=lambda n: joints[n].quality)
@@ -301,7 +331,7 @@ class MapAligner:
 
     def _turn_upright(self, node: int, up: np.ndarray) -> None:
         """Turn a node's sub-map so that `up`, unit (3,) in the node's frame, becomes z."""
-        turn = _upright(self._graph.pose(node).rotation @ up)
+        turn = upright(self._graph.pose(node).rotation @ up)
         self._graph.move(self._graph.component(node), Similarity(1.0, turn, np.zeros(3)))
 
     def _measure(
@@ -312,20 +342,12 @@ class MapAligner:
         joints: dict[int, Joint],
     ) -> tuple[ScaleBelief, float]:
         """Hear the window's evidence of scale; once it is good, map units become metres."""
-        height_m, node = self._settings.camera_height_m, window.id
+        node = window.id
         pose, floor = self._graph.pose(node), None
-        if height_m > 0:
+        if self._settings.camera_height_m > 0:
             floor = find_floor(result, pose.rotation.T @ [0.0, 0.0, 1.0])
-        found = evidence(
-            window,
-            result,
-            floor,
-            rig_m=self._rig_m,
-            camera_height_m=height_m,
-            metres_per_unit=self._settings.metres_per_unit,
-            expected=sub_map.scale.belief().metres_per_unit * pose.scale,
-            view_noise=sub_map.scale.view_noise,
-        )
+        expected = sub_map.scale.belief().metres_per_unit * pose.scale
+        found = self._evidence(window, result, sub_map.scale.view_noise, expected, floor)
         variances = [joint.covariance[6, 6] for joint in joints.values()]
         belief = sub_map.scale.update(found, pose.scale, float(np.sqrt(min(variances, default=0))))
         rescaled = 1.0
@@ -341,6 +363,25 @@ class MapAligner:
             heard = belief.heard
             self._graph.measure_scale(node, heard.metres_per_unit, heard.relative_std)
         return belief, rescaled
+
+    def _evidence(
+        self,
+        window: Window,
+        result: Reconstruction,
+        view_noise: float,
+        expected: float = float("nan"),
+        floor: Floor | None = None,
+    ) -> list[ScaleEvidence]:
+        return evidence(
+            window,
+            result,
+            floor,
+            rig_m=self._rig_m,
+            camera_height_m=self._settings.camera_height_m,
+            metres_per_unit=self._settings.metres_per_unit,
+            expected=expected,
+            view_noise=view_noise,
+        )
 
     def _poses(self, nodes: Sequence[int]) -> dict[int, Similarity | None]:
         """Poses of the windows that these nodes carry."""
@@ -366,22 +407,8 @@ class MapAligner:
         pose = self._graph.pose(node)
         move = adjoint(pose)
         own = move @ self._graph.covariance(node) @ move.T
-        views = result.local_points_u.shape[0]
-        depth = np.median(result.local_points_u[:, ::8, ::8, 2].reshape(views, -1), axis=1)
-        covariance = np.zeros((views, 6, 6))
-        centres = pose.apply(result.window_from_camera[:, :3, 3].astype(np.float64))
-        for i, centre in enumerate(centres):
-            jacobian = np.zeros((6, 7))
-            jacobian[:3] = np.column_stack([-cross_matrix(centre), np.eye(3), centre])
-            jacobian[3:, :3] = np.eye(3)
-            covariance[i] = jacobian @ own @ jacobian.T
-            covariance[i, :3, :3] += (
-                np.eye(3) * (sub_map.scale.view_noise * depth[i] * pose.scale) ** 2
-            )
-            covariance[i, 3:, 3:] += np.eye(3) * VIEW_TURN_RAD**2
-            if sub_map.metric:
-                covariance[i, :3, :3] += belief.relative_std**2 * np.outer(centre, centre)
-        return covariance
+        scale_std = belief.relative_std if sub_map.metric else 0.0
+        return view_covariances(pose, own, result, sub_map.scale.view_noise, scale_std)
 
     def _fold(self) -> None:
         self.forgotten |= set(self._graph.fold())
@@ -390,24 +417,3 @@ class MapAligner:
 
 def _key(frame: Frame) -> tuple[str, int]:
     return frame.camera, frame.stamp_ns
-
-
-def _upright(up: np.ndarray) -> np.ndarray:
-    """The smallest rotation that turns a unit vector to z."""
-    if up[2] < -1 + 1e-9:
-        return np.diag([1.0, -1.0, -1.0])
-    axis, cosine = np.cross(up, [0.0, 0.0, 1.0]), float(up[2])
-    skew = cross_matrix(axis)
-    return np.eye(3) + skew + skew @ skew / (1.0 + cosine)
-
-
-def _loop_overlap(bridge: Reconstruction, old: int) -> str:
-    """Why the old and the new views of a bridge do not show the same place, or ""."""
-    overlap = view_overlap(bridge)
-    shared = np.fmax(overlap.shared[:old, old:], overlap.shared[old:, :old].T)
-    if not np.nanmax(shared, initial=0.0) >= LOOP_OVERLAP:
-        return "no_overlap"
-    best = np.unravel_index(np.nanargmax(shared), shared.shape)
-    i, j = int(best[0]), old + int(best[1])
-    alike = np.nanmax([overlap.alike[i, j], overlap.alike[j, i], -1.0])
-    return "" if alike >= LEAST_ALIKE else "looks_different"

@@ -7,8 +7,12 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from g2vlm_ros.core.alignment import Joint
-from g2vlm_ros.core.datatypes import ScaleState
+from g2vlm_ros.core.datatypes import Reconstruction, ScaleState
 from g2vlm_ros.core.geometry import Similarity
+from g2vlm_ros.core.mapping.pose_graph import cross_matrix
+
+VIEW_TURN_RAD = 0.005
+"""Assumed orientation error of a view in its window."""
 
 
 @dataclass(frozen=True)
@@ -23,10 +27,13 @@ class Placement:
     metres_per_unit: float
     """Metres per map unit: 1 when METRIC, NaN otherwise."""
     joint: Joint | None
-    """The best joint with an earlier window; None for the first window of a sub-map."""
+    """The best joint with an earlier window; None for the first window of a sub-map, and where
+    odometry placed the window."""
     new_sub_map: str = ""
     """Why a sub-map starts here: "first", "no_shared_view", "no_overlap" (a turn too fast for the
     views to overlap) or "poor_joint"; empty where none starts."""
+    by_odometry: str = ""
+    """Why odometry, and no joint, placed the window: one of the reasons above; or ""."""
     covariance: np.ndarray = field(default_factory=lambda: np.full((0, 6, 6), np.nan))
     """float64 (N, 6, 6) of each view's pose: x y z, then rotation about x y z of the map
     (REP-103), relative to the origin of the sub-map."""
@@ -56,3 +63,29 @@ class Placement:
     def camera_poses(self, window_from_camera: np.ndarray) -> np.ndarray:
         """map_from_camera float64 (N, 4, 4), rigid, z-up map."""
         return self.map_from_window.apply_pose(window_from_camera)
+
+
+def view_covariances(
+    map_from_window: Similarity,
+    window_covariance: np.ndarray,
+    result: Reconstruction,
+    view_noise: float,
+    scale_std: float,
+) -> np.ndarray:
+    """float64 (N, 6, 6) of the views' poses in the map, in the order of `Placement.covariance`.
+
+    window_covariance: (7, 7) of the window's place. view_noise: error of a view's position in its
+    window, as a fraction of its median depth. scale_std: relative, of the map about its origin.
+    """
+    depth = np.median(result.local_points_u[:, ::8, ::8, 2].reshape(result.views, -1), axis=1)
+    centres = map_from_window.apply(result.window_from_camera[:, :3, 3].astype(np.float64))
+    noise = view_noise * depth * map_from_window.scale
+    covariance = np.zeros((result.views, 6, 6))
+    for found, centre, std in zip(covariance, centres, noise, strict=True):
+        jacobian = np.zeros((6, 7))
+        jacobian[:3] = np.column_stack([-cross_matrix(centre), np.eye(3), centre])
+        jacobian[3:, :3] = np.eye(3)
+        found += jacobian @ window_covariance @ jacobian.T
+        found[:3, :3] += np.eye(3) * std**2 + scale_std**2 * np.outer(centre, centre)
+        found[3:, 3:] += np.eye(3) * VIEW_TURN_RAD**2
+    return covariance

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from g2vlm_ros.core.datatypes import Frame, Reconstruction, Window
+from g2vlm_ros.core.mapping.pose_graph import cross_matrix
 from g2vlm_ros.core.settings import SettingError
 
 TRUST = ("odometry", "rig", "depth", "camera_height", "fixed")
@@ -319,3 +320,12 @@ def find_floor(result: Reconstruction, up: np.ndarray) -> Floor | None:
         return None
     spread = float(np.std((points[on] - centre) @ refined))
     return Floor(refined, float(heights.mean()), spread / float(heights.mean()))
+
+
+def upright(up: np.ndarray) -> np.ndarray:
+    """The smallest rotation (3, 3) that turns a unit vector to z."""
+    if up[2] < -1 + 1e-9:
+        return np.diag([1.0, -1.0, -1.0])
+    axis, cosine = np.cross(up, [0.0, 0.0, 1.0]), float(up[2])
+    skew = cross_matrix(axis)
+    return np.eye(3) + skew + skew @ skew / (1.0 + cosine)

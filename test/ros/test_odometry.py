@@ -1,0 +1,97 @@
+"""Odometry by stamp, and the place of a camera on the robot, without a node."""
+
+import numpy as np
+import pytest
+
+pytestmark = pytest.mark.ros
+pytest.importorskip("rclpy", reason="ROS 2 is missing")
+
+from geometry_msgs.msg import Quaternion  # noqa: E402
+from nav_msgs.msg import Odometry  # noqa: E402
+from tf2_msgs.msg import TFMessage  # noqa: E402
+
+from g2vlm_ros.core.geometry import ZUP_FROM_OPTICAL  # noqa: E402
+from g2vlm_ros.ros import convert  # noqa: E402
+from g2vlm_ros.ros.odometry import OdometryPoses  # noqa: E402
+from g2vlm_ros.ros.static_frames import StaticFrames  # noqa: E402
+from g2vlm_ros.sim.odometry import base_poses  # noqa: E402
+
+NS = 10**9
+MOUNT = np.eye(4)
+MOUNT[:3, :3], MOUNT[:3, 3] = ZUP_FROM_OPTICAL, (0.2, 0.0, 0.5)
+
+
+def message(seconds, x, y, yaw):
+    made = Odometry(header=convert.header(round(seconds * NS), "odom"), child_frame_id="base")
+    made.pose.pose = convert.pose_message(base_poses([(x, y)], np.array([yaw]))[0])
+    return made
+
+
+@pytest.fixture
+def heard():
+    """Odometry at 1 s and 1.2 s, a quarter turn apart; and the warnings."""
+    warnings = []
+    frames = StaticFrames(warnings.append)
+    poses = OdometryPoses(frames, warnings.append)
+    poses.hear(message(1.0, 0.0, 0.0, 0.0))
+    poses.hear(message(1.2, 1.0, 2.0, np.pi / 2))
+    return poses, frames, warnings
+
+
+def mounted(frames):
+    """base -> mast -> optical, in two steps."""
+    mast, step = np.eye(4), np.eye(4)
+    mast[2, 3] = 0.4
+    step[:] = np.linalg.inv(mast) @ MOUNT
+    header = convert.header(0, "base")
+    frames.hear(TFMessage(transforms=[convert.transform_message(header, "mast", mast)]))
+    header = convert.header(0, "mast")
+    frames.hear(TFMessage(transforms=[convert.transform_message(header, "optical", step)]))
+
+
+def test_a_pose_between_messages_lies_between_them(heard):
+    poses, frames, _ = heard
+    mounted(frames)
+    found = poses.camera_at(round(1.05 * NS), "optical")["odom_from_camera"]
+    expected = base_poses([(0.25, 0.5)], np.array([np.pi / 8]))[0] @ MOUNT
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+    at_once = poses.camera_at(round(1.2 * NS), "optical")["odom_from_camera"]
+    np.testing.assert_allclose(
+        at_once, base_poses([(1.0, 2.0)], np.array([np.pi / 2]))[0] @ MOUNT, atol=1e-6
+    )
+
+
+def test_near_the_ends_the_nearest_message_counts_and_far_from_them_none(heard):
+    poses, frames, _ = heard
+    mounted(frames)
+    after = poses.camera_at(round(1.6 * NS), "optical")["odom_from_camera"]
+    np.testing.assert_allclose(after[:2, 3], [1.0, 2.2], atol=1e-6)
+    assert poses.camera_at(round(0.7 * NS), "optical")["odom_from_camera"][0, 3] == 0.2
+    assert poses.camera_at(round(0.4 * NS), "optical") == {}
+    assert poses.camera_at(round(1.8 * NS), "optical") == {}
+
+
+def test_without_a_mount_only_the_robots_position_is_known_and_that_is_said(heard):
+    poses, _, warnings = heard
+    known = poses.camera_at(round(1.1 * NS), "optical")
+    assert known.keys() == {"position_m"}
+    np.testing.assert_allclose(known["position_m"], [0.5, 1.0, 0.0], atol=1e-9)
+    assert "'base'" in warnings[0] and "/tf_static" in warnings[0]
+
+
+def test_a_clock_that_jumps_back_starts_over(heard):
+    poses, frames, _ = heard
+    mounted(frames)
+    poses.hear(message(0.5, 7.0, 0.0, 0.0))
+    assert poses.camera_at(NS, "optical")["odom_from_camera"][0, 3] == 7.2
+
+
+def test_a_pose_that_is_none_is_not_used(heard):
+    poses, _, warnings = heard
+    broken = message(1.3, 0.0, 0.0, 0.0)
+    broken.pose.pose.orientation = Quaternion(x=0.0, y=0.0, z=0.0, w=0.0)
+    poses.hear(broken)
+    assert "odometry is not used" in warnings[0]
+    np.testing.assert_allclose(
+        poses.camera_at(round(1.3 * NS), "optical")["position_m"], [1.0, 2.0, 0.0]
+    )
