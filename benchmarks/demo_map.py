@@ -6,7 +6,8 @@ config/demo.yaml, ONNX Runtime on the CPU. Per sub-map of MIN_VIEWS views or mor
 completeness of the last map; beside them, over the same frames and after a similarity of its own,
 the baseline: the network's poses chained by the first shared view of the same windows
 (`alignment.chained`), and the same chain of the poses that the images mended (`refine_poses`),
-which shows what the joint adds to them. `--set window.views=4` tries other settings.
+which shows what the joint adds to them. A chain ends where no view is shared; a map that odometry
+carries on does not, and `whole_...` judges all of it. `--set window.views=4` tries other settings.
 """
 
 from __future__ import annotations
@@ -177,6 +178,8 @@ def drive(home: int, perception: Perception, settings: Settings) -> dict[str, An
             for name, chain in zip(("chained", "mended_chained"), chains, strict=True):
                 ours[f"{name}_error_m"] = chain["trajectory_error_m"]
                 ours[f"{name}_drift_per_m"] = chain["drift_per_m"]
+            whole = errors(tracks[0], seen.poses)
+            ours |= {f"whole_{name}": whole[name] for name in ("path_m", "trajectory_error_m")}
             row["parts"].append(ours)
     row |= _map_scores(seen, scene_map, log.track(last.placement.sub_map)) if last else {}
     print(row, flush=True)
@@ -208,11 +211,12 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
     kinds = ("trajectory_error_m", "chained_error_m", "mended_chained_error_m")
     names = (*kinds, *(name.replace("error_m", "drift_per_m") for name in kinds[1:]))
-    names = (*names, "drift_per_m", "scale_error")
+    names = (*names, "whole_trajectory_error_m", "drift_per_m", "scale_error")
     means = {name: mean(name) for name in names} if parts else {}
     maps = [row for row in rows if "map_accuracy_m" in row]
     for name in ("map_accuracy_m", "map_completeness") if maps else ():
         means[name] = round(float(np.mean([row[name] for row in maps])), 3)
+    means["whole_way_m"] = round(sum(part["whole_path_m"] for part in parts), 1)
     counts = {"sub_maps": sum(row["sub_maps"] for row in rows), "parts": len(parts)}
     return {"judged_way_m": round(float(way.sum()), 1), **counts, **means}
 

@@ -349,7 +349,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--questions", type=int, default=20, help="per home")
     parser.add_argument("--checkpoint", type=Path, default=DEMO if DEMO.exists() else None)
     parser.add_argument("--width", type=int, default=112, help="of its views, pixels")
-    parser.add_argument("--semantic", type=int, default=112, help="side of its semantic images")
+    parser.add_argument("--semantic", type=int, default=168, help="side of its semantic images")
     chosen = parser.parse_args(arguments)
     model = None
     if chosen.checkpoint:

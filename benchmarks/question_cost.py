@@ -141,7 +141,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--windows", type=int, default=20)
     parser.add_argument("--checkpoint", type=Path, default=DEMO if DEMO.exists() else GOLDEN)
     parser.add_argument("--width", type=int, default=112, help="of its views, pixels")
-    parser.add_argument("--semantic", type=int, default=112, help="side of its semantic images")
+    parser.add_argument("--semantic", type=int, default=168, help="side of its semantic images")
     parser.add_argument("--goals", action="store_true", help=argparse.SUPPRESS)
     chosen = parser.parse_args(arguments)
     if chosen.goals:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -140,7 +141,7 @@ class LiveMapping:
         scene = self._perception.scene(images)
         network = self._perception.reconstruct(scene)
         inferred = time.perf_counter()
-        result = self._refined(network)
+        result = self._refined(network, [frame.odom_from_camera for frame in window.frames])
         refined = time.perf_counter()
         update = self._place(window, scene, result)
         aligned = time.perf_counter()
@@ -182,8 +183,10 @@ class LiveMapping:
                     self._buffer.discard(frame, fault)
         return Window(window.id, tuple(frames)), images
 
-    def _refined(self, network: Reconstruction) -> Reconstruction:
-        return refine_poses(network) if self._settings.map.refine_poses else network
+    def _refined(
+        self, network: Reconstruction, odometry: Sequence[np.ndarray | None] = ()
+    ) -> Reconstruction:
+        return refine_poses(network, odometry) if self._settings.map.refine_poses else network
 
     def _place(self, window: Window, scene: Scene, result: Reconstruction) -> Update:
         placement = self._aligner.place(window, result)

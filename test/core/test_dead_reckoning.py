@@ -60,10 +60,15 @@ def test_long_ways_and_jumps_are_refused():
     assert Reckoned.of(unknown, perception.reconstruct([0, 1]), (True, True)) is None
 
 
-def turned_away(monkeypatch, **settings):
-    """Six views ahead, then five of what lies behind, by a network that knows metres."""
-    metres = Similarity(1.0, ZUP_FROM_OPTICAL, np.ones(3))
-    monkeypatch.setattr(drive, "random_unit", lambda _: metres)
+@pytest.fixture
+def metres(monkeypatch):
+    """A network that knows metres."""
+    unit = Similarity(1.0, ZUP_FROM_OPTICAL, np.ones(3))
+    monkeypatch.setattr(drive, "random_unit", lambda _: unit)
+
+
+def turned_away(**settings):
+    """Six views ahead, then five of what lies behind."""
     behind = [pose_on_lap(1.5 + 0.1 * k, np.pi) for k in range(5)]
     perception = DrivePerception(np.stack([*lap_poses(6, 0.3), *behind]))
     aligner, placed = MapAligner(MapSettings(**settings)), []
@@ -75,8 +80,8 @@ def turned_away(monkeypatch, **settings):
     return perception, placed
 
 
-def test_a_turn_too_fast_to_overlap_stays_in_the_map(monkeypatch):
-    perception, placed = turned_away(monkeypatch, metres_per_unit=1.0, odometry_reach_m=2.0)
+def test_a_turn_too_fast_to_overlap_stays_in_the_map(metres):
+    perception, placed = turned_away(metres_per_unit=1.0, odometry_reach_m=2.0)
     placements = [p for p, _ in placed]
     assert [p.by_odometry for p in placements] == ["", "", "no_overlap", "", ""]
     assert {p.sub_map for p in placements} == {0} and placements[0].new_sub_map == "first"
@@ -94,8 +99,8 @@ def test_a_turn_too_fast_to_overlap_stays_in_the_map(monkeypatch):
 @pytest.mark.parametrize(
     "settings", [{"metres_per_unit": 1.0, "odometry_reach_m": 0.0}, {"max_scale_std": 0.001}]
 )
-def test_without_reach_or_metres_a_sub_map_starts(settings, monkeypatch):
-    _, placed = turned_away(monkeypatch, **settings)
+def test_without_reach_or_metres_a_sub_map_starts(settings, metres):
+    _, placed = turned_away(**settings)
     placements = [p for p, _ in placed]
     assert placements[2].new_sub_map == "no_overlap" and placements[2].sub_map == 1
     assert placements[0].scale_state is (

@@ -8,7 +8,7 @@ import pytest
 
 from g2vlm_ros.core.confidence import multi_view_confidence
 from g2vlm_ros.core.mapping.pose_refinement import refine_poses
-from test.drive import DrivePerception, Noise, lap_poses
+from test.drive import DrivePerception, Noise, lap_poses, random_unit, rotation
 
 SPOILT = Noise(depth=0.02, outliers=0.002)
 WRONG = replace(SPOILT, turn_rad=0.06, shift=0.02)
@@ -105,3 +105,40 @@ def test_a_view_that_no_track_reaches_keeps_its_pose():
     kept, before = (r.window_from_camera[3] for r in (refined, result))
     np.testing.assert_allclose(kept, before, atol=1e-6)
     assert errors(refined, truth)[0] < errors(result, truth)[0]
+
+
+def by_odometry(count=4, slip_rad=0.0):
+    """Camera poses in a frame of odometry, each turned further by a slip."""
+    start = random_unit(np.random.default_rng(5))
+    poses = list(replace(start, scale=1.0).apply_pose(lap_poses(count, 0.2)))
+    for number, pose in enumerate(poses):
+        pose[:3, :3] = pose[:3, :3] @ rotation(np.array([0.0, number * slip_rad, 0.0]))
+    return poses
+
+
+def test_where_images_say_nothing_odometry_says_how_the_camera_turned():
+    result, truth = window(WRONG)
+    flat = replace(result, colours=np.full_like(result.colours, 90))
+    refined = refine_poses(flat, by_odometry())
+    assert errors(refined, truth)[0] < 1e-3 < errors(flat, truth)[0]
+    np.testing.assert_array_equal(
+        refined.window_from_camera[:, :3, 3], result.window_from_camera[:, :3, 3]
+    )
+    unknown = [None, *by_odometry()[1:]]
+    assert refine_poses(flat, unknown) is flat, "nothing to turn from"
+    two = refine_poses(flat, [*by_odometry()[:2], None, None])
+    np.testing.assert_array_equal(two.window_from_camera[2:], flat.window_from_camera[2:])
+
+
+def test_poses_beyond_the_reach_of_tracks_come_right_by_odometry():
+    result, truth = window(replace(SPOILT, turn_rad=0.35))
+    alone, driven = refine_poses(result), refine_poses(result, by_odometry(slip_rad=0.01))
+    assert errors(driven, truth)[0] < 0.25 * errors(alone, truth)[0]
+
+
+def test_odometry_that_images_contradict_is_not_believed():
+    result, truth = window(SPOILT)
+    assert refine_poses(result, by_odometry(slip_rad=0.2)) is result
+    result, truth = window(WRONG)
+    refined = refine_poses(result, by_odometry(slip_rad=0.03))
+    assert errors(refined, truth)[0] < 0.5 * errors(result, truth)[0]

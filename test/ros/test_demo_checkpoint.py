@@ -1,8 +1,9 @@
-"""A checkpoint whose language is not trained measures, and says that it does not speak."""
+"""The demo checkpoint answers in words; one whose language is not trained measures and says so."""
 
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -16,30 +17,46 @@ from test.ros.harness import bench  # noqa: E402
 DEMO = Path(__file__).parents[2] / "engines" / "demo"
 
 
-@pytest.fixture(scope="module")
-def geometric():
-    """A node with the demo checkpoint, its unit known to be metres."""
-    if json.loads((DEMO / "text_config.json").read_text()).get("language_trained", True):
-        pytest.skip("the language of the demo checkpoint is trained")
+def node(checkpoint):
+    """A node with a checkpoint whose unit is known to be metres."""
     settings = {
-        **SMALL_QUERY, "model.checkpoint": str(DEMO), "model.backend": "onnx",
-        "model.image_width_px": 112, "map.metres_per_unit": 1.0,
+        **SMALL_QUERY, "model.checkpoint": str(checkpoint), "model.backend": "onnx",
+        "model.image_width_px": 112, "query.semantic_width_px": 168, "query.max_tokens": 24,
+        "map.metres_per_unit": 1.0,
     }  # fmt: skip
-    with bench(**settings) as made:
+    return bench(**settings)
+
+
+@pytest.fixture(scope="module")
+def silent(tmp_path_factory):
+    """The same network, said to have learned no language yet."""
+    folder = tmp_path_factory.mktemp("silent") / "demo"
+    shutil.copytree(DEMO, folder)
+    config = json.loads((folder / "text_config.json").read_text())
+    (folder / "text_config.json").write_text(json.dumps(config | {"language_trained": False}))
+    with node(folder) as made:
         feed(made)
         yield made
 
 
-def test_words_are_refused_with_the_remedy(geometric):
+def test_words_are_refused_with_the_remedy(silent):
     from g2vlm_ros.srv import SpatialQuery
 
-    answer = ask(geometric, question="What is there?")
+    answer = ask(silent, question="What is there?")
     assert answer.error_code == SpatialQuery.Response.NO_MODEL and not answer.success
     assert "not trained" in answer.error_msg and "box" in answer.error_msg
 
 
-def test_what_is_marked_is_measured(geometric):
-    answer = ask(geometric, question="How far is the chair?", regions=[region()])
+def test_what_is_marked_is_measured(silent):
+    answer = ask(silent, question="How far is the chair?", regions=[region()])
     assert answer.success, answer.error_msg
     assert answer.number > 0 and answer.unit == "m"
     assert any("not trained" in step for step in answer.reasoning)
+
+
+def test_a_checkpoint_that_speaks_answers_in_words():
+    with node(DEMO) as made:
+        feed(made)
+        answer = ask(made, question="What is there?")
+        assert answer.success, answer.error_msg
+        assert len(answer.answer) > 2 and answer.answer.endswith(".")

@@ -10,7 +10,8 @@ import pytest
 
 from g2vlm_ros.perception import Perception
 from g2vlm_ros.sim.camera import lens
-from g2vlm_ros.train.eval import clips_of, settings_for, window_scores
+from g2vlm_ros.sim.scoring import correct
+from g2vlm_ros.train.eval import asked, clips_of, settings_for, window_scores
 
 DEMO = Path(__file__).parents[2] / "engines" / "demo"
 SCENES, VIEWS = 12, 4
@@ -55,6 +56,31 @@ def test_images_of_other_homes_ruin_the_scores(perception, clips, scores):
     shuffled = mean_scores(perception, clips, np.roll(clips.images, 1, axis=0))
     assert shuffled["abs_rel"] > 1.5 * scores["abs_rel"]
     assert shuffled["rotation_deg"] > 1.3 * scores["rotation_deg"]
+
+
+@pytest.fixture(scope="module")
+def answers(perception, clips):
+    """Questions about the homes, answered with their own images and with those of other homes."""
+    rows = []
+    for i, questions in enumerate(asked(clips, VIEWS)):
+        seen, other = (
+            perception.scene(list(clips.images[k, :VIEWS])) for k in (i, (i + 1) % SCENES)
+        )
+        for qa in questions:
+            said = [perception.ask(scene, qa.question).text for scene in (seen, other)]
+            rows.append([correct(qa.kind, text, qa.answer) for text in said])
+    return np.array(rows)
+
+
+def test_the_card_is_true_of_language(answers):
+    card = json.loads((DEMO / "scores.json").read_text())["language"]["all"]
+    assert len(answers) >= 100
+    assert answers[:, 0].mean() > card["accuracy"] - 0.1
+    assert answers[:, 0].mean() > card["blind"] + 0.1
+
+
+def test_answers_come_from_looking(answers):
+    assert answers[:, 0].mean() > answers[:, 1].mean() + 0.1
 
 
 def test_the_folder_is_small():

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import numpy as np
 
@@ -22,7 +23,6 @@ from g2vlm_ros.core.mapping.keyframes import Overlap, loop_refusal, view_overlap
 from g2vlm_ros.core.mapping.placement import Placement, view_covariances
 from g2vlm_ros.core.mapping.pose_graph import PoseGraph, adjoint, logarithm
 from g2vlm_ros.core.mapping.scale import (
-    Floor,
     ScaleEvidence,
     evidence,
     find_floor,
@@ -64,7 +64,12 @@ class MapAligner:
 
     def __init__(self, settings: MapSettings):
         self._settings = settings
-        self._rig_m = rig_baselines_m(settings.rig_baselines)
+        self._evidence = partial(
+            evidence,
+            rig_m=rig_baselines_m(settings.rig_baselines),
+            camera_height_m=settings.camera_height_m,
+            metres_per_unit=settings.metres_per_unit,
+        )
         self._sub_maps = 0
         self.reset()
 
@@ -262,7 +267,8 @@ class MapAligner:
         if now is None or before is None or not self._sub_map_of[node].metric:
             return {}
         unit_m = self._graph.pose(node).scale
-        found = self._evidence(window, result, self._sub_map_of[node].scale.view_noise)
+        noise = self._sub_map_of[node].scale.view_noise
+        found = self._evidence(window, result, None, view_noise=noise)
         now_unit = next(iter(found), ScaleEvidence(unit_m, UNIT_STD, "before"))
         joint = reckon(before, now, unit_m, now_unit, self._settings.odometry_reach_m)
         return {} if joint is None else {node: joint}
@@ -347,7 +353,8 @@ class MapAligner:
         if self._settings.camera_height_m > 0:
             floor = find_floor(result, pose.rotation.T @ [0.0, 0.0, 1.0])
         expected = sub_map.scale.belief().metres_per_unit * pose.scale
-        found = self._evidence(window, result, sub_map.scale.view_noise, expected, floor)
+        noise = sub_map.scale.view_noise
+        found = self._evidence(window, result, floor, expected=expected, view_noise=noise)
         variances = [joint.covariance[6, 6] for joint in joints.values()]
         belief = sub_map.scale.update(found, pose.scale, float(np.sqrt(min(variances, default=0))))
         rescaled = 1.0
@@ -363,25 +370,6 @@ class MapAligner:
             heard = belief.heard
             self._graph.measure_scale(node, heard.metres_per_unit, heard.relative_std)
         return belief, rescaled
-
-    def _evidence(
-        self,
-        window: Window,
-        result: Reconstruction,
-        view_noise: float,
-        expected: float = float("nan"),
-        floor: Floor | None = None,
-    ) -> list[ScaleEvidence]:
-        return evidence(
-            window,
-            result,
-            floor,
-            rig_m=self._rig_m,
-            camera_height_m=self._settings.camera_height_m,
-            metres_per_unit=self._settings.metres_per_unit,
-            expected=expected,
-            view_noise=view_noise,
-        )
 
     def _poses(self, nodes: Sequence[int]) -> dict[int, Similarity | None]:
         """Poses of the windows that these nodes carry."""

@@ -3,13 +3,14 @@
 A small network's poses are worst for views far from the first one, and its own points show it:
 what one view saw does not lie where the next one sees it. Points are followed from view to view
 through the images (Lucas & Kanade, IJCAI 1981, from where the poses expect them), and the poses
-moved until they land there; depth stays the network's. Poses that the images confirm stay as well.
+moved until they land there; depth stays the network's. Poses that the images confirm stay as well;
+where they do not, odometry says how the camera turned.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import cv2
@@ -41,6 +42,8 @@ ALIKE = 4.0
 POSE_RAD, POSE_SHIFT = np.deg2rad(2.0), 0.02
 """Assumed error of the network's pose of the second view relative to the first, angle and fraction
 of the median depth; its square grows with the number of views between."""
+TURN_RAD, TURN_SHARE = np.deg2rad(1.0), 0.05
+"""Assumed error of a turn by odometry, and its growth with the turn."""
 CAUCHY = 2.385
 STEPS = 8
 ENOUGH = 1e-4
@@ -74,24 +77,50 @@ class _Views:
         self.starts = [_starts(view, size[::-1]) for view in result.local_points_u]
 
 
-def refine_poses(result: Reconstruction) -> Reconstruction:
+def refine_poses(
+    result: Reconstruction, odometry: Sequence[np.ndarray | None] = ()
+) -> Reconstruction:
     """The same window with poses that its images confirm, and the confidence that follows.
 
-    The first view keeps its pose; views that no track connects with others keep theirs.
+    odometry: per view odom_from_camera (4, 4) or None; only its turns count, which need no unit.
+    The first view keeps its pose; so do views that neither tracks nor odometry connect with it.
     """
     views, poses = _Views(result), result.window_from_camera.astype(np.float64)
     near = _follow(views, poses, itertools.pairwise(range(result.views)))
     if near is not None and (_errors_px(poses, near) < CONFIRMED_PX).all():
         return result
-    tracks = _follow(views, poses, itertools.permutations(range(result.views), 2))
-    if tracks is None or not (_errors_px(poses, tracks) > CONFIRMED_PX).any():
+    driven, turn_std = _turned(poses, odometry)
+    tracks = _follow(views, driven, itertools.permutations(range(result.views), 2))
+    confirmed = tracks is None or not (_errors_px(driven, tracks) > CONFIRMED_PX).any()
+    if confirmed and driven is poses:
         return result
-    depth = float(np.median(result.local_points_u[:, ::GRID_PX, ::GRID_PX, 2]))
-    moved = _adjust(poses, tracks, depth).astype(np.float32)
+    if not confirmed:
+        depth = float(np.median(result.local_points_u[:, ::GRID_PX, ::GRID_PX, 2]))
+        driven = _adjust(driven, tracks, turn_std, depth)
+    moved = driven.astype(np.float32)
     geometry, confidence = replace(result.geometry, window_from_camera=moved), result.confidence
     if geometry.confidence is None:
         confidence = multi_view_confidence(result.local_points_u, moved, result.intrinsics)
     return replace(result, geometry=geometry, confidence=confidence)
+
+
+def _turned(
+    poses: np.ndarray, odometry: Sequence[np.ndarray | None]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Poses with the turns of odometry since the first view, and deviations (N - 1,) of turns.
+
+    The same poses where odometry does not know the first view.
+    """
+    turn_std = POSE_RAD * np.sqrt(np.arange(1, len(poses)))
+    if not len(odometry) or odometry[0] is None:
+        return poses, turn_std
+    poses = poses.copy()
+    for i, pose in enumerate(odometry[1:], 1):
+        if pose is not None:
+            turn = odometry[0][:3, :3].T @ pose[:3, :3]
+            poses[i, :3, :3] = poses[0, :3, :3] @ turn
+            turn_std[i - 1] = TURN_RAD + TURN_SHARE * np.linalg.norm(cv2.Rodrigues(turn)[0])
+    return poses, turn_std
 
 
 def _follow(views: _Views, poses: np.ndarray, pairs: Iterable[tuple[int, int]]) -> _Tracks | None:
@@ -178,11 +207,11 @@ def _rays(pixels: np.ndarray, camera: Intrinsics) -> np.ndarray:
     return (pixels - centre) / focal
 
 
-def _adjust(poses: np.ndarray, tracks: _Tracks, depth: float) -> np.ndarray:
+def _adjust(poses: np.ndarray, tracks: _Tracks, turn_std: np.ndarray, depth: float) -> np.ndarray:
     """Poses (N, 4, 4) by Gauss-Newton on the tracks, with the poses given as a prior."""
-    before, views = poses, len(poses)
-    apart = np.sqrt(np.arange(1, views))[:, None]
-    deviation = apart * np.array([POSE_RAD] * 3 + [POSE_SHIFT * depth] * 3)
+    before = poses
+    shift_std = POSE_SHIFT * depth * np.sqrt(np.arange(1, len(poses)))
+    deviation = np.repeat(np.stack([turn_std, shift_std], 1), 3, axis=1)
     prior = (deviation**-2.0).reshape(-1)
     for _ in range(STEPS):
         residual, jacobian, weights = _equations(poses, tracks)
