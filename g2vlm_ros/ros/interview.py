@@ -37,7 +37,7 @@ from g2vlm_ros.srv import SpatialQuery
 
 MEASURED = ("distance", "size", "closer", "beside")
 """What geometry answers about things that somebody points at."""
-WORDS = ("colour", "count", "exists", "absent")
+WORDS = ("list", "colour", "count", "nearest", "direction", "exists", "absent")
 """What the model answers by itself; "absent" takes a thing for granted that is not there."""
 LEAST_SHARE = 0.01
 """Of the view's pixels; smaller things are not asked about."""

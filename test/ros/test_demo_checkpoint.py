@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import shutil
 from pathlib import Path
 
 import pytest
@@ -17,10 +15,10 @@ from test.ros.harness import bench  # noqa: E402
 DEMO = Path(__file__).parents[2] / "engines" / "demo"
 
 
-def node(checkpoint):
-    """A node with a checkpoint whose unit is known to be metres."""
+def node():
+    """A node with the demo checkpoint, its unit known to be metres."""
     settings = {
-        **SMALL_QUERY, "model.checkpoint": str(checkpoint), "model.backend": "onnx",
+        **SMALL_QUERY, "model.checkpoint": str(DEMO), "model.backend": "onnx",
         "model.image_width_px": 112, "query.semantic_width_px": 168, "query.max_tokens": 24,
         "map.metres_per_unit": 1.0,
     }  # fmt: skip
@@ -28,13 +26,10 @@ def node(checkpoint):
 
 
 @pytest.fixture(scope="module")
-def silent(tmp_path_factory):
+def silent():
     """The same network, said to have learned no language yet."""
-    folder = tmp_path_factory.mktemp("silent") / "demo"
-    shutil.copytree(DEMO, folder)
-    config = json.loads((folder / "text_config.json").read_text())
-    (folder / "text_config.json").write_text(json.dumps(config | {"language_trained": False}))
-    with node(folder) as made:
+    with pytest.MonkeyPatch.context() as patch, node() as made:
+        patch.setattr("g2vlm_ros.perception.Perception.speaks", False)
         feed(made)
         yield made
 
@@ -55,7 +50,7 @@ def test_what_is_marked_is_measured(silent):
 
 
 def test_a_checkpoint_that_speaks_answers_in_words():
-    with node(DEMO) as made:
+    with node() as made:
         feed(made)
         answer = ask(made, question="What is there?")
         assert answer.success, answer.error_msg
