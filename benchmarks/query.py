@@ -181,7 +181,7 @@ def compose(window: Window, question: str, say: Callable) -> Outcome | None:
     """The composed answer, or None for an abstention."""
     query = Query(question, detections=window.detections)
     try:
-        return Composer(window.points, query, say, lambda place: None).answer()
+        return Composer(window.points, query, say, None).answer()
     except (Abstention, OutOfTimeError):
         return None
 

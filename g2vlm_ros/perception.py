@@ -120,6 +120,11 @@ class Perception:
         return self._stages.config.text.speaks
 
     @property
+    def points(self) -> bool:
+        """Whether the checkpoint can say where in its images a thing is."""
+        return self._stages.config.text.points
+
+    @property
     def chosen_because(self) -> str:
         """Why this backend, one sentence for the log."""
         return self._stages.chosen_because

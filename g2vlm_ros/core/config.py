@@ -39,6 +39,8 @@ class TextConfig:
     """How many rotary angles follow the temporal, height and width position."""
     speaks: bool = True
     """False where the geometry was trained and the language not (yet): `language_trained`."""
+    points: bool = True
+    """False where the language never learned to tell pixels: `language_points`."""
 
     def __post_init__(self) -> None:
         _check_heads("text_config.json", self.hidden_size, self.heads, divisor=2)
@@ -167,6 +169,7 @@ def _text_config(keys: _Keys) -> TextConfig:
         rope_theta=keys.positive("rope_theta", 1e6),
         mrope_section=tuple(section),
         speaks=bool(keys.values.get("language_trained", True)),
+        points=bool(keys.values.get("language_points", True)),
     )
 
 

@@ -156,7 +156,8 @@ class Answerer:
             asked.min_confidence,
         )  # fmt: skip
         say = functools.partial(self._say, question, look)
-        composer = Composer(look.points, query, say, look.pointed)
+        pointed = look.pointed if self._perception.points else None
+        composer = Composer(look.points, query, say, pointed)
         question.steps = composer.steps
         start = time.perf_counter()
         outcome = composer.answer()

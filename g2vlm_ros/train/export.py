@@ -40,7 +40,8 @@ def export(source: Path, target: Path, config: Config | None = None) -> None:
     target.mkdir(parents=True, exist_ok=True)
     atomically(target / WEIGHTS, lambda part: save_file(weights, part, {"format": "pt"}))
     files = {
-        "text_config.json": config.sizes.text() | {"language_trained": progress.speaks},
+        "text_config.json": config.sizes.text()
+        | {"language_trained": progress.speaks, "language_points": False},
         "vit_config.json": config.sizes.vit(),
         "dino_config.json": config.sizes.dino(),
         "decoder_config.json": config.sizes.decoder(),

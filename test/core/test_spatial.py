@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from g2vlm_ros.core.spatial.composer import Composer, prompts
+from g2vlm_ros.core.spatial.conclude import DISAGREEMENT
 from g2vlm_ros.core.spatial.grounding import Detection, OutOfTimeError, SilentModelError
 from g2vlm_ros.core.spatial.measure import Region
 from g2vlm_ros.core.spatial.outcome import Abstention, Query, Reason, ReferenceFrame
@@ -197,7 +198,7 @@ def test_a_conclusion_against_the_measure_counts_as_disagreement_once():
     both = ask(question, Model(default="No."))
     won = ask(question, Model({"Measured:": "Yes, it is."}, default="No."))
     for made in (late, both, won):
-        assert made.yes_no and made.confidence == pytest.approx(alone / 2)
+        assert made.yes_no and made.confidence == pytest.approx(DISAGREEMENT * alone)
         assert "The model's own words disagree: 'No.'" in made.text
     assert any("concludes: 'Yes, it is.'" in step for step in won.steps)
 
@@ -269,6 +270,17 @@ def test_the_models_own_place_is_used_when_nothing_else_is_there():
     assert made.confidence < ask("How far is the red chair?").confidence
     lost = Model({"Where in": "It is in frame 1, pixel (900, 900)."}, default="2 meters")
     assert ask("How far is the red chair?", lost, names=[]).confidence == -1
+
+
+def test_a_model_that_never_learned_to_point_is_not_asked_to():
+    """Its answer to that would say nothing; what it says to the question itself stands."""
+    points, _ = room(BOXES)
+    model = Model({"Where in": "It is not visible."}, default="It is to your left.")
+    question = Query("In which direction is the red chair from the newest view?")
+    made = Composer(points, question, model, None).answer()
+    assert made.text == "It is to your left." and made.confidence == -1
+    with pytest.raises(Abstention, match="sees no red chair"):
+        Composer(points, question, model, to_model).answer()
 
 
 def test_words_alone_are_marked_as_not_calibrated():

@@ -15,23 +15,24 @@ from test.ros.harness import bench  # noqa: E402
 DEMO = Path(__file__).parents[2] / "engines" / "demo"
 
 
-def node():
+@pytest.fixture(scope="module")
+def demo():
     """A node with the demo checkpoint, its unit known to be metres."""
     settings = {
         **SMALL_QUERY, "model.checkpoint": str(DEMO), "model.backend": "onnx",
         "model.image_width_px": 112, "query.semantic_width_px": 168, "query.max_tokens": 24,
         "map.metres_per_unit": 1.0,
     }  # fmt: skip
-    return bench(**settings)
-
-
-@pytest.fixture(scope="module")
-def silent():
-    """The same network, said to have learned no language yet."""
-    with pytest.MonkeyPatch.context() as patch, node() as made:
-        patch.setattr("g2vlm_ros.perception.Perception.speaks", False)
+    with bench(**settings) as made:
         feed(made)
         yield made
+
+
+@pytest.fixture
+def silent(demo, monkeypatch):
+    """The same network, said to have learned no language yet."""
+    monkeypatch.setattr("g2vlm_ros.perception.Perception.speaks", False)
+    return demo
 
 
 def test_words_are_refused_with_the_remedy(silent):
@@ -49,9 +50,7 @@ def test_what_is_marked_is_measured(silent):
     assert any("not trained" in step for step in answer.reasoning)
 
 
-def test_a_checkpoint_that_speaks_answers_in_words():
-    with node() as made:
-        feed(made)
-        answer = ask(made, question="What is there?")
-        assert answer.success, answer.error_msg
-        assert len(answer.answer) > 2 and answer.answer.endswith(".")
+def test_a_checkpoint_that_speaks_answers_in_words(demo):
+    answer = ask(demo, question="What is there?")
+    assert answer.success, answer.error_msg
+    assert len(answer.answer) > 2 and answer.answer.endswith(".")

@@ -38,7 +38,8 @@ class Composer:
     """Composes the answer to one question about one window.
 
     say(prompt, marks): what the model answers; raises OutOfTimeError. to_model: a Region of what
-    the model pointed at. points: None only while the window has no geometry.
+    the model pointed at; itself None for a model that never learned to point. points: None only
+    while the window has no geometry.
     """
 
     def __init__(
@@ -46,7 +47,7 @@ class Composer:
         points: PointMap,
         query: Query,
         say: Callable[[str, Sequence[prompts.Mark]], str],
-        to_model: Callable[[Pointed], Region | None],
+        to_model: Callable[[Pointed], Region | None] | None,
     ):
         self._points, self._query, self._say = points, query, say
         self._steps: list[str] = []

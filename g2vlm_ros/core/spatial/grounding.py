@@ -54,7 +54,8 @@ class Finder:
     """Finds things for one question.
 
     say(prompt, marks): asks the model, may raise OutOfTimeError. to_model(place): a Region of what
-    the model pointed at, or None where it lies outside. note: takes one sentence per step.
+    the model pointed at, or None where it lies outside; itself None where the model never learned
+    to point. note: takes one sentence per step.
     """
 
     def __init__(
@@ -63,7 +64,7 @@ class Finder:
         regions: Sequence[Region],
         detections: Sequence[Detection],
         say: Callable[[str], str],
-        to_model: Callable[[Pointed], Region | None],
+        to_model: Callable[[Pointed], Region | None] | None,
         note: Callable[[str], None],
     ):
         self._points = points
@@ -130,6 +131,8 @@ class Finder:
         return found
 
     def _from_model(self, phrase: str) -> list[Thing]:
+        if self._to_model is None:
+            return []
         try:
             text = self._say(prompts.where_is(phrase, len(self._points.points)))
         except OutOfTimeError as error:
