@@ -32,8 +32,9 @@ class OdometryPoses:
         try:
             pose = convert.pose_matrix(message.pose.pose)
         except ValueError as error:
-            self._warn(f"odometry is not used: {error}")
-            return
+            self._warn(f"odometry gives the scale only, it has no orientation: {error}")
+            pose = np.full((4, 4), np.nan)
+            pose[:3, 3] = convert.position(message.pose.pose.position)
         stamp_ns = convert.stamp_ns(message.header.stamp)
         if self._heard and stamp_ns <= self._heard[-1][0]:
             self._heard.clear()
@@ -43,8 +44,10 @@ class OdometryPoses:
     def camera_at(self, stamp_ns: int, frame_id: str) -> dict[str, np.ndarray]:
         """What a Frame gets: `odom_from_camera`, or `position_m` of the robot, or nothing."""
         pose = self._pose_at(stamp_ns)
-        if pose is None:
+        if pose is None or not np.isfinite(pose[:3, 3]).all():
             return {}
+        if np.isnan(pose).any():
+            return {"position_m": pose[:3, 3]}
         base_from_camera = self._frames.between(self._base, frame_id)
         if base_from_camera is None:
             self._warn(
@@ -65,8 +68,8 @@ class OdometryPoses:
             return near[0][1] if near else None
         (start_ns, start), (end_ns, end) = near
         share = (stamp_ns - start_ns) / (end_ns - start_ns)
-        turn = Similarity(1.0, start[:3, :3].T @ end[:3, :3], np.zeros(3))
-        pose = np.eye(4)
-        pose[:3, :3] = start[:3, :3] @ exponential(share * logarithm(turn)).rotation
-        pose[:3, 3] = (1 - share) * start[:3, 3] + share * end[:3, 3]
+        pose = (1 - share) * start + share * end
+        if np.isfinite(pose).all():
+            turn = Similarity(1.0, start[:3, :3].T @ end[:3, :3], np.zeros(3))
+            pose[:3, :3] = start[:3, :3] @ exponential(share * logarithm(turn)).rotation
         return pose

@@ -86,12 +86,17 @@ def test_a_clock_that_jumps_back_starts_over(heard):
     assert poses.camera_at(NS, "optical")["odom_from_camera"][0, 3] == 7.2
 
 
-def test_a_pose_that_is_none_is_not_used(heard):
-    poses, _, warnings = heard
-    broken = message(1.3, 0.0, 0.0, 0.0)
-    broken.pose.pose.orientation = Quaternion(x=0.0, y=0.0, z=0.0, w=0.0)
-    poses.hear(broken)
-    assert "odometry is not used" in warnings[0]
-    np.testing.assert_allclose(
-        poses.camera_at(round(1.3 * NS), "optical")["position_m"], [1.0, 2.0, 0.0]
-    )
+def test_odometry_without_orientation_gives_the_scale_only(heard):
+    poses, frames, warnings = heard
+    mounted(frames)
+    bare = message(1.4, 3.0, 2.0, 0.0)
+    bare.pose.pose.orientation = Quaternion(x=0.0, y=0.0, z=0.0, w=0.0)
+    poses.hear(bare)
+    assert "scale only" in warnings[0]
+    for seconds, x in ((1.4, 3.0), (1.3, 2.0)):
+        known = poses.camera_at(round(seconds * NS), "optical")
+        assert known.keys() == {"position_m"}
+        np.testing.assert_allclose(known["position_m"], [x, 2.0, 0.0], atol=1e-9)
+    bare.header.stamp, bare.pose.pose.position.x = convert.stamp(round(1.5 * NS)), float("nan")
+    poses.hear(bare)
+    assert poses.camera_at(round(1.5 * NS), "optical") == {}
