@@ -120,9 +120,9 @@ class Perception:
         return self._stages.config.text.speaks
 
     @property
-    def points(self) -> bool:
+    def can_point(self) -> bool:
         """Whether the checkpoint can say where in its images a thing is."""
-        return self._stages.config.text.points
+        return self._stages.config.text.can_point
 
     @property
     def chosen_because(self) -> str:

@@ -39,7 +39,7 @@ class TextConfig:
     """How many rotary angles follow the temporal, height and width position."""
     speaks: bool = True
     """False where the geometry was trained and the language not (yet): `language_trained`."""
-    points: bool = True
+    can_point: bool = True
     """False where the language never learned to tell pixels: `language_points`."""
 
     def __post_init__(self) -> None:
@@ -169,7 +169,7 @@ def _text_config(keys: _Keys) -> TextConfig:
         rope_theta=keys.positive("rope_theta", 1e6),
         mrope_section=tuple(section),
         speaks=bool(keys.values.get("language_trained", True)),
-        points=bool(keys.values.get("language_points", True)),
+        can_point=bool(keys.values.get("language_points", True)),
     )
 
 

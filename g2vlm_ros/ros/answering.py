@@ -156,7 +156,7 @@ class Answerer:
             asked.min_confidence,
         )  # fmt: skip
         say = functools.partial(self._say, question, look)
-        pointed = look.pointed if self._perception.points else None
+        pointed = look.pointed if self._perception.can_point else None
         composer = Composer(look.points, query, say, pointed)
         question.steps = composer.steps
         start = time.perf_counter()

@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -13,7 +12,6 @@ pytest.importorskip("torch", reason="the golden checkpoint runs on the torch bac
 
 from test.ros.harness import GOLDEN  # noqa: E402
 
-DEMO = Path(__file__).parents[2] / "engines" / "demo"
 FRAMES = GOLDEN.parents[1] / "frames"
 
 

@@ -21,8 +21,8 @@ from g2vlm_ros.core.spatial.question import VIEWER, Ask, Kind, Plan
 from g2vlm_ros.core.spatial.relations import Claim, Measure
 
 DISAGREEMENT = 0.75
-"""Factor on the confidence where the model's words and the measurement contradict: how often the
-measurement was right all the same, on homes of the validation split."""
+"""Factor on the confidence where the model's words and the measurement contradict, with which it
+comes true on homes of the validation split."""
 ALIKE = 0.25
 """Two lengths say the same when they differ by less than this fraction."""
 CLOSE = 0.2
