@@ -60,7 +60,7 @@ LEAST_GAIN = 0.2
 """By which geometry must beat the blind baseline on what it measures, or the benchmark fails."""
 DEMO = Path(__file__).parents[1] / "engines" / "demo"
 COLUMNS = ("majority", "blind", "model_without_images", "model", "geometry", "other_words",
-           "both", "own_points")  # fmt: skip
+           "both", "both_other_words", "own_points")  # fmt: skip
 OTHER_WORDS = {
     "distance": ("What is the range to the {0}?", "Measure the distance from you to the {0}.",
                  "Is it far to the {0}, and how far is it?"),
@@ -193,7 +193,7 @@ def phrased(made: Outcome, question: str) -> str:
     plan = parse(question)
     if made.number is not None:
         return f"{made.number.value:.0f}." if plan.ask is Ask.COUNT else metres(made.number.value)
-    if plan.ask in (Ask.CLOSER, Ask.NEAREST):
+    if plan.ask in (Ask.CLOSER, Ask.NEAREST) and made.things:
         return f"The {made.things[0].label}."
     for words in ("in front of you", "behind you", "to your left", "to your right"):
         if plan.ask is Ask.WHERE and words in made.text:
@@ -267,7 +267,7 @@ def run(homes: int, questions: int, model: Model | None) -> dict[str, Any]:
             if other is not None:
                 judge(scores["other_words"], window, other, silent)
             if model:
-                model.judge(scores, window, qa)
+                model.judge(scores, window, qa, other)
     return {
         "questions": asked, "homes": homes, "views": VIEWS, "noise": NOISE, "scale_error": HEAD,
         "measuring_ms_per_question": round(1000 * spent / asked, 1),
@@ -287,8 +287,14 @@ class Model:
         """Whether the checkpoint's language is trained."""
         return self._perception.speaks
 
-    def judge(self, scores: dict[str, Score], window: Window, qa: QuestionAnswer) -> None:
-        """Book the model's words alone, without images, and together with geometry."""
+    def judge(
+        self, scores: dict[str, Score], window: Window, qa: QuestionAnswer,
+        other: QuestionAnswer | None,
+    ) -> None:  # fmt: skip
+        """Book the model's words alone, without images, and together with geometry.
+
+        other: the same question in other words.
+        """
         if window is not self._window:
             grey = [np.full_like(image, 128) for image in window.images]
             self._window = window
@@ -299,6 +305,8 @@ class Model:
         if not self.speaks:
             return
         judge(scores["both"], window, qa, self._say)
+        if other is not None:
+            judge(scores["both_other_words"], window, other, self._say)
         for name, scene in (("model", self._seen), ("model_without_images", self._grey)):
             said = self._perception.ask(scene, qa.question).text
             scores[name].right[qa.kind].append(correct(qa.kind, said, qa.answer))

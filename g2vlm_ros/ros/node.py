@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
+import sys
 import threading
 import traceback
 from concurrent.futures import wait
@@ -19,6 +20,7 @@ from rcl_interfaces.msg import SetParametersResult
 from rclpy.callback_groups import MutuallyExclusiveCallbackGroup, ReentrantCallbackGroup
 from rclpy.exceptions import InvalidHandle
 from rclpy.executors import ExternalShutdownException, MultiThreadedExecutor
+from rclpy.impl.implementation_singleton import rclpy_implementation
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from rclpy.qos import QoSProfile
 from std_msgs.msg import Header
@@ -41,7 +43,13 @@ from g2vlm_ros.ros.status import Diagnostics, status_message
 from g2vlm_ros.scene_map import SceneMap
 from g2vlm_ros.srv import EditMap, GetPoints, LoadMap, SaveMap
 
+RCLError = rclpy_implementation.RCLError
 SETTINGS = frozenset(name for name, _ in knobs())
+THREADS = 16
+"""Besides sensors and reports, each waiting question of the service holds one."""
+TURN_S = 0.0005
+"""How long a thread keeps the interpreter while others wait; Python's 5 ms delay goals, which pass
+through several threads before they are acknowledged."""
 
 
 def reported(transition):
@@ -342,8 +350,9 @@ class PerceptionNode(LifecycleNode):
 def forgiving(waitable):
     """The waitable, which lets itself be left out of a wait set once it is destroyed.
 
-    An executor's thread that has just listed it would end with InvalidHandle otherwise (rclpy of
-    Jazzy tells that of subscriptions and services, but not of what their events wait for).
+    An executor's thread that has just listed it would end otherwise: with InvalidHandle, or with
+    RCLError where it is destroyed meanwhile (rclpy of Jazzy forgives that of subscriptions and
+    services, but not of what their events wait for, nor of action servers).
     """
     add, ready, added = waitable.add_to_wait_set, waitable.is_ready, [False]
 
@@ -351,7 +360,7 @@ def forgiving(waitable):
         added[0] = False
         try:
             add(wait_set)
-        except InvalidHandle:
+        except (InvalidHandle, RCLError):
             return
         added[0] = True
 
@@ -368,11 +377,16 @@ def open_and_warm_up(settings: Settings) -> Perception:
     return perception
 
 
+def make_executor() -> MultiThreadedExecutor:
+    """What spins the node; threads of this process take turns more often from now on."""
+    sys.setswitchinterval(TURN_S)
+    return MultiThreadedExecutor(num_threads=THREADS)
+
+
 def main(arguments: list[str] | None = None) -> int:
     """``ros2 run g2vlm_ros perception``: starts unconfigured; a launch file drives it."""
     rclpy.init(args=arguments)
-    # Besides sensors and reports, each waiting question of the service holds a thread.
-    executor = MultiThreadedExecutor(num_threads=16)
+    executor = make_executor()
     try:
         node = PerceptionNode()
     except SettingError as error:

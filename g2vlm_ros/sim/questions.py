@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from g2vlm_ros.sim import furniture
-from g2vlm_ros.sim.home import STRUCTURE, Home, Item
+from g2vlm_ros.sim.home import STRUCTURE, Home, Item, overlaps
 from g2vlm_ros.sim.materials import COLOURS
 
 MIN_SHARE = 0.003
@@ -85,6 +85,8 @@ class Truth:
     seen: tuple[Seen, ...]
     glimpsed: frozenset[str]
     """Names of things of which a few pixels show: neither there nor not there."""
+    obstacles: np.ndarray
+    """(K, 4) rectangles on the floor that a robot must not enter, seen or not."""
 
     def names(self) -> set[str]:
         return {thing.item.name for thing in self.seen}
@@ -128,7 +130,7 @@ def truth(
         phrase = item.name if alone else f"{item.colour} {item.name}"
         unique = alone or (both[item.colour, item.name] == 1 and item.name not in glimpsed)
         seen.append(Seen(item, phrase, unique, share[:, item.id], viewer, centre))
-    return Truth(tuple(seen), frozenset(glimpsed))
+    return Truth(tuple(seen), frozenset(glimpsed), home.obstacles())
 
 
 def ask(truth: Truth, rng: np.random.Generator, count: int) -> list[QuestionAnswer]:
@@ -329,11 +331,18 @@ def gap_m(first: Seen, second: Seen) -> float:
     return float(np.linalg.norm(np.maximum(apart, 0.0)))
 
 
+def _free_between(truth: Truth, first: Seen, second: Seen) -> bool:
+    """Whether nothing stands between two things on the floor."""
+    a, b = first.item.footprint(), second.item.footprint()
+    x, y = (sorted((max(a[i], b[i]), min(a[i + 2], b[i + 2]))) for i in (0, 1))
+    return not any(overlaps((x[0], y[0], x[1], y[1]), other) for other in truth.obstacles)
+
+
 def _fits(truth: Truth, rng: np.random.Generator) -> QuestionAnswer | None:
     standing = [
         thing
         for thing in truth.askable()
-        if thing.item.name not in furniture.ON_WALL
+        if thing.item.name not in (*furniture.ON_WALL, "rug")
         and not thing.item.travel_m.any()
         and thing.centre_m[2] - thing.item.size_m[2] / 2 < 0.1
     ]
@@ -342,6 +351,8 @@ def _fits(truth: Truth, rng: np.random.Generator) -> QuestionAnswer | None:
     first, second = (standing[i] for i in rng.permutation(len(standing))[:2])
     gap = gap_m(first, second)
     if not 0.4 < gap < 2.5 or first.item.room != second.item.room:
+        return None
+    if not _free_between(truth, first, second):
         return None
     fits = rng.random() < 0.5
     width = gap * (rng.uniform(0.4, 0.75) if fits else rng.uniform(1.3, 2.2))

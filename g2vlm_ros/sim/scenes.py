@@ -20,8 +20,8 @@ from g2vlm_ros.sim.walk import RATE_HZ, Walk, walk
 GAP_MOTION = (0.5, 1.8)
 """Range of the motion between two views of a scene; one is STEP_M driven or STEP_RAD turned."""
 STEP_M, STEP_RAD = 0.35, np.deg2rad(25.0)
-STARTS = 4
-"""Stretches of the walk that are looked at; the one on which the robot drives most is taken."""
+STRETCHES = 12
+"""Of the walk, from which the views of a scene are taken."""
 MAX_WALL, MAX_THING, MIN_DEPTH_M = 0.8, 0.65, 0.45
 """A view is bare when walls, or one thing, cover more than this share, or touch the camera."""
 
@@ -76,7 +76,7 @@ def make_clips(
     arrays: Arrays | None = None,
     samples: int = 2,
 ) -> Clips:
-    """Views of each scene along its walk, bare walls left out; a function of the seeds alone."""
+    """Views of each scene along its walk, few of bare wall; a function of the seeds alone."""
     arrays = arrays or Arrays()
     steps = pick_steps(scenes, views, arrays)
     index = np.repeat(np.arange(len(scenes)), views)
@@ -94,34 +94,36 @@ def make_clips(
 
 
 def pick_steps(scenes: Sequence[Scene], views: int, arrays: Arrays) -> np.ndarray:
-    """int64 (S, views): instants about evenly spaced in motion that do not only show a wall.
+    """int64 (S, views): instants about evenly spaced in motion, where they show least bare wall.
 
-    Where a stretch of the walk has too few such instants, the least bare ones are taken.
+    Of stretches of the walk that show none, the one on which the robot drives most is taken. No
+    instant is left out in between: what neighbours share is all that their poses can be told from.
     """
-    candidates = np.stack([_candidates(scene, 2 * views) for scene in scenes])
-    bare = bareness(scenes, candidates, arrays)
-    picked = []
-    for row, badness in zip(candidates, bare, strict=True):
-        good = np.flatnonzero(badness < 1.0)
-        if len(good) < views:
-            good = np.sort(np.argsort(badness, kind="stable")[:views])
-        picked.append(row[good[:views]])
-    return np.stack(picked)
+    stretches = np.stack([_stretches(scene, views) for scene in scenes])
+    bare = bareness(scenes, stretches.reshape(len(scenes), -1), arrays).reshape(stretches.shape)
+    excess = np.maximum(bare - 1.0, 0.0).sum(-1)
+    driven_m = np.stack([_driven_m(s, row) for s, row in zip(scenes, stretches, strict=True)])
+    best = np.lexsort((-driven_m, excess), axis=1)[:, 0]
+    return stretches[np.arange(len(scenes)), best]
 
 
-def _candidates(scene: Scene, count: int) -> np.ndarray:
-    """Instants spaced by motion, so that a turning robot looks as often as a driving one."""
+def _stretches(scene: Scene, views: int) -> np.ndarray:
+    """(STRETCHES, views) instants spaced by motion: turning counts as driving does."""
     rng = np.random.default_rng([scene.home.seed, 3])
     driven = np.linalg.norm(np.diff(scene.walk.position_m, axis=0), axis=1) / STEP_M
     turned = np.abs(np.angle(np.exp(1j * np.diff(scene.walk.yaw_rad)))) / STEP_RAD
     motion = np.concatenate([[0.0], np.cumsum(driven + turned)])
-    gap = min(np.exp(rng.uniform(*np.log(GAP_MOTION))), motion[-1] / count)
-    starts = rng.uniform(0, max(1e-6, motion[-1] - gap * count), STARTS)
-    way = np.concatenate([[0.0], np.cumsum(driven)])
-    ends = np.searchsorted(motion, starts + gap * count).clip(0, len(way) - 1)
-    start = starts[np.argmax(way[ends] - way[np.searchsorted(motion, starts)])]
-    places = start + gap * (np.arange(count) + rng.uniform(0, 0.4, count))
+    gap = min(np.exp(rng.uniform(*np.log(GAP_MOTION))), motion[-1] / views)
+    starts = rng.uniform(0, max(1e-6, motion[-1] - gap * views), STRETCHES)
+    places = starts[:, None] + gap * (np.arange(views) + rng.uniform(0, 0.4, views))
     return np.searchsorted(motion, places).clip(0, len(motion) - 1).astype(np.int64)
+
+
+def _driven_m(scene: Scene, stretches: np.ndarray) -> np.ndarray:
+    """(K,) the way between the first and the last instant of each."""
+    way = np.linalg.norm(np.diff(scene.walk.position_m, axis=0), axis=1)
+    way_m = np.concatenate([[0.0], np.cumsum(way)])
+    return way_m[stretches[:, -1]] - way_m[stretches[:, 0]]
 
 
 def bareness(scenes: Sequence[Scene], steps: np.ndarray, arrays: Arrays) -> np.ndarray:

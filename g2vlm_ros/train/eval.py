@@ -18,6 +18,7 @@ import numpy as np
 from g2vlm_ros.core.alignment import fit_similarity
 from g2vlm_ros.core.datatypes import Intrinsics
 from g2vlm_ros.core.geometry import unproject
+from g2vlm_ros.core.mapping.pose_refinement import refine_poses
 from g2vlm_ros.core.settings import Settings
 from g2vlm_ros.perception import Perception
 from g2vlm_ros.sim.camera import lens
@@ -108,7 +109,10 @@ def window_scores(
     perception: Perception, images: np.ndarray, true_depth: np.ndarray, things: np.ndarray,
     true_poses: np.ndarray, camera: Intrinsics,
 ) -> tuple[dict[str, float], np.ndarray]:  # fmt: skip
-    """All geometric scores of one window, and the predicted depth (N, H, W)."""
+    """All geometric scores of one window, and the predicted depth (N, H, W).
+
+    Poses and points twice: the network's, and as the node publishes them (`refine_poses`).
+    """
     result = perception.reconstruct(list(images))
     depth = result.local_points_u[..., 2]
     v, u = np.mgrid[0 : camera.height_px, 0 : camera.width_px]
@@ -117,8 +121,10 @@ def window_scores(
     world += true_poses[:, None, None, :3, 3]
     focal = [abs(i.fx_px / camera.fx_px - 1) for i in result.intrinsics if i is not None]
     scores = depth_scores(depth, true_depth, things)
-    scores |= pose_scores(result.window_from_camera, true_poses)
-    scores["points_m"] = point_error_m(result.points_u(), world)
+    for name, posed in (("", result), ("refined_", refine_poses(result))):
+        found = pose_scores(posed.window_from_camera, true_poses)
+        found["points_m"] = point_error_m(posed.points_u(), world)
+        scores |= {name + key: value for key, value in found.items()}
     scores["focal"] = float(np.mean(focal)) if focal else float("nan")
     return scores, depth
 

@@ -107,10 +107,18 @@ def model_card(config: Config, progress: Progress, tensors: int, scores: dict | 
 
 def _score_table(scores: dict) -> list[str]:
     geometry = scores["geometry"]
-    names = list(next(iter(geometry.values())))
-    lines = ["| views | " + " | ".join(names) + " |", "|" + "---|" * (len(names) + 1)]
-    for views, row in geometry.items():
-        lines.append(f"| {views} | " + " | ".join(f"{row[name]:.3f}" for name in names) + " |")
+    lines = [
+        "Means over windows whose views follow one another as those of a robot do. `refined`: as "
+        "the node publishes",
+        "poses and points, once points followed through the images have mended the poses "
+        "(`map.refine_poses`).",
+        "",
+        "| views | " + " | ".join(geometry) + " |",
+        "|" + "---|" * (len(geometry) + 1),
+    ]
+    for name in next(iter(geometry.values())):
+        values = " | ".join(f"{row[name]:.3f}" for row in geometry.values())
+        lines.append(f"| {name} | {values} |")
     language = scores.get("language")
     if language:
         lines += [

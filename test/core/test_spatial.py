@@ -135,6 +135,20 @@ def test_what_the_border_cuts_has_a_lower_bound_in_that_direction_only():
     assert wide.confidence < tall.confidence
 
 
+@pytest.mark.parametrize(
+    "words, metres", [("It is 1.4 metres wide.", 1.4), ("About 10 centimetres.", None)]
+)
+def test_of_what_the_border_cuts_the_model_may_say_more_but_not_less(words, metres):
+    question, shown = "How wide is the chest?", dict(names=["chest"], boxes=[box(3.5, 2.2)])
+    bound, made = ask(question, **shown), ask(question, Model(default=words), **shown)
+    if metres is None:
+        assert " at least " in made.text and "disagree" in made.text
+        assert made.confidence < bound.confidence
+    else:
+        assert made.number.value == metres and " at least " not in made.text
+        assert made.confidence > bound.confidence and np.isnan(made.number.std)
+
+
 def test_places_are_in_the_map_with_a_covariance():
     made = ask("Where is the red chair?", kind=Kind.POINT)
     assert np.abs(made.pose[:3, 3] - [3.0, 0.7, 0.4]).max() < 0.2

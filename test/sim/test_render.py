@@ -150,6 +150,16 @@ def test_homes_are_closed_and_views_show_more_than_a_wall(seed):
     assert np.isin(clips.items, walls).mean((2, 3)).min() < 0.95
 
 
+def test_neighbouring_views_are_near_enough_to_share_something():
+    scenes = [make_scene(seed) for seed in range(0, 60, 3)]
+    clips = make_clips(scenes, 8, lens(16, 12), samples=1)
+    poses = clips.world_from_camera()
+    relative = np.linalg.inv(poses[:, :-1]) @ poses[:, 1:]
+    cosine = (np.trace(relative[..., :3, :3], axis1=-2, axis2=-1) - 1) / 2
+    assert np.degrees(np.arccos(np.clip(cosine, -1, 1))).max() < 70, "the width of a view"
+    assert np.linalg.norm(relative[..., :3, 3], axis=-1).max() < 1.0
+
+
 def test_what_moves_is_seen_elsewhere_later():
     seeds = (s for s in range(200) if any(i.travel_m.any() for i in build_home(s).items))
     home = build_home(next(seeds))

@@ -46,7 +46,11 @@ def scores(perception, clips):
     return mean_scores(perception, clips, clips.images)
 
 
-@pytest.mark.parametrize("name", ["abs_rel", "metric_abs_rel", "rotation_deg", "points_m"])
+@pytest.mark.parametrize(
+    "name",
+    ["abs_rel", "metric_abs_rel", "rotation_deg", "points_m", "refined_rotation_deg",
+     "refined_points_m"],
+)  # fmt: skip
 def test_the_card_is_true(scores, name):
     card = json.loads((DEMO / "scores.json").read_text())["geometry"][str(VIEWS)]
     assert scores[name] < MARGIN * card[name]
@@ -54,6 +58,7 @@ def test_the_card_is_true(scores, name):
 
 def test_images_of_other_homes_ruin_the_scores(perception, clips, scores):
     shuffled = mean_scores(perception, clips, np.roll(clips.images, 1, axis=0))
+    assert scores["refined_rotation_deg"] < scores["rotation_deg"]
     assert shuffled["abs_rel"] > 1.5 * scores["abs_rel"]
     assert shuffled["rotation_deg"] > 1.3 * scores["rotation_deg"]
 

@@ -4,7 +4,8 @@ A small network's poses are worst for views far from the first one, and its own 
 what one view saw does not lie where the next one sees it. Points are followed from view to view
 through the images (Lucas & Kanade, IJCAI 1981, from where the poses expect them), and the poses
 moved until they land there; depth stays the network's. Poses that the images confirm stay as well;
-where they do not, odometry says how the camera turned.
+where they do not, odometry says how the camera turned, and where that does not help either,
+features that views share (`view_matching`), if more points are found again from there.
 """
 
 from __future__ import annotations
@@ -19,13 +20,14 @@ import numpy as np
 from g2vlm_ros.core.confidence import EDGE_STEP, multi_view_confidence
 from g2vlm_ros.core.datatypes import Intrinsics, Reconstruction
 from g2vlm_ros.core.geometry import depth_edges, project
+from g2vlm_ros.core.mapping.view_matching import matched_poses
 
 WIDTH_PX = 112
 """Wider views are tracked at this width."""
-GRID_PX = 6
+GRID_PX = 5
 """Every GRID_PX-th pixel of a view is followed into the others."""
-PATCH_PX = 11
-LEVELS = 2
+PATCH_PX = 7
+LEVELS = 3
 LEAST_TEXTURE = 1e-4
 """Smallest eigenvalue of a patch's gradients, as OpenCV scales it."""
 MOST_RETURN_PX = 0.7
@@ -39,7 +41,7 @@ CONFIRMED_PX = 1.0
 """Median error of the tracks of every view up to which the network's poses stay as they are."""
 ALIKE = 4.0
 """Errors of neighbouring tracks are alike: so many count as one."""
-POSE_RAD, POSE_SHIFT = np.deg2rad(2.0), 0.02
+POSE_RAD, POSE_SHIFT = np.deg2rad(2.0), 0.01
 """Assumed error of the network's pose of the second view relative to the first, angle and fraction
 of the median depth; its square grows with the number of views between."""
 TURN_RAD, TURN_SHARE = np.deg2rad(1.0), 0.05
@@ -73,7 +75,7 @@ class _Views:
         size = tuple(round(scale * length) for length in result.colours.shape[2:0:-1])
         grey = (cv2.cvtColor(image, cv2.COLOR_RGB2GRAY) for image in result.colours)
         self.grey = [cv2.resize(image, size, interpolation=cv2.INTER_AREA) for image in grey]
-        self.cameras = [camera and _scaled(camera, scale) for camera in result.intrinsics]
+        self.cameras = [camera and camera.resized(*size) for camera in result.intrinsics]
         self.starts = [_starts(view, size[::-1]) for view in result.local_points_u]
 
 
@@ -83,25 +85,43 @@ def refine_poses(
     """The same window with poses that its images confirm, and the confidence that follows.
 
     odometry: per view odom_from_camera (4, 4) or None; only its turns count, which need no unit.
-    The first view keeps its pose; so do views that neither tracks nor odometry connect with it.
+    The first view keeps its pose; so do views that neither tracks nor odometry connect with it,
+    unless features turn a view before them, which they then follow.
     """
     views, poses = _Views(result), result.window_from_camera.astype(np.float64)
-    near = _follow(views, poses, itertools.pairwise(range(result.views)))
-    if near is not None and (_errors_px(poses, near) < CONFIRMED_PX).all():
+    if _confirmed(poses, _follow(views, poses, itertools.pairwise(range(result.views)))):
         return result
-    driven, turn_std = _turned(poses, odometry)
-    tracks = _follow(views, driven, itertools.permutations(range(result.views), 2))
-    confirmed = tracks is None or not (_errors_px(driven, tracks) > CONFIRMED_PX).any()
-    if confirmed and driven is poses:
+    depth = float(np.median(result.local_points_u[:, ::GRID_PX, ::GRID_PX, 2]))
+    start, turn_std = _turned(poses, odometry)
+    made, tracks = _mended(views, start, turn_std, depth)
+    if not _confirmed(made, tracks):
+        matched = matched_poses(result, start)
+        if matched is not start:
+            other, found = _mended(views, matched, turn_std, depth)
+            if found is not None and (tracks is None or len(found.pixel) > len(tracks.pixel)):
+                made = other
+    if made is poses:
         return result
-    if not confirmed:
-        depth = float(np.median(result.local_points_u[:, ::GRID_PX, ::GRID_PX, 2]))
-        driven = _adjust(driven, tracks, turn_std, depth)
-    moved = driven.astype(np.float32)
+    moved = made.astype(np.float32)
     geometry, confidence = replace(result.geometry, window_from_camera=moved), result.confidence
     if geometry.confidence is None:
         confidence = multi_view_confidence(result.local_points_u, moved, result.intrinsics)
     return replace(result, geometry=geometry, confidence=confidence)
+
+
+def _confirmed(poses: np.ndarray, tracks: _Tracks | None) -> bool:
+    """Whether tracks reach every view and end where the poses put them."""
+    return tracks is not None and bool((_errors_px(poses, tracks) < CONFIRMED_PX).all())
+
+
+def _mended(
+    views: _Views, poses: np.ndarray, turn_std: np.ndarray, depth: float
+) -> tuple[np.ndarray, _Tracks | None]:
+    """Poses moved to agree with the tracks that are found from them, if they do not, and these."""
+    tracks = _follow(views, poses, itertools.permutations(range(len(poses)), 2))
+    if tracks is None or not (_errors_px(poses, tracks) > CONFIRMED_PX).any():
+        return poses, tracks
+    return _adjust(poses, tracks, turn_std, depth), tracks
 
 
 def _turned(
@@ -146,18 +166,6 @@ def _follow(views: _Views, poses: np.ndarray, pairs: Iterable[tuple[int, int]]) 
         np.concatenate([points for *_, points, _ in found]),
         np.concatenate([rays for *_, rays in found]),
         np.repeat([1 / views.cameras[j].fx_px for _, j, *_ in found], size),
-    )
-
-
-def _scaled(camera: Intrinsics, scale: float) -> Intrinsics:
-    """The camera of an image resized by `scale`."""
-    return Intrinsics(
-        camera.fx_px * scale,
-        camera.fy_px * scale,
-        (camera.cx_px + 0.5) * scale - 0.5,
-        (camera.cy_px + 0.5) * scale - 0.5,
-        round(camera.width_px * scale),
-        round(camera.height_px * scale),
     )
 
 

@@ -29,6 +29,8 @@ CLOSE = 0.2
 """The confidence of a length is the chance that it is right to within this fraction."""
 CUT = 0.4
 """Factor on the confidence of a size where the image cuts the thing."""
+TOLD = 0.75
+"""The confidence of a size by the model's words, where the image cuts the thing."""
 WHOLE, PASSAGE = 0.7, 0.9
 """The same where it does not, and for what passes a gap: how often the right thing is measured.
 
@@ -135,14 +137,30 @@ class Judge:
             return Outcome(Kind.NUMBER, text, number=max(sizes, key=lambda s: s.value),
                            confidence=sure)  # fmt: skip
         measure = relations.extent(self._points, thing, plan.word)
-        text = f"The {plan.word} of the {thing.label} is {_m(measure)}."
-        cut = thing.cut_upright if plan.word == "height" else thing.cut_across
-        if cut:
-            text = f"The {plan.word} of the {thing.label} is at least {_m(measure)}: some of it " \
-                   "is outside the image."  # fmt: skip
-        made = self._length(measure, text, opinion)
-        made.confidence *= certainty(things) * (CUT if cut else WHOLE)
+        if thing.cut_upright if plan.word == "height" else thing.cut_across:
+            made = self._cut_size(plan.word, thing, measure, opinion)
+        else:
+            text = f"The {plan.word} of the {thing.label} is {_m(measure)}."
+            made = self._length(measure, text, opinion)
+            made.confidence *= WHOLE
+        made.confidence *= certainty(things)
         return made
+
+    def _cut_size(self, dimension: str, thing: Thing, measure: Measure, opinion: str) -> Outcome:
+        """A size of which the measure is a lower bound: the model's words, where they fit it."""
+        bound = f"The {dimension} of the {thing.label} is at least {_m(measure)}: some of it is " \
+                "outside the image."  # fmt: skip
+        said = answer.length(opinion, default_unit="m") if opinion else None
+        if said is None or said.value < (1 - ALIKE) * measure.value:
+            made = self._length(measure, bound, opinion)
+            made.confidence *= CUT
+            return made
+        self._steps.append(f"Measured in the point map: {bound}")
+        self._steps.append("The model's words fit it, and the image does not show the rest.")
+        text = f"The {dimension} of the {thing.label} is {said.value:.2f} m: the image shows " \
+               f"{measure.value:.2f} m of it, the model's words are {said.text!r}."  # fmt: skip
+        number = Measure(said.value, math.nan, "m")
+        return Outcome(Kind.NUMBER, text, number=number, confidence=TOLD)
 
     def heading(self, plan: Plan, things: list[Thing], opinion: str) -> Outcome:
         measure = relations.heading(self._points, things[0])
