@@ -68,14 +68,15 @@ def cost(perception: Perception, count: int) -> dict[str, Any]:
 def acknowledgement(checkpoint: Path, width_px: int) -> dict[str, Any]:
     """Milliseconds from sending a goal to its acceptance, while the device rests and works."""
     import rclpy
+    from rclpy.executors import MultiThreadedExecutor
     from rclpy.parameter import Parameter
 
-    from g2vlm_ros.ros.node import PerceptionNode, make_executor
+    from g2vlm_ros.ros.node import PerceptionNode
 
     settings = {"model.checkpoint": str(checkpoint), "model.image_width_px": width_px}
     rclpy.init(args=[])
     node = PerceptionNode(parameter_overrides=[Parameter(k, value=v) for k, v in settings.items()])
-    executor = make_executor()
+    executor = MultiThreadedExecutor(num_threads=16)
     executor.add_node(node)
     spinning = threading.Thread(target=executor.spin, daemon=True)
     spinning.start()

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import math
-import sys
 import threading
 import traceback
 from concurrent.futures import wait
@@ -45,11 +44,6 @@ from g2vlm_ros.srv import EditMap, GetPoints, LoadMap, SaveMap
 
 RCLError = rclpy_implementation.RCLError
 SETTINGS = frozenset(name for name, _ in knobs())
-THREADS = 16
-"""Besides sensors and reports, each waiting question of the service holds one."""
-TURN_S = 0.0005
-"""How long a thread keeps the interpreter while others wait; Python's 5 ms delay goals, which pass
-through several threads before they are acknowledged."""
 
 
 def reported(transition):
@@ -377,16 +371,11 @@ def open_and_warm_up(settings: Settings) -> Perception:
     return perception
 
 
-def make_executor() -> MultiThreadedExecutor:
-    """What spins the node; threads of this process take turns more often from now on."""
-    sys.setswitchinterval(TURN_S)
-    return MultiThreadedExecutor(num_threads=THREADS)
-
-
 def main(arguments: list[str] | None = None) -> int:
     """``ros2 run g2vlm_ros perception``: starts unconfigured; a launch file drives it."""
     rclpy.init(args=arguments)
-    executor = make_executor()
+    # Besides sensors and reports, each waiting question of the service holds a thread.
+    executor = MultiThreadedExecutor(num_threads=16)
     try:
         node = PerceptionNode()
     except SettingError as error:

@@ -157,8 +157,8 @@ class Judge:
             return made
         self._steps.append(f"Measured in the point map: {bound}")
         self._steps.append("The model's words fit it, and the image does not show the rest.")
-        text = f"The {dimension} of the {thing.label} is {said.value:.2f} m: the image shows " \
-               f"{measure.value:.2f} m of it, the model's words are {said.text!r}."  # fmt: skip
+        text = f"The {dimension} of the {thing.label} is {said.value:.2f} m by the model's " \
+               f"words; measured up to where the image cuts it: {_m(measure)}."  # fmt: skip
         number = Measure(said.value, math.nan, "m")
         return Outcome(Kind.NUMBER, text, number=number, confidence=TOLD)
 
