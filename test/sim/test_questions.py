@@ -149,6 +149,10 @@ def test_fits_is_decided_by_the_gap(windows):
         dx = max(a[0] - b[2], b[0] - a[2], 0.0)
         dy = max(a[1] - b[3], b[1] - a[3], 0.0)
         assert qa.answer == ("Yes." if np.hypot(dx, dy) > width else "No.")
+        low, high = np.maximum(a[:2], b[:2]), np.minimum(a[2:], b[2:])
+        low, high = np.minimum(low, high), np.maximum(low, high)
+        inside = (home.obstacles()[:, :2] < high) & (home.obstacles()[:, 2:] > low)
+        assert not inside.all(1).any(), "something stands in the way"
 
 
 def test_direction_words_have_clear_borders():
