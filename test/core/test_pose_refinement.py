@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from g2vlm_ros.core.confidence import multi_view_confidence
+from g2vlm_ros.core.mapping import pose_refinement
 from g2vlm_ros.core.mapping.pose_refinement import refine_poses
 from g2vlm_ros.core.mapping.view_matching import matched_poses
 from test.drive import DrivePerception, Noise, lap_poses, random_unit, rotation
@@ -107,6 +108,28 @@ def test_a_view_that_nothing_reaches_stays_with_the_view_before_it():
     expected = matched_poses(result, result.window_from_camera.astype(float))[3]
     np.testing.assert_allclose(refined.window_from_camera[3], expected, atol=1e-5)
     assert errors(refined, truth)[0] < errors(result, truth)[0]
+
+
+def test_a_match_from_which_fewer_points_are_found_again_is_not_believed(monkeypatch):
+    """As on a wallpaper, whose pattern fits in many places."""
+    result, _ = window(WRONG)
+    colours = result.colours.copy()
+    colours[3] = 90
+    result = replace(result, colours=colours)
+    asked = []
+
+    def elsewhere(result, poses):
+        asked.append(poses)
+        turn = np.eye(4)
+        turn[:3, :3] = rotation(np.array([0.0, 0.6, 0.0]))
+        return np.concatenate([poses[:1], poses[1:] @ turn])
+
+    monkeypatch.setattr(pose_refinement, "matched_poses", lambda result, poses: poses)
+    alone = refine_poses(result)
+    monkeypatch.setattr(pose_refinement, "matched_poses", elsewhere)
+    misled = refine_poses(result)
+    assert asked, "the images do not confirm the last view"
+    np.testing.assert_array_equal(misled.window_from_camera, alone.window_from_camera)
 
 
 def by_odometry(count=4, slip_rad=0.0):

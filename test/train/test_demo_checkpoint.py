@@ -56,9 +56,13 @@ def test_the_card_is_true(scores, name):
     assert scores[name] < MARGIN * card[name]
 
 
+def test_the_images_mend_the_poses(scores):
+    assert scores["refined_rotation_deg"] < 0.7 * scores["rotation_deg"]
+    assert scores["refined_direction_deg"] < scores["direction_deg"]
+
+
 def test_images_of_other_homes_ruin_the_scores(perception, clips, scores):
     shuffled = mean_scores(perception, clips, np.roll(clips.images, 1, axis=0))
-    assert scores["refined_rotation_deg"] < scores["rotation_deg"]
     assert shuffled["abs_rel"] > 1.5 * scores["abs_rel"]
     assert shuffled["rotation_deg"] > 1.3 * scores["rotation_deg"]
 

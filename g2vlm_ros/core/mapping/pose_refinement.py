@@ -26,8 +26,8 @@ WIDTH_PX = 112
 """Wider views are tracked at this width."""
 GRID_PX = 5
 """Every GRID_PX-th pixel of a view is followed into the others."""
-PATCH_PX = 7
-LEVELS = 3
+PATCH_PX, LEVELS = 7, 3
+"""Side of the square that is followed, and how often the images are halved for it."""
 LEAST_TEXTURE = 1e-4
 """Smallest eigenvalue of a patch's gradients, as OpenCV scales it."""
 MOST_RETURN_PX = 0.7

@@ -46,7 +46,8 @@ def matched_poses(result: Reconstruction, poses: np.ndarray) -> np.ndarray:
     """Poses (N, 4, 4) whose turns agree with the features of each view and an earlier one.
 
     Where a view turned otherwise than its pose says, it and all later views turn with it; where
-    the camera was, as the earlier view sees it, stays: features tell that less well.
+    the camera was, as the earlier view sees it, stays: features tell that less well. The same
+    array where none did.
     """
     views = [
         _features(*view)

@@ -29,13 +29,14 @@ CLOSE = 0.2
 """The confidence of a length is the chance that it is right to within this fraction."""
 CUT = 0.4
 """Factor on the confidence of a size where the image cuts the thing."""
-TOLD = 0.75
-"""The confidence of a size by the model's words, where the image cuts the thing."""
 WHOLE, PASSAGE = 0.7, 0.9
 """The same where it does not, and for what passes a gap: how often the right thing is measured.
 
 Things hide parts of others, and of their own. Seen on homes of the validation split.
 """
+TOLD = 0.75
+"""The confidence of a size by the model's words, where the image cuts the thing: how often they
+are right there on homes of the validation split."""
 
 
 class Judge:
