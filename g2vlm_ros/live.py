@@ -16,6 +16,7 @@ import numpy as np
 
 from g2vlm_ros.core.alignment import sample_view
 from g2vlm_ros.core.datatypes import Frame, NonFiniteError, Reconstruction, Window
+from g2vlm_ros.core.mapping.depth_fusion import fuse_depth
 from g2vlm_ros.core.mapping.image_faults import ImageJudge
 from g2vlm_ros.core.mapping.keyframes import Keyframe, KeyframeStore, compressed, unit_descriptors
 from g2vlm_ros.core.mapping.map_frame import MapAligner
@@ -33,7 +34,7 @@ class Update:
     window: Window
     scene: Scene
     result: Reconstruction
-    """The network's, with poses that the images confirm (`refine_poses`)."""
+    """The network's, its poses and its depth mended (`refine_poses`, `fuse_depth`)."""
     placement: Placement
     map_from_camera: np.ndarray
     """float64 (N, 4, 4) rigid poses of the views in the map (map units, optical axes)."""
@@ -186,7 +187,10 @@ class LiveMapping:
     def _refined(
         self, network: Reconstruction, odometry: Sequence[np.ndarray | None] = ()
     ) -> Reconstruction:
-        return refine_poses(network, odometry) if self._settings.map.refine_poses else network
+        """What the map gets of a window."""
+        settings = self._settings.map
+        posed = refine_poses(network, odometry) if settings.refine_poses else network
+        return fuse_depth(posed) if settings.fuse_depth else posed
 
     def _place(self, window: Window, scene: Scene, result: Reconstruction) -> Update:
         placement = self._aligner.place(window, result)

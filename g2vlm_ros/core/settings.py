@@ -148,6 +148,7 @@ class MapSettings:
     refine_poses: bool = knob(
         True, "Correct the poses of a window by points followed through its images."
     )
+    fuse_depth: bool = knob(True, "Average depth where several views see the same surface.")
     min_joint_inliers: float = knob(
         0.5,
         "Least share of points that must agree when two windows are joined.",

@@ -18,6 +18,7 @@ import numpy as np
 from g2vlm_ros.core.alignment import fit_similarity
 from g2vlm_ros.core.datatypes import Intrinsics
 from g2vlm_ros.core.geometry import unproject
+from g2vlm_ros.core.mapping.depth_fusion import fuse_depth
 from g2vlm_ros.core.mapping.pose_refinement import refine_poses
 from g2vlm_ros.core.settings import Settings
 from g2vlm_ros.perception import Perception
@@ -111,7 +112,7 @@ def window_scores(
 ) -> tuple[dict[str, float], np.ndarray]:  # fmt: skip
     """All geometric scores of one window, and the predicted depth (N, H, W).
 
-    Poses and points twice: the network's, and as the node publishes them (`refine_poses`).
+    Poses and points twice: the network's, and as the node publishes them (`refined_`).
     """
     result = perception.reconstruct(list(images))
     depth = result.local_points_u[..., 2]
@@ -121,7 +122,7 @@ def window_scores(
     world += true_poses[:, None, None, :3, 3]
     focal = [abs(i.fx_px / camera.fx_px - 1) for i in result.intrinsics if i is not None]
     scores = depth_scores(depth, true_depth, things)
-    for name, posed in (("", result), ("refined_", refine_poses(result))):
+    for name, posed in (("", result), ("refined_", fuse_depth(refine_poses(result)))):
         found = pose_scores(posed.window_from_camera, true_poses)
         found["points_m"] = point_error_m(posed.points_u(), world)
         scores |= {name + key: value for key, value in found.items()}

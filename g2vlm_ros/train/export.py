@@ -110,8 +110,9 @@ def _score_table(scores: dict) -> list[str]:
     lines = [
         "Means over windows whose views follow one another as those of a robot do. `refined`: as "
         "the node publishes",
-        "poses and points, once points followed through the images have mended the poses "
-        "(`map.refine_poses`).",
+        "poses and points: points followed through the images mend the poses "
+        "(`map.refine_poses`), and depth is averaged where views see the same "
+        "(`map.fuse_depth`).",
         "",
         "| views | " + " | ".join(geometry) + " |",
         "|" + "---|" * (len(geometry) + 1),

@@ -64,6 +64,8 @@ class Answered(NamedTuple):
 
     loss: Tensor
     """Mean cross-entropy of the answers' tokens."""
+    features: Tensor
+    """(B, N, S, C) of the semantic encoder."""
     image_queries: Tensor
     patch_keys: Tensor
     """(B, N, S, D) and (B, N, P, D): one head of the layer before the middle one."""
@@ -102,6 +104,12 @@ def stage_of(name: str) -> str:
         return "naming"
     semantic = "language_model" in name and "_moe_geo" not in name and ".ls" not in name
     return "language" if semantic or name.startswith(("where.", "what.")) else "geometry"
+
+
+def trains(stage: str, name: str) -> bool:
+    """Whether a stage trains a parameter; that of answers trains the semantic encoder on."""
+    own = stage_of(name)
+    return own == stage or (stage, own) == ("language", "naming")
 
 
 def build(config: ModelConfig, seed: int) -> G2VLM:
@@ -220,6 +228,7 @@ class Trainee(nn.Module):
         scale = image_keys.shape[-1] ** -0.5
         return Answered(
             F.cross_entropy(logits, questions.labels.flatten(1, 2)[wanted]),
+            features,
             image_queries * scale,
             patch_keys,
             asked.queries[:, 0].unflatten(1, (count, length)) * scale,

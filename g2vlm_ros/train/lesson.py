@@ -22,7 +22,7 @@ from g2vlm_ros.train.forward import (
     build,
     encode_questions,
     encode_squares,
-    stage_of,
+    trains,
 )
 from g2vlm_ros.train.losses import (
     Target,
@@ -80,7 +80,7 @@ class Lesson:
         torch.manual_seed(int(rng.integers(2**62)))
         self.ring.advance(windows)
         for name, parameter in self.all.named_parameters():
-            parameter.requires_grad_(stage_of(name) == stage)
+            parameter.requires_grad_(trains(stage, name))
         steps = self.config.steps
         if stage == "naming":
             batch = self.ring.single_views(steps.batch_views, rng)
@@ -171,8 +171,9 @@ class Lesson:
         return looking_term(logits, torch.stack([row[3] for row in rows]))
 
     def _named(self, answered: Answered, mentions: list[Asked], batch: Batch) -> Tensor:
-        """Of cells and of words for things: names and colours, none of what is not there."""
+        """Of cells, twice, and of words for things: names and colours, none of what is absent."""
         term = naming_term(self.what(answered.image_states), batch.cells, batch.classes)
+        term = term + naming_term(self.names(answered.features), batch.cells, batch.classes)
         if not mentions:
             return term
         b, q, token = torch.tensor([row[:3] for row in mentions], device=term.device).T
