@@ -147,12 +147,17 @@ class LiveMapping:
         update = self._place(window, scene, result)
         aligned = time.perf_counter()
         update = replace(self._close_loop(update, images), session=session)
+        closed = time.perf_counter()
+        if self._settings.map.fuse_depth:
+            # Not before windows were joined: a view has the same errors in each of them.
+            update = replace(update, result=fuse_depth(update.result))
         update.stage_times_s.update(
             decode=decoded - started,
             **result.stage_times_s,
             poses=refined - inferred,
             alignment=aligned - refined,
-            loop=time.perf_counter() - aligned,
+            loop=closed - aligned,
+            depth=time.perf_counter() - closed,
         )
         with self._lock:
             if session != self._session:
@@ -187,10 +192,7 @@ class LiveMapping:
     def _refined(
         self, network: Reconstruction, odometry: Sequence[np.ndarray | None] = ()
     ) -> Reconstruction:
-        """What the map gets of a window."""
-        settings = self._settings.map
-        posed = refine_poses(network, odometry) if settings.refine_poses else network
-        return fuse_depth(posed) if settings.fuse_depth else posed
+        return refine_poses(network, odometry) if self._settings.map.refine_poses else network
 
     def _place(self, window: Window, scene: Scene, result: Reconstruction) -> Update:
         placement = self._aligner.place(window, result)

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from g2vlm_ros.core.config import ModelConfig
 
 STAGES = ("geometry", "naming", "language")
-"""Points and poses; the semantic encoder and its words; answers. Each trains its own part."""
+"""Points and poses; the semantic encoder and its words; answers, which train that encoder on."""
 
 
 @dataclass(frozen=True)

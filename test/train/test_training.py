@@ -61,6 +61,22 @@ def test_a_toy_set_is_learned_to_near_zero(tmp_path, tokenizer_folder, shard_cac
     assert last["whereabouts"] < 0.3 * first["whereabouts"]
 
 
+@pytest.mark.parametrize(
+    ("stage", "parts"),
+    [("geometry", {"geometry"}), ("naming", {"naming"}), ("language", {"language", "naming"})],
+)
+def test_a_stage_leaves_what_others_learned(tmp_path, tokenizer_folder, shard_cache, stage, parts):
+    made = training(tmp_path, tokenizer_folder, shard_cache)
+    before = {name: value.clone() for name, value in made.all.state_dict().items()}
+    made.lesson.ring.advance(0)
+    made.progress.stage = stage
+    made.step(0.0)
+    after = made.all.state_dict()
+    assert {
+        stage_of(n) for n, value in before.items() if not torch.equal(after[n], value)
+    } == parts
+
+
 def test_resuming_equals_not_stopping(tmp_path, tokenizer_folder, shard_cache):
     whole = training(tmp_path, tokenizer_folder, shard_cache, name="whole")
     whole.run("geometry", Budget(windows=24), show=False)
