@@ -76,6 +76,13 @@ def test_a_surface_far_in_front_or_behind_is_another_thing():
     assert change.max() < 0.1 * TOLERANCE
 
 
+def test_a_depth_of_nothing_spoils_no_other_point():
+    errors = np.ones((2, 60, 80))
+    errors[0, 30, 40] = 0.0
+    found = depth(fuse_depth(window(errors)))
+    assert np.isfinite(found).all() and np.allclose(np.delete(found.ravel(), 30 * 80 + 40), WALL_M)
+
+
 def test_pixels_that_no_other_view_sees_stay():
     before = window([1.0, 1.1], places=[0.0, 1.0])
     moved = depth(fuse_depth(before))[0] != depth(before)[0]

@@ -81,14 +81,14 @@ def _wanted(
     inside = np.isfinite(pixel).all(-1) & (pixel > -0.5).all(-1)
     inside &= (pixel < (camera.width_px - 0.5, camera.height_px - 0.5)).all(-1)
     at = np.where(inside[..., None], pixel, 0).astype(np.float32)
-    # The inverse depth of a plane is linear in the image; across an edge there is no plane.
     edges = depth_edges(depth, EDGE_STEP).astype(np.float32)
-    nearness, edge = (
-        cv2.remap(image, at, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
-        for image in (1 / depth, edges)
-    )
-    inside &= edge == 0
-    ahead = np.where(inside, moved[..., 2], 1 / nearness)
-    wanted = -np.log(nearness * ahead)
-    counts = inside / (1 + (wanted / TOLERANCE) ** 2) ** 2
-    return wanted, turned[..., 2] / ahead, counts
+    with np.errstate(all="ignore"):
+        # The inverse depth of a plane is linear in the image; across an edge there is no plane.
+        nearness, edge = (
+            cv2.remap(image, at, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+            for image in (1 / depth, edges)
+        )
+        wanted, slope = -np.log(nearness * moved[..., 2]), turned[..., 2] / moved[..., 2]
+    seen = inside & (edge == 0) & np.isfinite(wanted)
+    wanted, slope = np.where(seen, wanted, 0), np.where(seen, slope, 0)
+    return wanted, slope, seen / (1 + (wanted / TOLERANCE) ** 2) ** 2
