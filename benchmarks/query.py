@@ -26,6 +26,8 @@ import numpy as np
 
 from benchmarks.record import record
 from g2vlm_ros.core.geometry import unproject
+from g2vlm_ros.core.mapping.depth_fusion import fuse_depth
+from g2vlm_ros.core.mapping.pose_refinement import refine_poses
 from g2vlm_ros.core.preprocess import PixelMap
 from g2vlm_ros.core.settings import Settings
 from g2vlm_ros.core.spatial.composer import Composer
@@ -317,8 +319,8 @@ class Model:
         return self._perception.ask(self._seen, prompt).text
 
     def _with_own_points(self, window: Window) -> Window:
-        """The window with the points that the model makes; the poses and one scale are true."""
-        made = self._perception.reconstruct(self._seen)
+        """The window with the points that the node makes; the poses and one scale are true."""
+        made = fuse_depth(refine_poses(self._perception.reconstruct(self._seen)))
         local, poses = made.local_points_u, window.points.map_from_camera
         height, width = local.shape[1:3]
         pixels = PixelMap((CAMERA.width_px, CAMERA.height_px), (width, height))
