@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections import defaultdict
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -115,14 +116,16 @@ class Log:
     def chained(self, sub_map: int, mended: bool) -> dict[int, np.ndarray]:
         """Positions by view of the same windows, chained; their longest stretch.
 
-        mended: the poses after `refine_poses` instead of the network's.
+        mended: the poses after `refine_poses` instead of the network's; its points either way.
         """
         best: list = []
         stretch: list = []
         for _, numbers, result, _, network in self.windows[sub_map]:
             if stretch and not set(numbers) & set(stretch[-1][0]):
                 stretch = []
-            stretch = [*stretch, (numbers, result if mended else network)]
+            poses = (result if mended else network).window_from_camera
+            posed = replace(network, geometry=replace(network.geometry, window_from_camera=poses))
+            stretch = [*stretch, (numbers, posed)]
             best = max(best, stretch, key=len)
         views = sorted({n for numbers, _ in best for n in numbers})
         rank = {n: i for i, n in enumerate(views)}
