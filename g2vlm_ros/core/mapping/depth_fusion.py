@@ -54,23 +54,23 @@ def _corrections(
     found = np.empty(points.shape[:3], np.float32)
     for i in range(views):
         # A pixel's own depth says with weight 1 that nothing is to change.
-        pull, weight = np.zeros(size[::-1]), np.ones(size[::-1])
+        pull, weight = np.zeros(size[::-1], np.float32), np.ones(size[::-1], np.float32)
         for j, camera in enumerate(cameras):
             if i != j and camera is not None:
-                other_from_camera = np.linalg.inv(poses[j]) @ poses[i]
+                other_from_camera = (np.linalg.inv(poses[j]) @ poses[i]).astype(np.float32)
                 wanted, slope, counts = _wanted(
                     small[i], other_from_camera, small[j, ..., 2], camera
                 )
                 pull += counts * slope * wanted
                 weight += counts * slope**2
-        found[i] = cv2.resize((pull / weight).astype(np.float32), (width, height))
+        found[i] = cv2.resize(pull / weight, (width, height))
     return found
 
 
 def _wanted(
     points: np.ndarray, other_from_camera: np.ndarray, depth: np.ndarray, camera: Intrinsics
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """What another view's depth (h, w) says of points (h, w, 3), each (h, w).
+    """What another view's depth (h, w) says of points (h, w, 3), each float32 (h, w).
 
     The change of the logarithm of the depth there that would put a point on the surface, how fast
     that depth changes with the point's own, and how much this counts, 0..1.
@@ -91,4 +91,5 @@ def _wanted(
         wanted, slope = -np.log(nearness * moved[..., 2]), turned[..., 2] / moved[..., 2]
     seen = inside & (edge == 0) & np.isfinite(wanted)
     wanted, slope = np.where(seen, wanted, 0), np.where(seen, slope, 0)
-    return wanted, slope, seen / (1 + (wanted / TOLERANCE) ** 2) ** 2
+    counts = np.where(seen, 1 / (1 + (wanted / TOLERANCE) ** 2) ** 2, 0)
+    return wanted, slope, counts
