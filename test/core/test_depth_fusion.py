@@ -13,7 +13,7 @@ WALL_M = 3.0
 def window(errors, places=None, factor=1, intrinsics=True):
     """Cameras at `places` along x, before a wall at z = 3 m, that see it farther by `errors`.
 
-    errors: one factor on the depth per view, or an image (60, 80) of factors.
+    errors: one factor on the depth per view, or an image of factors.
     """
     places = 0.1 * np.arange(len(errors)) if places is None else places
     width, height = 80 * factor, 60 * factor
@@ -21,8 +21,7 @@ def window(errors, places=None, factor=1, intrinsics=True):
         60.0 * factor, 60.0 * factor, (width - 1) / 2, (height - 1) / 2, width, height
     )
     rows, columns = np.mgrid[0:height, 0:width]
-    maps = [np.broadcast_to(error, (60, 80)).repeat(factor, 0).repeat(factor, 1)
-            for error in errors]  # fmt: skip
+    maps = [np.broadcast_to(error, rows.shape) for error in errors]
     local = [unproject(np.stack([columns, rows], -1), WALL_M * each, camera) for each in maps]
     poses = np.tile(np.eye(4, dtype=np.float32), (len(errors), 1, 1))
     poses[:, 0, 3] = places
@@ -42,7 +41,7 @@ def depth(result):
 def test_errors_of_single_views_shrink(factor):
     rng = np.random.default_rng(0)
     grid = rng.normal(0, 0.06, (4, 3, 4))
-    errors = np.exp(grid.repeat(20, axis=1).repeat(20, axis=2))
+    errors = np.exp(grid.repeat(20 * factor, axis=1).repeat(20 * factor, axis=2))
     before = window(errors, factor=factor)
     after = fuse_depth(before)
     off = [np.abs(depth(result) / WALL_M - 1).mean() for result in (before, after)]
@@ -59,9 +58,14 @@ def test_points_stay_on_their_rays_and_nothing_else_changes():
     assert after.geometry.pack is None, "the device would pack the points of before"
 
 
-def test_views_that_agree_stay():
-    before = window([1.0, 1.0, 1.0])
-    np.testing.assert_allclose(depth(fuse_depth(before)), depth(before), rtol=1e-5)
+@pytest.mark.parametrize("factor", [1, 4])
+def test_views_that_agree_stay(factor):
+    """A wall that the cameras see at a slant: z = 3 m + 0.8 x."""
+    places = np.array([0.0, 0.1, 0.2])
+    x_over_z = (np.arange(80 * factor) - (80 * factor - 1) / 2) / (60 * factor)
+    slanted = [(WALL_M + 0.8 * place) / (1 - 0.8 * x_over_z) / WALL_M for place in places]
+    before = window([np.tile(row, (60 * factor, 1)) for row in slanted], places, factor)
+    np.testing.assert_allclose(depth(fuse_depth(before)), depth(before), rtol=5e-3)
 
 
 def test_two_views_meet_in_the_middle():

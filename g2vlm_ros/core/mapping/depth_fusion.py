@@ -48,7 +48,8 @@ def _corrections(
     views, height, width, _ = points.shape
     scale = min(1.0, WIDTH_PX / width)
     size = round(scale * width), round(scale * height)
-    small = np.stack([cv2.resize(view, size, interpolation=cv2.INTER_NEAREST) for view in points])
+    nearest = cv2.INTER_NEAREST_EXACT
+    small = np.stack([cv2.resize(view, size, interpolation=nearest) for view in points])
     cameras = [camera and camera.resized(*size) for camera in intrinsics]
     poses = window_from_camera.astype(np.float64)
     found = np.empty(points.shape[:3], np.float32)
