@@ -89,6 +89,16 @@ def test_map_points_of_a_shared_view_are_the_same_in_both_windows():
     )
 
 
+def test_windows_are_joined_by_what_the_network_said():
+    """Depth averaged over one window's views would part a view from itself in the next."""
+    perception = DrivePerception(lap_poses(31, 0.3), Noise(0.05, 0.02, 0.005, 0.005), seed=3)
+    tracks = []
+    for fused in (True, False):
+        perception.rng = np.random.default_rng(3)
+        tracks.append(drive(perception, map__fuse_depth=fused).positions()[1])
+    np.testing.assert_array_equal(*tracks)
+
+
 def test_images_mend_the_poses_of_a_weak_network():
     perception = DrivePerception(lap_poses(61, 0.2), Noise(0.02, 0.002, 0.06, 0.02), seed=1)
     errors = {}

@@ -50,6 +50,11 @@ def _corrections(
     size = round(scale * width), round(scale * height)
     nearest = cv2.INTER_NEAREST_EXACT
     small = np.stack([cv2.resize(view, size, interpolation=nearest) for view in points])
+    with np.errstate(divide="ignore"):
+        surfaces = [
+            np.dstack([1 / view, depth_edges(view, EDGE_STEP)]).astype(np.float32)
+            for view in small[..., 2]
+        ]
     cameras = [camera and camera.resized(*size) for camera in intrinsics]
     poses = window_from_camera.astype(np.float64)
     found = np.empty(points.shape[:3], np.float32)
@@ -59,9 +64,7 @@ def _corrections(
         for j, camera in enumerate(cameras):
             if i != j and camera is not None:
                 other_from_camera = (np.linalg.inv(poses[j]) @ poses[i]).astype(np.float32)
-                wanted, slope, counts = _wanted(
-                    small[i], other_from_camera, small[j, ..., 2], camera
-                )
+                wanted, slope, counts = _wanted(small[i], other_from_camera, surfaces[j], camera)
                 pull += counts * slope * wanted
                 weight += counts * slope**2
         found[i] = cv2.resize(pull / weight, (width, height))
@@ -69,10 +72,11 @@ def _corrections(
 
 
 def _wanted(
-    points: np.ndarray, other_from_camera: np.ndarray, depth: np.ndarray, camera: Intrinsics
+    points: np.ndarray, other_from_camera: np.ndarray, surface: np.ndarray, camera: Intrinsics
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """What another view's depth (h, w) says of points (h, w, 3), each float32 (h, w).
+    """What another view says of points (h, w, 3), each float32 (h, w).
 
+    surface: float32 (h, w, 2), of that view: inverse depth, and 1 at depth edges, else 0.
     The change of the logarithm of the depth there that would put a point on the surface, how fast
     that depth changes with the point's own, and how much this counts, 0..1.
     """
@@ -82,13 +86,10 @@ def _wanted(
     inside = np.isfinite(pixel).all(-1) & (pixel > -0.5).all(-1)
     inside &= (pixel < (camera.width_px - 0.5, camera.height_px - 0.5)).all(-1)
     at = np.where(inside[..., None], pixel, 0).astype(np.float32)
-    edges = depth_edges(depth, EDGE_STEP).astype(np.float32)
+    # The inverse depth of a plane is linear in the image; across an edge there is no plane.
+    there = cv2.remap(surface, at, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    nearness, edge = there[..., 0], there[..., 1]
     with np.errstate(all="ignore"):
-        # The inverse depth of a plane is linear in the image; across an edge there is no plane.
-        nearness, edge = (
-            cv2.remap(image, at, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
-            for image in (1 / depth, edges)
-        )
         wanted, slope = -np.log(nearness * moved[..., 2]), turned[..., 2] / moved[..., 2]
     seen = inside & (edge == 0) & np.isfinite(wanted)
     wanted, slope = np.where(seen, wanted, 0), np.where(seen, slope, 0)
