@@ -279,7 +279,8 @@ class SceneMap:
         points, colours, confidence = [], [], []
         for i in sound:
             local = result.local_points_u[i]
-            step = self._stride_px(scale * local[keep[i], 2], result.intrinsics[i])
+            sparse = local[::4, ::4, 2][keep[i, ::4, ::4]]
+            step = self._stride_px(scale * sparse, result.intrinsics[i])
             some = keep[i, ::step, ::step]
             points.append(
                 scale * local[::step, ::step][some] @ poses[i, :3, :3].T + poses[i, :3, 3]
@@ -315,7 +316,7 @@ class SceneMap:
         """So many pixels of a view lie as close as its voxels need; depth (n,) in map units."""
         if camera is None or not len(depth):
             return 1
-        apart = float(np.median(depth[::16])) / camera.fx_px
+        apart = float(np.median(depth)) / camera.fx_px
         return max(1, int(self._voxels.size / (SAMPLES * apart)))
 
 

@@ -221,13 +221,11 @@ class Reconstruction:
         """float32 (N, 4, 4), see RawGeometry."""
         return self.geometry.window_from_camera
 
-    def points_u(self) -> np.ndarray:
-        """float32 (N, H, W, 3): the points of all views in the window frame."""
-        pose = self.window_from_camera
-        return (
-            np.einsum("nij,nhwj->nhwi", pose[:, :3, :3], self.local_points_u)
-            + pose[:, None, None, :3, 3]
-        )
+    def points_u(self, stride_px: int = 1) -> np.ndarray:
+        """float32 (N, H, W, 3): the points of all views, or every n-th, in the window frame."""
+        pose, local = self.window_from_camera, self.local_points_u[:, ::stride_px, ::stride_px]
+        turned = local.reshape(len(pose), -1, 3) @ pose[:, :3, :3].transpose(0, 2, 1)
+        return (turned + pose[:, None, :3, 3]).reshape(local.shape)
 
 
 @dataclass(frozen=True)

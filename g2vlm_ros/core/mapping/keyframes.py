@@ -161,8 +161,7 @@ def view_overlap(result: Reconstruction) -> Overlap:
     views, height, width, _ = result.local_points_u.shape
     step = max(1, int(np.sqrt(height * width / OVERLAP_POINTS)))
     points = result.local_points_u[:, ::step, ::step].reshape(views, -1, 3)
-    grey = result.colours.mean(-1)
-    own = grey[:, ::step, ::step].reshape(views, -1)
+    own = result.colours[:, ::step, ::step].mean(-1).reshape(views, -1)
     poses = result.window_from_camera.astype(np.float64)
     shared, alike, stretch = np.full((3, views, views), np.nan)
     for j, camera in enumerate(result.intrinsics):
@@ -181,7 +180,7 @@ def view_overlap(result: Reconstruction) -> Overlap:
             near = off[inside & (np.abs(off) < NEAR)]
             stretch[i, j] = np.median(near) if len(near) >= LEAST_POINTS else np.nan
             shared[i, j] = same.mean()
-            alike[i, j] = _correlation(own[i][same], grey[j, row, column][same])
+            alike[i, j] = _correlation(own[i][same], result.colours[j, row, column][same].mean(-1))
     return Overlap(shared, alike, stretch)
 
 

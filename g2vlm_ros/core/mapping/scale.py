@@ -284,7 +284,7 @@ def find_floor(result: Reconstruction, up: np.ndarray) -> Floor | None:
     up: (3,) in the window's frame. Robust: 200 planes through three points each, the best one
     refined by least squares; refused when much lies below it, as under a table top.
     """
-    points = result.points_u()[:, ::8, ::8].reshape(-1, 3).astype(np.float64)
+    points = result.points_u(stride_px=8).reshape(-1, 3).astype(np.float64)
     centres = result.window_from_camera[:, :3, 3].astype(np.float64)
     middle, reach = centres.mean(0), float(np.median(result.local_points_u[:, ::8, ::8, 2]))
     points = points[np.isfinite(points).all(1)] - middle

@@ -142,15 +142,14 @@ class VoxelGrid:
 
         Inside is what is finite and less than 2**20 voxels from the origin along each axis.
         """
-        cells = np.floor(np.multiply(points.T, 1.0 / self.size, dtype=np.float64))
+        cells = np.floor(np.multiply(points.T, 1.0 / self.size, dtype=np.float64, order="C"))
         good = np.abs(cells) < _BIAS
         inside = good.all(0)
         if not inside.all():
             cells[~good] = 0
-        cells = cells.astype(np.int64) + _BIAS
-        (x, y, z), (i, j, k) = cells >> 3, cells & 7
-        blocks = (x << _AXIS_BITS | y) << _AXIS_BITS | z
-        return blocks << _CELL_BITS | i << 6 | j << 3 | k, inside
+        x, y, z = cells.astype(np.int64) + _BIAS
+        blocks = (x >> 3 << _AXIS_BITS | y >> 3) << _AXIS_BITS | z >> 3
+        return blocks << _CELL_BITS | (x & 7) << 6 | (y & 7) << 3 | z & 7, inside
 
     @staticmethod
     def centres_of(keys: np.ndarray, size: float) -> np.ndarray:
