@@ -66,6 +66,8 @@ class Counts:
     loops: Counter[str] = field(default_factory=Counter)
     """Tries to close a loop by outcome: "closed", "no_overlap", "looks_different", "poor_joint",
     "contradicts_map", "non_finite"."""
+    silent: tuple[str, ...] = ()
+    """Cameras that windows do without."""
 
 
 class LiveMapping:
@@ -117,6 +119,7 @@ class LiveMapping:
                 Counter(buffer.dropped),
                 self._windows,
                 Counter(self._loops),
+                buffer.silent,
             )
 
     def step(self) -> Update | None:

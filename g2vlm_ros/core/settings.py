@@ -98,7 +98,7 @@ class WindowSettings:
     )
     max_age_s: float = knob(
         5.0,
-        "Most time between the first and the last view of a window.",
+        "Most time from a window's first view to its last; silent for half, a camera is left out.",
         low=0.01,
         high=600,
     )

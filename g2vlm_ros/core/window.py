@@ -3,7 +3,7 @@
 Frames of one moment (all cameras within ``sync_slop_s``) make an *instant*. Instants that lie far
 enough apart (time, and odometry motion where it is known) are kept, newest first in line; a window
 takes the newest one, the overlap with the window before, and an even spread between. What is not
-used is counted by reason; nothing disappears silently.
+used is counted by reason; nothing disappears silently. Nobody waits for a camera that fell silent.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ from g2vlm_ros.core.settings import WindowSettings
 NS_PER_S = 1_000_000_000
 KEPT_WINDOWS = 4
 """Instants kept while the device is busy, in windows' worth; older ones are superseded."""
+SILENT_SHARE = 0.5
+"""Share of max_age_s after which a silent camera is left out, while there is an overlap still."""
 
 
 @dataclass
@@ -56,12 +58,11 @@ class WindowBuffer:
         self._cameras = list(cameras)
         self._settings = settings
         self._on_clock_jump = on_clock_jump
-        self._per_window = settings.views // len(cameras)
-        self._overlap = min(settings.overlap, self._per_window - 1)
         self._window_id = 0
         self._pending: list[_Instant] = []
         self._kept: list[_Instant] = []
         self._last_stamp_ns: dict[str, int] = {}
+        self._first_stamp_ns = 0
         self.received = 0
         self.used = 0
         self.dropped: Counter[str] = Counter()
@@ -80,8 +81,18 @@ class WindowBuffer:
             else:
                 self.dropped["duplicate" if frame.stamp_ns == last else "out_of_order"] += 1
                 return
+        if not self._last_stamp_ns:
+            self._first_stamp_ns = frame.stamp_ns
         self._last_stamp_ns[frame.camera] = frame.stamp_ns
         self._synchronise(frame)
+
+    @property
+    def silent(self) -> tuple[str, ...]:
+        """Cameras that windows do without: no frame for SILENT_SHARE of max_age_s of stamps."""
+        newest_ns = max(self._last_stamp_ns.values(), default=0)
+        limit_ns = newest_ns - SILENT_SHARE * self._settings.max_age_s * NS_PER_S
+        last = self._last_stamp_ns
+        return tuple(c for c in self._cameras if last.get(c, self._first_stamp_ns) < limit_ns)
 
     def reject(self, reason: str) -> None:
         """Count a frame that was received but could not be offered."""
@@ -105,20 +116,29 @@ class WindowBuffer:
         """The next window, or None while too few fresh instants are here."""
         self._forget_old()
         fresh = [i for i in self._kept if not i.used]
-        overlap = [i for i in self._kept if i.used][-self._overlap :] if self._overlap else []
-        wanted = self._per_window - len(overlap)
-        if len(fresh) < wanted:
+        if not fresh:
             return None
-        chosen = overlap + _spread(fresh, wanted)
+        cameras = fresh[-1].frames.keys()
+        alike = [i for i in fresh if i.frames.keys() == cameras]
+        overlap, room = [], self._settings.views
+        for instant in reversed([i for i in self._kept if i.used]):
+            if room - len(instant.frames) >= len(cameras):
+                overlap.insert(0, instant)
+                room -= len(instant.frames)
+        wanted = room // len(cameras)
+        if len(alike) < wanted:
+            return None
+        chosen = overlap + _spread(alike, wanted)
         for instant in fresh:
             if any(instant is c for c in chosen):
                 instant.used = True
                 self.used += len(instant.frames)
             else:
                 self.dropped["superseded"] += len(instant.frames)
-        self._kept = chosen[-self._overlap :] if self._overlap else []
+        shared = min(self._settings.overlap, self._settings.views // len(cameras) - 1)
+        self._kept = chosen[-shared:] if shared else []
         self._window_id += 1
-        frames = tuple(i.frames[c] for i in chosen for c in self._cameras)
+        frames = tuple(i.frames[c] for i in chosen for c in self._cameras if c in i.frames)
         return Window(self._window_id, frames)
 
     def _synchronise(self, frame: Frame) -> None:
@@ -131,7 +151,7 @@ class WindowBuffer:
                 break
         else:
             instant = _Instant(frame.stamp_ns, {frame.camera: frame})
-        complete = len(instant.frames) == len(self._cameras)
+        complete = instant.frames.keys() >= set(self._cameras) - set(self.silent)
         horizon_ns = frame.stamp_ns - self._settings.max_age_s * NS_PER_S
         limit_ns = instant.stamp_ns if complete else horizon_ns
         for earlier in [i for i in self._pending if i.stamp_ns < limit_ns]:
@@ -149,7 +169,7 @@ class WindowBuffer:
         self._kept.append(instant)
         self._forget_old()
         fresh = [i for i in self._kept if not i.used]
-        if len(fresh) > KEPT_WINDOWS * self._per_window:
+        if len(fresh) > KEPT_WINDOWS * (self._settings.views // len(instant.frames)):
             # Thin out evenly: the spread over time matters more than any single frame.
             victim = fresh[len(fresh) // 2]
             self._kept = [i for i in self._kept if i is not victim]

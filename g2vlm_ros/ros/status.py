@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 from std_msgs.msg import Header
 
@@ -142,7 +144,7 @@ class Diagnostics:
         return DiagnosticArray(
             header=header,
             status=[
-                self._input(frames, span_s),
+                self._input(frames, span_s, counts.silent),
                 self._windows(windows, span_s, listened, frames),
                 self._drops(drops),
                 self._latency(update, latency_s),
@@ -162,8 +164,11 @@ class Diagnostics:
             values=pairs,
         )
 
-    def _input(self, frames: int, span_s: float) -> DiagnosticStatus:
+    def _input(self, frames: int, span_s: float, silent: Sequence[str]) -> DiagnosticStatus:
         rate_hz = frames / span_s if span_s > 0 else float("nan")
+        if frames and silent:
+            told = f"windows do without {', '.join(silent)}: silent, or the stamps are far behind"
+            return self._task("input", WARN, told, rate_hz=f"{rate_hz:.2f}")
         if frames or span_s == 0:
             return self._task("input", OK, "frames arrive", rate_hz=f"{rate_hz:.2f}")
         hint = "no frames; compare topic names and QoS (ros2 topic info -v), and use_sim_time"

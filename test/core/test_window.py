@@ -126,6 +126,48 @@ def test_frames_without_partner_are_unsynchronised():
     assert len(buffer._pending) <= 4, "a lost camera must not fill the memory"
 
 
+def test_a_silent_camera_is_left_out_and_comes_back():
+    settings = WindowSettings(views=4, overlap=1, min_gap_s=0.1, sync_slop_s=0.02, max_age_s=2.0)
+    buffer = WindowBuffer(["front", "rear"], settings)
+    seen = []
+
+    def drive(tenths, cameras):
+        for tenth in tenths:
+            for camera in cameras:
+                buffer.offer(frame(tenth / 10, camera))
+            if (window := buffer.take()) is not None:
+                assert 2 <= len(window.frames) <= settings.views
+                seen.append((tenth, stamps(window), "".join(f.camera[0] for f in window.frames)))
+
+    drive(range(3), ("front", "rear"))
+    assert seen == [(1, [0.0, 0.0, 0.1, 0.1], "frfr"), (2, [0.1, 0.1, 0.2, 0.2], "frfr")]
+    assert buffer.silent == ()
+    drive(range(3, 13), ("front",))
+    assert len(seen) == 2 and buffer.silent == (), "so short a silence may be jitter"
+    drive(range(13, 15), ("front",))
+    # The last instant that both saw joins what one of them sees to the map.
+    assert seen[2:] == [(14, [0.2, 0.2, 1.3, 1.4], "frff")] and buffer.silent == ("rear",)
+    drive(range(15, 18), ("front",))
+    assert seen[3:] == [(17, [1.4, 1.5, 1.6, 1.7], "ffff")]
+    drive(range(18, 21), ("front", "rear"))
+    # At 1.8 it was not expected yet.
+    assert seen[4:] == [(19, [1.7, 1.9, 1.9], "ffr"), (20, [1.9, 1.9, 2.0, 2.0], "frfr")]
+    assert (
+        buffer.silent == ()
+        and buffer.dropped["unsynchronised"] >= 1
+        and is_complete(buffer, waiting=len(buffer._pending))
+    )
+
+
+def test_a_camera_that_never_spoke_is_waited_for_as_long():
+    settings = WindowSettings(views=2, overlap=0, min_gap_s=0.1, sync_slop_s=0.02, max_age_s=2.0)
+    buffer = WindowBuffer(["front", "rear"], settings)
+    feed(buffer, np.arange(5.0, 6.05, 0.1), "front")
+    assert buffer.take() is None and buffer.silent == ()
+    feed(buffer, [6.1, 6.2], "front")
+    assert stamps(buffer.take()) == [6.1, 6.2] and buffer.silent == ("rear",)
+
+
 def test_reset_and_reject_and_discard_keep_the_books():
     buffer = WindowBuffer(["front"], SETTINGS)
     feed(buffer, [0.0, 0.1])

@@ -19,8 +19,9 @@ def report():
 
     diagnostics = Diagnostics("perception", "torch cpu", Settings())
 
-    def make(now_s, received=0, dropped=None, windows=0, problem="", listened=True):
-        counts = Counts(received, 0, Counter(dropped or {}), windows)
+    def make(now_s, received=0, dropped=None, windows=0, problem="", listened=True,
+             silent=()):  # fmt: skip
+        counts = Counts(received, 0, Counter(dropped or {}), windows, silent=silent)
         array = diagnostics.report(Header(), now_s, counts, None, 0.0, problem, listened)
         return {status.name.removeprefix("perception: "): status for status in array.status}
 
@@ -113,6 +114,8 @@ def test_silence_of_the_cameras_is_a_warning_with_a_hint(report):
     flowing = report(2.0, received=60)["input"]
     assert flowing.level == DiagnosticStatus.OK
     assert flowing.values[0].key == "rate_hz" and flowing.values[0].value == "30.00"
+    partial = report(3.0, received=90, silent=("rear",))["input"]
+    assert partial.level == DiagnosticStatus.WARN and "do without rear" in partial.message
 
 
 def test_bad_frames_warn_and_surplus_ones_do_not(report):

@@ -219,7 +219,10 @@ class MapAligner:
         """Accepted joints by earlier window, trust of each view, and why there is no joint."""
         known = {key for _, views in self._recent for key in views}
         shared = [i for i, f in enumerate(frames) if _key(f) in known]
-        newest = max(range(len(frames)), key=lambda i: frames[i].stamp_ns)
+        # A camera that is back, or new, may look elsewhere than those that carry the map on.
+        cameras = {frames[i].camera for i in shared or range(len(frames))}
+        carrying = (i for i, frame in enumerate(frames) if frame.camera in cameras)
+        newest = max(carrying, key=lambda i: frames[i].stamp_ns)
         overlap = view_overlap(result)
         self._learn_units(overlap)
         least = self._settings.min_view_overlap
