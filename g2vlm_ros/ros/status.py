@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 from std_msgs.msg import Header
 
@@ -54,7 +52,7 @@ def status_message(
     )
     if update is None:
         return status
-    status.message = message or "; ".join(remarks(update))
+    status.message = message or "; ".join(silence_remarks(counts) + remarks(update))
     placement, frames = update.placement, update.window.frames
     status.window_id = update.window.id
     status.view_stamps = [convert.stamp(frame.stamp_ns) for frame in frames]
@@ -83,6 +81,12 @@ def remarks(update: Update) -> list[str]:
     if lost:
         told.append(f"{lost} of {update.result.views} views have no pose: nothing connects them")
     return told + scale_remarks(update) + camera_remarks(update)
+
+
+def silence_remarks(counts: Counts) -> list[str]:
+    """Which cameras windows do without."""
+    names = ", ".join(counts.silent)
+    return [f"windows do without {names}: silent, or the stamps are far behind"] if names else []
 
 
 def scale_remarks(update: Update) -> list[str]:
@@ -144,7 +148,7 @@ class Diagnostics:
         return DiagnosticArray(
             header=header,
             status=[
-                self._input(frames, span_s, counts.silent),
+                self._input(frames, span_s, silence_remarks(counts)),
                 self._windows(windows, span_s, listened, frames),
                 self._drops(drops),
                 self._latency(update, latency_s),
@@ -164,13 +168,11 @@ class Diagnostics:
             values=pairs,
         )
 
-    def _input(self, frames: int, span_s: float, silent: Sequence[str]) -> DiagnosticStatus:
+    def _input(self, frames: int, span_s: float, told: list[str]) -> DiagnosticStatus:
         rate_hz = frames / span_s if span_s > 0 else float("nan")
-        if frames and silent:
-            told = f"windows do without {', '.join(silent)}: silent, or the stamps are far behind"
-            return self._task("input", WARN, told, rate_hz=f"{rate_hz:.2f}")
         if frames or span_s == 0:
-            return self._task("input", OK, "frames arrive", rate_hz=f"{rate_hz:.2f}")
+            message, level = "; ".join(told) or "frames arrive", WARN if told else OK
+            return self._task("input", level, message, rate_hz=f"{rate_hz:.2f}")
         hint = "no frames; compare topic names and QoS (ros2 topic info -v), and use_sim_time"
         return self._task("input", WARN, hint, cameras=", ".join(self._cameras))
 

@@ -75,6 +75,8 @@ def test_status_says_in_words_what_is_not_well(update, words):
     assert re.search(words, message) if words else message == ""
     broken = status_message(Header(), Counts(0, 0, Counter(), 1), made, 0.1, "m", "b", "no device")
     assert broken.message == "no device", "a problem comes first"
+    silent = Counts(0, 0, Counter(), 1, silent=("rear",))
+    assert "do without rear" in status_message(Header(), silent, made, 0.1, "m", "b", "").message
 
 
 def test_a_pose_that_nothing_connects_with_the_map_is_not_published():
