@@ -98,7 +98,7 @@ class WindowSettings:
     )
     max_age_s: float = knob(
         5.0,
-        "Most time from a window's first view to its last; silent for half, a camera is left out.",
+        "Longest span of a window; a camera silent for half of it is left out until it is back.",
         low=0.01,
         high=600,
     )

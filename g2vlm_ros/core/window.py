@@ -3,7 +3,7 @@
 Frames of one moment (all cameras within ``sync_slop_s``) make an *instant*. Instants that lie far
 enough apart (time, and odometry motion where it is known) are kept, newest first in line; a window
 takes the newest one, the overlap with the window before, and an even spread between. What is not
-used is counted by reason; nothing disappears silently. Nobody waits for a camera that fell silent.
+used is counted by reason; nothing disappears silently. A camera silent for long is left out.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ class WindowBuffer:
     Counters: `received` and `used` frames, and `dropped` by reason. The reasons are "too_close"
     (within min_gap_s or min_baseline_m of the last one kept), "out_of_order", "duplicate",
     "unsynchronised" (no partner from another camera), "too_old" (further than max_age_s behind),
-    "superseded" (newer frames arrived while the device was busy), "clock_jump" and "reset", and
-    whatever `reject` is told.
+    "superseded" (newer frames arrived while the device was busy, or from other cameras),
+    "clock_jump" and "reset", and whatever `reject` is told.
     """
 
     def __init__(
