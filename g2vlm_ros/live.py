@@ -11,6 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import numpy as np
 
@@ -18,7 +19,14 @@ from g2vlm_ros.core.alignment import sample_view
 from g2vlm_ros.core.datatypes import Frame, NonFiniteError, Reconstruction, Window
 from g2vlm_ros.core.mapping.depth_fusion import fuse_depth
 from g2vlm_ros.core.mapping.image_faults import ImageJudge
-from g2vlm_ros.core.mapping.keyframes import Keyframe, KeyframeStore, compressed, unit_descriptors
+from g2vlm_ros.core.mapping.keyframes import (
+    Keyframe,
+    KeyframeStore,
+    compressed,
+    most_alike,
+    nearest_expected,
+    unit_descriptors,
+)
 from g2vlm_ros.core.mapping.map_frame import MapAligner
 from g2vlm_ros.core.mapping.placement import Placement
 from g2vlm_ros.core.mapping.pose_refinement import refine_poses
@@ -80,7 +88,7 @@ class LiveMapping:
         self._aligner = MapAligner(settings.map)
         self._judge = ImageJudge()
         self._keyframes = KeyframeStore(settings.map.keyframes)
-        self._last_try = 0
+        self._last_expected = self._last_alike = 0
         self._lock = threading.Lock()
         self._seen: set[tuple[str, int]] = set()
         self._restart = False
@@ -172,7 +180,7 @@ class LiveMapping:
         self._aligner.reset()
         self._keyframes.clear()
         self._seen.clear()
-        self._last_try = 0
+        self._last_expected = self._last_alike = 0
 
     def _decode(self, window: Window) -> tuple[Window, list[np.ndarray]]:
         """The window without the frames that cannot be used, and the images of the rest."""
@@ -212,18 +220,35 @@ class LiveMapping:
             return update
         newest = max(range(len(window.frames)), key=lambda i: window.frames[i].stamp_ns)
         descriptor = unit_descriptors(update.result)[newest]
-        gap, placement = settings.loop_gap_windows, update.placement
-        rested = window.id - self._last_try >= gap
-        found = self._keyframes.find(descriptor, window.id - gap) if rested else None
-        if found is not None and found[1] >= settings.loop_similarity:
-            self._last_try = window.id
-            placement, outcome = self._bridge(update, images, found[0], newest)
+        placement = update.placement
+        candidate = self._seen_before(update, newest, descriptor)
+        if candidate is not None:
+            placement, outcome = self._bridge(update, images, candidate, newest)
             with self._lock:
                 self._loops[outcome] += 1
             poses = placement.camera_poses(update.result.window_from_camera)
             update = replace(update, placement=placement, map_from_camera=poses)
         self._remember(update, images[newest], newest, descriptor)
         return update
+
+    def _seen_before(self, update: Update, newest: int, descriptor: np.ndarray) -> Keyframe | None:
+        """The keyframe to try a loop with: one that the map expects in the newest view, or else
+        one that only looks like it."""
+        settings, node = self._settings.map, update.window.id
+        gap = settings.loop_gap_windows
+        old = self._keyframes.up_to(node - gap)
+        if node - self._last_expected >= gap:
+            placed = partial(self._aligner.between, node)
+            expected = nearest_expected(old, update.result, newest, placed)
+            if expected is not None:
+                self._last_expected = node
+                return expected
+        if node - max(self._last_expected, self._last_alike) >= gap:
+            alike = most_alike(old, descriptor)
+            if alike is not None and alike[1] >= settings.loop_similarity:
+                self._last_alike = node
+                return alike[0]
+        return None
 
     def _bridge(
         self, update: Update, images: list[np.ndarray], candidate: Keyframe, newest: int
@@ -263,7 +288,9 @@ class LiveMapping:
         copy = compressed(image, self._settings.model.image_width_px)
         kept = Frame(frame.stamp_ns, frame.camera, frame.frame_id, copy)
         sample = sample_view(result, newest)
-        self._keyframes.add(Keyframe(update.window.id, kept, sample, descriptor), pose, reach)
+        there = result.window_from_camera[newest].astype(np.float64)
+        keyframe = Keyframe(update.window.id, kept, sample, there, descriptor)
+        self._keyframes.add(keyframe, pose, reach)
 
     def _clock_jumped(self) -> None:
         self._restart = True

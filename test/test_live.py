@@ -123,6 +123,21 @@ def test_a_loop_takes_out_most_of_the_drift():
     assert errors[1] < 0.85 * errors[0] and errors[0] < 0.015
 
 
+def test_a_loop_closes_where_the_map_expects_it_though_everything_looks_alike():
+    """Descriptors that choose the wrong place, and are tried there, do not keep the right one."""
+    poses = lap_poses(round(LAP_M / 0.4) + 5, 0.4, weave=0.0)
+    perception, live = make(poses, Noise(0.05, 0.1, 0.005, 0.005), map__loop_gap_windows=20)
+    honest = perception.reconstruct
+
+    def alike(numbers):
+        return replace(honest(numbers), descriptors=np.ones((len(numbers), 2), np.float32))
+
+    perception.reconstruct = alike
+    updates = run(perception, live, range(len(poses)))
+    assert any(u.placement.loop_closed for u in updates)
+    assert set(live.counts().loops) == {"closed", "no_overlap"}
+
+
 def test_loop_closure_says_what_it_moved():
     poses = lap_poses(round(LAP_M / 0.4) + 5, 0.4, weave=0.0)
     perception, live = make(poses, Noise(0.05, 0.1, 0.005, 0.005), map__loop_gap_windows=20)

@@ -198,7 +198,7 @@ class MapSettings:
     )
     loop_similarity: float = knob(
         0.7,
-        "Least cosine similarity of two views' descriptors for a try.",
+        "Least cosine similarity of descriptors for a try where the map expects no old view.",
         low=0.0,
         high=1.0,
     )

@@ -10,6 +10,8 @@ from g2vlm_ros.core.mapping.keyframes import (
     Keyframe,
     KeyframeStore,
     compressed,
+    most_alike,
+    nearest_expected,
     unit_descriptors,
     view_overlap,
 )
@@ -24,7 +26,7 @@ def perception():
 
 def keyframe(perception, window_id, descriptor):
     sample = sample_view(perception.reconstruct([0]), 0)
-    return Keyframe(window_id, frame_of(perception, 0), sample, np.float32(descriptor))
+    return Keyframe(window_id, frame_of(perception, 0), sample, np.eye(4), np.float32(descriptor))
 
 
 def test_store_is_bounded_and_spreads_over_time(perception):
@@ -40,10 +42,11 @@ def test_most_similar_old_view_is_found_and_young_ones_are_not(perception):
     store = KeyframeStore(10)
     for window, descriptor in ((1, [1, 0]), (2, [0.8, 0.6]), (30, [0.6, 0.8])):
         store.add(keyframe(perception, window, descriptor), np.eye(4), 1.0)
-    found, similarity = store.find(np.float32([0.6, 0.8]), 20)
+    found, similarity = most_alike(store.up_to(20), np.float32([0.6, 0.8]))
     assert found.window_id == 2 and similarity == pytest.approx(0.96)
-    assert store.find(np.float32([0, 1]), 0) is None
-    assert store.find(np.float32([0, 1, 0]), 50) is None, "descriptors of another kind"
+    assert most_alike(store.up_to(0), np.float32([0, 1])) is None
+    other_kind = np.float32([0, 1, 0])
+    assert most_alike(store.up_to(50), other_kind) is None
     assert store.beside(found).window_id == 30
     store.forget([2, 30])
     assert len(store) == 1
@@ -123,3 +126,30 @@ def test_reachable_follows_chains_and_unknown_cameras_count_as_connected(percept
     assert view_overlap(result).reachable([0], 0.05).tolist() == [True, True, True, False]
     blind = view_overlap(replace(result, intrinsics=(None,) * 4))
     assert np.isnan(blind.shared).all() and blind.reachable([0], 0.05).all()
+
+
+def test_the_nearest_old_view_that_the_map_expects_is_found():
+    """Old views: 0.1 and 0.4 m ahead, 0.1 m ahead but turned away, on the far side of the hall."""
+    poses = [pose_on_lap(0.0), pose_on_lap(0.1), pose_on_lap(0.4), pose_on_lap(0.1, 1.5)]
+    perception = DrivePerception(np.stack([*poses, pose_on_lap(17.0)]))
+    old, moves = [], {}
+    for number in range(1, 5):
+        result = perception.reconstruct([number])
+        moves[number] = perception.window_from_world.inverse()
+        pose = result.window_from_camera[0].astype(np.float64)
+        frame, sample = frame_of(perception, number), sample_view(result, 0)
+        old.append(Keyframe(number, frame, sample, pose, np.float32([1])))
+    newest = perception.reconstruct([0])
+
+    def found(keyframes, result=newest, unplaced=()):
+        now = perception.window_from_world
+        placed = lambda id: None if id in unplaced else now @ moves[id]  # noqa: E731
+        each = nearest_expected(keyframes, result, 0, placed)
+        return each and each.window_id
+
+    assert found(old) == found(old[::-1]) == 1
+    assert found(old, unplaced=[1]) == found(old[1:]) == 2
+    assert found(old[2:]) is None
+    assert found(old, replace(newest, intrinsics=(None,))) is None
+    sample = replace(old[0].sample, points_u=old[0].sample.points_u * np.float32(3))
+    assert found([replace(old[0], sample=sample)]) is None, "another room behind the wall"

@@ -136,6 +136,12 @@ class MapAligner:
         self._fold()
         return placement
 
+    def between(self, node: int, other: int) -> Similarity | None:
+        """A placed window from another one by their ids, or None in different sub-maps."""
+        if self._sub_map_of[node] is not self._sub_map_of[self._graph.keeper(other)]:
+            return None
+        return self._graph.pose(node).inverse() @ self._graph.pose(other)
+
     def close_loop(
         self,
         placement: Placement,
