@@ -3,11 +3,13 @@
 Drives as `make demo` does, without DDS: rendered views, noisy odometry, the settings of
 config/demo.yaml, ONNX Runtime on the CPU. Per sub-map of MIN_VIEWS views or more: trajectory error
 (ATE) after the best similarity, its growth per metre, the error of the metres, accuracy and
-completeness of the last map; beside them, over the same frames and after a similarity of its own,
-the baseline: the network's poses chained by the first shared view of the same windows
-(`alignment.chained`), and the same chain of the poses that the images mended (`refine_poses`),
-which shows what the joint adds to them. A chain ends where no view is shared; a map that odometry
-carries on does not, and `whole_...` judges all of it. `--set window.views=4` tries other settings.
+completeness of the last map; and whether the errors of the published poses are what their
+covariances say (`nees_...`, 1 where they are). Beside them, over the same frames and after a
+similarity of its own, the baseline: the network's poses chained by the first shared view of the
+same windows (`alignment.chained`), and the same chain of the poses that the images mended
+(`refine_poses`), which shows what the joint adds to them. A chain ends where no view is shared; a
+map that odometry carries on does not, and `whole_...` judges all of it. `--set window.views=4`
+tries other settings.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ import yaml
 
 from benchmarks.alignment import chained
 from benchmarks.record import record
-from g2vlm_ros.core.datatypes import Frame, Reconstruction
+from g2vlm_ros.core.datatypes import Frame, Reconstruction, ScaleState
 from g2vlm_ros.core.settings import Settings, flattened
 from g2vlm_ros.live import LiveMapping, Update
 from g2vlm_ros.perception import Perception, Scene
@@ -113,6 +115,27 @@ class Log:
             poses |= {numbers[i]: found[i] for i in trusted}
         return poses
 
+    def surprise(self, update: Update, seen: Drive, number: int) -> np.ndarray | None:
+        """(2,): squared errors of a window's newest pose as published, of position and rotation,
+        over what its covariance says, per axis: 1 on average where that is true (NEES).
+
+        From the sub-map's first camera, without fitting. number: of the newest view. None while
+        the map is not in metres.
+        """
+        placement = update.placement
+        if placement.scale_state is not ScaleState.METRIC:
+            return None
+        first, numbers, result, *_ = self.windows[placement.sub_map][0]
+        start = self._places[first].apply_pose(result.window_from_camera[0].astype(np.float64))
+        true = start @ np.linalg.inv(seen.poses[numbers[0]]) @ seen.poses[number]
+        stamps_ns = [frame.stamp_ns for frame in update.window.frames]
+        newest = stamps_ns.index(max(stamps_ns))
+        found, covariance = update.map_from_camera[newest], placement.covariance[newest]
+        turned, _ = cv2.Rodrigues(found[:3, :3] @ true[:3, :3].T)
+        off = np.stack([found[:3, 3] - true[:3, 3], turned[:, 0]])
+        parts = np.stack([covariance[:3, :3], covariance[3:, 3:]])
+        return np.einsum("ki,kij,kj->k", off, np.linalg.inv(parts), off) / 3
+
     def chained(self, sub_map: int, mended: bool) -> dict[int, np.ndarray]:
         """Positions by view of the same windows, chained; their longest stretch.
 
@@ -160,7 +183,7 @@ def drive(home: int, perception: Perception, settings: Settings) -> dict[str, An
     network = Network(perception)
     live, scene_map = LiveMapping(network, settings), SceneMap(settings)
     numbers = {seen.frame(n).stamp_ns: n for n in range(len(seen.images))}
-    started, last = time.process_time(), None
+    started, last, surprises = time.process_time(), None, []
     for number in range(len(seen.images)):
         live.offer(seen.frame(number))
         while (update := live.step()) is not None:
@@ -169,9 +192,13 @@ def drive(home: int, perception: Perception, settings: Settings) -> dict[str, An
             log.take(update, views, network.said[id(update.scene)])
             network.said.clear()
             last = update
+            surprise = log.surprise(update, seen, max(views))
+            surprises += [] if surprise is None else [surprise]
     windows = live.counts().windows
+    nees = np.mean(surprises, axis=0) if surprises else np.full(2, np.nan)
     row: dict[str, Any] = {"home": home, "windows": windows, "sub_maps": len(log.windows)}
     row["cpu_ms_per_window"] = round(1e3 * (time.process_time() - started) / max(windows, 1), 1)
+    row["nees_position"], row["nees_rotation"] = np.round(nees, 2).tolist()
     row["loops"], row["parts"] = dict(live.counts().loops), []
     for sub_map in log.windows:
         tracks = log.track(sub_map), *(log.chained(sub_map, mended) for mended in (False, True))
@@ -219,6 +246,8 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
     maps = [row for row in rows if "map_accuracy_m" in row]
     for name in ("map_accuracy_m", "map_completeness") if maps else ():
         means[name] = round(float(np.mean([row[name] for row in maps])), 3)
+    for name in ("nees_position", "nees_rotation"):
+        means[name] = round(float(np.nanmean([row[name] for row in rows])), 2)
     means["whole_way_m"] = round(sum(part["whole_path_m"] for part in parts), 1)
     counts = {"sub_maps": sum(row["sub_maps"] for row in rows), "parts": len(parts)}
     return {"judged_way_m": round(float(way.sum()), 1), **counts, **means}
