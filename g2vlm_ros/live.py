@@ -88,6 +88,7 @@ class LiveMapping:
         self._aligner = MapAligner(settings.map)
         self._judge = ImageJudge()
         self._keyframes = KeyframeStore(settings.map.keyframes)
+        # Windows of the last tries by either reason; a loop that closed counts as expected.
         self._last_expected = self._last_alike = 0
         self._lock = threading.Lock()
         self._seen: set[tuple[str, int]] = set()
@@ -224,6 +225,8 @@ class LiveMapping:
         candidate = self._seen_before(update, newest, descriptor)
         if candidate is not None:
             placement, outcome = self._bridge(update, images, candidate, newest)
+            if placement.loop_closed:
+                self._last_expected = window.id
             with self._lock:
                 self._loops[outcome] += 1
             poses = placement.camera_poses(update.result.window_from_camera)
@@ -256,7 +259,7 @@ class LiveMapping:
         """Show old and new views to the network together and let the aligner join the two."""
         beside = self._keyframes.beside(candidate)
         old = [candidate] + ([beside] if beside is not None else [])
-        others = sorted(set(range(len(images))) - {newest}, key=lambda i: -_stamp(update, i))
+        others = sorted(set(update.trusted_views) - {newest}, key=lambda i: -_stamp(update, i))
         # The newest view last, and as many views together as the network usually sees.
         views = [*others[: max(0, self._settings.window.views - len(old) - 1)][::-1], newest]
         try:

@@ -219,6 +219,27 @@ def test_a_robot_that_was_carried_finds_its_way_back_into_the_old_map():
     )
 
 
+def test_views_that_the_newest_one_does_not_overlap_are_no_part_of_its_bridge():
+    """Carried within a window: its older views show the place before."""
+    poses = np.concatenate([lap_poses(48, 0.3, 0), lap_poses(11, 0.3, 0)[3:]])
+    perception, live = make(
+        poses, map__loop_gap_windows=5, map__loop_similarity=0.98, window__views=4
+    )
+    honest, runs = perception.reconstruct, []
+
+    def noted(numbers):
+        runs.append(numbers)
+        return honest(numbers)
+
+    perception.reconstruct = noted
+    updates = run(perception, live, range(len(poses)))
+    (carried,) = [u for u in updates if u.placement.new_sub_map == "no_overlap"]
+    assert carried.scene == [45, 46, 47, 48] and carried.trusted_views == (3,)
+    bridge = runs[runs.index(carried.scene) + 1]
+    assert max(bridge[:-1]) < 10 and bridge[-1] == 48
+    assert carried.placement.loop_closed
+
+
 def test_a_bridge_cannot_bring_a_carried_robot_back_in_other_metres(monkeypatch):
     """Both sub-maps are in metres; the bridge makes all of the new views three times too large."""
     monkeypatch.setattr(keyframes, "LEAST_ALIKE", -2.0)
