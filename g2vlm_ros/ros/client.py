@@ -27,12 +27,14 @@ from typing import Any
 import rclpy
 from rclpy.action import ActionClient
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
+from rclpy.node import Node
 from rclpy.qos import DurabilityPolicy, QoSProfile
 from rclpy.task import Future
 from sensor_msgs.msg import Image
 
 from g2vlm_ros.action import AnswerSpatialQuery
 from g2vlm_ros.ros import convert
+from g2vlm_ros.ros.waitables import Forgiving
 from g2vlm_ros.srv import GetPoints, SpatialQuery
 
 PATIENCE_S = 2.0
@@ -49,6 +51,10 @@ class UnreachableError(ConnectionError):
     """The node does not offer the service, or does not respond."""
 
 
+class _Peer(Forgiving, Node):
+    """Pictures are listened to and let go of beside the thread that spins."""
+
+
 class _Connection:
     """A node with the clients, spun by a thread."""
 
@@ -58,9 +64,7 @@ class _Connection:
         if self._own_context:
             rclpy.init(args=[], context=self._context)
         self._name = node
-        self._node = rclpy.create_node(
-            "spatial_client", context=self._context, start_parameter_services=False
-        )
+        self._node = _Peer("spatial_client", context=self._context, start_parameter_services=False)
         self._executor = SingleThreadedExecutor(context=self._context)
         self._executor.add_node(self._node)
         self.query = self._node.create_client(SpatialQuery, f"{node}/query")

@@ -17,9 +17,7 @@ import rclpy
 from diagnostic_msgs.msg import DiagnosticArray
 from rcl_interfaces.msg import SetParametersResult
 from rclpy.callback_groups import MutuallyExclusiveCallbackGroup, ReentrantCallbackGroup
-from rclpy.exceptions import InvalidHandle
 from rclpy.executors import ExternalShutdownException, MultiThreadedExecutor
-from rclpy.impl.implementation_singleton import rclpy_implementation
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from rclpy.qos import QoSProfile
 from std_msgs.msg import Header
@@ -39,10 +37,10 @@ from g2vlm_ros.ros.outputs import LATCHED, Outputs
 from g2vlm_ros.ros.query import Queries
 from g2vlm_ros.ros.services import Services
 from g2vlm_ros.ros.status import Diagnostics, status_message
+from g2vlm_ros.ros.waitables import Forgiving
 from g2vlm_ros.scene_map import SceneMap
 from g2vlm_ros.srv import EditMap, GetPoints, LoadMap, SaveMap
 
-RCLError = rclpy_implementation.RCLError
 SETTINGS = frozenset(name for name, _ in knobs())
 
 
@@ -62,7 +60,7 @@ def reported(transition):
     return run
 
 
-class PerceptionNode(LifecycleNode):
+class PerceptionNode(Forgiving, LifecycleNode):
     """Lifecycle: configure loads the model, activate subscribes, deactivate waits for the device.
 
     A job that fails on the device is logged, shown in /diagnostics and ~/status, and the next
@@ -77,10 +75,6 @@ class PerceptionNode(LifecycleNode):
         self._configured = False
         self._active = False
         self.add_on_set_parameters_callback(self._check_parameters)
-
-    def add_waitable(self, waitable) -> None:
-        """Add an event handler or an action server, which may be destroyed beside an executor."""
-        super().add_waitable(forgiving(waitable))
 
     # Lifecycle -------------------------------------------------------------------------------
 
@@ -339,28 +333,6 @@ class PerceptionNode(LifecycleNode):
                     self._latency_s, self._problem, self._outputs.wanted(),
                 )
             )  # fmt: skip
-
-
-def forgiving(waitable):
-    """The waitable, which lets itself be left out of a wait set once it is destroyed.
-
-    An executor's thread that has just listed it would end otherwise: with InvalidHandle, or with
-    RCLError where it is destroyed meanwhile (rclpy of Jazzy forgives that of subscriptions and
-    services, but not of what their events wait for, nor of action servers).
-    """
-    add, ready, added = waitable.add_to_wait_set, waitable.is_ready, [False]
-
-    def add_to_wait_set(wait_set) -> None:
-        added[0] = False
-        try:
-            add(wait_set)
-        except (InvalidHandle, RCLError):
-            return
-        added[0] = True
-
-    waitable.add_to_wait_set = add_to_wait_set
-    waitable.is_ready = lambda wait_set: added[0] and ready(wait_set)
-    return waitable
 
 
 def open_and_warm_up(settings: Settings) -> Perception:

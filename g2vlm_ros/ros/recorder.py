@@ -53,6 +53,8 @@ class Recorder(Node):
         self.latencies_s: list[float] = []
         self.stage_times_s: dict[str, list[float]] = {}
         self.status: ReconstructionStatus | None = None
+        self.loops: dict[str, int] = {}
+        """Tries to close a loop by outcome."""
         for kind, topic, keep, qos in (
             (PointCloud2, f"{perception}/points", self._keep_cloud, QoSProfile(depth=10)),
             (PoseWithCovarianceStamped, f"{perception}/pose", self.poses.append, 100),
@@ -63,7 +65,7 @@ class Recorder(Node):
             (CameraInfo, f"{perception}/depth/camera_info", None, 10),
             (ReconstructionStatus, f"{perception}/status", self._keep_status, LATCHED),
             (TFMessage, "/tf", None, 100),
-            (DiagnosticArray, "/diagnostics", None, 10),
+            (DiagnosticArray, "/diagnostics", self._keep_loops, 10),
         ):
             self.create_subscription(kind, topic, self._counted(topic, keep), qos)
 
@@ -87,6 +89,11 @@ class Recorder(Node):
         self._longest = len(message.poses) >= len(self.path.poses)
         if self._longest:
             self.path = message
+
+    def _keep_loops(self, message: DiagnosticArray) -> None:
+        for task in message.status:
+            if task.name.endswith(": loops"):
+                self.loops = {pair.key: int(pair.value) for pair in task.values}
 
     def _keep_status(self, message: ReconstructionStatus) -> None:
         fresh = self.status is None or message.window_id != self.status.window_id
@@ -136,6 +143,7 @@ class Recorder(Node):
             ),
             "windows": status.window_id,
             "sub_maps": status.sub_map_id + 1 if status.window_id else 0,
+            "loops": self.loops,
             "scale_state": ["UNKNOWN", "RELATIVE", "METRIC"][status.scale_state],
             "model_version": status.model_version,
             "backend": status.backend,

@@ -153,6 +153,7 @@ class Diagnostics:
                 self._drops(drops),
                 self._latency(update, latency_s),
                 self._scale(update),
+                self._loops(counts),
                 self._calibration(update),
                 self._engine(problem),
             ],
@@ -212,6 +213,10 @@ class Diagnostics:
             return self._task("scale", WARN if told else OK, message, **values)
         hint = "lengths are model units, not metres; set map.metres_per_unit if you know it"
         return self._task("scale", WARN, hint, **values)
+
+    def _loops(self, counts: Counts) -> DiagnosticStatus:
+        told = ", ".join(f"{n} {outcome}" for outcome, n in sorted(counts.loops.items()))
+        return self._task("loops", OK, told or "no place was seen again", **counts.loops)
 
     def _calibration(self, update: Update | None) -> DiagnosticStatus:
         told = camera_remarks(update) if update is not None else []

@@ -38,13 +38,11 @@ class Bench:
         from rclpy.executors import MultiThreadedExecutor
         from rclpy.parameter import Parameter
 
-        from g2vlm_ros.ros.node import PerceptionNode, forgiving
+        from g2vlm_ros.ros.node import PerceptionNode
+        from g2vlm_ros.ros.waitables import Forgiving
 
-        class Peer(rclpy.node.Node):
-            """Lets its subscriptions be destroyed beside the executor, as the node does."""
-
-            def add_waitable(self, waitable):
-                super().add_waitable(forgiving(waitable))
+        class Peer(Forgiving, rclpy.node.Node):
+            """Its subscriptions are destroyed beside the executor."""
 
         self.context = rclpy.Context()
         rclpy.init(args=[], context=self.context)

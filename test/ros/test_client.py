@@ -227,3 +227,12 @@ def test_the_mcp_server_offers_and_calls_the_tools(capsys):
     names, good, bad = asyncio.run(talk())
     assert names == ["ask", "locate", "measure", "look"] and not good.is_error
     assert bad.is_error and json.loads(bad.content[0].text)["got"] == {"question": "; rm -rf"}
+
+
+def test_listening_to_pictures_may_end_while_another_thread_spins(robot):
+    """rclpy's executor fails on what is destroyed after it was listed, unless that is forgiven."""
+    pictures = robot.pictures()
+    (handler, *_) = pictures._subscription.event_handlers
+    pictures.close()
+    handler.add_to_wait_set(None)
+    assert robot.ask("What is there?", **OLD).success

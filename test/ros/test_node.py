@@ -421,7 +421,7 @@ def test_a_destroyed_event_handler_does_not_end_the_executor(error):
     """What rclpy still lists after its destruction leaves itself out of the wait set."""
     from rclpy.impl.implementation_singleton import rclpy_implementation
 
-    from g2vlm_ros.ros.node import forgiving
+    from g2vlm_ros.ros.waitables import forgiving
 
     class Handler:
         destroyed = False

@@ -20,8 +20,8 @@ def report():
     diagnostics = Diagnostics("perception", "torch cpu", Settings())
 
     def make(now_s, received=0, dropped=None, windows=0, problem="", listened=True,
-             silent=()):  # fmt: skip
-        counts = Counts(received, 0, Counter(dropped or {}), windows, silent=silent)
+             silent=(), loops=None):  # fmt: skip
+        counts = Counts(received, 0, Counter(dropped or {}), windows, Counter(loops or {}), silent)
         array = diagnostics.report(Header(), now_s, counts, None, 0.0, problem, listened)
         return {status.name.removeprefix("perception: "): status for status in array.status}
 
@@ -103,7 +103,7 @@ def test_a_pose_that_nothing_connects_with_the_map_is_not_published():
 
 def test_every_thing_that_can_fail_has_a_task(report):
     assert set(report(0.0)) == {
-        "input", "windows", "drops", "latency", "scale", "calibration", "engine",
+        "input", "windows", "drops", "latency", "scale", "loops", "calibration", "engine",
     }  # fmt: skip
 
 
@@ -138,3 +138,10 @@ def test_a_failed_device_is_an_error_and_rest_is_not(report):
     assert "rests" in report(1.0, received=5, listened=False)["windows"].message
     waiting = report(2.0, received=10)["windows"]
     assert waiting.level == DiagnosticStatus.WARN and "waiting" in waiting.message
+
+
+def test_tries_to_close_loops_are_told_by_outcome(report):
+    assert report(0.0)["loops"].message == "no place was seen again"
+    told = report(1.0, loops={"no_overlap": 2, "closed": 1})["loops"]
+    assert told.message == "1 closed, 2 no_overlap"
+    assert {pair.key: pair.value for pair in told.values} == {"no_overlap": "2", "closed": "1"}
