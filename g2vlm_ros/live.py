@@ -208,6 +208,8 @@ class LiveMapping:
 
     def _place(self, window: Window, scene: Scene, result: Reconstruction) -> Update:
         placement = self._aligner.place(window, result)
+        self._keyframes.forget(self._aligner.forgotten)
+        self._aligner.forgotten.clear()
         keys = [_key(frame) for frame in window.frames]
         new_views = tuple(i for i, key in enumerate(keys) if key not in self._seen)
         self._seen = set(keys)
@@ -280,8 +282,6 @@ class LiveMapping:
         self, update: Update, image: np.ndarray, newest: int, descriptor: np.ndarray
     ) -> None:
         """Keep the newest view as a keyframe if it shows something new."""
-        self._keyframes.forget(self._aligner.forgotten)
-        self._aligner.forgotten.clear()
         result, pose = update.result, update.map_from_camera[newest]
         depth = float(np.median(result.local_points_u[newest, ::8, ::8, 2]))
         reach = depth * update.placement.map_from_window.scale

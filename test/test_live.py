@@ -12,7 +12,7 @@ import pytest
 
 from g2vlm_ros.core.datatypes import NonFiniteError, ScaleState
 from g2vlm_ros.core.geometry import Similarity
-from g2vlm_ros.core.mapping import keyframes
+from g2vlm_ros.core.mapping import keyframes, pose_graph
 from g2vlm_ros.core.settings import Settings
 from g2vlm_ros.live import LiveMapping
 from test.drive import (
@@ -179,6 +179,16 @@ def test_a_network_that_hallucinates_a_bridge_cannot_bend_the_map(monkeypatch, g
     counts = live.counts().loops
     assert counts and set(counts) <= refused
     assert not any(u.placement.loop_closed or u.placement.corrections for u in updates)
+
+
+def test_views_of_windows_that_the_map_forgot_are_not_looked_for(monkeypatch):
+    monkeypatch.setattr(pose_graph, "MOST_FOLDED", 4)
+    poses = lap_poses(60, 0.2)
+    perception, live = make(poses, map__loop_gap_windows=2, map__graph_windows=16)
+    updates = run(perception, live, range(len(poses)))
+    assert len(updates) == (len(poses) - 1) // 2
+    kept = [k.window_id for k in live._keyframes.up_to(updates[-2].window.id)]
+    assert kept and all(id in live._aligner._graph for id in kept)
 
 
 def test_a_bridge_that_the_network_cannot_compute_is_counted():
