@@ -217,7 +217,7 @@ class LiveMapping:
         return Update(window, scene, result, placement, poses, new_views, {})
 
     def _close_loop(self, update: Update, images: list[np.ndarray]) -> Update:
-        """Join the window to a place seen long ago, if the newest view looks like one."""
+        """Join the window to a place seen long ago, if its newest view seems to show one."""
         settings, window = self._settings.map, update.window
         if not settings.loop_closure:
             return update

@@ -195,6 +195,33 @@ def random_unit(rng: np.random.Generator) -> Similarity:
     return Similarity(float(rng.uniform(0.2, 5)), turn, rng.normal(size=3))
 
 
+VALUES = {"window.views": 3, "window.overlap": 1, "window.max_age_s": 4.0}
+
+
+def make(poses, noise=None, **values):
+    """The perception of a drive and live mapping over it; settings as ``map__loop_closure``."""
+    perception = DrivePerception(poses, noise)
+    flat = {key.replace("__", "."): value for key, value in values.items()}
+    return perception, LiveMapping(perception, Settings.from_flat({**VALUES, **flat}))
+
+
+def steps(live):
+    """All updates that wait."""
+    updates = []
+    while (update := live.step()) is not None:
+        updates.append(update)
+    return updates
+
+
+def run(perception, live, numbers, change=lambda number, frame: frame):
+    """Offer these views one by one; `change` may spoil a frame. Returns the updates."""
+    updates = []
+    for number in numbers:
+        live.offer(change(number, frame_of(perception, number)))
+        updates += steps(live)
+    return updates
+
+
 @dataclass
 class Track:
     """Poses of all views after all corrections, as a consumer of the updates keeps them."""
