@@ -3,13 +3,13 @@
 Drives as `make demo` does, without DDS: rendered views, noisy odometry, the settings of
 config/demo.yaml, ONNX Runtime on the CPU. Per sub-map of MIN_VIEWS views or more: trajectory error
 (ATE) after the best similarity, its growth per metre, the error of the metres, accuracy and
-completeness of the last map; and whether the errors of the published poses are what their
-covariances say (`nees_...`, 1 where they are). Beside them, over the same frames and after a
-similarity of its own, the baseline: the network's poses chained by the first shared view of the
-same windows (`alignment.chained`), and the same chain of the poses that the images mended
-(`refine_poses`), which shows what the joint adds to them. A chain ends where no view is shared; a
-map that odometry carries on does not, and `whole_...` judges all of it. `--set window.views=4`
-tries other settings.
+completeness of the last map, its tilt and the height of its floor; and whether the errors of the
+published poses are what their covariances say (`nees_...`, 1 where they are). Beside them, over
+the same frames and after a similarity of its own, the baseline: the network's poses chained by the
+first shared view of the same windows (`alignment.chained`), and the same chain of the poses that
+the images mended (`refine_poses`), which shows what the joint adds to them. A chain ends where no
+view is shared; a map that odometry carries on does not, and `whole_...` judges all of it. `--set
+window.views=4` tries other settings.
 """
 
 from __future__ import annotations
@@ -211,12 +211,14 @@ def drive(home: int, perception: Perception, settings: Settings) -> dict[str, An
             whole = errors(tracks[0], seen.poses)
             ours |= {f"whole_{name}": whole[name] for name in ("path_m", "trajectory_error_m")}
             row["parts"].append(ours)
-    row |= _map_scores(seen, scene_map, log.track(last.placement.sub_map)) if last else {}
+    row |= _map_scores(seen, scene_map, log, last) if last else {}
     print(row, flush=True)
     return row
 
 
-def _map_scores(seen: Drive, scene_map: SceneMap, poses: dict[int, np.ndarray]) -> dict:
+def _map_scores(seen: Drive, scene_map: SceneMap, log: Log, last: Update) -> dict:
+    """Of the last sub-map, as it is at the end."""
+    poses = log.track(last.placement.sub_map)
     track = judge.track(poses, dict(enumerate(seen.poses)))
     if track is None:
         return {}
@@ -226,7 +228,13 @@ def _map_scores(seen: Drive, scene_map: SceneMap, poses: dict[int, np.ndarray]) 
     true = judge.surfaces(
         {n: seen.depth_m[n] for n in views}, {n: seen.poses[n] for n in views}, seen.camera
     )
-    return judge.map_scores(track.home_from_map.apply(positions), true)
+    up = np.mean([poses[n][:3, :3] @ seen.poses[n][2, :3] for n in views], axis=0)
+    tilt_deg = float(np.degrees(np.arccos(np.clip(up[2] / np.linalg.norm(up), -1.0, 1.0))))
+    below = np.mean([poses[n][:3, 3] for n in views], axis=0)
+    below[2] = last.placement.floor_z
+    floor_m = float(track.home_from_map.apply(below)[2])
+    scores = judge.map_scores(track.home_from_map.apply(positions), true)
+    return scores | {"tilt_deg": round(tilt_deg, 2), "floor_off_m": round(floor_m, 3)}
 
 
 def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
@@ -244,8 +252,10 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
     names = (*names, "whole_trajectory_error_m", "drift_per_m", "scale_error")
     means = {name: mean(name) for name in names} if parts else {}
     maps = [row for row in rows if "map_accuracy_m" in row]
-    for name in ("map_accuracy_m", "map_completeness") if maps else ():
-        means[name] = round(float(np.mean([row[name] for row in maps])), 3)
+    names = ("map_accuracy_m", "map_completeness", "tilt_deg", "floor_off_m")
+    for name in names if maps else ():
+        means[name] = round(float(np.nanmean(np.abs([row[name] for row in maps]))), 3)
+    means["floors_known"] = sum(np.isfinite(row["floor_off_m"]) for row in maps)
     for name in ("nees_position", "nees_rotation"):
         means[name] = round(float(np.nanmean([row[name] for row in rows])), 2)
     means["whole_way_m"] = round(sum(part["whole_path_m"] for part in parts), 1)

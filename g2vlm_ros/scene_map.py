@@ -20,9 +20,9 @@ from g2vlm_ros.core.mapping.edit import Edit, MapEditor
 from g2vlm_ros.core.mapping.files import MapFileError, MapInfo, load_map, save_map
 from g2vlm_ros.core.mapping.free_space import DepthView
 from g2vlm_ros.core.mapping.occupancy import Occupancy, OccupancyMapper
-from g2vlm_ros.core.mapping.pose_graph import logarithm
 from g2vlm_ros.core.mapping.voxel_map import VoxelMap
 from g2vlm_ros.core.settings import Settings
+from g2vlm_ros.core.tangent import logarithm
 from g2vlm_ros.live import Update
 
 VOXELS_PER_DEPTH = 100

@@ -188,6 +188,14 @@ def rotation(vector: np.ndarray) -> np.ndarray:
     return np.eye(3) + np.sin(angle) * skew + (1 - np.cos(angle)) * skew @ skew
 
 
+def up_in(result: Reconstruction) -> np.ndarray:
+    """Up, unit (3,), in the frame of a window of `pose_on_lap`, which nods by 8 degrees."""
+    nod = np.deg2rad(8.0)
+    up = np.array([0.0, -np.cos(nod), -np.sin(nod)])
+    mean = (result.window_from_camera[:, :3, :3].astype(float) @ up).mean(0)
+    return mean / np.linalg.norm(mean)
+
+
 def random_unit(rng: np.random.Generator) -> Similarity:
     """A window's own unit and frame."""
     turn, _ = np.linalg.qr(rng.normal(size=(3, 3)))

@@ -14,7 +14,7 @@ import numpy as np
 
 from g2vlm_ros.core.datatypes import Reconstruction
 from g2vlm_ros.core.geometry import Similarity
-from g2vlm_ros.core.mapping.pose_graph import adjoint, cross_matrix, exponential, logarithm
+from g2vlm_ros.core.tangent import adjoint, cross_matrix, exponential, logarithm
 
 ROBUST_STEPS = 4
 POLISH_STEPS = 8

@@ -10,7 +10,7 @@ import numpy as np
 from nav_msgs.msg import Odometry
 
 from g2vlm_ros.core.geometry import Similarity
-from g2vlm_ros.core.mapping.pose_graph import exponential, logarithm
+from g2vlm_ros.core.tangent import exponential, logarithm
 from g2vlm_ros.ros import convert
 from g2vlm_ros.ros.static_frames import StaticFrames
 

@@ -11,7 +11,7 @@ from g2vlm_ros.core.alignment import (
     join_views,
     sample_view,
 )
-from g2vlm_ros.core.mapping.pose_graph import logarithm
+from g2vlm_ros.core.tangent import logarithm
 from test.core.test_geometry import random_similarity
 from test.drive import DrivePerception, Noise, lap_poses
 

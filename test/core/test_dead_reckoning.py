@@ -9,9 +9,9 @@ from g2vlm_ros.core.datatypes import ScaleState, Window
 from g2vlm_ros.core.geometry import ZUP_FROM_OPTICAL, Similarity
 from g2vlm_ros.core.mapping.dead_reckoning import Reckoned, reckon
 from g2vlm_ros.core.mapping.map_frame import MapAligner
-from g2vlm_ros.core.mapping.pose_graph import cross_matrix
 from g2vlm_ros.core.mapping.scale import ScaleEvidence
 from g2vlm_ros.core.settings import MapSettings
+from g2vlm_ros.core.tangent import cross_matrix
 from test import drive
 from test.drive import DrivePerception, frame_of, lap_poses, pose_on_lap
 

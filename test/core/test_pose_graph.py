@@ -4,13 +4,8 @@ import numpy as np
 import pytest
 
 from g2vlm_ros.core.geometry import Similarity
-from g2vlm_ros.core.mapping.pose_graph import (
-    PoseGraph,
-    adjoint,
-    cross_matrix,
-    exponential,
-    logarithm,
-)
+from g2vlm_ros.core.mapping.pose_graph import PoseGraph
+from g2vlm_ros.core.tangent import adjoint, cross_matrix, exponential, logarithm
 from test.core.test_geometry import random_similarity
 
 SMALL = np.diag([0.002] * 3 + [0.01] * 3 + [0.01]) ** 2
@@ -132,6 +127,53 @@ def test_measured_scales_pull_a_drifting_chain_back():
         graph.optimise_recent(k)
         scales.append(graph.pose(k).scale)
     assert 0.98**39 < 0.46 and min(scales) > 0.96
+
+
+def test_measured_ups_hold_a_leaning_chain_upright():
+    """Each joint leans by half a degree, which it is known to; windows know up to two."""
+    graph = PoseGraph()
+    graph.add(1, Similarity.identity())
+    lean = exponential(np.radians([0.5, 0, 0, 0, 0, 0, 0]))
+    loose = np.diag([0.01] * 7) ** 2
+    known = np.diag([1.0, 1.0, 0.0]) / np.radians(2.0) ** 2
+    for k in range(2, 41):
+        graph.attach(k, k - 1, lean, loose)
+        graph.measure_up(k, known)
+        graph.optimise_recent(k)
+    lean_deg = [np.degrees(np.arccos(graph.pose(k).rotation[2, 2])) for k in range(1, 41)]
+    assert max(lean_deg) < 3.0, "19.5 degrees by joints alone"
+
+
+def test_up_of_a_map_is_what_its_windows_say_together(rng):
+    """Walls tell one axis each; two windows that see different walls tell up."""
+    up = np.array([0.1, -0.2, 1.0]) / np.linalg.norm([0.1, -0.2, 1.0])
+    wall, other = (np.cross(up, axis) for axis in ([1.0, 0, 0], [0, 1.0, 0]))
+    graph = PoseGraph(16)
+    for k, normal in ((1, wall), (2, other)):
+        pose = random_similarity(rng)
+        graph.add(k, pose)
+        in_node = pose.rotation.T @ normal / np.linalg.norm(normal)
+        graph.measure_up(k, np.outer(in_node, in_node) / 0.02**2)
+        if k == 1:
+            assert graph.up([1])[1] > 1.0, "about the wall's normal anything goes"
+    direction, std_rad = graph.up([1, 2])
+    np.testing.assert_allclose(direction, up, atol=1e-9)
+    assert 0.01 < std_rad < 0.04
+    assert graph.up([]) is None
+
+
+def test_folded_nodes_leave_their_ups_behind(rng):
+    graph = PoseGraph(16)
+    graph.add(1, Similarity.identity())
+    for k in range(2, 40):
+        graph.attach(k, k - 1, random_similarity(rng), SMALL)
+        z = graph.pose(k).rotation[2]
+        graph.measure_up(k, (np.eye(3) - np.outer(z, z)) / 0.1**2)
+        graph.fold()
+    assert len(graph) == 16
+    direction, std_rad = graph.up(graph.nodes)
+    np.testing.assert_allclose(direction, [0, 0, 1], atol=1e-9)
+    assert std_rad == pytest.approx(0.1 / np.sqrt(38))
 
 
 def test_folding_bounds_the_nodes_and_forgets_no_window(rng):

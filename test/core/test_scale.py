@@ -1,4 +1,4 @@
-"""What can be said about metres, by whom it is believed, and where the floor is."""
+"""What can be said about metres, and by whom it is believed."""
 
 from dataclasses import replace
 
@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from g2vlm_ros.core.datatypes import Window
+from g2vlm_ros.core.mapping.level import find_floor, surfaces_of
 from g2vlm_ros.core.mapping.scale import (
     VIEW_NOISE,
     ScaleEvidence,
     evidence,
-    find_floor,
     from_camera_height,
     from_depth,
     from_odometry,
@@ -22,11 +22,11 @@ from g2vlm_ros.core.settings import SettingError
 from test.drive import (
     HEIGHT_M,
     DrivePerception,
-    Noise,
     frame_of,
     lap_poses,
     look,
     rotation,
+    up_in,
 )
 
 
@@ -44,10 +44,6 @@ def seen(views=4, step_m=0.4, noise=None, **more):
         for k in range(views)
     ]
     return frames, result, 1 / perception.window_from_world.scale
-
-
-def up_in(result):
-    return -result.window_from_camera[:, :3, 1].astype(float).mean(0)
 
 
 def test_odometry_gives_the_scale_with_an_error_bar():
@@ -110,25 +106,13 @@ def test_depth_images_of_any_size_and_with_holes():
     assert from_depth([replace(frames[0], depth=lambda: blind)], result) is None
 
 
-def test_floor_is_found_from_a_tilted_guess_and_gives_the_height(rng):
-    for noise, rel in ((Noise(), 1e-3), (Noise(0.03, 0.1), 0.05)):
-        _, result, truth = seen(noise=noise)
-        down = up_in(result)
-        tilted = down + 0.15 * rng.normal(size=3) * np.linalg.norm(down)
-        floor = find_floor(result, tilted / np.linalg.norm(tilted))
-        found = from_camera_height(floor, HEIGHT_M)
-        assert found.metres_per_unit == pytest.approx(truth, rel=rel)
-        assert found.relative_std >= 0.05 and found.source == "camera_height"
+def test_the_height_over_the_floor_gives_the_scale():
+    _, result, truth = seen()
+    floor = find_floor(surfaces_of(result), up_in(result))
+    found = from_camera_height(floor, HEIGHT_M)
+    assert found.metres_per_unit == pytest.approx(truth, rel=1e-3)
+    assert found.relative_std >= 0.05 and found.source == "camera_height"
     assert from_camera_height(floor, 0.0) is None and from_camera_height(None, 1.0) is None
-
-
-def test_without_a_floor_in_view_there_is_none():
-    _, result, _ = seen()
-    assert find_floor(result, up_in(result)) is not None
-    points = result.geometry.local_points_u.copy()
-    points[:, 20:] = points[:, :1]  # the lower half of the images shows nothing new
-    above = replace(result, geometry=replace(result.geometry, local_points_u=points))
-    assert find_floor(above, up_in(above)) is None
 
 
 def test_every_source_speaks_the_most_trusted_first():
@@ -136,7 +120,7 @@ def test_every_source_speaks_the_most_trusted_first():
     depth = look(lap_poses(1, 0.4)[0])[0]
     frames[0] = replace(frames[0], depth=lambda: 3 * depth)
     known = dict(rig_m={}, camera_height_m=HEIGHT_M, metres_per_unit=2.0)
-    floor = find_floor(result, up_in(result))
+    floor = find_floor(surfaces_of(result), up_in(result))
 
     def sources(frames, floor=floor):
         found = evidence(Window(1, tuple(frames)), result, floor, **known)

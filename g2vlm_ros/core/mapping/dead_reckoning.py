@@ -14,8 +14,8 @@ import numpy as np
 from g2vlm_ros.core.alignment import Joint, about
 from g2vlm_ros.core.datatypes import Frame, Reconstruction
 from g2vlm_ros.core.geometry import Similarity
-from g2vlm_ros.core.mapping.pose_graph import logarithm
 from g2vlm_ros.core.mapping.scale import MOST_SPEED_M_S, ScaleEvidence
+from g2vlm_ros.core.tangent import logarithm
 
 DRIFT = 0.05
 """Deviation of odometry, per metre of way and per radian of turn."""

@@ -1,9 +1,9 @@
 """Windows into one map frame that stays put: joints, sub-maps, loop closure, metres and level.
 
 The first camera of a sub-map is the origin, taken as level (x forward, y left, z up) until gravity
-or, without an IMU, a floor plane says better. Map units are the first window's until the scale is
-known, metres from then on; whatever moves earlier windows is listed in the placement that moved
-them.
+or, without an IMU, the floors and walls in view say better (`Level`). Map units are the first
+window's until the scale is known, metres from then on; whatever moves earlier windows is listed in
+the placement that moved them.
 """
 
 from __future__ import annotations
@@ -20,18 +20,13 @@ from g2vlm_ros.core.datatypes import Frame, Reconstruction, ScaleState, Window
 from g2vlm_ros.core.geometry import ZUP_FROM_OPTICAL, Similarity
 from g2vlm_ros.core.mapping.dead_reckoning import Reckoned, reckon
 from g2vlm_ros.core.mapping.keyframes import Overlap, loop_refusal, view_overlap
+from g2vlm_ros.core.mapping.level import Floor, Level
 from g2vlm_ros.core.mapping.placement import Placement, view_covariances
-from g2vlm_ros.core.mapping.pose_graph import PoseGraph, adjoint, logarithm
-from g2vlm_ros.core.mapping.scale import (
-    ScaleEvidence,
-    evidence,
-    find_floor,
-    gravity_up,
-    rig_baselines_m,
-    upright,
-)
+from g2vlm_ros.core.mapping.pose_graph import PoseGraph
+from g2vlm_ros.core.mapping.scale import ScaleEvidence, evidence, rig_baselines_m
 from g2vlm_ros.core.mapping.scale_filter import ScaleBelief, ScaleFilter
 from g2vlm_ros.core.settings import MapSettings
+from g2vlm_ros.core.tangent import adjoint, logarithm
 
 REMEMBERED_WINDOWS = 4
 """Earlier windows that a new one may be joined to by shared views."""
@@ -54,9 +49,7 @@ class _SubMap:
     id: int
     scale: ScaleFilter = field(default_factory=ScaleFilter)
     metric: bool = False
-    level: str = ""
-    """What made it upright: "gravity" or "floor"; empty while the first camera counts as level."""
-    floor_z: float = float("nan")
+    level: Level = field(default_factory=Level)
 
 
 class MapAligner:
@@ -104,10 +97,10 @@ class MapAligner:
         else:
             self._start(node, result)
         sub_map = self._sub_map_of[node]
-        turned = self._level(window, result, sub_map)
-        belief, rescaled = self._measure(window, result, sub_map, joints)
+        turned, floor = sub_map.level.hear(self._graph, node, window.frames, result)
+        belief, rescaled = self._measure(window, result, sub_map, joints, floor)
         before = self._poses(self._graph.recent(node))
-        if len(joints) > 1 or sub_map.metric:
+        if len(joints) > 1 or sub_map.metric or sub_map.level.source:
             self._graph.optimise_recent(node)
         if turned or rescaled != 1.0:
             before = dict.fromkeys(self._graph.members(self._graph.component(node)))
@@ -130,7 +123,7 @@ class MapAligner:
             scale_refused=belief.refused,
             scale_clash=belief.clash,
             rescaled=rescaled,
-            floor_z=sub_map.floor_z,
+            floor_z=sub_map.level.floor_z(self._graph),
             corrections=self._moved(before, node),
         )
         self._fold()
@@ -208,7 +201,7 @@ class MapAligner:
             covariance=self._covariance(node, result, sub_map, sub_map.scale.belief()),
             scale_std=sub_map.scale.belief().relative_std,
             scale_source=sub_map.scale.belief().source,
-            floor_z=sub_map.floor_z,
+            floor_z=sub_map.level.floor_z(self._graph),
             loop_closed=True,
             joined_sub_map=ended,
             corrections=tuple(moved.items()),
@@ -321,46 +314,16 @@ class MapAligner:
             return False, own.id
         return False, None
 
-    def _level(self, window: Window, result: Reconstruction, sub_map: _SubMap) -> bool:
-        """Turn the sub-map upright, by gravity or else by the first floor that it sees.
-
-        Returns whether that happened.
-        """
-        node, turned = window.id, False
-        up = gravity_up(window.frames, result)
-        if up is not None and sub_map.level != "gravity":
-            self._turn_upright(node, up)
-            sub_map.level, sub_map.floor_z, turned = "gravity", float("nan"), True
-        if np.isfinite(sub_map.floor_z):
-            return turned
-        floor = find_floor(result, self._graph.pose(node).rotation.T @ [0.0, 0.0, 1.0])
-        if floor is None:
-            return turned
-        if not sub_map.level:
-            self._turn_upright(node, floor.up)
-            sub_map.level, turned = "floor", True
-        centre = result.window_from_camera[:, :3, 3].astype(np.float64).mean(0)
-        pose = self._graph.pose(node)
-        sub_map.floor_z = float(pose.apply(centre)[2] - pose.scale * floor.height_u)
-        return turned
-
-    def _turn_upright(self, node: int, up: np.ndarray) -> None:
-        """Turn a node's sub-map so that `up`, unit (3,) in the node's frame, becomes z."""
-        turn = upright(self._graph.pose(node).rotation @ up)
-        self._graph.move(self._graph.component(node), Similarity(1.0, turn, np.zeros(3)))
-
     def _measure(
         self,
         window: Window,
         result: Reconstruction,
         sub_map: _SubMap,
         joints: dict[int, Joint],
+        floor: Floor | None,
     ) -> tuple[ScaleBelief, float]:
         """Hear the window's evidence of scale; once it is good, map units become metres."""
-        node = window.id
-        pose, floor = self._graph.pose(node), None
-        if self._settings.camera_height_m > 0:
-            floor = find_floor(result, pose.rotation.T @ [0.0, 0.0, 1.0])
+        node, pose = window.id, self._graph.pose(window.id)
         expected = sub_map.scale.belief().metres_per_unit * pose.scale
         noise = sub_map.scale.view_noise
         found = self._evidence(window, result, floor, expected=expected, view_noise=noise)
@@ -374,7 +337,7 @@ class MapAligner:
             by = Similarity(rescaled, np.eye(3), np.zeros(3))
             self._graph.move(self._graph.component(node), by, measured=belief.jump != 1.0)
             sub_map.scale.rescaled(rescaled)
-            sub_map.metric, sub_map.floor_z = True, sub_map.floor_z * rescaled
+            sub_map.metric = True
         if sub_map.metric and belief.heard is not None:
             heard = belief.heard
             self._graph.measure_scale(node, heard.metres_per_unit, heard.relative_std)

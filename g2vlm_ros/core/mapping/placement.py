@@ -9,7 +9,7 @@ import numpy as np
 from g2vlm_ros.core.alignment import Joint
 from g2vlm_ros.core.datatypes import Reconstruction, ScaleState
 from g2vlm_ros.core.geometry import Similarity
-from g2vlm_ros.core.mapping.pose_graph import cross_matrix
+from g2vlm_ros.core.tangent import cross_matrix
 
 VIEW_TURN_RAD = 0.005
 """Assumed orientation error of a view in its window."""

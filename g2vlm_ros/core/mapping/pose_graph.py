@@ -1,7 +1,8 @@
 """Similarities between windows, made consistent: a small pose graph, optimised incrementally.
 
 The tangent of a similarity is (rotation 3 in rad, translation 3, log scale 1). Nodes are
-map_from_window; edges are joints with their information. The graph never holds more than
+map_from_window; edges are joints with their information; a node's scale and its up can be measured
+from outside. The graph never holds more than
 `max_nodes` nodes: beyond that, old ones are folded into their neighbours and move with them.
 """
 
@@ -10,10 +11,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-import cv2
 import numpy as np
 
 from g2vlm_ros.core.geometry import Similarity
+from g2vlm_ros.core.tangent import adjoint, cross_matrix, exponential, logarithm
 
 MOST_STEPS = 15
 ENOUGH = 1e-3
@@ -22,35 +23,6 @@ RECENT = 8
 """Nodes that every window may move; the whole graph moves at loop closures only."""
 MOST_FOLDED = 4000
 """Folded windows that still follow their neighbours; older ones are forgotten."""
-
-
-def exponential(tangent: np.ndarray) -> Similarity:
-    """The similarity of a tangent (7,): rotation vector, translation and log scale apart."""
-    rotation, _ = cv2.Rodrigues(np.asarray(tangent[:3], dtype=np.float64))
-    return Similarity(float(np.exp(tangent[6])), rotation, np.array(tangent[3:6], dtype=float))
-
-
-def logarithm(similarity: Similarity) -> np.ndarray:
-    """The tangent float64 (7,) of a similarity, the inverse of `exponential`."""
-    vector, _ = cv2.Rodrigues(similarity.rotation)
-    return np.concatenate([vector[:, 0], similarity.translation, [np.log(similarity.scale)]])
-
-
-def adjoint(similarity: Similarity) -> np.ndarray:
-    """(7, 7): T exponential(d) = exponential(adjoint(T) d) T to first order in d."""
-    matrix = np.zeros((7, 7))
-    matrix[:3, :3] = similarity.rotation
-    matrix[3:6, :3] = cross_matrix(similarity.translation) @ similarity.rotation
-    matrix[3:6, 3:6] = similarity.scale * similarity.rotation
-    matrix[3:6, 6] = -similarity.translation
-    matrix[6, 6] = 1.0
-    return matrix
-
-
-def cross_matrix(vector: np.ndarray) -> np.ndarray:
-    """(3, 3): cross_matrix(a) @ b = a x b."""
-    x, y, z = vector
-    return np.array([[0.0, -z, y], [z, 0.0, -x], [-y, x, 0.0]])
 
 
 @dataclass
@@ -85,6 +57,7 @@ class PoseGraph:
         self._covariances: dict[int, np.ndarray] = {}
         self._edges: dict[int, list[_Edge]] = {}
         self._scales: dict[int, tuple[float, float]] = {}
+        self._ups: dict[int, np.ndarray] = {}
         self._spans: dict[int, int] = {}
         self._folded: dict[int, tuple[int, Similarity]] = {}
 
@@ -167,6 +140,26 @@ class PoseGraph:
         """An outside measurement (odometry, ...) of map units per unit of the node."""
         self._scales[node] = (float(np.log(scale)), relative_std)
 
+    def measure_up(self, node: int, information: np.ndarray) -> None:
+        """An outside measurement of up: (3, 3) in the node's frame, zero along it, 1/rad² else."""
+        self._ups[node] = information
+
+    def forget_ups(self, nodes: Iterable[int]) -> None:
+        """These nodes are no longer held upright."""
+        for node in nodes:
+            self._ups.pop(node, None)
+
+    def up(self, nodes: Iterable[int]) -> tuple[np.ndarray, float] | None:
+        """Up in the map, the half that z is in, by all measurements at these nodes; its deviation
+        (rad) about the axis that is known worst. None where there is none."""
+        rotations = ((self._poses[n].rotation, self._ups[n]) for n in nodes if n in self._ups)
+        parts = [rotation @ information @ rotation.T for rotation, information in rotations]
+        if not parts:
+            return None
+        strength, axes = np.linalg.eigh(np.sum(parts, axis=0))
+        direction = axes[:, 0] * (1.0 if axes[2, 0] >= 0 else -1.0)
+        return direction, float(max(strength[1], 1e-9) ** -0.5)
+
     def move(self, nodes: Iterable[int], by: Similarity, measured: bool = True) -> None:
         """by @ map_from_node for these nodes; measured scales follow unless they are to stay."""
         for node in nodes:
@@ -190,7 +183,7 @@ class PoseGraph:
         """Forget a node, its edges and what was folded into it."""
         for edge in self._edges.pop(node):
             self._edges[edge.other(node)].remove(edge)
-        for table in (self._poses, self._covariances, self._spans, self._scales):
+        for table in (self._poses, self._covariances, self._spans, self._scales, self._ups):
             table.pop(node, None)
         self._folded = {n: f for n, f in self._folded.items() if f[0] != node}
 
@@ -218,13 +211,15 @@ class PoseGraph:
         shared: dict[tuple[int, int], _Edge] = {}
         for own in edges.values():
             own[:] = [shared.setdefault((e.target, e.source), e) for e in own]
-        tables = (self._poses, self._covariances, self._scales, self._spans, self._folded)
+        tables = (self._poses, self._covariances, self._scales, self._ups, self._spans,
+                  self._folded)  # fmt: skip
         return edges, tuple(dict(table) for table in tables)
 
     def restore(self, saved: tuple) -> None:
         """Back to a snapshot."""
         self._edges, tables = saved
-        self._poses, self._covariances, self._scales, self._spans, self._folded = tables
+        (self._poses, self._covariances, self._scales, self._ups, self._spans,
+         self._folded) = tables  # fmt: skip
 
     def _optimise(self, free: list[int]) -> None:
         """Levenberg-Marquardt over the free nodes' right tangents."""
@@ -262,7 +257,13 @@ class PoseGraph:
 
     def _cost(self, free: list[int]) -> float:
         edges = sum(self._error(e)[0] for e in self._touching(free))
-        return edges + sum(self._scale_error(n) ** 2 for n in free if n in self._scales)
+        scales = sum(self._scale_error(n) ** 2 for n in free if n in self._scales)
+        return edges + scales + sum(self._lean(n) for n in free if n in self._ups)
+
+    def _lean(self, node: int) -> float:
+        """Squared normalised angle between the map's z and what was measured as up."""
+        z = self._poses[node].rotation[2]
+        return float(z @ self._ups[node] @ z)
 
     def _scale_error(self, node: int) -> float:
         log_scale, std = self._scales[node]
@@ -289,6 +290,13 @@ class PoseGraph:
                 hessian[row, row] += 1 / std**2
                 gradient[row] += self._scale_error(node) / std
                 cost += self._scale_error(node) ** 2
+            if node in self._ups:
+                z, information = self._poses[node].rotation[2], self._ups[node]
+                turn = cross_matrix(z)
+                rows = slice(place[node].start, place[node].start + 3)
+                hessian[rows, rows] += turn.T @ information @ turn
+                gradient[rows] += turn.T @ information @ z
+                cost += self._lean(node)
         return hessian, gradient, cost
 
     def _refresh_covariances(self, first: int, free: list[int]) -> None:
@@ -335,8 +343,11 @@ class PoseGraph:
         ]
         relative = self._poses[keeper].inverse() @ self._poses[node]
         children = {n: f[1] for n, f in self._folded.items() if f[0] == node}
-        span = self._spans[node]
+        span, up = self._spans[node], self._ups.get(node)
         self.remove(node)
+        if up is not None:
+            turned = relative.rotation @ up @ relative.rotation.T
+            self._ups[keeper] = self._ups.get(keeper, 0.0) + turned
         self._spans[keeper] += span
         if node > 0:
             self._folded[node] = (keeper, relative)

@@ -1,4 +1,4 @@
-"""Metres per unit, and which way is up: what a window can be measured against.
+"""Metres per unit: what a window can be measured against.
 
 Evidence is the scale of one window's own unit, from (in this order of trust) odometry, the known
 baselines of a camera rig, a depth image, the camera's height over the floor, or a fixed number.
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from g2vlm_ros.core.datatypes import Frame, Reconstruction, Window
-from g2vlm_ros.core.mapping.pose_graph import cross_matrix
+from g2vlm_ros.core.mapping.level import Floor
 from g2vlm_ros.core.settings import SettingError
 
 TRUST = ("odometry", "rig", "depth", "camera_height", "fixed")
@@ -33,12 +33,6 @@ LEAST_MOTION_M = 0.1
 """Odometry says nothing about scale over shorter ways."""
 MOST_DISAGREEMENT = 0.3
 """Relative spread of single measurements above which a window's evidence is refused."""
-FLOOR_STEP = 0.02
-"""A point lies on a plane when it is within this fraction of the median range."""
-FLOOR_TILT = np.cos(np.deg2rad(25.0))
-LEAST_FLOOR_SHARE = 0.1
-LEAST_AGREEMENT = 0.98
-"""Length of the mean of the views' unit vectors up, below which none is believed."""
 
 
 @dataclass(frozen=True)
@@ -48,18 +42,6 @@ class ScaleEvidence:
     metres_per_unit: float
     relative_std: float
     source: str
-
-
-@dataclass(frozen=True)
-class Floor:
-    """A floor plane under the cameras of a window, in the window's frame and unit."""
-
-    up: np.ndarray
-    """float64 (3,) unit normal."""
-    height_u: float
-    """Of the cameras above it, on average."""
-    relative_std: float
-    """Of the height."""
 
 
 def rig_baselines_m(setting: str) -> dict[tuple[str, str], float]:
@@ -259,73 +241,3 @@ def _nearest(image: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
     sizes = zip(shape, image.shape, strict=True)
     picks = [((np.arange(n) + 0.5) * m / n).astype(int) for n, m in sizes]
     return image[np.ix_(*picks)]
-
-
-def gravity_up(frames: Sequence[Frame], result: Reconstruction) -> np.ndarray | None:
-    """Up, unit float64 (3,) in the window's frame, by the gravity of its views; None if unknown.
-
-    None also where the views contradict each other: shaken, or turned wrongly in the window.
-    """
-    ups = [
-        result.window_from_camera[i, :3, :3] @ frame.up
-        for i, frame in enumerate(frames)
-        if frame.up is not None
-    ]
-    if not ups:
-        return None
-    mean = np.mean(ups, axis=0)
-    length = float(np.linalg.norm(mean))
-    return mean / length if length >= LEAST_AGREEMENT else None
-
-
-def find_floor(result: Reconstruction, up: np.ndarray) -> Floor | None:
-    """The lowest large plane under the cameras that is level within 25 degrees of `up`, or None.
-
-    up: (3,) in the window's frame. Robust: 200 planes through three points each, the best one
-    refined by least squares; refused when much lies below it, as under a table top.
-    """
-    points = result.points_u(stride_px=8).reshape(-1, 3).astype(np.float64)
-    centres = result.window_from_camera[:, :3, 3].astype(np.float64)
-    middle, reach = centres.mean(0), float(np.median(result.local_points_u[:, ::8, ::8, 2]))
-    points = points[np.isfinite(points).all(1)] - middle
-    everything, step = len(points), FLOOR_STEP * reach
-    points = points[points @ up < -0.1 * reach]
-    if len(points) < max(30, LEAST_FLOOR_SHARE * everything):
-        return None
-    picks = np.random.default_rng(0).integers(len(points), size=(200, 3))
-    a, b, c = points[picks].transpose(1, 0, 2)
-    normal = np.cross(b - a, c - a)
-    length = np.maximum(np.linalg.norm(normal, axis=1), 1e-12)
-    normal *= (np.sign(normal @ up) / length)[:, None]
-    level = normal @ up > FLOOR_TILT
-    if not level.any():
-        return None
-    normal, a = normal[level], a[level]
-    distance = points @ normal.T - (a * normal).sum(1)
-    votes = (np.abs(distance) < step).sum(0) - 2 * (distance < -2 * step).sum(0)
-    best = int(votes.argmax())
-    on = np.abs(distance[:, best]) < step
-    if on.sum() < LEAST_FLOOR_SHARE * everything:
-        return None
-    for _ in range(3):
-        # What stands on the floor is near it too: close in on the plane itself.
-        centre = points[on].mean(0)
-        refined = np.linalg.svd(points[on] - centre, full_matrices=False)[2][2]
-        refined = refined * np.sign(refined @ up)
-        off = np.abs((points - centre) @ refined)
-        on = off <= np.clip(3 * np.median(off[on]), 1e-4 * reach, step)
-    below = ((points - centre) @ refined < -2 * step).mean()
-    heights = (centres - middle - centre) @ refined
-    if refined @ up < FLOOR_TILT or below > 0.1 or heights.min() <= step:
-        return None
-    spread = float(np.std((points[on] - centre) @ refined))
-    return Floor(refined, float(heights.mean()), spread / float(heights.mean()))
-
-
-def upright(up: np.ndarray) -> np.ndarray:
-    """The smallest rotation (3, 3) that turns a unit vector to z."""
-    if up[2] < -1 + 1e-9:
-        return np.diag([1.0, -1.0, -1.0])
-    axis, cosine = np.cross(up, [0.0, 0.0, 1.0]), float(up[2])
-    skew = cross_matrix(axis)
-    return np.eye(3) + skew + skew @ skew / (1.0 + cosine)

@@ -1,0 +1,201 @@
+"""Up by gravity or by floors and walls, the floor itself, and maps that are held upright."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from g2vlm_ros.core.datatypes import Window
+from g2vlm_ros.core.geometry import Similarity
+from g2vlm_ros.core.mapping.level import (
+    Level,
+    find_floor,
+    gravity_up,
+    structure_up,
+    surfaces_of,
+    upright,
+)
+from g2vlm_ros.core.mapping.map_frame import MapAligner
+from g2vlm_ros.core.mapping.pose_graph import PoseGraph
+from g2vlm_ros.core.settings import MapSettings
+from test.drive import (
+    HEIGHT_M,
+    DrivePerception,
+    Noise,
+    frame_of,
+    lap_poses,
+    rotation,
+    up_in,
+)
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(4)
+
+
+def window(poses=None, noise=None):
+    """(result, units per metre) of a window on the lap."""
+    perception = DrivePerception(lap_poses(4, 0.4) if poses is None else poses, noise)
+    result = perception.reconstruct(list(range(len(perception.poses))))
+    return result, perception.window_from_world.scale
+
+
+def bent(result, change):
+    """The window with other points in the frames of its cameras."""
+    points = change(result.local_points_u.astype(float)).astype(np.float32)
+    return replace(result, geometry=replace(result.geometry, local_points_u=points))
+
+
+def leaning(up, rad, rng):
+    """A unit vector so far off."""
+    aside = np.cross(up, rng.normal(size=3))
+    return np.cos(rad) * up + np.sin(rad) * aside / np.linalg.norm(aside)
+
+
+def angle_deg(a, b):
+    return float(np.degrees(np.arccos(np.clip(a @ b, -1, 1))))
+
+
+@pytest.mark.parametrize("lean_deg", [0, 15, 30])
+def test_walls_and_floor_say_what_is_up(rng, lean_deg):
+    for noise, within_deg in ((Noise(), 1.0), (Noise(turn_rad=0.01), 2.0)):
+        result, _ = window(noise=noise)
+        guess = leaning(up_in(result), np.deg2rad(lean_deg), rng)
+        found = structure_up(surfaces_of(result), guess)
+        assert angle_deg(found.direction, up_in(result)) < within_deg
+        assert found.source == "structure"
+        np.testing.assert_allclose(found.information @ found.direction, 0, atol=1e-6)
+        least_std_deg = np.degrees(np.linalg.eigvalsh(found.information)[1] ** -0.5)
+        assert 1.0 < least_std_deg < 5.0
+
+
+def test_one_wall_leaves_its_own_axis_open():
+    result, _ = window()
+    ahead = result.window_from_camera[0, :3, 2].astype(float)
+    wall = bent(result, lambda p: p / (p @ [0.0, 0.0, 1.0])[..., None])
+    surfaces = surfaces_of(wall)
+    one = surfaces.blocks < 64  # the first view's
+    surfaces = surfaces._replace(
+        points=surfaces.points[one], normals=surfaces.normals[one], blocks=surfaces.blocks[one]
+    )
+    up, sideways = -result.window_from_camera[0, :3, :2].astype(float).T[::-1]
+    found = structure_up(surfaces, up)
+    nod, roll = (axis @ found.information @ axis for axis in (ahead, sideways))
+    assert nod > 100 * roll, "a wall tells how the camera nods, not how it is rolled"
+
+
+def test_without_order_there_is_no_up(rng):
+    result, _ = window()
+    hills = 1 + 0.3 * rng.normal(size=(1, 6, 8)).repeat(8, 1).repeat(8, 2)[..., None]
+    slope = np.linspace(0.7, 1.3, 64)[None, None, :, None] ** rng.normal(size=(4, 48, 1, 1))
+    ball = result.local_points_u / np.linalg.norm(result.local_points_u, axis=-1, keepdims=True)
+    for change in (lambda p: p * hills * slope, lambda p: 3 * ball):
+        assert structure_up(surfaces_of(bent(result, change)), up_in(result)) is None
+
+
+def test_gravity_of_the_views_is_up(rng):
+    poses = lap_poses(3, 0.2)
+    perception = DrivePerception(poses)
+    result = perception.reconstruct([0, 1, 2])
+    frames = [frame_of(perception, n, up=poses[n][2, :3].copy()) for n in range(3)]
+    found = gravity_up(frames, result)
+    assert angle_deg(found.direction, up_in(result)) < 1e-3 and found.source == "gravity"
+    assert gravity_up([replace(frame, up=None) for frame in frames], result) is None
+
+
+def test_the_floor_is_found_and_how_high_the_cameras_are(rng):
+    result, unit = window()
+    up = leaning(up_in(result), np.deg2rad(1.0), rng)
+    floor = find_floor(surfaces_of(result), up)
+    assert floor.height_u / unit == pytest.approx(HEIGHT_M, rel=0.05)
+    middle = result.window_from_camera[:, :3, 3].astype(float).mean(0)
+    assert (middle - floor.point) @ up == pytest.approx(floor.height_u)
+    rough, unit = window(noise=Noise(turn_rad=0.01))
+    assert find_floor(surfaces_of(rough), up_in(rough)).height_u / unit == pytest.approx(
+        1.3, rel=0.1
+    )
+
+
+def test_without_a_floor_in_view_there_is_none():
+    result, _ = window()
+    above = bent(result, lambda p: np.concatenate([p[:, :1].repeat(20, 1), p[:, :28]], axis=1))
+    assert find_floor(surfaces_of(above), up_in(above)) is None
+
+
+def test_a_table_top_with_more_below_it_is_no_floor():
+    result, unit = window()
+    surfaces = surfaces_of(result)
+    up, middle = up_in(result), surfaces.centres.mean(0)
+    height = (surfaces.points - middle) @ up / unit
+    low = np.flatnonzero(height < 0.6 - HEIGHT_M)
+    raised = surfaces.points.copy()
+    raised[low] += ((0.6 - HEIGHT_M - height[low]) * unit)[:, None] * up  # nothing below a table
+    on_table = find_floor(surfaces._replace(points=raised), up)
+    assert on_table.height_u / unit == pytest.approx(HEIGHT_M - 0.6, rel=0.05)
+    glimpse = low[: len(height) // 50]
+    raised[glimpse] = surfaces.points[glimpse] - 0.5 * unit * up
+    assert find_floor(surfaces._replace(points=raised), up) is None
+
+
+def drive(poses, noise=None, windows_of=3):
+    """(map_from_camera of every window, the last placement); windows share two views."""
+    perception, aligner, found = DrivePerception(poses, noise), MapAligner(MapSettings()), {}
+    for first in range(len(poses) - windows_of + 1):
+        numbers = list(range(first, first + windows_of))
+        frames = tuple(frame_of(perception, n) for n in numbers)
+        result = perception.reconstruct(numbers)
+        placement = aligner.place(Window(first + 1, frames), result)
+        found[first] = placement.camera_poses(result.window_from_camera)
+    return found, placement
+
+
+def lean_deg(poses, truth):
+    """How far up in the map is from up in the world, by the views of a window."""
+    ups = [p[:3, :3] @ t[2, :3] for p, t in zip(poses, truth, strict=True)]
+    return angle_deg(np.mean(ups, axis=0) / np.linalg.norm(np.mean(ups, axis=0)), np.eye(3)[2])
+
+
+def test_a_map_that_starts_with_a_nodding_camera_is_upright():
+    poses = lap_poses(8, 0.3)
+    found, placement = drive(poses)
+    for first, views in found.items():
+        assert lean_deg(views, poses[first : first + 3]) < 1.0
+    scale = np.linalg.norm(found[5][2][:3, 3] - found[5][0][:3, 3]) / np.linalg.norm(
+        poses[7][:3, 3] - poses[5][:3, 3]
+    )
+    height = (found[5][0][2, 3] - placement.floor_z) / scale
+    assert height == pytest.approx(HEIGHT_M, rel=0.05)
+
+
+def test_windows_stay_upright_where_joints_alone_would_lean(monkeypatch):
+    poses = lap_poses(60, 0.3)
+    noise = Noise(turn_rad=0.02)
+
+    def worst():
+        found, _ = drive(poses, noise)
+        return max(lean_deg(v, poses[n : n + 3]) for n, v in found.items() if n >= 20)
+
+    held = worst()
+    monkeypatch.setattr(PoseGraph, "_lean", lambda *_: 0.0)
+    measured = PoseGraph.measure_up
+    monkeypatch.setattr(
+        PoseGraph, "measure_up", lambda g, n, i: measured(g, n, i if n < 4 else 0 * i)
+    )
+    assert held < 5.0 and worst() > 2 * held
+
+
+def test_an_up_that_contradicts_the_map_is_not_heard(rng):
+    perception = DrivePerception(lap_poses(3, 0.3))
+    result = perception.reconstruct([0, 1, 2])
+    frames = [frame_of(perception, n) for n in range(3)]
+    graph, level = PoseGraph(), Level()
+    graph.add(1, Similarity(1.0, upright(up_in(result)), np.zeros(3)))
+    level.hear(graph, 1, frames, result)
+    assert level.source == "structure"
+    before = graph.up([1])
+    nod = rotation(0.35 * result.window_from_camera[0, :3, 0].astype(float))
+    graph.attach(2, 1, Similarity(1.0, nod, np.zeros(3)), np.eye(7))
+    turned, _ = level.hear(graph, 2, frames, result)
+    assert not turned and graph.up([2]) is None
+    np.testing.assert_allclose(graph.up([1, 2])[0], before[0])
