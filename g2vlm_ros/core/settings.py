@@ -299,9 +299,7 @@ class Settings:
         "",
         "Depth images (32FC1, 16UC1) registered to the camera of their frame_id, for scale.",
     )
-    imu_topic: str = knob(
-        "", "sensor_msgs/Imu that says which way is up; empty: the floors and walls in view do."
-    )
+    imu_topic: str = knob("", "sensor_msgs/Imu that says what is up; empty: floors and walls do.")
     max_image_px: int = knob(
         50_000_000,
         "Largest image accepted, width times height.",
