@@ -133,11 +133,16 @@ def truth(
     return Truth(tuple(seen), frozenset(glimpsed), home.obstacles())
 
 
-def ask(truth: Truth, rng: np.random.Generator, count: int) -> list[QuestionAnswer]:
-    """Up to `count` questions, their kinds spread evenly; fewer where the window shows little."""
+def ask(
+    truth: Truth, rng: np.random.Generator, count: int, kinds: Sequence[str] = ()
+) -> list[QuestionAnswer]:
+    """Up to `count` questions, their kinds spread evenly; fewer where the window shows little.
+
+    kinds: those to ask of, all where there are none.
+    """
     made: list[QuestionAnswer] = []
-    order = list(KINDS)
-    for _ in range(3):
+    order = list(kinds or KINDS)
+    for _ in range(3 * len(KINDS) // len(order)):
         rng.shuffle(order)
         for kind in order:
             if len(made) == count:

@@ -124,6 +124,8 @@ class Data:
     """A new shard comes in after 32 times as many windows."""
     questions: int = 16
     """Per window."""
+    harder: tuple[str, ...] = ("nearest", "count", "distance", "size", "colour", "fits", "absent")
+    """Kinds of questions that are asked two to three times as often as the others."""
     tokens: int = 40
     """Longest question with its answer."""
 

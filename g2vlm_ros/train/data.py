@@ -203,8 +203,7 @@ class Ring:
                 known = self._questions(number, scene, variant, steps)
                 # The shorter or the longer ones, so that little of a batch is padding.
                 half_of = known[half * len(known) // 2 : (half + 1) * len(known) // 2]
-                order = rng.permutation(len(half_of))[: data.questions]
-                questions.append([half_of[i] for i in order])
+                questions.append(_drawn(half_of, data.questions, rng))
                 side = data.semantic_px // CELL_PX
                 cells.append(cell_shares(shard["items"][scene, at].cpu().numpy(), side))
                 classes.append(classes_of(self.shards.home(number, scene)))
@@ -248,10 +247,25 @@ class Ring:
             home = self.shards.home(number, scene)
             parts = (shard[name][scene, steps] for name in ("share", "poses", "times"))
             rng = np.random.default_rng([home.seed, variant, len(steps)])
-            made = ask(truth(home, *parts), rng, 3 * self.data.questions)
+            facts, most = truth(home, *parts), 3 * self.data.questions
+            made = ask(facts, rng, most)
+            harder = ask(facts, rng, most, self.data.harder)
+            asked = {qa.question for qa in made}
+            made += [qa for qa in harder if qa.question not in asked]
             made.sort(key=lambda qa: len(qa.question) + len(qa.answer))
             shard["asked"][key] = made
         return shard["asked"][key]
+
+
+def _drawn(
+    known: list[QuestionAnswer], count: int, rng: np.random.Generator
+) -> list[QuestionAnswer]:
+    """Up to `count` of these; what is nearest, which can be asked in few ways, more often."""
+    if not known:
+        return []
+    weight = np.array([3.0 if qa.kind == "nearest" else 1.0 for qa in known])
+    order = rng.choice(len(known), min(count, len(known)), False, weight / weight.sum())
+    return [known[i] for i in order]
 
 
 def cell_shares(items: np.ndarray, side: int) -> np.ndarray:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import numpy as np
 import torch
 
 from g2vlm_ros.core.sequence import after_images, question_ids
 from g2vlm_ros.core.tokenizer import Tokenizer
 from g2vlm_ros.sim.camera import lens
+from g2vlm_ros.sim.questions import KINDS
 from g2vlm_ros.sim.splits import split_of
+from g2vlm_ros.train.config import Data
 from g2vlm_ros.train.data import CELL_PX, SHARD, Ring, Shards, cell_shares, pick_views, squares
 from g2vlm_ros.train.losses import true_rays
 from g2vlm_ros.train.tokens import mention_at
@@ -103,6 +107,19 @@ def test_a_mention_ends_where_its_phrase_does(shard_cache, tokenizer_folder):
                 assert told.endswith(mention.phrase) and (mention.phrase or at == len(ids))
                 seen += 1
     assert seen > 20
+
+
+def test_what_is_answered_badly_is_asked_more_often(shard_cache):
+    rng, kinds = np.random.default_rng(0), Counter()
+    held = ring(shard_cache)
+    for _ in range(12):
+        for window in held.batch(32, rng, True).questions:
+            kinds.update(qa.kind for qa in window)
+            assert len({qa.question for qa in window}) == len(window)
+    easier = [kind for kind in KINDS if kind not in Data().harder]
+    often = [kinds[kind] for kind in ("count", "distance", "size", "colour", "absent", "nearest")]
+    assert min(often) > max(kinds[kind] for kind in easier), kinds
+    assert np.mean(often) > 2 * np.mean([kinds[kind] for kind in easier]), kinds
 
 
 def test_single_views_come_with_what_their_cells_show(shard_cache):
