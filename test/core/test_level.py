@@ -83,6 +83,8 @@ def test_one_wall_leaves_its_own_axis_open():
     found = structure_up(surfaces, up)
     nod, roll = (axis @ found.information @ axis for axis in (ahead, sideways))
     assert nod > 100 * roll, "a wall tells how the camera nods, not how it is rolled"
+    rolled = rotation(0.2 * ahead) @ up
+    assert angle_deg(structure_up(surfaces, rolled).direction, rolled) < 1.0, "so it stays"
 
 
 def test_without_order_there_is_no_up(rng):
@@ -92,6 +94,16 @@ def test_without_order_there_is_no_up(rng):
     ball = result.local_points_u / np.linalg.norm(result.local_points_u, axis=-1, keepdims=True)
     for change in (lambda p: p * hills * slope, lambda p: 3 * ball):
         assert structure_up(surfaces_of(bent(result, change)), up_in(result)) is None
+
+
+def test_a_guess_that_is_far_off_gives_no_up(rng):
+    """A camera that looks steeply down: up cannot be told from what is across a wall."""
+    result, _ = window()
+    for lean_deg in (38, 42):
+        for _ in range(5):
+            guess = leaning(up_in(result), np.deg2rad(lean_deg), rng)
+            found = structure_up(surfaces_of(result), guess)
+            assert found is None or angle_deg(found.direction, up_in(result)) < 1.0
 
 
 def test_gravity_of_the_views_is_up(rng):

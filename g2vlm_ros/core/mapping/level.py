@@ -33,6 +33,10 @@ STRUCTURE_STD_RAD = 0.025
 whole. The demo checkpoint's, on validation homes."""
 GATES_RAD = np.deg2rad((45.0, 30.0, 20.0, 15.0, 15.0))
 """How far off level or upright surfaces may be that still count, step by step."""
+OPEN = 0.01
+"""Weight of where the search stands, as a share of that of all surfaces."""
+FARTHEST_RAD = np.deg2rad(35.0)
+"""From where the search began; what is farther may as well be across a wall."""
 NEAR_RAD, SOFT_RAD = np.deg2rad((10.0, 5.0))
 LEAST_NEAR = 0.6
 """Share of the surfaces that must be level or upright to NEAR_RAD; of directions without any order
@@ -117,8 +121,9 @@ def surfaces_of(result: Reconstruction) -> Surfaces:
     patch = (rows * BLOCKS_PER_SIDE // height)[:, None] * BLOCKS_PER_SIDE
     patch = patch + columns * BLOCKS_PER_SIDE // width
     blocks = patch + np.arange(len(points))[:, None, None] * BLOCKS_PER_SIDE**2
-    in_window = (np.einsum("nij,nhwj->nhwi", poses[:, :3, :3], x)[good] for x in (middle, normal))
-    turned, normals = in_window
+    turned, normals = (
+        np.einsum("nij,nhwj->nhwi", poses[:, :3, :3], x)[good] for x in (middle, normal)
+    )
     centres = poses[:, :3, 3]
     return Surfaces(
         turned + centres[np.nonzero(good)[0]], normals / length[good][:, None], blocks[good],
@@ -163,9 +168,11 @@ def structure_up(surfaces: Surfaces, near: np.ndarray) -> Up | None:
         off = np.minimum(rise, np.pi / 2 - rise)
         weights = (off < gate) / (1.0 + (off / SOFT_RAD) ** 2)
         walls, floors = (_moment(normals[part], weights[part]) for part in (~flat, flat))
-        found = np.linalg.eigh(walls - floors)[1][:, 0]
+        # What no surface tells stays as it was.
+        still = OPEN * weights.sum() * across(up)
+        found = np.linalg.eigh(walls - floors + still)[1][:, 0]
         up = found if found @ up > 0 else -found
-    if (off < NEAR_RAD).mean() < LEAST_NEAR:
+    if (off < NEAR_RAD).mean() < LEAST_NEAR or up @ near < np.cos(FARTHEST_RAD):
         return None
     # Two axes of the plane across: along `up` there is nothing to invert.
     axes = np.linalg.svd(across(up))[0][:, :2]

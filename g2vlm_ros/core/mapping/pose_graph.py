@@ -21,6 +21,8 @@ ENOUGH = 1e-3
 """Relative gain of a step below which optimisation ends."""
 RECENT = 8
 """Nodes that every window may move; the whole graph moves at loop closures only."""
+Z_STD_RAD = 0.5
+"""Deviation of a map's z from up, as far as no measurement tells."""
 MOST_FOLDED = 4000
 """Folded windows that still follow their neighbours; older ones are forgotten."""
 
@@ -150,13 +152,14 @@ class PoseGraph:
             self._ups.pop(node, None)
 
     def up(self, nodes: Iterable[int]) -> tuple[np.ndarray, float] | None:
-        """Up in the map, the half that z is in, by all measurements at these nodes; its deviation
-        (rad) about the axis that is known worst. None where there is none."""
+        """Up in the map by z as it is and all measurements at these nodes; its deviation (rad)
+        about the axis that is known worst. None where there is no measurement."""
         rotations = ((self._poses[n].rotation, self._ups[n]) for n in nodes if n in self._ups)
         parts = [rotation @ information @ rotation.T for rotation, information in rotations]
         if not parts:
             return None
-        strength, axes = np.linalg.eigh(np.sum(parts, axis=0))
+        still = np.diag([1.0, 1.0, 0.0]) / Z_STD_RAD**2
+        strength, axes = np.linalg.eigh(np.sum(parts, axis=0) + still)
         direction = axes[:, 0] * (1.0 if axes[2, 0] >= 0 else -1.0)
         return direction, float(max(strength[1], 1e-9) ** -0.5)
 
