@@ -255,7 +255,7 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
     names = ("map_accuracy_m", "map_completeness", "tilt_deg", "floor_off_m")
     for name in names if maps else ():
         means[name] = round(float(np.nanmean(np.abs([row[name] for row in maps]))), 3)
-    means["floors_known"] = sum(np.isfinite(row["floor_off_m"]) for row in maps)
+    means["floors_known"] = int(sum(np.isfinite(row["floor_off_m"]) for row in maps))
     for name in ("nees_position", "nees_rotation"):
         means[name] = round(float(np.nanmean([row[name] for row in rows])), 2)
     means["whole_way_m"] = round(sum(part["whole_path_m"] for part in parts), 1)
