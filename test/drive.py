@@ -12,9 +12,10 @@ from functools import lru_cache
 import numpy as np
 
 from g2vlm_ros.core.alignment import fit_similarity
-from g2vlm_ros.core.datatypes import Frame, Intrinsics, RawGeometry, Reconstruction
+from g2vlm_ros.core.datatypes import Frame, Intrinsics, RawGeometry, Reconstruction, Window
 from g2vlm_ros.core.geometry import ZUP_FROM_OPTICAL, Similarity, unproject
-from g2vlm_ros.core.settings import Settings
+from g2vlm_ros.core.mapping.map_frame import MapAligner
+from g2vlm_ros.core.settings import MapSettings, Settings
 from g2vlm_ros.live import LiveMapping, Update
 
 WIDTH_PX, HEIGHT_PX = 64, 48
@@ -228,6 +229,23 @@ def run(perception, live, numbers, change=lambda number, frame: frame):
         live.offer(change(number, frame_of(perception, number)))
         updates += steps(live)
     return updates
+
+
+def place_drive(poses, noise=None, **known):
+    """(placement, map_from_camera of its views) of windows of three views, two shared.
+
+    `known(pose)` are fields of each frame.
+    """
+    perception, aligner = DrivePerception(poses, noise), MapAligner(MapSettings())
+    for first in range(len(poses) - 2):
+        numbers = list(range(first, first + 3))
+        frames = [
+            frame_of(perception, n, **{name: of(poses[n]) for name, of in known.items()})
+            for n in numbers
+        ]
+        result = perception.reconstruct(numbers)
+        placement = aligner.place(Window(first + 1, tuple(frames)), result)
+        yield placement, placement.camera_poses(result.window_from_camera)
 
 
 @dataclass

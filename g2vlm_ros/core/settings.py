@@ -299,7 +299,7 @@ class Settings:
         "",
         "Depth images (32FC1, 16UC1) registered to the camera of their frame_id, for scale.",
     )
-    imu_topic: str = knob("", "sensor_msgs/Imu that says what is up; empty: floors and walls do.")
+    imu_topic: str = knob("", "sensor_msgs/Imu: which way is up. Empty: floors and walls tell.")
     max_image_px: int = knob(
         50_000_000,
         "Largest image accepted, width times height.",

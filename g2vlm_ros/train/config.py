@@ -126,6 +126,8 @@ class Data:
     """Per window."""
     harder: tuple[str, ...] = ("nearest", "count", "distance", "size", "colour", "fits", "absent")
     """Kinds of questions that are asked two to three times as often as the others."""
+    nearest_weight: float = 3.0
+    """When questions are drawn, of what is nearest, which can be asked in few ways."""
     tokens: int = 40
     """Longest question with its answer."""
 

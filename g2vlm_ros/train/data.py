@@ -203,7 +203,7 @@ class Ring:
                 known = self._questions(number, scene, variant, steps)
                 # The shorter or the longer ones, so that little of a batch is padding.
                 half_of = known[half * len(known) // 2 : (half + 1) * len(known) // 2]
-                questions.append(_drawn(half_of, data.questions, rng))
+                questions.append(_drawn(half_of, data, rng))
                 side = data.semantic_px // CELL_PX
                 cells.append(cell_shares(shard["items"][scene, at].cpu().numpy(), side))
                 classes.append(classes_of(self.shards.home(number, scene)))
@@ -258,13 +258,13 @@ class Ring:
 
 
 def _drawn(
-    known: list[QuestionAnswer], count: int, rng: np.random.Generator
+    known: list[QuestionAnswer], data: Data, rng: np.random.Generator
 ) -> list[QuestionAnswer]:
-    """Up to `count` of these; what is nearest, which can be asked in few ways, more often."""
+    """Up to `data.questions` of these, in a random order."""
     if not known:
         return []
-    weight = np.array([3.0 if qa.kind == "nearest" else 1.0 for qa in known])
-    order = rng.choice(len(known), min(count, len(known)), False, weight / weight.sum())
+    weight = np.array([data.nearest_weight if qa.kind == "nearest" else 1.0 for qa in known])
+    order = rng.choice(len(known), min(data.questions, len(known)), False, weight / weight.sum())
     return [known[i] for i in order]
 
 

@@ -5,7 +5,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from g2vlm_ros.core.datatypes import Window
 from g2vlm_ros.core.geometry import Similarity
 from g2vlm_ros.core.mapping.level import (
     Level,
@@ -15,15 +14,14 @@ from g2vlm_ros.core.mapping.level import (
     surfaces_of,
     upright,
 )
-from g2vlm_ros.core.mapping.map_frame import MapAligner
 from g2vlm_ros.core.mapping.pose_graph import PoseGraph
-from g2vlm_ros.core.settings import MapSettings
 from test.drive import (
     HEIGHT_M,
     DrivePerception,
     Noise,
     frame_of,
     lap_poses,
+    place_drive,
     rotation,
     up_in,
 )
@@ -150,18 +148,6 @@ def test_a_table_top_with_more_below_it_is_no_floor():
     assert find_floor(surfaces._replace(points=raised), up) is None
 
 
-def drive(poses, noise=None, windows_of=3):
-    """(map_from_camera of every window, the last placement); windows share two views."""
-    perception, aligner, found = DrivePerception(poses, noise), MapAligner(MapSettings()), {}
-    for first in range(len(poses) - windows_of + 1):
-        numbers = list(range(first, first + windows_of))
-        frames = tuple(frame_of(perception, n) for n in numbers)
-        result = perception.reconstruct(numbers)
-        placement = aligner.place(Window(first + 1, frames), result)
-        found[first] = placement.camera_poses(result.window_from_camera)
-    return found, placement
-
-
 def lean_deg(poses, truth):
     """How far up in the map is from up in the world, by the views of a window."""
     ups = [p[:3, :3] @ t[2, :3] for p, t in zip(poses, truth, strict=True)]
@@ -170,23 +156,22 @@ def lean_deg(poses, truth):
 
 def test_a_map_that_starts_with_a_nodding_camera_is_upright():
     poses = lap_poses(8, 0.3)
-    found, placement = drive(poses)
-    for first, views in found.items():
+    placed = list(place_drive(poses))
+    for first, (_, views) in enumerate(placed):
         assert lean_deg(views, poses[first : first + 3]) < 1.0
-    scale = np.linalg.norm(found[5][2][:3, 3] - found[5][0][:3, 3]) / np.linalg.norm(
+    last, found = placed[-1]
+    unit = np.linalg.norm(found[2][:3, 3] - found[0][:3, 3]) / np.linalg.norm(
         poses[7][:3, 3] - poses[5][:3, 3]
     )
-    height = (found[5][0][2, 3] - placement.floor_z) / scale
-    assert height == pytest.approx(HEIGHT_M, rel=0.05)
+    assert (found[0][2, 3] - last.floor_z) / unit == pytest.approx(HEIGHT_M, rel=0.05)
 
 
 def test_windows_stay_upright_where_joints_alone_would_lean(monkeypatch):
     poses = lap_poses(60, 0.3)
-    noise = Noise(turn_rad=0.02)
 
     def worst():
-        found, _ = drive(poses, noise)
-        return max(lean_deg(v, poses[n : n + 3]) for n, v in found.items() if n >= 20)
+        placed = enumerate(place_drive(poses, Noise(turn_rad=0.02)))
+        return max(lean_deg(found, poses[n : n + 3]) for n, (_, found) in placed if n >= 20)
 
     held = worst()
     monkeypatch.setattr(PoseGraph, "_lean", lambda *_: 0.0)
@@ -211,3 +196,51 @@ def test_an_up_that_contradicts_the_map_is_not_heard(rng):
     turned, _ = level.hear(graph, 2, frames, result)
     assert not turned and graph.up([2]) is None
     np.testing.assert_allclose(graph.up([1, 2])[0], before[0])
+
+
+def tilted(poses, roll_rad, nod_rad):
+    """The poses of a camera that is mounted askew; optical axes."""
+    mount = np.eye(4)
+    mount[:3, :3] = rotation(np.array([nod_rad, 0.0, roll_rad]))
+    return np.stack([pose @ mount for pose in poses])
+
+
+@pytest.mark.parametrize(("roll_rad", "nod_rad"), [(0.0, 0.0), (0.7, -0.4), (np.pi, 0.0)])
+def test_gravity_makes_the_map_upright_however_the_camera_is_mounted(roll_rad, nod_rad):
+    poses = tilted(lap_poses(6, 0.2), roll_rad, nod_rad)
+    for number, (placement, found) in enumerate(place_drive(poses, up=lambda p: p[2, :3].copy())):
+        assert not placement.new_sub_map or number == 0
+        for pose, truth in zip(found, poses[number:], strict=False):
+            np.testing.assert_allclose(pose[2, :3], truth[2, :3], atol=2e-3)
+    height = (found[0][2, 3] - placement.floor_z) / HEIGHT_M
+    if np.isfinite(height):
+        moved = np.linalg.norm(found[2][:3, 3] - found[0][:3, 3])
+        assert height == pytest.approx(moved / 0.4, rel=0.05)
+
+
+def test_gravity_corrects_a_map_that_floors_and_walls_made_upright():
+    poses = lap_poses(6, 0.2)
+    wrong = rotation(np.array([0.0, 0.0, 0.1]))
+    heard = []
+
+    def late(pose):
+        heard.append(pose)
+        return wrong @ pose[2, :3] if len(heard) > 6 else None
+
+    placements = list(place_drive(poses, up=late))
+    assert not placements[1][0].corrections
+    turned, found = placements[2]
+    assert {window for window, _ in turned.corrections} == {1, 2}
+    np.testing.assert_allclose(found[0][2, :3], wrong @ poses[2][2, :3], atol=0.01)
+    before = dict(turned.corrections)
+    for window, pose in placements[3][0].corrections:
+        if window in before:
+            assert np.abs(pose.rotation - before[window].rotation).max() < 5e-3, "once is enough"
+
+
+def test_views_that_contradict_each_other_about_up_are_not_believed():
+    poses = lap_poses(3, 0.2)
+    ups = iter([np.array([0.0, -1.0, 0.0]), np.array([0.0, 0.0, 1.0]), np.array([1.0, 0.0, 0.0])])
+    ((_, contradicted),) = place_drive(poses, up=lambda pose: next(ups))
+    ((_, alone),) = place_drive(poses)
+    np.testing.assert_allclose(contradicted, alone, atol=1e-6)

@@ -13,12 +13,12 @@ from g2vlm_ros.core.settings import MapSettings
 from test import drive
 from test.core.test_geometry import random_similarity
 from test.drive import (
-    HEIGHT_M,
     DrivePerception,
     Noise,
     frame_of,
     lap_poses,
     look,
+    place_drive,
     pose_on_lap,
     rotation,
     trajectory_error,
@@ -336,68 +336,6 @@ def test_windows_that_share_views_with_several_others_use_them_all(monkeypatch):
             truth = [perception.poses[w, :3, 3].mean(0) for w in windows]
             errors[-1] += trajectory_error(np.stack(found), np.stack(truth)) / 2
     assert errors[1] < errors[0]
-
-
-def tilted(poses, roll_rad, nod_rad):
-    """The poses of a camera that is mounted askew; optical axes."""
-    mount = np.eye(4)
-    mount[:3, :3] = rotation(np.array([nod_rad, 0.0, roll_rad]))
-    return np.stack([pose @ mount for pose in poses])
-
-
-def place_drive(poses, **known):
-    """Placements of windows of three views, two shared; `known(pose)` are fields of each frame."""
-    perception, aligner = DrivePerception(poses), MapAligner(MapSettings())
-    for first in range(len(poses) - 2):
-        numbers = range(first, first + 3)
-        frames = [
-            frame_of(perception, n, **{name: of(poses[n]) for name, of in known.items()})
-            for n in numbers
-        ]
-        result = perception.reconstruct(list(numbers))
-        placement = aligner.place(Window(first + 1, tuple(frames)), result)
-        yield placement, placement.camera_poses(result.window_from_camera)
-
-
-@pytest.mark.parametrize(("roll_rad", "nod_rad"), [(0.0, 0.0), (0.7, -0.4), (np.pi, 0.0)])
-def test_gravity_makes_the_map_upright_however_the_camera_is_mounted(roll_rad, nod_rad):
-    poses = tilted(lap_poses(6, 0.2), roll_rad, nod_rad)
-    for number, (placement, found) in enumerate(place_drive(poses, up=lambda p: p[2, :3].copy())):
-        assert not placement.new_sub_map or number == 0
-        for pose, truth in zip(found, poses[number:], strict=False):
-            np.testing.assert_allclose(pose[2, :3], truth[2, :3], atol=2e-3)
-    height = (found[0][2, 3] - placement.floor_z) / HEIGHT_M
-    if np.isfinite(height):
-        moved = np.linalg.norm(found[2][:3, 3] - found[0][:3, 3])
-        assert height == pytest.approx(moved / 0.4, rel=0.05)
-
-
-def test_gravity_corrects_a_map_that_the_floor_made_upright():
-    poses = lap_poses(6, 0.2)
-    wrong = rotation(np.array([0.0, 0.0, 0.1]))
-    heard = []
-
-    def late(pose):
-        heard.append(pose)
-        return wrong @ pose[2, :3] if len(heard) > 6 else None
-
-    placements = list(place_drive(poses, up=late))
-    assert not placements[1][0].corrections
-    turned, found = placements[2]
-    assert {window for window, _ in turned.corrections} == {1, 2}
-    np.testing.assert_allclose(found[0][2, :3], wrong @ poses[2][2, :3], atol=0.01)
-    before = dict(turned.corrections)
-    for window, pose in placements[3][0].corrections:
-        if window in before:
-            assert np.abs(pose.rotation - before[window].rotation).max() < 5e-3, "once is enough"
-
-
-def test_views_that_contradict_each_other_about_up_are_not_believed():
-    poses = lap_poses(3, 0.2)
-    ups = iter([np.array([0.0, -1.0, 0.0]), np.array([0.0, 0.0, 1.0]), np.array([1.0, 0.0, 0.0])])
-    ((_, contradicted),) = place_drive(poses, up=lambda pose: next(ups))
-    ((_, alone),) = place_drive(poses)
-    np.testing.assert_allclose(contradicted, alone, atol=1e-6)
 
 
 def test_a_depth_image_gives_metres_to_within_a_percent():

@@ -100,7 +100,7 @@ class Surfaces(NamedTuple):
 
 def surfaces_of(result: Reconstruction) -> Surfaces:
     """Points on a grid of pixels of every view, where depth does not bend."""
-    points = result.local_points_u.astype(np.float64)
+    points = result.local_points_u
     poses = result.window_from_camera.astype(np.float64)
     height, width = points.shape[1:3]
     k = max(1, width // NORMAL_SIDE)
@@ -108,7 +108,7 @@ def surfaces_of(result: Reconstruction) -> Surfaces:
     rows, columns = np.arange(k, height - k, step), np.arange(k, width - k, step)
 
     def moved(down: int, right: int) -> np.ndarray:
-        return points[:, rows[:, None] + down, columns + right]
+        return points[:, rows[:, None] + down, columns + right].astype(np.float64)
 
     middle, left, right, above, below = (
         moved(*by) for by in ((0, 0), (0, -k), (0, k), (-k, 0), (k, 0))
