@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 # make demo | eval | test | build | bench | gpu | lint | clean: each sets up what it needs in .venv first (tools/setup_env.py).
 #   PYTHON=python3.12     another Python, 3.10 to 3.13
 #   TORCH_INDEX=URL       a package index with CPU builds of torch; PyPI's own is the CUDA build, some GB larger
@@ -14,11 +15,11 @@ export TORCH_INDEX
 .PHONY: demo eval test build bench gpu lint clean
 
 demo:
-	@$(SETUP) $(if $(VIEW),view,demo) -m g2vlm_ros.ros.demo --out "$(DEMO_OUT)" $(if $(VIEW),--view) \
+	@$(SETUP) $(if $(VIEW),view,demo) -m g2vlm_ros.demo.nodes.run_demo --out "$(DEMO_OUT)" $(if $(VIEW),--view) \
 	  $(if $(SEED),--home "$(SEED)") $(if $(DEMO_IMAGES),--images "$(DEMO_IMAGES)")
 
 eval:
-	@$(SETUP) demo -m g2vlm_ros.train.eval --checkpoint engines/demo --out eval_output
+	@$(SETUP) demo -m g2vlm_ros.demo.train.evaluate --checkpoint engines/demo --out eval_output
 
 test:
 	@$(SETUP) test -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder $(PYTEST)

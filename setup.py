@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Installs the Python package with pip for work without ROS: folders of images, export, training.
 
 On a robot use colcon, which also builds the interfaces (CMakeLists.txt).

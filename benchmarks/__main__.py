@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``make bench``: every benchmark in a process of its own, one after the other.
 
 ``python -m benchmarks NAME ...`` runs some. Each writes benchmarks/results/<name>.json.

@@ -1,6 +1,8 @@
+# SPDX-License-Identifier: Apache-2.0
 """How well windows become one map, with the truth in place of the network, and at what price.
 
-A drive of 60 windows around a block (`test/drive.py`), each window in a unit and frame of its own:
+A drive of 60 windows around a block (`g2vlm_ros/demo/sim/analytic_hall.py`), each window in a
+unit and frame of its own:
 trajectory error after a similarity, as a share of the path's length, against poses chained over a
 single shared view. Then scale by odometry, and a drive of 1000 windows for cost and memory.
 """
@@ -16,10 +18,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.record import record
-from g2vlm_ros.core.geometry import Similarity
-from g2vlm_ros.core.settings import Settings
-from g2vlm_ros.live import LiveMapping
-from test.drive import (
+from g2vlm_ros.demo.sim.analytic_hall import (
     LAP_M,
     DrivePerception,
     Noise,
@@ -28,6 +27,9 @@ from test.drive import (
     lap_poses,
     trajectory_error,
 )
+from g2vlm_ros.geometry.sim3 import Sim3
+from g2vlm_ros.pipeline import MappingPipeline
+from g2vlm_ros.settings import Settings
 
 WINDOWS, SEEDS = 60, 4
 NOISES = {
@@ -43,7 +45,7 @@ def chained(log: list, views: int) -> np.ndarray:
     """Positions (views, 3) by the baseline: orientation, position and the median ratio of depth of
     the first view that a window shares with the one before."""
     placed: dict[int, np.ndarray] = {}
-    previous, map_from_window = None, Similarity.identity()
+    previous, map_from_window = None, Sim3.identity()
     for numbers, result in log:
         if previous is not None:
             old_numbers, old = previous
@@ -52,8 +54,8 @@ def chained(log: list, views: int) -> np.ndarray:
             depths = old.local_points_u[j, ..., 2] / result.local_points_u[i, ..., 2]
             a, b = (r.window_from_camera[k].astype(float) for r, k in ((old, j), (result, i)))
             scale, turn = float(np.median(depths)), a[:3, :3] @ b[:3, :3].T
-            joint = Similarity(scale, turn, a[:3, 3] - scale * turn @ b[:3, 3])
-            map_from_window = map_from_window @ joint
+            relative_pose = Sim3(scale, turn, a[:3, 3] - scale * turn @ b[:3, 3])
+            map_from_window = map_from_window @ relative_pose
         previous = numbers, result
         centres = map_from_window.apply(result.window_from_camera[:, :3, 3].astype(float))
         for number, centre in zip(numbers, centres, strict=True):
@@ -105,7 +107,7 @@ def metres() -> dict[str, Any]:
     poses = lap_poses(181, LAP_M / 181, weave=0.0)
     perception = DrivePerception(poses, NOISES["the same and 0.3 degrees, 0.5 % pose noise"])
     noisy = poses[:, :3, 3] + 0.01 * rng.normal(size=(181, 3))
-    live = LiveMapping(perception, Settings.from_flat({"window.max_age_s": 10.0}))
+    live = MappingPipeline(perception, Settings.from_flat({"window.max_age_s": 10.0}))
     metric, factors, updates = None, [], []
     for number in range(181):
         live.offer(frame_of(perception, number, position_m=noisy[number]))
@@ -132,7 +134,7 @@ def long_drive() -> dict[str, Any]:
     views = 1 + 3 * LONG
     perception = DrivePerception(one[np.arange(views) % lap], Noise(0.03, 0.05))
     settings = {"window.max_age_s": 10.0, "map.loop_gap_windows": 20}
-    live = LiveMapping(perception, Settings.from_flat(settings))
+    live = MappingPipeline(perception, Settings.from_flat(settings))
     spent = _clocked(live)
     cost, memory = [], []
     for number in range(views):
@@ -162,12 +164,12 @@ def long_drive() -> dict[str, Any]:
     }
 
 
-def _clocked(live: LiveMapping) -> dict[str, float]:
+def _clocked(live: MappingPipeline) -> dict[str, float]:
     """Wraps the aligner's methods; the dictionary holds the CPU seconds of the last calls."""
     spent: dict[str, float] = {}
-    aligner = live._aligner
+    slam = live._slam
     for name in ("place", "close_loop"):
-        method = getattr(aligner, name)
+        method = getattr(slam, name)
 
         def timed(*arguments, method=method, name=name):
             start = time.thread_time()
@@ -175,7 +177,7 @@ def _clocked(live: LiveMapping) -> dict[str, float]:
             spent[name] = time.thread_time() - start
             return answer
 
-        setattr(aligner, name, timed)
+        setattr(slam, name, timed)
     return spent
 
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Every backend against plain eager float32 torch on the CPU: time, memory, start-up, accuracy.
 
 `python -m benchmarks.backends` takes the small checkpoint that is kept with the project and a
@@ -24,9 +25,9 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.record import machine, record
-from g2vlm_ros.core.config import PATCH_PX
-from g2vlm_ros.core.datatypes import RawGeometry
-from g2vlm_ros.core.sequence import SpecialTokens, Walk
+from g2vlm_ros.checkpoint.config import PATCH_PX
+from g2vlm_ros.checkpoint.prompt_layout import SpecialTokens, TokenCursor
+from g2vlm_ros.records import RawGeometry
 
 SMALL = Path(__file__).parents[1] / "test" / "data" / "golden" / "A"
 HEIGHT, WIDTH = 196, 252
@@ -53,13 +54,13 @@ def opened(run: str, folder: str) -> Callable[[np.ndarray], RawGeometry]:
     backend, dtype = run.split()
     if backend == "eager":
         return _eager(folder)
-    from g2vlm_ros.runtime.stages import open_stages
+    from g2vlm_ros.inference.backend import open_backend
 
-    stages = open_stages(backend, folder, device="cpu", dtype=dtype)
+    stages = open_backend(backend, folder, device="cpu", dtype=dtype)
     grid_hw = (HEIGHT // PATCH_PX, WIDTH // PATCH_PX)
 
     def reconstruct(views: np.ndarray) -> RawGeometry:
-        cache, walk = stages.new_cache(), Walk(SPECIAL)
+        cache, walk = stages.new_cache(), TokenCursor(SPECIAL)
         stages.language(walk.text(PROMPT), cache)
         features = stages.encode_geometry(views)
         hidden = stages.geometry(features, walk.geometry(len(views), grid_hw), cache)
@@ -76,7 +77,7 @@ def _eager(folder: str) -> Callable[[np.ndarray], RawGeometry]:
     network = EagerReference(folder)
 
     def reconstruct(views: np.ndarray) -> RawGeometry:
-        walk = Walk(SPECIAL)
+        walk = TokenCursor(SPECIAL)
         grid_hw = (HEIGHT // PATCH_PX, WIDTH // PATCH_PX)
         segments = (walk.text(PROMPT), walk.geometry(len(views), grid_hw))
         positions = torch.tensor(np.concatenate([s.positions for s in segments], axis=1))
@@ -201,7 +202,7 @@ def main(arguments: list[str] | None = None) -> None:
         serve(*options.serve)
         return
     from benchmarks.model import make_checkpoint
-    from g2vlm_ros.export.onnx import copy_checkpoint, export
+    from g2vlm_ros.export.export_onnx import copy_checkpoint, export
 
     result = {}
     for name in [options.only] if options.only else ROUNDS:

@@ -1,7 +1,8 @@
+# SPDX-License-Identifier: Apache-2.0
 """The map of a checkpoint that sees, in homes no training saw, against windows simply chained.
 
 Drives as `make demo` does, without DDS: rendered views, noisy odometry, the settings of
-config/demo.yaml, ONNX Runtime on the CPU. Per sub-map of MIN_VIEWS views or more: trajectory error
+config/demo.yaml, ONNX Runtime on the CPU. Per map of MIN_VIEWS views or more: trajectory error
 (ATE) after the best similarity, its growth per metre, the error of the metres, accuracy and
 completeness of the last map, its tilt and the height of its floor; and whether the errors of the
 published poses are what their covariances say (`nees_...`, 1 where they are). Beside them, over
@@ -27,18 +28,18 @@ import yaml
 
 from benchmarks.alignment import chained
 from benchmarks.record import record
-from g2vlm_ros.core.datatypes import Frame, Reconstruction, ScaleState
-from g2vlm_ros.core.settings import Settings, flattened
-from g2vlm_ros.live import LiveMapping, Update
-from g2vlm_ros.perception import Perception, Scene
-from g2vlm_ros.scene_map import SceneMap
-from g2vlm_ros.sim import judge
-from g2vlm_ros.sim.camera import lens
-from g2vlm_ros.sim.odometry import base_poses, mount, odometry
-from g2vlm_ros.sim.render import render
-from g2vlm_ros.sim.scenes import make_scene
-from g2vlm_ros.sim.splits import home_seed
-from g2vlm_ros.sim.walk import RATE_HZ
+from g2vlm_ros.demo.sim import drive_metrics
+from g2vlm_ros.demo.sim.camera import lens
+from g2vlm_ros.demo.sim.renderer import render
+from g2vlm_ros.demo.sim.robot_path import RATE_HZ
+from g2vlm_ros.demo.sim.scenes import make_scene
+from g2vlm_ros.demo.sim.splits import home_seed
+from g2vlm_ros.demo.sim.wheel_odometry import base_poses, mount, odometry
+from g2vlm_ros.dense_map.dense_map import DenseMap
+from g2vlm_ros.perception import Perception, SimulatedScene
+from g2vlm_ros.pipeline import MappedWindow, MappingPipeline
+from g2vlm_ros.records import Frame, Reconstruction, ScaleState
+from g2vlm_ros.settings import Settings, flattened
 
 ROOT = Path(__file__).parents[1]
 CAMERA_HZ, WIDTH_PX, LEGS, ODOMETRY_NOISE = 5.0, 224, 8, 0.02
@@ -68,9 +69,12 @@ class Drive:
         """The view as the node would get it."""
         stamp_ns = FIRST_NS + round(self.time_s[number] * 1e9)
         return Frame(
-            stamp_ns, "camera", "optical", lambda: self.images[number],
+            stamp_ns,
+            "camera",
+            "optical",
+            lambda: self.images[number],
             odom_from_camera=self._odom_from_camera[number],
-        )  # fmt: skip
+        )
 
 
 class Network:
@@ -81,51 +85,51 @@ class Network:
         self.scene = perception.scene
         self.said: dict[int, Reconstruction] = {}
 
-    def reconstruct(self, scene: Scene) -> Reconstruction:
+    def reconstruct(self, scene: SimulatedScene) -> Reconstruction:
         self.said[id(scene)] = result = self._perception.reconstruct(scene)
         return result
 
 
 class Log:
-    """The windows of each sub-map, as they lie after all corrections."""
+    """The windows of each map, as they lie after all corrections."""
 
     def __init__(self) -> None:
         self.windows: dict[int, list] = defaultdict(list)
         self._places: dict[int, Any] = {}
 
-    def take(self, update: Update, numbers: list[int], network: Reconstruction) -> None:
+    def take(self, update: MappedWindow, numbers: list[int], network: Reconstruction) -> None:
         """One more window; `numbers` are its views', `network` is what the network said."""
         placement = update.placement
-        ended = placement.joined_sub_map
+        ended = placement.merged_map_id
         if ended is not None:
             moved = self.windows.pop(ended, [])
-            self.windows[placement.sub_map] = sorted(
-                self.windows[placement.sub_map] + moved, key=lambda window: window[0]
+            self.windows[placement.map_id] = sorted(
+                self.windows[placement.map_id] + moved, key=lambda window: window[0]
             )
         self._places[update.window.id] = placement.map_from_window
         self._places.update(placement.corrections)
         window = (update.window.id, numbers, update.result, update.trusted_views, network)
-        self.windows[placement.sub_map].append(window)
+        self.windows[placement.map_id].append(window)
 
-    def track(self, sub_map: int) -> dict[int, np.ndarray]:
+    def track(self, map_id: int) -> dict[int, np.ndarray]:
         """map_from_camera (4, 4) by view."""
         poses = {}
-        for window, numbers, result, trusted, _ in self.windows[sub_map]:
+        for window, numbers, result, trusted, _ in self.windows[map_id]:
             found = self._places[window].apply_pose(result.window_from_camera.astype(np.float64))
             poses |= {numbers[i]: found[i] for i in trusted}
         return poses
 
-    def surprise(self, update: Update, seen: Drive, number: int) -> np.ndarray | None:
+    def surprise(self, update: MappedWindow, seen: Drive, number: int) -> np.ndarray | None:
         """(2,): squared errors of a window's newest pose as published, of position and rotation,
         over what its covariance says, per axis: 1 on average where that is true (NEES).
 
-        From the sub-map's first camera, without fitting. number: of the newest view. None while
+        From the map's first camera, without fitting. number: of the newest view. None while
         the map is not in metres.
         """
         placement = update.placement
         if placement.scale_state is not ScaleState.METRIC:
             return None
-        first, numbers, result, *_ = self.windows[placement.sub_map][0]
+        first, numbers, result, *_ = self.windows[placement.map_id][0]
         start = self._places[first].apply_pose(result.window_from_camera[0].astype(np.float64))
         true = start @ np.linalg.inv(seen.poses[numbers[0]]) @ seen.poses[number]
         stamps_ns = [frame.stamp_ns for frame in update.window.frames]
@@ -136,14 +140,14 @@ class Log:
         parts = np.stack([covariance[:3, :3], covariance[3:, 3:]])
         return np.einsum("ki,kij,kj->k", off, np.linalg.inv(parts), off) / 3
 
-    def chained(self, sub_map: int, mended: bool) -> dict[int, np.ndarray]:
+    def chained(self, map_id: int, mended: bool) -> dict[int, np.ndarray]:
         """Positions by view of the same windows, chained; their longest stretch.
 
         mended: the poses after `refine_poses` instead of the network's; its points either way.
         """
         best: list = []
         stretch: list = []
-        for _, numbers, result, _, network in self.windows[sub_map]:
+        for _, numbers, result, _, network in self.windows[map_id]:
             if stretch and not set(numbers) & set(stretch[-1][0]):
                 stretch = []
             poses = (result if mended else network).window_from_camera
@@ -163,7 +167,7 @@ def errors(found: dict[int, np.ndarray], truth: np.ndarray) -> dict[str, float]:
     """
     places = {n: p[:3, 3] if p.ndim == 2 else p for n, p in found.items()}
     poses = {n: np.block([[np.eye(3), p[:, None]], [np.zeros(3), 1.0]]) for n, p in places.items()}
-    track = judge.track(poses, dict(enumerate(truth)))
+    track = drive_metrics.track(poses, dict(enumerate(truth)))
     if track is None:
         return {}
     moved = track.home_from_map.apply(track.estimated)
@@ -181,13 +185,13 @@ def drive(home: int, perception: Perception, settings: Settings) -> dict[str, An
     """One home."""
     seen, log = Drive(home), Log()
     network = Network(perception)
-    live, scene_map = LiveMapping(network, settings), SceneMap(settings)
+    live, dense_map = MappingPipeline(network, settings), DenseMap(settings)
     numbers = {seen.frame(n).stamp_ns: n for n in range(len(seen.images))}
     started, last, surprises = time.process_time(), None, []
     for number in range(len(seen.images)):
         live.offer(seen.frame(number))
         while (update := live.step()) is not None:
-            scene_map.add(update)
+            dense_map.add(update)
             views = [numbers[frame.stamp_ns] for frame in update.window.frames]
             log.take(update, views, network.said[id(update.scene)])
             network.said.clear()
@@ -196,12 +200,12 @@ def drive(home: int, perception: Perception, settings: Settings) -> dict[str, An
             surprises += [] if surprise is None else [surprise]
     windows = live.counts().windows
     nees = np.mean(surprises, axis=0) if surprises else np.full(2, np.nan)
-    row: dict[str, Any] = {"home": home, "windows": windows, "sub_maps": len(log.windows)}
+    row: dict[str, Any] = {"home": home, "windows": windows, "maps": len(log.windows)}
     row["cpu_ms_per_window"] = round(1e3 * (time.process_time() - started) / max(windows, 1), 1)
     row["nees_position"], row["nees_rotation"] = np.round(nees, 2).tolist()
     row["loops"], row["parts"] = dict(live.counts().loops), []
-    for sub_map in log.windows:
-        tracks = log.track(sub_map), *(log.chained(sub_map, mended) for mended in (False, True))
+    for map_id in log.windows:
+        tracks = log.track(map_id), *(log.chained(map_id, mended) for mended in (False, True))
         common = tracks[0].keys() & tracks[1].keys()
         if len(common) >= MIN_VIEWS:
             ours, *chains = (errors({n: p[n] for n in common}, seen.poses) for p in tracks)
@@ -211,21 +215,21 @@ def drive(home: int, perception: Perception, settings: Settings) -> dict[str, An
             whole = errors(tracks[0], seen.poses)
             ours |= {f"whole_{name}": whole[name] for name in ("path_m", "trajectory_error_m")}
             row["parts"].append(ours)
-    row |= _map_scores(seen, scene_map, log, last) if last else {}
+    row |= _map_scores(seen, dense_map, log, last) if last else {}
     print(row, flush=True)
     return row
 
 
-def _map_scores(seen: Drive, scene_map: SceneMap, log: Log, last: Update) -> dict:
-    """Of the last sub-map, as it is at the end."""
-    poses = log.track(last.placement.sub_map)
-    track = judge.track(poses, dict(enumerate(seen.poses)))
+def _map_scores(seen: Drive, dense_map: DenseMap, log: Log, last: MappedWindow) -> dict:
+    """Of the last map, as it is at the end."""
+    poses = log.track(last.placement.map_id)
+    track = drive_metrics.track(poses, dict(enumerate(seen.poses)))
     if track is None:
         return {}
-    points = scene_map.points()
+    points = dense_map.points()
     positions = np.stack([points[axis] for axis in "xyz"], -1)
     views = sorted(poses)
-    true = judge.surfaces(
+    true = drive_metrics.surfaces(
         {n: seen.depth_m[n] for n in views}, {n: seen.poses[n] for n in views}, seen.camera
     )
     up = np.mean([poses[n][:3, :3] @ seen.poses[n][2, :3] for n in views], axis=0)
@@ -233,7 +237,7 @@ def _map_scores(seen: Drive, scene_map: SceneMap, log: Log, last: Update) -> dic
     below = np.mean([poses[n][:3, 3] for n in views], axis=0)
     below[2] = last.placement.floor_z
     floor_m = float(track.home_from_map.apply(below)[2])
-    scores = judge.map_scores(track.home_from_map.apply(positions), true)
+    scores = drive_metrics.map_scores(track.home_from_map.apply(positions), true)
     return scores | {"tilt_deg": round(tilt_deg, 2), "floor_off_m": round(floor_m, 3)}
 
 
@@ -259,7 +263,7 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
     for name in ("nees_position", "nees_rotation"):
         means[name] = round(float(np.nanmean([row[name] for row in rows])), 2)
     means["whole_way_m"] = round(sum(part["whole_path_m"] for part in parts), 1)
-    counts = {"sub_maps": sum(row["sub_maps"] for row in rows), "parts": len(parts)}
+    counts = {"maps": sum(row["maps"] for row in rows), "parts": len(parts)}
     return {"judged_way_m": round(float(way.sum()), 1), **counts, **means}
 
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Half an hour of driving through a simulated home: does the map stay true, bounded and cheap?
 
 The robot loops over one walk there and back again, at RATE_HZ frames a second of simulated time.
@@ -19,14 +20,14 @@ import numpy as np
 
 from benchmarks.home_map import GAP_S, ExactPerception
 from benchmarks.record import record
-from g2vlm_ros.core.alignment import fit_similarity
-from g2vlm_ros.core.datatypes import Frame, RawGeometry, Reconstruction
-from g2vlm_ros.core.mapping.changes import change_rows
-from g2vlm_ros.core.settings import Settings
-from g2vlm_ros.live import LiveMapping
-from g2vlm_ros.scene_map import SceneMap
-from g2vlm_ros.sim.scenes import make_scene
-from g2vlm_ros.sim.splits import home_seed
+from g2vlm_ros.demo.sim.scenes import make_scene
+from g2vlm_ros.demo.sim.splits import home_seed
+from g2vlm_ros.dense_map.dense_map import DenseMap
+from g2vlm_ros.dense_map.map_changes import change_rows
+from g2vlm_ros.geometry.registration import fit_sim3
+from g2vlm_ros.pipeline import MappingPipeline
+from g2vlm_ros.records import Frame, RawGeometry, Reconstruction
+from g2vlm_ros.settings import Settings
 
 FIRST_NS = 10**9
 SAMPLES = 12
@@ -38,7 +39,7 @@ MEMORY_MIB = 16
 WIDTH_PX = 112
 SPAN = 20
 """Windows to each side over which costs are medians."""
-MOST_GROWTH_MIB = 8.0
+MAX_GROWTH_MIB = 8.0
 """Of the resident memory over the second half: what is remembered of 4096 windows (places, free
 space) is still filling up then."""
 
@@ -84,12 +85,12 @@ class Drive:
 
     def __init__(self, perception: NoisyPerception, settings: Settings, views: np.ndarray):
         self._perception, self._views = perception, views
-        self.live, self.map = LiveMapping(perception, settings), SceneMap(settings)
+        self.live, self.map = MappingPipeline(perception, settings), DenseMap(settings)
         # Filled at once, so that keeping the books does not look like a leak.
         self.window_ms, self.update_bytes = np.full((2, len(views)), np.nan)
         self.places = np.full((len(views), 3), np.nan)
-        """In the map, by frame, of the newest sub-map since it has its unit and place."""
-        self.windows, self.sub_maps, self.joined = 0, 1, 0
+        """In the map, by frame, of the newest map since it has its unit and place."""
+        self.windows, self.maps, self.joined = 0, 1, 0
         self._version = None
 
     def pass_by(self, number: int) -> None:
@@ -109,12 +110,12 @@ class Drive:
             end_s = time.process_time() - self._perception.spent_s
             self.window_ms[self.windows] = 1e3 * (end_s - start_s)
             placement = update.placement
-            self.sub_maps += bool(placement.new_sub_map and self.windows)
-            self.joined += placement.joined_sub_map is not None
+            self.maps += bool(placement.new_map and self.windows)
+            self.joined += placement.merged_map_id is not None
             if (
-                placement.new_sub_map
+                placement.new_map
                 or placement.rescaled != 1.0
-                or placement.joined_sub_map is not None
+                or placement.merged_map_id is not None
             ):
                 self.places[:] = np.nan
             for i, frame in enumerate(update.window.frames):
@@ -129,11 +130,11 @@ class Drive:
         return round(float(np.median(self.window_ms[window - SPAN : window + SPAN])), 1)
 
     def error(self) -> dict[str, float]:
-        """Of the newest sub-map's trajectory, after the best Sim(3)."""
+        """Of the newest map's trajectory, after the best Sim(3)."""
         known = np.isfinite(self.places[:, 0])
         track = self.places[known]
         truth = self._perception.world_from_camera[self._views[known], :3, 3]
-        error_m = fit_similarity(track, truth, np.ones(len(track))).apply(track) - truth
+        error_m = fit_sim3(track, truth, np.ones(len(track))).apply(track) - truth
         rms_m = float(np.sqrt((error_m**2).sum(1).mean()))
         length_m = float(np.linalg.norm(np.diff(truth, axis=0), axis=1).sum())
         return {
@@ -172,8 +173,8 @@ def drive(home: int, minutes: float, most_views: int) -> dict:
         "depth_noise": DEPTH_NOISE,
         "map_memory_mib": MEMORY_MIB,
         **robot.error(),
-        "sub_maps": robot.sub_maps,
-        "sub_maps_joined_again": robot.joined,
+        "maps": robot.maps,
+        "maps_merged": robot.joined,
         "frames_left_out": dict(robot.live.counts().dropped),
         "loops": dict(robot.live.counts().loops),
         "window_cpu_ms_at": {at: robot.cost_ms(at) for at in (60, 600, 2000)},
@@ -187,13 +188,13 @@ def drive(home: int, minutes: float, most_views: int) -> dict:
 def broken_promises(result: dict) -> list[str]:
     """What a drive of half an hour has to keep, and did not; a shorter one fills its bounds."""
     cost, broken = result["window_cpu_ms_at"], []
-    apart = result["sub_maps"] - result["sub_maps_joined_again"]
+    apart = result["maps"] - result["maps_merged"]
     if apart > 1 or not result["loops"].get("closed"):
         broken.append(f"not one closed map: {apart} apart, loops {result['loops']}")
     if cost[600] is not None and cost[600] > 1.1 * cost[60]:
         broken.append(f"a window costs {cost[600]} ms at 600 and {cost[60]} ms at 60")
     grown = result["resident_growth_second_half_mib"]
-    if result["simulated_minutes"] >= 30 and grown > MOST_GROWTH_MIB:
+    if result["simulated_minutes"] >= 30 and grown > MAX_GROWTH_MIB:
         broken.append(f"resident memory grew by {grown} MiB over the second half")
     return broken
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The network in the original's structure, written plainly: the peer of `benchmarks/model.py`.
 
 It computes a reconstruction as the released inference code is organised, with nothing saved that
@@ -18,9 +19,9 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor
 
-from g2vlm_ros.core.config import PATCH_PX, ModelConfig
-from g2vlm_ros.model.checkpoint import empty_network
+from g2vlm_ros.checkpoint.config import PATCH_PX, ModelConfig
 from g2vlm_ros.model.encoders import IMAGENET_MEAN, IMAGENET_STD
+from g2vlm_ros.model.weights import empty_network
 
 
 class EagerReference:
@@ -202,9 +203,11 @@ class EagerReference:
         world_from_local = torch.einsum("nij,nhwj->nhwi", pose[:, :3, :3], local)
         world_from_local = world_from_local + pose[:, None, None, :3, 3]
         return {
-            "local_points": local, "poses": pose, "points": world_from_local,
+            "local_points": local,
+            "poses": pose,
+            "points": world_from_local,
             "global_points": world,
-        }  # fmt: skip
+        }
 
     def _decoder(
         self, name: str, x: Tensor, grid: tuple[int, int], context: Tensor | None = None
@@ -225,9 +228,11 @@ class EagerReference:
                 q, k, v = (
                     self._linear(f"{prefix}cross_attn.{part}_proj", y).unflatten(-1, (heads, -1))
                     for part, y in (
-                        ("q", self._layer_norm(prefix + "norm2", x)), ("k", normed), ("v", normed),
+                        ("q", self._layer_norm(prefix + "norm2", x)),
+                        ("k", normed),
+                        ("v", normed),
                     )
-                )  # fmt: skip
+                )
                 y = _attention(_turned(q, angles), _turned(k, angles), v)
                 x = x + self._linear(prefix + "cross_attn.proj", y.flatten(2))
             norm = "norm2" if context is None else "norm3"

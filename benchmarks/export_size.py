@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The export of a checkpoint of the released size: time and memory; results/export_size.json.
 
 A random checkpoint of 4.5 B parameters in bfloat16 is exported in its own process. Its weights
@@ -20,9 +21,9 @@ from pathlib import Path
 
 from benchmarks.gpu import RELEASED
 from benchmarks.record import record
-from g2vlm_ros.core.config import ModelConfig
-from g2vlm_ros.model.checkpoint import empty_network
-from g2vlm_ros.runtime.manifest import STAGES
+from g2vlm_ros.checkpoint.config import ModelConfig
+from g2vlm_ros.checkpoint.onnx_manifest import STAGES
+from g2vlm_ros.model.weights import empty_network
 
 BYTES = 2
 
@@ -61,7 +62,9 @@ def main(arguments: list[str] | None = None) -> int:
         seconds, used = time.monotonic() - start, resource.getrusage(resource.RUSAGE_CHILDREN)
         graphs = sum(path.stat().st_size for path in Path(name).glob("*.onnx"))
     result = {
-        "layers": options.layers, "dtype": options.dtype, "opset": options.opset,
+        "layers": options.layers,
+        "dtype": options.dtype,
+        "opset": options.opset,
         "parameters_millions": weights / BYTES / 1e6,
         "weights_gb": weights / 1e9,
         "graphs_mb": graphs / 1e6,
@@ -70,15 +73,26 @@ def main(arguments: list[str] | None = None) -> int:
         "peak_memory_mb": used.ru_maxrss / 1024,
         "stages": finished,
         "all_stages": len(finished) == len(STAGES),
-    }  # fmt: skip
+    }
     print(record("export_size", result).name)
     return int(not result["all_stages"])
 
 
 def run_export(folder: str, dtype: str, opset: str, seconds: float) -> list[str]:
     """What the command says of each stage that it finishes in this time."""
-    command = ["timeout", str(seconds), sys.executable, "-m", "g2vlm_ros.export.onnx",
-               "--checkpoint", folder, "--dtype", dtype, "--opset", opset]  # fmt: skip
+    command = [
+        "timeout",
+        str(seconds),
+        sys.executable,
+        "-m",
+        "g2vlm_ros.export.export_onnx",
+        "--checkpoint",
+        folder,
+        "--dtype",
+        dtype,
+        "--opset",
+        opset,
+    ]
     finished = []
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as export:
         for line in export.stdout:

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`make gpu`: everything that only a GPU can show, in one command; results/gpu.json.
 
 `python -m benchmarks.gpu [--skip engines real_size] [--views 1 2 4 8]` runs, each in a process of
@@ -33,27 +34,34 @@ from torch import Tensor, nn
 
 from benchmarks.eager_reference import EagerReference
 from benchmarks.record import record
-from g2vlm_ros.core.config import PATCH_PX, ModelConfig
-from g2vlm_ros.core.sequence import SpecialTokens, Walk
+from g2vlm_ros.checkpoint.config import PATCH_PX, ModelConfig
+from g2vlm_ros.checkpoint.onnx_manifest import GLOBAL, STAGES
+from g2vlm_ros.checkpoint.prompt_layout import SpecialTokens, TokenCursor
+from g2vlm_ros.inference.backend import Backend
+from g2vlm_ros.inference.torch_backend import TorchBackend
 from g2vlm_ros.model.network import FLOAT32_PARTS, G2VLM
-from g2vlm_ros.runtime.manifest import GLOBAL, STAGES
-from g2vlm_ros.runtime.stages import Stages
-from g2vlm_ros.runtime.torch_stages import TorchStages
 
 GOLDEN = Path(__file__).parents[1] / "test" / "data" / "golden" / "A"
 PLAN = Path(__file__).parents[1] / "engines" / "plan.yaml"
 RELEASED = {
     "text": {
-        "hidden_size": 1536, "num_hidden_layers": 28, "num_attention_heads": 12,
-        "num_key_value_heads": 2, "intermediate_size": 8960, "vocab_size": 151936,
+        "hidden_size": 1536,
+        "num_hidden_layers": 28,
+        "num_attention_heads": 12,
+        "num_key_value_heads": 2,
+        "intermediate_size": 8960,
+        "vocab_size": 151936,
         "rms_norm_eps": 1e-6,
     },
     "vit": {"depth": 32, "embed_dim": 1280, "num_heads": 16, "hidden_size": 1536},
     "dino": {
-        "hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16,
-        "image_size": 518, "patch_size": 14,
+        "hidden_size": 1024,
+        "num_hidden_layers": 24,
+        "num_attention_heads": 16,
+        "image_size": 518,
+        "patch_size": 14,
     },
-}  # fmt: skip
+}
 SIZES = ((518, 392), (252, 196))
 SEMANTIC = (756, 756)
 LANGUAGE_GB, CACHE_BYTES = 3.1, 28_672
@@ -136,12 +144,12 @@ class EagerOnDevice(EagerReference):
         return F.layer_norm(x.float(), weight.shape, weight, bias, eps)
 
 
-def ours(stages: Stages, images: np.ndarray) -> Callable[[], Any]:
+def ours(stages: Backend, images: np.ndarray) -> Callable[[], Any]:
     views, height, width, _ = images.shape
     grid_hw = (height // PATCH_PX, width // PATCH_PX)
 
     def reconstruct() -> Any:
-        cache, walk = stages.new_cache(), Walk(SPECIAL)
+        cache, walk = stages.new_cache(), TokenCursor(SPECIAL)
         stages.language(walk.text(PROMPT), cache)
         features = stages.encode_geometry(images)
         hidden = stages.geometry(features, walk.geometry(views, grid_hw), cache)
@@ -151,7 +159,7 @@ def ours(stages: Stages, images: np.ndarray) -> Callable[[], Any]:
 
 
 def eager(network: G2VLM, images: np.ndarray, device: str) -> Callable[[], Any]:
-    peer, walk = EagerOnDevice(network), Walk(SPECIAL)
+    peer, walk = EagerOnDevice(network), TokenCursor(SPECIAL)
     grid_hw = (images.shape[1] // PATCH_PX, images.shape[2] // PATCH_PX)
     segments = (walk.text(PROMPT), walk.geometry(len(images), grid_hw))
     positions = np.concatenate([s.positions for s in segments], axis=1)
@@ -164,9 +172,9 @@ def eager(network: G2VLM, images: np.ndarray, device: str) -> Callable[[], Any]:
     return reconstruct
 
 
-def compiled(stages: TorchStages) -> TorchStages:
+def compiled(stages: TorchBackend) -> TorchBackend:
     """The same weights, its stages through torch.compile."""
-    other = TorchStages(stages.network)
+    other = TorchBackend(stages.network)
     network = stages.network
     proxy = type("Compiled", (), {"__getattr__": lambda self, name: getattr(network, name)})()
     for name in ("encode_geometry", "geometry", "heads"):
@@ -181,7 +189,7 @@ def real_size(
     """One result per size, number of views and implementation; then the language stage."""
     network = random_network(config, device)
     yield {"what": "parameters", "millions": sum(p.numel() for p in network.parameters()) / 1e6}
-    stages = TorchStages(network)
+    stages = TorchBackend(network)
     for width, height in sizes:
         for count in views:
             images = _images(count, width, height)
@@ -201,7 +209,7 @@ def real_size(
 
 
 def language(
-    stages: TorchStages, device: str, size: tuple[int, int], views: list[int]
+    stages: TorchBackend, device: str, size: tuple[int, int], views: list[int]
 ) -> Iterator[dict[str, Any]]:
     """Prefill of an image and of a question, and decoding, behind windows of each size."""
     width, height = size
@@ -212,7 +220,7 @@ def language(
         "seconds": seconds(lambda: stages.encode_semantics(_images(1, *SEMANTIC)[0]), device),
     }
     for count in views:
-        cache, walk = stages.new_cache(), Walk(SPECIAL)
+        cache, walk = stages.new_cache(), TokenCursor(SPECIAL)
         stages.language(walk.text(PROMPT), cache)
         features = stages.encode_geometry(_images(count, width, height))
         grid_hw = (height // PATCH_PX, width // PATCH_PX)
@@ -228,8 +236,8 @@ def language(
         )
         stages.language(question, cache)
 
-        def decode(cache: Any = cache, walk: Walk = walk, steps: int = 16) -> None:
-            fork, own = cache.fork(), Walk(SPECIAL, position=walk.position)
+        def decode(cache: Any = cache, walk: TokenCursor = walk, steps: int = 16) -> None:
+            fork, own = cache.fork(), TokenCursor(SPECIAL, position=walk.position)
             for _ in range(steps):
                 stages.language(own.text([30]), fork)
 
@@ -247,21 +255,33 @@ def _images(views: int, width: int, height: int) -> np.ndarray:
 
 def parity(folder: Path, backend: str, precision: str) -> dict[str, Any]:
     """The parity command on the GPU, as a line."""
-    command = [sys.executable, "-m", "g2vlm_ros.export.parity", "--golden", str(folder),
-               "--backend", backend, "--precision", precision]  # fmt: skip
+    command = [
+        sys.executable,
+        "-m",
+        "g2vlm_ros.export.parity",
+        "--golden",
+        str(folder),
+        "--backend",
+        backend,
+        "--precision",
+        precision,
+    ]
     done = subprocess.run(command, capture_output=True, text=True)
     last = (done.stdout.strip().splitlines() or [""])[-1]
     error = done.stderr.strip().splitlines()[-1:] if done.returncode else []
-    return {"what": f"{backend} {precision}", "passed": not done.returncode,
-            "says": " ".join([last, *error])}  # fmt: skip
+    return {
+        "what": f"{backend} {precision}",
+        "passed": not done.returncode,
+        "says": " ".join([last, *error]),
+    }
 
 
 def engines(precision: str) -> Iterator[dict[str, Any]]:
     """Exports, builds and checks the reference checkpoint with whatever TensorRT is here."""
     import yaml
 
-    from g2vlm_ros.export.onnx import export
-    from g2vlm_ros.runtime.trt import installed
+    from g2vlm_ros.export.export_onnx import export
+    from g2vlm_ros.inference.tensorrt.versions import installed
 
     capability = "{}.{}".format(*torch.cuda.get_device_capability())
     flavour = installed(capability=capability)
@@ -275,14 +295,23 @@ def engines(precision: str) -> Iterator[dict[str, Any]]:
         aligned = ("--stages", "encode_geometry", "--dino-windows", "aligned")
         export(folder, dtype=half, opset=opset, stages=aligned[1:2], dino_windows=aligned[3])
         plan = yaml.safe_load(PLAN.read_text())["profiles"]["desktop"] | {
-            "opset": opset, "precision": PRECISIONS[precision], "capability": capability,
+            "opset": opset,
+            "precision": PRECISIONS[precision],
+            "capability": capability,
             "sizes": [[518, 392], [140, 112], [140, 84], [112, 154], [112, 84]],
             "semantic_sizes": [[756, 756], [112, 112], [84, 84]],
-        }  # fmt: skip
+        }
         profiles = {"gpu": plan, "int4": plan | {"weight_only": "int4"}}
         (Path(name) / "plan.yaml").write_text(yaml.safe_dump({"profiles": profiles}))
-        command = [sys.executable, "-m", "g2vlm_ros.export.build", "--plan", f"{name}/plan.yaml",
-                   "--onnx", str(folder)]  # fmt: skip
+        command = [
+            sys.executable,
+            "-m",
+            "g2vlm_ros.export.build_engines",
+            "--plan",
+            f"{name}/plan.yaml",
+            "--onnx",
+            str(folder),
+        ]
         runs = [("--profile", "gpu", "--stages", *STAGES, GLOBAL), ("--profile", "gpu", *aligned)]
         if opset == 24:  # this one only proves itself; the golden set is of whole weights
             export(folder, dtype=half, opset=opset, stages=["language"], weight_only="int4")
@@ -324,10 +353,10 @@ def serve(part: str, views: list[int]) -> None:
         results = (line for precision in PRECISIONS for line in engines(precision))
     elif part == "packing":
         from benchmarks.overhead import packing
-        from g2vlm_ros.runtime.cuda import open_cuda
-        from g2vlm_ros.runtime.device import Device
+        from g2vlm_ros.inference.tensorrt.cuda import open_cuda
+        from g2vlm_ros.inference.tensorrt.device_memory import DeviceMemory
 
-        results = packing(Device(open_cuda()), SIZES[0], views)
+        results = packing(DeviceMemory(open_cuda()), SIZES[0], views)
     else:
         config = ModelConfig.from_dicts(RELEASED["text"], RELEASED["vit"], RELEASED["dino"])
         results = real_size(config, "cuda", views)
@@ -372,14 +401,22 @@ def main(arguments: list[str] | None = None) -> int:
         serve(options.part, options.views)
         return 0
     if not torch.cuda.is_available():
-        print("error: torch finds no CUDA GPU here; run this on a machine with one",
-              file=sys.stderr)  # fmt: skip
+        print(
+            "error: torch finds no CUDA GPU here; run this on a machine with one", file=sys.stderr
+        )
         return 1
     parts: dict[str, list[dict[str, Any]]] = {}
     for part in (name for name in names if name not in options.skip):
         print(f"== {part}", flush=True)
-        command = [sys.executable, "-m", "benchmarks.gpu", "--part", part,
-                   "--views", *map(str, options.views)]  # fmt: skip
+        command = [
+            sys.executable,
+            "-m",
+            "benchmarks.gpu",
+            "--part",
+            part,
+            "--views",
+            *map(str, options.views),
+        ]
         done = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         out, error = done.communicate()
         parts[part] = [json.loads(line) for line in out.splitlines() if line.startswith("{")]
@@ -387,8 +424,11 @@ def main(arguments: list[str] | None = None) -> int:
             last = (error.strip().splitlines() or ["no message"])[-1]
             parts[part].append({"failed": last[:300]})
         print(json.dumps(parts[part], indent=1), flush=True)
-    gpu = {"name": torch.cuda.get_device_name(), "cuda": torch.version.cuda,
-           "memory_gib": torch.cuda.get_device_properties(0).total_memory / 2**30}  # fmt: skip
+    gpu = {
+        "name": torch.cuda.get_device_name(),
+        "cuda": torch.version.cuda,
+        "memory_gib": torch.cuda.get_device_properties(0).total_memory / 2**30,
+    }
     print(record("gpu", {"gpu": gpu, **parts, "summary": summary(parts)}).name)
     return 0
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A walk through a simulated home with exact depth in place of the network, and its picture.
 
 Judges windows, joints, loop closure and map alone: every window comes in a unit and frame of its
@@ -14,18 +15,19 @@ import cv2
 import numpy as np
 
 from benchmarks.record import record
-from g2vlm_ros.core.alignment import fit_similarity
-from g2vlm_ros.core.datatypes import Frame, RawGeometry, Reconstruction
-from g2vlm_ros.core.geometry import Similarity, unproject
-from g2vlm_ros.core.picture import picture
-from g2vlm_ros.core.settings import Settings
-from g2vlm_ros.live import LiveMapping
-from g2vlm_ros.scene_map import SceneMap
-from g2vlm_ros.sim.camera import lens
-from g2vlm_ros.sim.render import render
-from g2vlm_ros.sim.scenes import Scene, make_scene
-from g2vlm_ros.sim.splits import home_seed
-from g2vlm_ros.sim.walk import RATE_HZ
+from g2vlm_ros.demo.sim.camera import lens
+from g2vlm_ros.demo.sim.renderer import render
+from g2vlm_ros.demo.sim.robot_path import RATE_HZ
+from g2vlm_ros.demo.sim.scenes import Scene, make_scene
+from g2vlm_ros.demo.sim.splits import home_seed
+from g2vlm_ros.dense_map.dense_map import DenseMap
+from g2vlm_ros.geometry.camera import unproject
+from g2vlm_ros.geometry.registration import fit_sim3
+from g2vlm_ros.geometry.sim3 import Sim3
+from g2vlm_ros.images.map_preview import picture
+from g2vlm_ros.pipeline import MappingPipeline
+from g2vlm_ros.records import Frame, RawGeometry, Reconstruction
+from g2vlm_ros.settings import Settings
 
 PICTURE = Path(__file__).parents[1] / "docs" / "map.png"
 WIDTH_PX, GAP_S = 224, 0.4
@@ -40,9 +42,12 @@ class ExactPerception:
         self.world_from_camera = scene.walk.world_from_camera[steps]
         self.camera = lens(width_px, width_px * 3 // 4)
         views = render(
-            [scene.home], np.zeros(len(steps), np.int64), self.world_from_camera, self.time_s,
+            [scene.home],
+            np.zeros(len(steps), np.int64),
+            self.world_from_camera,
+            self.time_s,
             self.camera,
-        )  # fmt: skip
+        )
         self.images, self.depth_m = np.array(views.images), np.asarray(views.depth_m)
         self._small = np.stack([_thumbnail(image) for image in self.images])
         self._rng = np.random.default_rng(0)
@@ -61,7 +66,7 @@ class ExactPerception:
         """Their true geometry in a random unit and frame."""
         turn, _ = np.linalg.qr(self._rng.normal(size=(3, 3)))
         turn *= np.sign(np.linalg.det(turn))
-        unit = Similarity(float(self._rng.uniform(0.3, 3)), turn, self._rng.normal(size=3))
+        unit = Sim3(float(self._rng.uniform(0.3, 3)), turn, self._rng.normal(size=3))
         rows, columns = np.mgrid[0 : self.camera.height_px, 0 : self.camera.width_px]
         pixels = np.stack([columns, rows], -1)
         local = np.stack([unproject(pixels, self.depth_m[n], self.camera) for n in numbers])
@@ -83,13 +88,18 @@ def drive(home: int, most_views: int) -> dict:
     """Drive through a held-out home; returns the figures and writes the picture."""
     settings = Settings.from_flat({"window.max_age_s": 10.0, "cloud.max_edge_step": 0.1})
     perception = ExactPerception(make_scene(home_seed("heldout", home), legs=12), most_views)
-    live, scene_map, places, windows = LiveMapping(perception, settings), SceneMap(settings), {}, 0
+    live, dense_map, places, windows = (
+        MappingPipeline(perception, settings),
+        DenseMap(settings),
+        {},
+        0,
+    )
     for number in range(len(perception.images)):
         live.offer(perception.frame(number))
         while (update := live.step()) is not None:
-            scene_map.add(update)
+            dense_map.add(update)
             windows += 1
-            if update.placement.new_sub_map:
+            if update.placement.new_map:
                 places.clear()
             for view, frame in enumerate(update.window.frames):
                 places[frame.stamp_ns] = update.map_from_camera[view][:3, 3]
@@ -97,10 +107,10 @@ def drive(home: int, most_views: int) -> dict:
     numbers = [stamps[stamp] for stamp in sorted(places)]
     track = np.stack([places[stamp] for stamp in sorted(places)])
     truth = perception.world_from_camera[numbers][:, :3, 3]
-    world_from_map = fit_similarity(track, truth, np.ones(len(track)))
+    world_from_map = fit_sim3(track, truth, np.ones(len(track)))
     error_m = np.linalg.norm(world_from_map.apply(track) - truth, axis=1)
     length_m = float(np.linalg.norm(np.diff(truth, axis=0), axis=1).sum())
-    draw(scene_map, world_from_map, track)
+    draw(dense_map, world_from_map, track)
     return {
         "home": home,
         "views": len(numbers),
@@ -108,14 +118,14 @@ def drive(home: int, most_views: int) -> dict:
         "path_m": round(length_m, 2),
         "error_rms_m": round(float(np.sqrt((error_m**2).mean())), 4),
         "error_percent_of_path": round(100 * float(np.sqrt((error_m**2).mean())) / length_m, 4),
-        "voxels": len(scene_map.points()),
+        "voxels": len(dense_map.points()),
         "loops": dict(live.counts().loops),
     }
 
 
-def draw(scene_map: SceneMap, world_from_map: Similarity, track: np.ndarray) -> None:
+def draw(dense_map: DenseMap, world_from_map: Sim3, track: np.ndarray) -> None:
     """The map below head height, so that one looks into the rooms."""
-    points = scene_map.points()
+    points = dense_map.points()
     positions = world_from_map.apply(np.stack([points[axis] for axis in "xyz"], -1))
     low = positions[:, 2] < 1.9
     rgb = points["rgb"][low]

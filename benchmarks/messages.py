@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What messages cost: a large PointCloud2 packed and published, camera images made model input.
 
 One run measures ours and what it is compared with in turns (so that load on the machine meets all
@@ -75,7 +76,7 @@ def straightforward_cloud(header, fields, points, colours, confidence, **options
 
 def cloud_costs(repetitions: int = REPETITIONS) -> dict[str, object]:
     """Conversion and publication of the large cloud, and their ratios."""
-    from g2vlm_ros.ros import convert
+    from g2vlm_ros.ros.conversions import messages as conversions
 
     rng = np.random.default_rng(0)
     shape = (VIEWS, HEIGHT, WIDTH)
@@ -84,26 +85,28 @@ def cloud_costs(repetitions: int = REPETITIONS) -> dict[str, object]:
     confidence = rng.random(shape, np.float32)
     poses = np.tile(np.eye(4), (VIEWS, 1, 1))
     holes = rng.random(shape) < 0.8
-    header = convert.header(1, "map")
+    header = conversions.header(1, "map")
     maps = (points, colours, confidence)
     every = np.ones(shape, bool)
-    ours = convert.cloud_message(header, *maps, every)
+    ours = conversions.cloud_message(header, *maps, every)
     kept = {"out": ours}
     source = np.frombuffer(ours.data, np.uint8).copy()
     target = np.empty_like(source)
     fields = ours.fields
-    spare = {name: convert.cloud_message(header, *maps, holes) for name in ("dense", "organised")}
+    spare = {
+        name: conversions.cloud_message(header, *maps, holes) for name in ("dense", "organised")
+    }
     conversions = {
         "memcpy": lambda: np.copyto(target, source),
-        "ours": lambda: convert.cloud_message(header, *maps, every, **kept),
-        "ours_to_new_memory": lambda: convert.cloud_message(header, *maps, every),
-        "ours_posed": lambda: convert.cloud_message(
+        "ours": lambda: conversions.cloud_message(header, *maps, every, **kept),
+        "ours_to_new_memory": lambda: conversions.cloud_message(header, *maps, every),
+        "ours_posed": lambda: conversions.cloud_message(
             header, *maps, every, poses=poses, scale=2.0, **kept
         ),
-        "ours_dense_80_percent": lambda: convert.cloud_message(
+        "ours_dense_80_percent": lambda: conversions.cloud_message(
             header, *maps, holes, out=spare["dense"]
         ),
-        "ours_organised_80_percent": lambda: convert.cloud_message(
+        "ours_organised_80_percent": lambda: conversions.cloud_message(
             header, *maps, holes, organised=True, out=spare["organised"]
         ),
         "straightforward": lambda: straightforward_cloud(header, fields, *maps),
@@ -229,8 +232,8 @@ def listen() -> None:
 
 def image_costs(repetitions: int = 3 * REPETITIONS) -> dict[str, object]:
     """Milliseconds per megapixel from message to model input, and their ratio to cv2.resize."""
-    from g2vlm_ros.core.preprocess import geometry_size, resize_views
-    from g2vlm_ros.ros import convert
+    from g2vlm_ros.images.preprocessing import geometry_size, resize_views
+    from g2vlm_ros.ros.conversions import messages as conversions
 
     messages, picture = image_messages()
     size = geometry_size(*IMAGE_PX, INPUT_WIDTH_PX)
@@ -238,7 +241,8 @@ def image_costs(repetitions: int = 3 * REPETITIONS) -> dict[str, object]:
         "cv2_resize": lambda: cv2.resize(picture, size, interpolation=cv2.INTER_AREA)
     }
     for name, msg in messages.items():
-        read = convert.frame_from_compressed if name == "jpeg" else convert.frame_from_image
+        compressed = name == "jpeg"
+        read = conversions.frame_from_compressed if compressed else conversions.frame_from_image
         tasks[f"{name}_decode"] = lambda read=read, msg=msg: read(msg, "front").decode()
         for resample in ("area", "lanczos"):
             tasks[f"{name}_{resample}"] = lambda read=read, msg=msg, resample=resample: (
@@ -252,7 +256,7 @@ def image_costs(repetitions: int = 3 * REPETITIONS) -> dict[str, object]:
     return {
         "from_px": IMAGE_PX,
         "to_px": size,
-        "decoder": convert.decoder(),
+        "decoder": conversions.decoder(),
         "ms_per_megapixel": per_megapixel,
         "ratio_to_cv2_resize": {n: _ratio(ms, base) for n, ms in per_megapixel.items()},
     }
@@ -261,8 +265,6 @@ def image_costs(repetitions: int = 3 * REPETITIONS) -> dict[str, object]:
 def image_messages() -> tuple[dict[str, object], np.ndarray]:
     """One synthetic picture as rgb8, bgr8, nv12 and JPEG messages, and its pixels."""
     from sensor_msgs.msg import CompressedImage, Image
-
-    from g2vlm_ros.ros import convert
 
     width, height = IMAGE_PX
     rng = np.random.default_rng(0)
@@ -284,7 +286,7 @@ def image_messages() -> tuple[dict[str, object], np.ndarray]:
     messages["jpeg"] = CompressedImage(format="jpeg")
     messages["jpeg"].data.frombytes(cv2.imencode(".jpg", bgr)[1].tobytes())
     for msg in messages.values():
-        msg.header = convert.header(1, "front")
+        msg.header = messages.header(1, "front")
     return messages, picture
 
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Our torch path against a plain eager implementation with the original's structure, on the CPU.
 
 `python -m benchmarks.model` makes a random checkpoint of middle size and reconstructs four views
@@ -24,11 +25,11 @@ import torch
 
 from benchmarks.eager_reference import EagerReference
 from benchmarks.record import record
-from g2vlm_ros.core.config import PATCH_PX, ModelConfig
-from g2vlm_ros.core.datatypes import RawGeometry
-from g2vlm_ros.core.sequence import SpecialTokens, Walk
-from g2vlm_ros.model.checkpoint import empty_network
-from g2vlm_ros.runtime.torch_stages import TorchStages
+from g2vlm_ros.checkpoint.config import PATCH_PX, ModelConfig
+from g2vlm_ros.checkpoint.prompt_layout import SpecialTokens, TokenCursor
+from g2vlm_ros.inference.torch_backend import TorchBackend
+from g2vlm_ros.model.weights import empty_network
+from g2vlm_ros.records import RawGeometry
 
 TEXT = {
     "hidden_size": 512,
@@ -85,11 +86,11 @@ def images() -> np.ndarray:
 
 
 def ours(folder: Path, dtype: str) -> Callable[[], RawGeometry]:
-    stages = TorchStages.open(folder, device="cpu", dtype=dtype)
+    stages = TorchBackend.open(folder, device="cpu", dtype=dtype)
     views, grid_hw = images(), (HEIGHT // PATCH_PX, WIDTH // PATCH_PX)
 
     def reconstruct() -> RawGeometry:
-        cache, walk = stages.new_cache(), Walk(SPECIAL)
+        cache, walk = stages.new_cache(), TokenCursor(SPECIAL)
         stages.language(walk.text(PROMPT), cache)
         features = stages.encode_geometry(views)
         hidden = stages.geometry(features, walk.geometry(VIEWS, grid_hw), cache)
@@ -100,7 +101,7 @@ def ours(folder: Path, dtype: str) -> Callable[[], RawGeometry]:
 
 def eager(folder: Path) -> Callable[[], RawGeometry]:
     network, views = EagerReference(folder), torch.tensor(images())
-    walk = Walk(SPECIAL)
+    walk = TokenCursor(SPECIAL)
     segments = (walk.text(PROMPT), walk.geometry(VIEWS, (HEIGHT // PATCH_PX, WIDTH // PATCH_PX)))
     positions = torch.tensor(np.concatenate([s.positions for s in segments], axis=1))
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a window costs the node outside the engines, by part; results/overhead.json.
 
 Four views at 518x392 of a walk through a simulated home. The engines are a STAND-IN that knows the
@@ -20,18 +21,18 @@ import numpy as np
 from benchmarks.home_map import ExactPerception
 from benchmarks.question_cost import GOLDEN
 from benchmarks.record import record
-from g2vlm_ros.core import cloud
-from g2vlm_ros.core.config import PATCH_PX, ModelConfig
-from g2vlm_ros.core.datatypes import RawGeometry
-from g2vlm_ros.core.settings import Settings
-from g2vlm_ros.core.tokenizer import Tokenizer
-from g2vlm_ros.live import LiveMapping, Update
+from g2vlm_ros.checkpoint.config import PATCH_PX, ModelConfig
+from g2vlm_ros.checkpoint.tokenizer import Tokenizer
+from g2vlm_ros.demo.sim.scenes import make_scene
+from g2vlm_ros.demo.sim.splits import home_seed
+from g2vlm_ros.dense_map.dense_map import DenseMap
+from g2vlm_ros.geometry import point_cloud
+from g2vlm_ros.inference.tensorrt.device_memory import DeviceMemory
+from g2vlm_ros.inference.tensorrt.point_packing import PointPacker
 from g2vlm_ros.perception import Perception
-from g2vlm_ros.runtime.device import Device
-from g2vlm_ros.runtime.pack_points import PointPacker
-from g2vlm_ros.scene_map import SceneMap
-from g2vlm_ros.sim.scenes import make_scene
-from g2vlm_ros.sim.splits import home_seed
+from g2vlm_ros.pipeline import MappedWindow, MappingPipeline
+from g2vlm_ros.records import RawGeometry
+from g2vlm_ros.settings import Settings
 
 CAMERA_PX, WIDTH_PX = 640, 518
 GOAL_MS = 5.0
@@ -75,14 +76,14 @@ class ReadyEngines:
         return np.ones((len(features), 64), np.float32)
 
 
-def packed(update: Update) -> int:
+def packed(update: MappedWindow) -> int:
     """The bytes of the window's cloud, as `~/points` has them."""
     chosen, result, views = Settings().cloud, update.result, list(update.trusted_views)
     maps = (result.local_points_u[views], result.colours[views], result.confidence[views])
     limits = (chosen.min_confidence, chosen.max_edge_step)
-    valid = cloud.valid_points(maps[0], maps[2], *limits)
+    valid = point_cloud.valid_points(maps[0], maps[2], *limits)
     poses, scale = update.map_from_camera[views], update.placement.map_from_window.scale
-    return len(cloud.pack(*maps, valid, poses=poses, scale=scale))
+    return len(point_cloud.pack(*maps, valid, poses=poses, scale=scale))
 
 
 def walk(home: int, views: int) -> dict[str, Any]:
@@ -90,15 +91,15 @@ def walk(home: int, views: int) -> dict[str, Any]:
     settings = Settings.from_flat({"window.max_age_s": 10.0, "model.image_width_px": WIDTH_PX})
     exact = ExactPerception(make_scene(home_seed("heldout", home)), views, CAMERA_PX)
     engines = ReadyEngines(exact)
-    live = LiveMapping(Perception(engines, Tokenizer.open(GOLDEN), settings), settings)
-    scene_map, clock, processor = SceneMap(settings), defaultdict(list), defaultdict(list)
+    live = MappingPipeline(Perception(engines, Tokenizer.open(GOLDEN), settings), settings)
+    dense_map, clock, processor = DenseMap(settings), defaultdict(list), defaultdict(list)
     for number in range(views):
         live.offer(exact.frame(number))
         engines.spent_s, times = 0.0, [now()]
         if (update := live.step()) is None:
             continue
         times.append(now())
-        scene_map.add(update)
+        dense_map.add(update)
         times.append(now())
         packed(update)
         times.append(now())
@@ -117,10 +118,14 @@ def walk(home: int, views: int) -> dict[str, Any]:
         for booked in (clock, processor)
     )
     return {
-        "windows": len(clock["all"]), "views": settings.window.views, "size": [WIDTH_PX, 392],
-        "clock_ms": clock_ms, "processor_ms": processor_ms,
-        "goal_ms": GOAL_MS, "within_goal": clock_ms["all"] <= GOAL_MS,
-    }  # fmt: skip
+        "windows": len(clock["all"]),
+        "views": settings.window.views,
+        "size": [WIDTH_PX, 392],
+        "clock_ms": clock_ms,
+        "processor_ms": processor_ms,
+        "goal_ms": GOAL_MS,
+        "within_goal": clock_ms["all"] <= GOAL_MS,
+    }
 
 
 def now() -> tuple[float, float]:
@@ -128,14 +133,16 @@ def now() -> tuple[float, float]:
     return time.perf_counter(), time.process_time()
 
 
-def packing(device: Device, size: tuple[int, int], views: list[int]) -> Iterator[dict[str, Any]]:
+def packing(
+    device: DeviceMemory, size: tuple[int, int], views: list[int]
+) -> Iterator[dict[str, Any]]:
     """Clouds packed on a device, uploads and the copy back included, and by numpy."""
     packer = PointPacker(device)
     return (pack_views(device, packer, count, *size) for count in views)
 
 
 def pack_views(
-    device: Device, packer: PointPacker, views: int, width: int, height: int
+    device: DeviceMemory, packer: PointPacker, views: int, width: int, height: int
 ) -> dict[str, Any]:
     """One cloud both ways: the same points, and how long each way takes."""
     rng, limits = np.random.default_rng(0), (0.3, 0.05)
@@ -146,22 +153,26 @@ def pack_views(
     poses, there = np.tile(np.eye(4), (views, 1, 1)), device.upload(points, "FLOAT", "points")
 
     def on_device() -> np.ndarray:
-        affines = cloud.affines(views, poses)
+        affines = point_cloud.affines(views, poses)
         return packer.pack(there, range(views), colours, confidence, affines, *limits)
 
     def by_numpy() -> np.ndarray:
-        valid = cloud.valid_points(points, confidence, *limits)
-        packed = cloud.pack(points, colours, confidence, valid, poses=poses)
+        valid = point_cloud.valid_points(points, confidence, *limits)
+        packed = point_cloud.pack(points, colours, confidence, valid, poses=poses)
         return np.frombuffer(packed, np.uint8)
 
     got, want = (run().view(np.float32).reshape(-1, 5) for run in (on_device, by_numpy))
     same = got.shape == want.shape and np.allclose(got[:, :3], want[:, :3], rtol=1e-5)
     same = same and np.array_equal(got[:, 3:].view(np.uint32), want[:, 3:].view(np.uint32))
     return {
-        "what": "packing", "views": views, "points": len(want), "passed": bool(same),
+        "what": "packing",
+        "views": views,
+        "points": len(want),
+        "passed": bool(same),
         "kernels_s": device.times_s["pack_points"],
-        "seconds": median_s(on_device), "numpy_s": median_s(by_numpy),
-    }  # fmt: skip
+        "seconds": median_s(on_device),
+        "numpy_s": median_s(by_numpy),
+    }
 
 
 def median_s(run: Callable[[], Any], rounds: int = 7) -> float:

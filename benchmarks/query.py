@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Questions about held-out simulated homes, scored by kind.
 
 Always: answers measured in the point map with boxes of a perfect detector, the points off by a
@@ -25,28 +26,36 @@ from typing import Any
 import numpy as np
 
 from benchmarks.record import record
-from g2vlm_ros.core.geometry import unproject
-from g2vlm_ros.core.mapping.depth_fusion import fuse_depth
-from g2vlm_ros.core.mapping.pose_refinement import refine_poses
-from g2vlm_ros.core.preprocess import PixelMap
-from g2vlm_ros.core.settings import Settings
-from g2vlm_ros.core.spatial.composer import Composer
-from g2vlm_ros.core.spatial.grounding import Detection, OutOfTimeError, SilentModelError
-from g2vlm_ros.core.spatial.measure import PointMap, Region
-from g2vlm_ros.core.spatial.outcome import Abstention, Outcome, Query
-from g2vlm_ros.core.spatial.question import Ask, parse
-from g2vlm_ros.perception import Perception
-from g2vlm_ros.sim.camera import lens
-from g2vlm_ros.sim.questions import MIN_SHARE, QuestionAnswer, Truth, ask, metres, shares, truth
-from g2vlm_ros.sim.scenes import make_clips, make_scene
-from g2vlm_ros.sim.scoring import (
+from g2vlm_ros.demo.sim.camera import lens
+from g2vlm_ros.demo.sim.question_metrics import (
     Baselines,
     bound_holds,
     calibration_error,
     calibration_table,
     correct,
 )
-from g2vlm_ros.sim.splits import home_seed
+from g2vlm_ros.demo.sim.questions import (
+    MIN_SHARE,
+    QuestionAnswer,
+    VisibleFacts,
+    ask,
+    metres,
+    shares,
+    truth,
+)
+from g2vlm_ros.demo.sim.scenes import make_clips, make_scene
+from g2vlm_ros.demo.sim.splits import home_seed
+from g2vlm_ros.geometry.camera import unproject
+from g2vlm_ros.images.preprocessing import PixelMap
+from g2vlm_ros.mapping.depth_fusion import fuse_depth
+from g2vlm_ros.mapping.pose_refinement import refine_poses
+from g2vlm_ros.perception import Perception
+from g2vlm_ros.query.answerer import Answerer
+from g2vlm_ros.query.grounding import Detection, NoLanguageError, OutOfTimeError
+from g2vlm_ros.query.point_map import PointMap, Region
+from g2vlm_ros.query.question_parser import QuestionType, parse
+from g2vlm_ros.query.types import Abstention, Query, Result
+from g2vlm_ros.settings import Settings
 
 VIEWS, CAMERA = 4, lens(224, 168)
 NOISE = 0.03
@@ -54,39 +63,65 @@ NOISE = 0.03
 HEAD = 0.02
 """Relative error of the scale."""
 MEASURED = (
-    "distance", "size", "direction", "beside", "closer", "nearest", "fits", "count", "exists",
+    "distance",
+    "size",
+    "direction",
+    "beside",
+    "closer",
+    "nearest",
+    "fits",
+    "count",
+    "exists",
     "absent",
-)  # fmt: skip
+)
 """Kinds that geometry has an answer to; the others are about looks."""
-LEAST_GAIN = 0.2
+MIN_GAIN = 0.2
 """By which geometry must beat the blind baseline on what it measures, or the benchmark fails."""
 DEMO = Path(__file__).parents[1] / "engines" / "demo"
-COLUMNS = ("majority", "blind", "model_without_images", "model", "geometry", "other_words",
-           "both", "both_other_words", "own_points")  # fmt: skip
+COLUMNS = (
+    "majority",
+    "blind",
+    "model_without_images",
+    "model",
+    "geometry",
+    "other_words",
+    "both",
+    "both_other_words",
+    "own_points",
+)
 OTHER_WORDS = {
-    "distance": ("What is the range to the {0}?", "Measure the distance from you to the {0}.",
-                 "Is it far to the {0}, and how far is it?"),
+    "distance": (
+        "What is the range to the {0}?",
+        "Measure the distance from you to the {0}.",
+        "Is it far to the {0}, and how far is it?",
+    ),
     "height": ("Say how high the {0} stands.", "What is the vertical size of the {0}?"),
     "width": ("How much width does the {0} take up?", "From left to right, how wide is the {0}?"),
-    "closer": ("Of the {0} and the {1}, which is nearer?",
-               "Is it the {0} or the {1} that is nearer to you?"),
-    "beside": ("Does the {0} stand left or right of the {1}?",
-               "Relative to the {1}, is the {0} left or right?"),
+    "closer": (
+        "Of the {0} and the {1}, which is nearer?",
+        "Is it the {0} or the {1} that is nearer to you?",
+    ),
+    "beside": (
+        "Does the {0} stand left or right of the {1}?",
+        "Relative to the {1}, is the {0} left or right?",
+    ),
     "direction": ("To which side must I turn for the {0}?", "Which way must I look for the {0}?"),
     "nearest": ("Name the nearest thing.", "What thing is closest?"),
     "count": ("How many {0} does the room hold?", "Could you count the {0}?"),
     "exists": ("Is a {0} in sight?", "Does any camera show a {0}?"),
-    "fits": ("Will a {w:.1f} metres wide cart get past between the {0} and the {1}?",
-             "I am {w:.1f} m wide; can I go between the {0} and the {1}?"),
-}  # fmt: skip
-"""Wordings that neither the rules of core/spatial nor the training were made with."""
+    "fits": (
+        "Will a {w:.1f} metres wide cart get past between the {0} and the {1}?",
+        "I am {w:.1f} m wide; can I go between the {0} and the {1}?",
+    ),
+}
+"""Wordings that neither the rules of query/ nor the training were made with."""
 
 
 @dataclass
 class Window:
     """One window of a home with what a detector and the point map show of it."""
 
-    truth: Truth
+    truth: VisibleFacts
     images: np.ndarray
     depth_m: np.ndarray
     points: PointMap
@@ -144,8 +179,14 @@ def windows(split: str, count: int, questions: int) -> Iterator[Window]:
         true = truth(scene.home, share, poses, times)
         rng = np.random.default_rng(index)
         asked = ask(true, rng, questions)
-        yield Window(true, clips.images[0], clips.depth_m[0], noisy(clips.depth_m[0], poses, rng),
-                     detected(true, clips.items[0]), asked)  # fmt: skip
+        yield Window(
+            true,
+            clips.images[0],
+            clips.depth_m[0],
+            noisy(clips.depth_m[0], poses, rng),
+            detected(true, clips.items[0]),
+            asked,
+        )
 
 
 def noisy(depth_m: np.ndarray, poses: np.ndarray, rng: np.random.Generator) -> PointMap:
@@ -159,11 +200,19 @@ def noisy(depth_m: np.ndarray, poses: np.ndarray, rng: np.random.Generator) -> P
     local = unproject(np.stack([u, v], -1).astype(float), wrong, CAMERA)
     points = np.einsum("nij,nhwj->nhwi", poses[:, :3, :3], local) + poses[:, None, None, :3, 3]
     sure = np.full(depth_m.shape, np.exp(-NOISE / 0.05), np.float32)
-    return PointMap(points.astype(np.float32), wrong.astype(np.float32), sure, poses, views - 1,
-                    True, HEAD, 0.0)  # fmt: skip
+    return PointMap(
+        points.astype(np.float32),
+        wrong.astype(np.float32),
+        sure,
+        poses,
+        views - 1,
+        True,
+        HEAD,
+        0.0,
+    )
 
 
-def detected(true: Truth, items: np.ndarray) -> tuple[Detection, ...]:
+def detected(true: VisibleFacts, items: np.ndarray) -> tuple[Detection, ...]:
     """Boxes around what is seen of each thing, by a detector that never errs."""
     found = []
     for thing in true.seen:
@@ -172,35 +221,40 @@ def detected(true: Truth, items: np.ndarray) -> tuple[Detection, ...]:
             if share < MIN_SHARE:
                 continue
             rows, columns = np.nonzero(items[view] == thing.item.id)
-            low, high = (float(columns.min()), float(rows.min())), (
-                float(columns.max()), float(rows.max())
-            )  # fmt: skip
+            low, high = (
+                (float(columns.min()), float(rows.min())),
+                (float(columns.max()), float(rows.max())),
+            )
             found.append(Detection(Region(view, low, high), label, 1.0))
     return tuple(found)
 
 
-def compose(window: Window, question: str, say: Callable) -> Outcome | None:
+def compose(window: Window, question: str, ask_model: Callable) -> Result | None:
     """The composed answer, or None for an abstention."""
     query = Query(question, detections=window.detections)
     try:
-        return Composer(window.points, query, say, None).answer()
+        return Answerer(window.points, query, ask_model, None).answer()
     except (Abstention, OutOfTimeError):
         return None
 
 
-def phrased(made: Outcome, question: str) -> str:
+def phrased(made: Result, question: str) -> str:
     """An answer in the words of the simulation's."""
     if made.yes_no is not None:
         return "Yes." if made.yes_no else "No."
     plan = parse(question)
     if made.number is not None:
-        return f"{made.number.value:.0f}." if plan.ask is Ask.COUNT else metres(made.number.value)
-    if plan.ask in (Ask.CLOSER, Ask.NEAREST) and made.things:
+        return (
+            f"{made.number.value:.0f}."
+            if plan.ask is QuestionType.COUNT
+            else metres(made.number.value)
+        )
+    if plan.ask in (QuestionType.CLOSER, QuestionType.NEAREST) and made.things:
         return f"The {made.things[0].label}."
     for words in ("in front of you", "behind you", "to your left", "to your right"):
-        if plan.ask is Ask.WHERE and words in made.text:
+        if plan.ask is QuestionType.WHERE and words in made.text:
             return f"It is {words}."
-    if plan.ask is Ask.SIDE:
+    if plan.ask is QuestionType.SIDE:
         return "Left." if " is left of " in made.text else "Right."
     return made.text
 
@@ -224,9 +278,9 @@ def silent(prompt: str, marks: object) -> str:
     raise OutOfTimeError
 
 
-def judge(score: Score, window: Window, qa: QuestionAnswer, say: Callable) -> None:
+def judge(score: Score, window: Window, qa: QuestionAnswer, ask_model: Callable) -> None:
     """Ask the composer one question and book the outcome."""
-    made = compose(window, qa.question, say)
+    made = compose(window, qa.question, ask_model)
     if made is None:
         if qa.kind in MEASURED:
             score.abstained.append(qa.kind == "absent")
@@ -271,10 +325,14 @@ def run(homes: int, questions: int, model: Model | None) -> dict[str, Any]:
             if model:
                 model.judge(scores, window, qa, other)
     return {
-        "questions": asked, "homes": homes, "views": VIEWS, "noise": NOISE, "scale_error": HEAD,
+        "questions": asked,
+        "homes": homes,
+        "views": VIEWS,
+        "noise": NOISE,
+        "scale_error": HEAD,
         "measuring_ms_per_question": round(1000 * spent / asked, 1),
         **{name: score.result() for name, score in scores.items() if score.right},
-    }  # fmt: skip
+    }
 
 
 class Model:
@@ -290,9 +348,12 @@ class Model:
         return self._perception.speaks
 
     def judge(
-        self, scores: dict[str, Score], window: Window, qa: QuestionAnswer,
+        self,
+        scores: dict[str, Score],
+        window: Window,
+        qa: QuestionAnswer,
         other: QuestionAnswer | None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         """Book the model's words alone, without images, and together with geometry.
 
         other: the same question in other words.
@@ -315,7 +376,7 @@ class Model:
 
     def _say(self, prompt: str, marks: object) -> str:
         if not self.speaks:
-            raise SilentModelError
+            raise NoLanguageError
         return self._perception.ask(self._seen, prompt).text
 
     def _with_own_points(self, window: Window) -> Window:
@@ -329,8 +390,16 @@ class Model:
         true = window.depth_m[:, at[:, 1], at[:, 0]].reshape(local.shape[:3])
         local = local * np.float32(np.median(true / local[..., 2]))
         points = np.einsum("nij,nhwj->nhwi", poses[:, :3, :3], local) + poses[:, None, None, :3, 3]
-        seen = PointMap(points.astype(np.float32), local[..., 2], made.confidence, poses,
-                        window.points.viewer, True, HEAD, 0.0)  # fmt: skip
+        seen = PointMap(
+            points.astype(np.float32),
+            local[..., 2],
+            made.confidence,
+            poses,
+            window.points.viewer,
+            True,
+            HEAD,
+            0.0,
+        )
         found = tuple(
             dataclasses.replace(one, region=_resized(one.region, pixels))
             for one in window.detections
@@ -346,9 +415,10 @@ def _resized(region: Region, pixels: PixelMap) -> Region:
 def opened(folder: Path, width_px: int, semantic_px: int) -> Perception:
     """A checkpoint, its views and semantic images at the sizes that it was trained on."""
     flat = {
-        "model.checkpoint": str(folder), "model.image_width_px": width_px,
+        "model.checkpoint": str(folder),
+        "model.image_width_px": width_px,
         "query.semantic_width_px": semantic_px,
-    }  # fmt: skip
+    }
     return Perception.open(Settings.from_flat(flat))
 
 
@@ -370,15 +440,22 @@ def main(arguments: list[str] | None = None) -> int:
     print(f"{result['questions']} questions; {record('query', result)}")
     print(table(result))
     gain = result["geometry"]["measurable_kinds"] - result["blind"]["measurable_kinds"]
-    return int(gain < LEAST_GAIN)
+    return int(gain < MIN_GAIN)
 
 
 def table(result: dict[str, Any]) -> str:
     """Accuracy by kind and column, then what else is known of each column, in Markdown."""
     columns = [name for name in COLUMNS if name in result]
     rows = [f"| | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
-    more = ("measurable_kinds", "all_kinds", "answered_wrongly", "bounds_hold",
-            "calibration_error", "abstention_precision", "abstention_recall")  # fmt: skip
+    more = (
+        "measurable_kinds",
+        "all_kinds",
+        "answered_wrongly",
+        "bounds_hold",
+        "calibration_error",
+        "abstention_precision",
+        "abstention_recall",
+    )
     for kind in [*result["geometry"]["accuracy"], *more]:
         cells = [result[name]["accuracy"].get(kind, result[name].get(kind)) for name in columns]
         shown = ["" if cell is None else f"{cell:.2f}" for cell in cells]

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a question costs: the first and the second on a window, against the plain order of work.
 
 In the plain order every question starts from the images, as upstream's code does; `Perception.ask`
@@ -28,7 +29,7 @@ from benchmarks.record import record
 from g2vlm_ros.perception import Perception
 
 GOLDEN = Path(__file__).parents[1] / "test" / "data" / "golden" / "A"
-LEAST_SAVING = 5.0
+MIN_SAVING = 5.0
 """How many times fewer tokens the second question must compute, or the benchmark fails."""
 
 
@@ -44,9 +45,10 @@ def cost(perception: Perception, count: int) -> dict[str, Any]:
         first, second = (qa.question for qa in window.questions[:2])
         shared = perception.scene(list(window.images))
         for name, scene, question in (
-            ("first", shared, first), ("second", shared, second),
+            ("first", shared, first),
+            ("second", shared, second),
             ("second_plain", perception.scene(list(window.images)), second),
-        ):  # fmt: skip
+        ):
             answer = perception.ask(scene, question)
             decode = answer.stage_times_s["decode"]
             before = sum(answer.stage_times_s.values()) - decode
@@ -71,7 +73,7 @@ def acknowledgement(checkpoint: Path, width_px: int) -> dict[str, Any]:
     from rclpy.executors import MultiThreadedExecutor
     from rclpy.parameter import Parameter
 
-    from g2vlm_ros.ros.node import PerceptionNode
+    from g2vlm_ros.ros.perception_node import PerceptionNode
 
     settings = {"model.checkpoint": str(checkpoint), "model.image_width_px": width_px}
     rclpy.init(args=[])
@@ -105,8 +107,10 @@ def acknowledged_by_client() -> dict[str, float]:
     """What `send_goals` finds in a process of its own."""
     client = subprocess.run(
         [sys.executable, "-m", "benchmarks.question_cost", "--goals"],
-        stdout=subprocess.PIPE, text=True, check=True,
-    )  # fmt: skip
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
     p50, p95, most = np.percentile(json.loads(client.stdout.splitlines()[-1]), [50, 95, 100])
     found = {"p50_ms": p50, "p95_ms": p95, "max_ms": most}
     return {name: round(float(value), 2) for name, value in found.items()}
@@ -158,7 +162,7 @@ def main(arguments: list[str] | None = None) -> int:
     print(record("question_cost", result))
     for name, row in result.items():
         print(f"{name:25s} {row}")
-    return int(result["saved_prefill_tokens"] < LEAST_SAVING)
+    return int(result["saved_prefill_tokens"] < MIN_SAVING)
 
 
 if __name__ == "__main__":

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Writes a benchmark's result to `benchmarks/results/` with the machine that made it."""
 
 from __future__ import annotations

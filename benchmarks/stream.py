@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Four cameras of 1280x720 at 30 Hz for a minute: does the node keep up, and at what price?
 
 A second process publishes rgb8 images; the node runs in this one with nobody listening, so that
@@ -39,9 +40,12 @@ def publish(seconds: float) -> None:
         for camera in CAMERAS
     ]
     message = Image(
-        height=HEIGHT_PX, width=WIDTH_PX, encoding="rgb8", step=3 * WIDTH_PX,
+        height=HEIGHT_PX,
+        width=WIDTH_PX,
+        encoding="rgb8",
+        step=3 * WIDTH_PX,
         data=bytes(3 * WIDTH_PX * HEIGHT_PX),
-    )  # fmt: skip
+    )
     while any(p.get_subscription_count() == 0 for p in publishers):
         time.sleep(0.05)
     time.sleep(0.5)
@@ -63,7 +67,7 @@ def measure(seconds: float) -> dict:
     from rclpy.executors import MultiThreadedExecutor
     from rclpy.parameter import Parameter
 
-    from g2vlm_ros.ros.node import PerceptionNode
+    from g2vlm_ros.ros.perception_node import PerceptionNode
 
     settings = {
         "cameras": CAMERAS,
@@ -86,8 +90,10 @@ def measure(seconds: float) -> dict:
     before, start = resource.getrusage(resource.RUSAGE_SELF), time.monotonic()
     cameras = subprocess.run(
         [sys.executable, "-m", "benchmarks.stream", "--publish", str(seconds)],
-        stdout=subprocess.PIPE, text=True, check=True,
-    )  # fmt: skip
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
     spent, after = time.monotonic() - start, resource.getrusage(resource.RUSAGE_SELF)
     sent, late, streamed_s = cameras.stdout.split()[-3:]
     counts = node.counts()

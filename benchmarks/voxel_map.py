@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the voxel map costs: one window into maps of 0.1, 1 and 5 million voxels, on one core.
 
 The map is a building of equal rooms, the windows are noisy views inside one of them (1 % depth
@@ -25,12 +26,12 @@ import cv2
 import numpy as np
 
 from benchmarks.record import record
-from g2vlm_ros.core.datatypes import Intrinsics, ScaleState
-from g2vlm_ros.core.geometry import ZUP_FROM_OPTICAL, Similarity
-from g2vlm_ros.core.mapping.files import MapInfo, load_map, save_map
-from g2vlm_ros.core.mapping.free_space import DepthView
-from g2vlm_ros.core.mapping.occupancy import OccupancyMapper
-from g2vlm_ros.core.mapping.voxel_map import VoxelMap
+from g2vlm_ros.dense_map.free_space import DepthView
+from g2vlm_ros.dense_map.map_files import MapInfo, load_map, save_map
+from g2vlm_ros.dense_map.occupancy import OccupancyMapper
+from g2vlm_ros.dense_map.voxel_map import VoxelMap
+from g2vlm_ros.geometry.sim3 import ZUP_FROM_OPTICAL, Sim3
+from g2vlm_ros.records import Intrinsics, ScaleState
 
 VOXEL_M = 0.05
 ROOM_M = np.array([5.0, 5.0, 2.5])
@@ -224,7 +225,7 @@ def correction_costs(voxel_map: VoxelMap) -> dict[str, object]:
     """A loop closure that moves every window by about 0.3 m, applied beside updates."""
     _, voxels = voxel_map.voxels()
     windows = np.unique(voxels["window"]).tolist()
-    shift = Similarity(1.0, np.eye(3), np.array([0.3, 0.05, 0.0]))
+    shift = Sim3(1.0, np.eye(3), np.array([0.3, 0.05, 0.0]))
     called = clocks(lambda: voxel_map.correct(dict.fromkeys(windows, shift)))
     walk, updates = Walk("4x112x84"), []
     while not voxel_map.settled and len(updates) < 40:

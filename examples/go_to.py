@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Asks where to stand before a thing, and sends Nav2 there: ``examples/go_to.py red chair``.
 
 The answer's pose is a goal as it is: on the floor, x towards the thing, in `--frame`. Nav2 plans
@@ -18,7 +19,7 @@ from geometry_msgs.msg import PoseStamped
 from nav2_msgs.action import NavigateToPose
 from rclpy.action import ActionClient
 
-from g2vlm_ros.ros.client import SpatialClient, UnreachableError
+from g2vlm_ros.ros.client.client import SpatialClient, UnreachableError
 
 TREE = Path(__file__).resolve().with_name("go_to.xml")
 DISCOVERY_S = 5.0

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """G²VLM as a ROS 2 perception node: uncalibrated views in, 3D points, poses and answers out."""
 
 from pkgutil import extend_path

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The one door: views in, geometry and answers out. Usable without ROS.
 
     perception = Perception.open(Settings.from_flat({"model.checkpoint": "CHECKPOINT"}))
@@ -6,7 +7,7 @@
     answer = perception.ask(scene, "How far is the chair?")
     again = perception.ask(scene, "And the table?", history=[("How far ...?", answer.text)])
 
-From a shell: ``python -m g2vlm_ros.perception FOLDER_OR_VIDEO --checkpoint DIR --question "..."``.
+From a shell: ``python -m g2vlm_ros FOLDER_OR_VIDEO --checkpoint DIR --question "..."``.
 """
 
 from __future__ import annotations
@@ -19,20 +20,20 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from g2vlm_ros.core.confidence import multi_view_confidence
-from g2vlm_ros.core.datatypes import Answer, Intrinsics, RawGeometry, Reconstruction
-from g2vlm_ros.core.geometry import intrinsics_from_points
-from g2vlm_ros.core.preprocess import PATCH_PX, resize_views, semantic_image
-from g2vlm_ros.core.sequence import (
+from g2vlm_ros.checkpoint.prompt_layout import (
     Segment,
+    TokenCursor,
     Turn,
-    Walk,
     dialogue_segments,
     reconstruction_segments,
 )
-from g2vlm_ros.core.settings import SettingError, Settings
-from g2vlm_ros.core.tokenizer import Tokenizer
-from g2vlm_ros.runtime.stages import Cache, Features, Stages, open_stages
+from g2vlm_ros.checkpoint.tokenizer import Tokenizer
+from g2vlm_ros.geometry.camera import intrinsics_from_points
+from g2vlm_ros.geometry.confidence import multi_view_confidence
+from g2vlm_ros.images.preprocessing import PATCH_PX, resize_views, semantic_image
+from g2vlm_ros.inference.backend import Backend, Cache, Features, open_backend
+from g2vlm_ros.records import Answer, Intrinsics, RawGeometry, Reconstruction
+from g2vlm_ros.settings import SettingError, Settings
 
 History = Sequence[tuple[str, str]]
 """Questions and answers of earlier turns about the same views."""
@@ -84,7 +85,7 @@ class _Clock:
 class Perception:
     """A loaded checkpoint. One thread at a time: the device belongs to its caller."""
 
-    def __init__(self, stages: Stages, tokenizer: Tokenizer, settings: Settings):
+    def __init__(self, stages: Backend, tokenizer: Tokenizer, settings: Settings):
         self._stages = stages
         self._tokenizer = tokenizer
         self._model = settings.model
@@ -99,7 +100,7 @@ class Perception:
             raise SettingError(
                 "model.checkpoint is empty; set it to the folder of a G2VLM checkpoint"
             )
-        stages = open_stages(
+        stages = open_backend(
             model.backend,
             model.checkpoint,
             model.engines,
@@ -262,7 +263,7 @@ class Perception:
         should_stop: Callable[[], bool],
     ) -> tuple[list[int], bool]:
         """Greedy ids after the start token, and whether the model itself ended the answer."""
-        walk = Walk(self._tokenizer.special, cache.length, position)
+        walk = TokenCursor(self._tokenizer.special, cache.length, position)
         token, ids = self._tokenizer.special.newline, []
         while len(ids) < limit and not should_stop():
             logits = self._stages.language(walk.text([token]), cache)
@@ -290,6 +291,4 @@ def _confidence(raw: RawGeometry, intrinsics: Sequence[Intrinsics | None]) -> np
 
 
 if __name__ == "__main__":
-    from g2vlm_ros.offline import main
-
-    raise SystemExit(main())
+    raise SystemExit("the command line has moved: python -m g2vlm_ros --help")

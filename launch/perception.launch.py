@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Brings the perception node up to active; with replay:=PATH on a recording as its camera."""
 
 from pathlib import Path

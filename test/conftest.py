@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """ROS isolation of a test run, and the `ros` fixture and marker.
 
 Set before rclpy is imported: a domain of its own, discovery on this machine only, log files in a

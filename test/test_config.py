@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The shipped parameter files, DDS profiles and the RViz view agree with the code."""
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from g2vlm_ros.core.settings import Settings, default_of, knobs
+from g2vlm_ros.settings import Settings, default_of, knobs
 
 CONFIG = Path(__file__).parents[1] / "config"
 OVERLAYS = ("cpu", "desktop", "jetson_orin")

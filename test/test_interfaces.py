@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The interface files say what each field is; the built interfaces carry it over real DDS."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The package describes itself truly: dependencies, versions, targets, no trace of a machine."""
 
 from __future__ import annotations
@@ -74,6 +75,7 @@ def kept_files() -> list[Path]:
         folders[:] = [
             name for name in folders if name not in skipped and not name.endswith(".egg-info")
         ]
+        files = [name for name in files if name not in skipped]  # a worktree has a file .git
         found += [path for name in files if (path := Path(folder, name)).suffix in suffixes]
     return found
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The one door, with the golden checkpoint: geometry and language share what was computed."""
 
 from pathlib import Path
@@ -7,9 +8,9 @@ import pytest
 
 pytest.importorskip("torch", reason="the golden checkpoint runs on the torch backend here")
 
-from g2vlm_ros.core.preprocess import load_image  # noqa: E402
-from g2vlm_ros.core.settings import SettingError, Settings  # noqa: E402
+from g2vlm_ros.images.preprocessing import load_image  # noqa: E402
 from g2vlm_ros.perception import Example, Perception  # noqa: E402
+from g2vlm_ros.settings import SettingError, Settings  # noqa: E402
 
 GOLDEN = Path(__file__).parent / "data" / "golden" / "A"
 VALUES = {
@@ -96,8 +97,9 @@ def test_the_token_limit_the_callback_and_stopping(perception, images):
     whole = perception.ask(scene, "What?", max_tokens=5, on_text=heard.append)
     assert len(whole.token_ids) == len(heard) == 5 and heard[-1] == whole.text
     assert not whole.finished
-    stopped = perception.ask(scene, "What?", should_stop=lambda: len(heard) >= 7,
-                             on_text=heard.append)  # fmt: skip
+    stopped = perception.ask(
+        scene, "What?", should_stop=lambda: len(heard) >= 7, on_text=heard.append
+    )
     assert stopped.token_ids == whole.token_ids[:2]
 
 

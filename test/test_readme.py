@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The README's tables say what the code does."""
 
 import re
@@ -5,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from g2vlm_ros.core.settings import default_of, knobs
+from g2vlm_ros.settings import default_of, knobs
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -33,15 +34,15 @@ def test_every_parameter_with_its_default():
 @pytest.mark.ros
 def test_every_topic_and_service():
     pytest.importorskip("rclpy", reason="needs ROS 2")
-    from g2vlm_ros.ros.outputs import Outputs
+    from g2vlm_ros.ros.publishers import Publishers
 
-    topics = {topic for _, topic, _ in Outputs.TOPICS.values()}
+    topics = {topic for _, topic, _ in Publishers.TOPICS.values()}
     inputs = {"<camera>/image_raw", "<camera>/camera_info"}
     others = {"~/status", "/diagnostics", "~/query/last_target"}
     others |= {"~/query/last_answer", "~/query/picture"}
     assert set(rows("Topics")) == topics | inputs | others
-    node = (ROOT / "g2vlm_ros/ros/node.py").read_text() + (
-        ROOT / "g2vlm_ros/ros/query.py"
+    node = (ROOT / "g2vlm_ros/ros/perception_node.py").read_text() + (
+        ROOT / "g2vlm_ros/ros/query_server.py"
     ).read_text()
     named = {f"~/{name}" for name in re.findall(r'"~/([a-z_]+)"', node)}
     assert set(rows("Services")) == named - {"~/status"}

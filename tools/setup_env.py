@@ -1,4 +1,5 @@
 #!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
 """Makes .venv ready for a purpose, then runs Python in it.
 
     python3 tools/setup_env.py PURPOSE [ARGUMENTS FOR PYTHON ...]

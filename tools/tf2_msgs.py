@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Writes the interface package tf2_msgs, which PyPI lacks, from the definitions in rosbags.
 
 python tools/tf2_msgs.py FOLDER

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """8-bit weights for the CPU: matrix products in integers, activations quantised as they come.
 
 Each weight matrix becomes int8 with one scale per output channel; each activation becomes uint8
@@ -17,7 +18,7 @@ import onnx_ir.passes.common as passes
 
 from g2vlm_ros.model.network import FLOAT32_PARTS
 
-MOST = 127
+MAX = 127
 
 
 def quantise(model: ir.Model, path: Path) -> None:
@@ -58,14 +59,15 @@ def weight_of(node: ir.Node) -> ir.Value | None:
 
 def _replace(graph: ir.Graph, node: ir.Node, weight: ir.Value, file: BinaryIO, path: Path) -> None:
     matrix = weight.const_value.numpy().astype(np.float32)
-    scale = np.maximum(np.abs(matrix).max(axis=1), 1e-12) / MOST
+    scale = np.maximum(np.abs(matrix).max(axis=1), 1e-12) / MAX
     rounded = np.rint(matrix / scale[:, None]).astype(np.int8).T
     integers, scales = (
         written(graph, file, path, f"{weight.name}:{name}", array, element, array.shape)
         for name, array, element in (
-            ("int8", rounded, ir.DataType.INT8), ("scale", scale, ir.DataType.FLOAT)
+            ("int8", rounded, ir.DataType.INT8),
+            ("scale", scale, ir.DataType.FLOAT),
         )
-    )  # fmt: skip
+    )
     result = node.outputs[0]
     quantised = ir.node("DynamicQuantizeLinear", [node.inputs[0]], num_outputs=3)
     x, x_scale, x_zero = quantised.outputs
@@ -85,17 +87,27 @@ def _replace(graph: ir.Graph, node: ir.Node, weight: ir.Value, file: BinaryIO, p
 
 
 def written(
-    graph: ir.Graph, file: BinaryIO, path: Path, name: str, data: np.ndarray,
-    element: ir.DataType, shape: tuple[int, ...],
-) -> ir.Value:  # fmt: skip
+    graph: ir.Graph,
+    file: BinaryIO,
+    path: Path,
+    name: str,
+    data: np.ndarray,
+    element: ir.DataType,
+    shape: tuple[int, ...],
+) -> ir.Value:
     """An initialiser whose bytes are written to the end of `file`, once per name."""
     if name in graph.initializers:
         return graph.initializers[name]
     value = ir.Value(name=name)
     value.const_value = ir.ExternalTensor(
-        path.name, file.tell(), data.nbytes, element,
-        shape=ir.Shape(shape), name=name, base_dir=path.parent,
-    )  # fmt: skip
+        path.name,
+        file.tell(),
+        data.nbytes,
+        element,
+        shape=ir.Shape(shape),
+        name=name,
+        base_dir=path.parent,
+    )
     file.write(np.ascontiguousarray(data).tobytes())
     value.shape, value.dtype = value.const_value.shape, element
     graph.register_initializer(value)

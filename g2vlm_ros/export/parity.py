@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Compares a backend with reference values of the original code, array by array.
 
 `python -m g2vlm_ros.export.parity --golden DIR [--backend torch] [--precision fp32]` runs every
@@ -25,24 +26,28 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import load_file
 
-from g2vlm_ros.core.config import PATCH_PX
-from g2vlm_ros.core.preprocess import load_image, resize_views, semantic_image
-from g2vlm_ros.core.sequence import (
+from g2vlm_ros.checkpoint.config import PATCH_PX
+from g2vlm_ros.checkpoint.onnx_manifest import has_all
+from g2vlm_ros.checkpoint.prompt_layout import (
     Segment,
-    Walk,
+    TokenCursor,
     chat_prefix,
     question_ids,
     reconstruction_prefix,
 )
-from g2vlm_ros.core.tokenizer import Tokenizer
+from g2vlm_ros.checkpoint.tokenizer import Tokenizer
 from g2vlm_ros.export.tolerance import Line, Tolerances, compare
-from g2vlm_ros.runtime.manifest import has_all
-from g2vlm_ros.runtime.stages import BACKENDS, Cache, Stages, open_stages
+from g2vlm_ros.images.preprocessing import load_image, resize_views, semantic_image
+from g2vlm_ros.inference.backend import BACKENDS, Backend, Cache, open_backend
 
 DTYPES = {
-    "fp32": "float32", "bf16": "bfloat16", "fp16": "float16", "int8": "int8",
-    "w8": "float32", "w4": "float32",
-}  # fmt: skip
+    "fp32": "float32",
+    "bf16": "bfloat16",
+    "fp16": "float16",
+    "int8": "int8",
+    "w8": "float32",
+    "w4": "float32",
+}
 WEIGHT_ONLY = {"w8": "int8", "w4": "int4"}
 """Float32, with the weights of the language stage in so many bits; for ONNX Runtime."""
 TOKEN_TYPES = {"text": 0, "semantic": 1, "geometry": 2}
@@ -53,12 +58,12 @@ TOKEN_TYPES = {"text": 0, "semantic": 1, "geometry": 2}
 class Run:
     """One case through a backend; `arrays` collects what it made, by the names of the set."""
 
-    def __init__(self, stages: Stages, case: dict, tokenizer: Tokenizer, folder: Path):
+    def __init__(self, stages: Backend, case: dict, tokenizer: Tokenizer, folder: Path):
         self.stages, self.case, self.tokenizer = stages, case, tokenizer
         self.images = [load_image(folder / "images" / f"{name}.png") for name in case["images"]]
         self.arrays: dict[str, np.ndarray] = {}
         self.cache: Cache = stages.new_cache()
-        self.walk = Walk(tokenizer.special)
+        self.walk = TokenCursor(tokenizer.special)
         self.names = iter(stage["stage"] for stage in case["stages"])
         self.probe = Probe(stages, self.arrays)
         self.lengths: list[int] = []
@@ -167,7 +172,10 @@ class Run:
         self.probe.cache(self.cache)
 
     def _decode(self, end_id: int, forced: np.ndarray | None = None) -> Iterator[Step]:
-        cache, walk = self.cache.fork(), Walk(self.walk.special, position=self.walk.position)
+        cache, walk = (
+            self.cache.fork(),
+            TokenCursor(self.walk.special, position=self.walk.position),
+        )
         token = self.tokenizer.special.newline
         for index in range(self.case["max_length"]):
             self.probe.stage = f"decode{index}"
@@ -196,7 +204,7 @@ class Step:
 class Probe:
     """Looks inside the torch backend by hooks; for other backends it does nothing."""
 
-    def __init__(self, stages: Stages, arrays: dict[str, np.ndarray]):
+    def __init__(self, stages: Backend, arrays: dict[str, np.ndarray]):
         self.stage = ""
         self.arrays = arrays
         self.network = getattr(stages, "network", None)
@@ -251,7 +259,7 @@ def _statistics(x: np.ndarray) -> np.ndarray:
     return np.array([x.mean(), np.abs(x).mean(), x.min(), x.max(), x.std()])
 
 
-def _window_bounds(stages: Stages, views: int, grid_hw: tuple[int, int]) -> np.ndarray:
+def _window_bounds(stages: Backend, views: int, grid_hw: tuple[int, int]) -> np.ndarray:
     dino = stages.config.dino
     extra = 1 + dino.registers if dino.windows == "aligned" else 0
     return np.arange(views + 1) * (grid_hw[0] * grid_hw[1] + extra)
@@ -286,7 +294,7 @@ def check(
             raise ValueError(f"precision {precision} is for the backend onnx, not {backend}")
         # Beside a stage with whole weights the runtime passes the other one by.
         if backend == "onnx" and (bits or not has_all(checkpoint, dtype)):
-            from g2vlm_ros.export.onnx import export_all  # needs torch
+            from g2vlm_ros.export.export_onnx import export_all  # needs torch
 
             checkpoint = export_all(checkpoint, Path(scratch), dtype, bits)
         yield from _check(folder, checkpoint, backend, precision)
@@ -299,12 +307,12 @@ def _check(folder: Path, checkpoint: Path, backend: str, precision: str) -> Iter
     if not present:
         raise ValueError(f"{folder} has no file of any case in cases.json; give a complete set")
     tolerances, tokenizer = Tolerances(meta, precision), Tokenizer.open(folder)
-    opened: dict[str, Stages] = {}
+    opened: dict[str, Backend] = {}
     for case in present:
         named = case.get("dino_windows", "upstream")
         windows = "aligned" if named.startswith("aligned") else "released"
         if windows not in opened:
-            opened[windows] = open_stages(
+            opened[windows] = open_backend(
                 backend, checkpoint, dtype=DTYPES[precision], dino_windows=windows
             )
         golden = load_file(folder / f"{case['case']}.safetensors")
@@ -312,7 +320,7 @@ def _check(folder: Path, checkpoint: Path, backend: str, precision: str) -> Iter
 
 
 def _check_case(
-    stages: Stages,
+    stages: Backend,
     case: dict,
     tokenizer: Tokenizer,
     folder: Path,

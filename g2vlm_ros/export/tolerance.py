@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Compares arrays with those of a reference set, by the tolerances of its meta.json.
 
 In fp32 the tolerances are the set's own. Lower precision cannot meet them; there an array's error

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """4- or 8-bit weights for the language stage, arithmetic unchanged (W4A16, W8A16).
 
 A decoding step reads every weight for one token, so the bytes of the weights are its time. Each
@@ -13,13 +14,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from g2vlm_ros.runtime.device import from_element, to_element
-from g2vlm_ros.runtime.stages import UnfitError
+from g2vlm_ros.inference.tensorrt.device_memory import from_element, to_element
+from g2vlm_ros.records import UnfitError
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-MOST = {"int8": 127, "int4": 7}
+MAX = {"int8": 127, "int4": 7}
 BLOCK = 64
 """Inputs that share a scale in int4; TensorRT's kernels know 64 and 128."""
 OLDEST_OPSET = {"int8": 20, "int4": 24}
@@ -45,7 +46,7 @@ def rounded(
             f"{name} has {inputs} inputs, int4 needs a multiple of {BLOCK}; use int8 weights"
         )
     groups = matrix.reshape(-1, BLOCK if kind == "int4" else inputs, outputs)
-    most = MOST[kind]
+    most = MAX[kind]
     scales = from_element(to_element(np.abs(groups).max(axis=1) / most, element), element)
     scales = np.where(scales == 0, np.float32(1), scales)
     integers = np.rint(groups / scales[:, None]).clip(-most, most).astype(np.int8)

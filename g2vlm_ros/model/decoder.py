@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The trunk: a mixture of two transformers that share their attention.
 
 Every layer has two sets of weights. The semantic one serves text, boundary tokens and the tokens
@@ -15,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from g2vlm_ros.core.config import TextConfig
+from g2vlm_ros.checkpoint.config import TextConfig
 from g2vlm_ros.model.layers import RMSNorm, attend, heads_first, wide
 from g2vlm_ros.model.rope import rotate, trunk_angles
 

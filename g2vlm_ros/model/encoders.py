@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The image encoders: DINOv2 with registers for geometry, Qwen2-VL's vision tower for semantics.
 
 Both take uint8 RGB images whose sides are multiples of the patch and normalise inside, each with
@@ -10,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from g2vlm_ros.core.config import PATCH_PX, DinoConfig, VisionConfig
+from g2vlm_ros.checkpoint.config import PATCH_PX, DinoConfig, VisionConfig
 from g2vlm_ros.model.layers import Block, LayerNorm, Mlp, attend, heads_first, quick_gelu, wide
 from g2vlm_ros.model.rope import rotate, vision_angles
 
@@ -81,7 +82,7 @@ class DinoAttention(nn.Module):
         return attend(*(heads_first(x, self.heads) for x in (q, k, v)))
 
 
-class LayerScale(nn.Module):
+class DinoLayerScale(nn.Module):
     """A learned factor per channel on a residual branch."""
 
     def __init__(self, size: int):
@@ -99,10 +100,10 @@ class DinoBlock(nn.Module):
         super().__init__()
         self.norm1 = LayerNorm(config.hidden_size, eps=config.eps)
         self.attention = DinoAttention(config)
-        self.layer_scale1 = LayerScale(config.hidden_size)
+        self.layer_scale1 = DinoLayerScale(config.hidden_size)
         self.norm2 = LayerNorm(config.hidden_size, eps=config.eps)
         self.mlp = Mlp(config.hidden_size, config.mlp_size)
-        self.layer_scale2 = LayerScale(config.hidden_size)
+        self.layer_scale2 = DinoLayerScale(config.hidden_size)
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.layer_scale1(self.attention(self.norm1(x)))
@@ -211,9 +212,14 @@ class VisionTower(nn.Module):
         merge = self.config.merge
         pixels = normalise(image, CLIP_MEAN, CLIP_STD)
         squares = pixels.reshape(
-            height // PATCH_PX // merge, merge, PATCH_PX,
-            width // PATCH_PX // merge, merge, PATCH_PX, 3,
-        )  # fmt: skip
+            height // PATCH_PX // merge,
+            merge,
+            PATCH_PX,
+            width // PATCH_PX // merge,
+            merge,
+            PATCH_PX,
+            3,
+        )
         squares = squares.permute(0, 3, 1, 4, 6, 2, 5).flatten(0, 3)
         return squares[:, :, None].expand(-1, -1, self.config.frames, -1, -1).flatten(1)
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The geometric heads: hidden states of the patches to point maps, poses and confidence.
 
 Every head is a small transformer over the tokens of one view ("decoder") and a last linear part.
@@ -12,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from g2vlm_ros.core.config import PATCH_PX, DecoderConfig
+from g2vlm_ros.checkpoint.config import PATCH_PX, DecoderConfig
 from g2vlm_ros.model.layers import (
     Block,
     LayerNorm,

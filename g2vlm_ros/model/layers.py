@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The parts that encoders, trunk and decoders share.
 
 Precision, everywhere in `model`: matrices run in the dtype of their weights; norms, rotations and

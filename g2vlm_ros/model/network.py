@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The whole network. Parameter names are those of the released checkpoint."""
 
 from __future__ import annotations
@@ -5,7 +6,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from g2vlm_ros.core.config import PATCH_PX, ModelConfig
+from g2vlm_ros.checkpoint.config import PATCH_PX, ModelConfig
 from g2vlm_ros.model.decoder import KeyValues, LanguageModel, Tokens, causal_mask
 from g2vlm_ros.model.encoders import DinoEncoder, VisionTower
 from g2vlm_ros.model.heads import (

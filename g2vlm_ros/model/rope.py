@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Rotary positions: three axes in the trunk, two in the decoders and in the vision tower.
 
 A rotary embedding turns pairs of channels by an angle that grows with the position. Everywhere

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Services of the live map: save it, continue in a saved one, edit it; never raising."""
 
 from __future__ import annotations
@@ -8,20 +9,20 @@ from pathlib import Path
 import numpy as np
 from geometry_msgs.msg import Pose
 
-from g2vlm_ros.core.geometry import Similarity
-from g2vlm_ros.core.mapping.edit import Box, Edit, MapEditor
-from g2vlm_ros.core.mapping.files import MapFileError
-from g2vlm_ros.ros import convert
-from g2vlm_ros.ros.services import (
+from g2vlm_ros.dense_map.dense_map import DenseMap
+from g2vlm_ros.dense_map.map_editor import Edit, MapEditor, OrientedBox
+from g2vlm_ros.dense_map.map_files import MapFileError
+from g2vlm_ros.geometry.sim3 import Sim3
+from g2vlm_ros.ros.conversions import messages
+from g2vlm_ros.ros.point_service import (
     REFRESH_WAIT_S,
+    PointService,
     RequestError,
-    Services,
-    answering,
     box_of,
     check_map_frame,
     invalid,
+    reply_errors,
 )
-from g2vlm_ros.scene_map import SceneMap
 from g2vlm_ros.srv import EditMap, LoadMap, SaveMap
 
 MAP_FORMATS = ("ply", "pcd", "npz")
@@ -30,11 +31,11 @@ MAP_FORMATS = ("ply", "pcd", "npz")
 class MapServices:
     """Answers SaveMap, LoadMap and EditMap; `services` knows whether and from what."""
 
-    def __init__(self, map_frame: str, scene_map: SceneMap, services: Services):
-        self._map_frame, self._map, self._services = map_frame, scene_map, services
+    def __init__(self, map_frame: str, dense_map: DenseMap, services: PointService):
+        self._map_frame, self._map, self._services = map_frame, dense_map, services
         self.log_failure = services.log_failure
 
-    @answering
+    @reply_errors
     def save_map(self, request: SaveMap.Request, response: SaveMap.Response) -> None:
         """Write the map as PLY or PCD for other tools, or as NPZ without loss."""
         self._services.check_active()
@@ -53,7 +54,7 @@ class MapServices:
             )
         response.points, response.path = self._map.save(path), str(path)
 
-    @answering
+    @reply_errors
     def load_map(self, request: LoadMap.Request, response: LoadMap.Response) -> None:
         """Continue in a saved map in place of the live one."""
         self._services.check_active()
@@ -65,7 +66,7 @@ class MapServices:
         except MapFileError as error:
             raise invalid(str(error)) from error
 
-    @answering
+    @reply_errors
     def edit_map(self, request: EditMap.Request, response: EditMap.Response) -> None:
         """Change what is in a box, take the last change back, or end the edits' rules."""
         self._services.check_active()
@@ -98,7 +99,7 @@ class MapServices:
         check_map_frame("target_pose frame", request.target_pose.header.frame_id, self._map_frame)
         target = _rigid("target_pose", request.target_pose.pose)
         box = self._filled_box(request)
-        motion = target @ Similarity(1.0, box.rotation, box.centre).inverse()
+        motion = target @ Sim3(1.0, box.rotation, box.centre).inverse()
         return self._map.edit(lambda editor: editor.move(box, motion))
 
     def _recolour(self, request: EditMap.Request) -> Edit:
@@ -121,7 +122,7 @@ class MapServices:
         except ValueError as error:
             raise RequestError(EditMap.Response.NO_GEOMETRY, str(error)) from error
 
-    def _filled_box(self, request: EditMap.Request) -> Box:
+    def _filled_box(self, request: EditMap.Request) -> OrientedBox:
         """The request's box; RequestError where it holds nothing of the map."""
         box = box_of(request.box_pose, request.box_size, self._map_frame)
         points = self._map.points()
@@ -136,12 +137,12 @@ class MapServices:
         return box
 
 
-def _rigid(field: str, pose: Pose) -> Similarity:
+def _rigid(field: str, pose: Pose) -> Sim3:
     """The motion of a pose; RequestError where it is none."""
     try:
-        matrix = convert.pose_matrix(pose)
+        matrix = messages.pose_matrix(pose)
     except ValueError as error:
         raise invalid(f"{field}: {error}") from error
     if not np.isfinite(matrix).all():
         raise invalid(f"{field} has position {matrix[:3, 3].tolist()}; it must be finite")
-    return Similarity(1.0, matrix[:3, :3], matrix[:3, 3])
+    return Sim3(1.0, matrix[:3, :3], matrix[:3, 3])

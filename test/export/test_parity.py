@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Every array of every reference case, and that the command notices what does not fit."""
 
 from __future__ import annotations

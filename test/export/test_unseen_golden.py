@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Parity on a set that nobody has seen: other sizes, names, images, strides and tolerances.
 
 The set is in the format of the reference set and is made here by our own torch path on random
@@ -23,37 +24,63 @@ pytest.importorskip("onnxscript", reason="the export needs onnxscript")
 
 from safetensors.numpy import save_file  # noqa: E402
 
-from g2vlm_ros.core.config import ModelConfig  # noqa: E402
-from g2vlm_ros.core.tokenizer import Tokenizer  # noqa: E402
+from g2vlm_ros.checkpoint.config import ModelConfig  # noqa: E402
+from g2vlm_ros.checkpoint.tokenizer import Tokenizer  # noqa: E402
 from g2vlm_ros.export.parity import Run, main  # noqa: E402
-from g2vlm_ros.model.checkpoint import empty_network  # noqa: E402
-from g2vlm_ros.runtime.torch_stages import TorchStages  # noqa: E402
+from g2vlm_ros.inference.torch_backend import TorchBackend  # noqa: E402
+from g2vlm_ros.model.weights import empty_network  # noqa: E402
 
 GOLDEN = Path(__file__).parents[1] / "data" / "golden" / "A"
 CONFIGS = {
     "text": {
-        "hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4,
-        "num_key_value_heads": 1, "intermediate_size": 160, "vocab_size": 600,
-        "rms_norm_eps": 1e-5, "rope_theta": 10000.0,
+        "hidden_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 1,
+        "intermediate_size": 160,
+        "vocab_size": 600,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 10000.0,
         "rope_scaling": {"type": "mrope", "mrope_section": [4, 6, 6]},
     },
     "vit": {"depth": 1, "embed_dim": 48, "num_heads": 2, "hidden_size": 128},
     "dino": {
-        "hidden_size": 48, "num_hidden_layers": 1, "num_attention_heads": 3, "image_size": 70,
-        "patch_size": 14, "num_register_tokens": 1,
+        "hidden_size": 48,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 3,
+        "image_size": 70,
+        "patch_size": 14,
+        "num_register_tokens": 1,
     },
     "decoder": {"blocks": 1, "heads": 4, "point_channels": 128, "camera_channels": 64},
-}  # fmt: skip
+}
 IMAGES = {"wide": (130, 70), "tall": (60, 100), "grey": (90, 90)}
 """Width and height."""
 CASES = [
-    {"case": "five_views", "kind": "recon", "images": ["wide", "tall", "grey", "wide", "tall"],
-     "target_width": 84},
-    {"case": "one_view", "kind": "recon", "images": ["tall"], "target_width": 56,
-     "dino_windows": "aligned (repaired)"},
-    {"case": "dialogue", "kind": "chat", "images": ["grey", "wide", "tall"], "target_width": 70,
-     "vit_pixel": 60, "prompt": "\nWhere is the door?", "eos_token": 402, "max_length": 4},
-]  # fmt: skip
+    {
+        "case": "five_views",
+        "kind": "recon",
+        "images": ["wide", "tall", "grey", "wide", "tall"],
+        "target_width": 84,
+    },
+    {
+        "case": "one_view",
+        "kind": "recon",
+        "images": ["tall"],
+        "target_width": 56,
+        "dino_windows": "aligned (repaired)",
+    },
+    {
+        "case": "dialogue",
+        "kind": "chat",
+        "images": ["grey", "wide", "tall"],
+        "target_width": 70,
+        "vit_pixel": 60,
+        "prompt": "\nWhere is the door?",
+        "eos_token": 402,
+        "max_length": 4,
+    },
+]
 STRIDED = {"dino2llm.out": (1, 3), "s1_geo.hidden": (0, 2)}
 """Arrays of the first case that are stored thinned out: axis and stride."""
 
@@ -84,9 +111,10 @@ def unseen(tmp_path_factory: pytest.TempPathFactory) -> Path:
     meta = json.loads((GOLDEN / "meta.json").read_text())
     rules = {name: {"atol": 2e-4, "rtol": 2e-4} for name in ("intermediates", "stats")}
     meta["tolerances"] |= {
-        **rules, "logits": {"atol": 3e-4, "rtol": 1e-4},
+        **rules,
+        "logits": {"atol": 3e-4, "rtol": 1e-4},
         "point_maps": {"rule": "||a - ref||_2 <= 2e-4 * (1 + ||ref||_2) per 3-vector"},
-    }  # fmt: skip
+    }
     (folder / "meta.json").write_text(json.dumps({"tolerances": meta["tolerances"]}))
     for case in cases:
         save_file(golden(folder, case), folder / f"{case['case']}.safetensors")
@@ -118,7 +146,7 @@ def write_weights(folder: Path) -> None:
 
 def golden(folder: Path, case: dict) -> dict[str, np.ndarray]:
     windows = "aligned" if "dino_windows" in case else "released"
-    stages = TorchStages.open(folder, "cpu", "float32", windows)
+    stages = TorchBackend.open(folder, "cpu", "float32", windows)
     run = Run(stages, case, Tokenizer.open(folder), folder)
     run.recon() if case["kind"] == "recon" else run.chat(None)
     run.probe.close()

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The language stage with weights in 8 or 4 bits: what is stored, computed and refused."""
 
 from __future__ import annotations
@@ -18,23 +19,23 @@ ir = pytest.importorskip("onnx_ir", reason="the export needs onnx_ir")
 onnxruntime = pytest.importorskip("onnxruntime", reason="running the graphs needs onnxruntime")
 pytest.importorskip("onnxscript", reason="the export needs onnxscript")
 
+from g2vlm_tests.built_engines import GOLDEN, PLAN, stand_in_build  # noqa: E402
+from g2vlm_tests.gpu_stand_in import StandInCuda, stand_in_flavour  # noqa: E402
+from g2vlm_tests.marks import needs_rtx  # noqa: E402
 from safetensors.numpy import load_file  # noqa: E402
 
-from g2vlm_ros.core.config import ModelConfig  # noqa: E402
-from g2vlm_ros.core.sequence import SpecialTokens, Walk  # noqa: E402
-from g2vlm_ros.export import build as building  # noqa: E402
-from g2vlm_ros.export import onnx as exporting  # noqa: E402
-from g2vlm_ros.export.onnx import copy_checkpoint, export, main  # noqa: E402
-from g2vlm_ros.export.plan import Plan, PlanError  # noqa: E402
-from g2vlm_ros.export.proof import Oracle, load_network, make_proofs  # noqa: E402
+from g2vlm_ros.checkpoint.config import ModelConfig  # noqa: E402
+from g2vlm_ros.checkpoint.onnx_manifest import Manifest  # noqa: E402
+from g2vlm_ros.checkpoint.prompt_layout import SpecialTokens, TokenCursor  # noqa: E402
+from g2vlm_ros.export import build_engines as building  # noqa: E402
+from g2vlm_ros.export import export_onnx as exporting  # noqa: E402
+from g2vlm_ros.export.build_plan import BuildPlan, PlanError  # noqa: E402
+from g2vlm_ros.export.export_onnx import copy_checkpoint, export, main  # noqa: E402
+from g2vlm_ros.export.golden_cases import Oracle, load_network, make_proofs  # noqa: E402
 from g2vlm_ros.export.weight_only import BLOCK, dequantised, rounded  # noqa: E402
-from g2vlm_ros.runtime.engine_record import Here  # noqa: E402
-from g2vlm_ros.runtime.manifest import Manifest  # noqa: E402
-from g2vlm_ros.runtime.onnx_stages import open_session  # noqa: E402
-from g2vlm_ros.runtime.stages import UnfitError  # noqa: E402
-from test.export.test_build import needs_rtx  # noqa: E402
-from test.runtime.built import GOLDEN, PLAN, stand_in_build  # noqa: E402
-from test.runtime.gpu_stand_in import StandInCuda, stand_in_flavour  # noqa: E402
+from g2vlm_ros.inference.onnx_backend import open_session  # noqa: E402
+from g2vlm_ros.inference.tensorrt.engine_metadata import Here  # noqa: E402
+from g2vlm_ros.records import UnfitError  # noqa: E402
 
 KINDS = ("int8", "int4")
 ARITHMETIC = {"FLOAT": torch.float32, "FLOAT16": torch.float16, "BFLOAT16": torch.bfloat16}
@@ -73,7 +74,9 @@ def graph_path(folder: Path, kind: str | None) -> Path:
 def case() -> dict[str, np.ndarray]:
     """Inputs of the language stage: a text behind a cache."""
     text, rng = ModelConfig.read(GOLDEN).text, np.random.default_rng(0)
-    segment = Walk(SpecialTokens(401, 402, 409, 410, 198), position=7).text(np.arange(20, 31))
+    segment = TokenCursor(SpecialTokens(401, 402, 409, 410, 198), position=7).text(
+        np.arange(20, 31)
+    )
     past = rng.normal(size=(2, 7, text.layers, text.kv_heads, text.head_dim))
     return {
         "ids": segment.token_ids,
@@ -153,8 +156,10 @@ def test_what_cannot_be_stored_so_is_refused(
 ) -> None:
     with pytest.raises(UnfitError, match="w has 96 inputs, int4 needs a multiple of 64; use int8"):
         rounded("w", np.ones((96, 2), np.float32), "int4", "FLOAT")
-    for option in (["--opset", "20", "--weight-only", "int4"], ["--dtype", "int8", "--opset", "24",
-                   "--weight-only", "int8"]):  # fmt: skip
+    for option in (
+        ["--opset", "20", "--weight-only", "int4"],
+        ["--dtype", "int8", "--opset", "24", "--weight-only", "int8"],
+    ):
         assert main(["--checkpoint", str(folder), *option]) == 1
         assert "change --opset or --dtype" in capsys.readouterr().err
 
@@ -162,20 +167,20 @@ def test_what_cannot_be_stored_so_is_refused(
 def test_the_plan_takes_the_stage_that_it_names(folder: Path) -> None:
     manifest = Manifest.read(folder)
     for kind in (None, *KINDS):
-        plan = Plan.checked("test", PLAN | {"opset": 24, "weight_only": kind})
+        plan = BuildPlan.checked("test", PLAN | {"opset": 24, "weight_only": kind})
         assert plan.graph(manifest, "language", None, "released").weight_only == kind
-    half = Plan.checked(
+    half = BuildPlan.checked(
         "test", PLAN | {"opset": 24, "weight_only": "int4", "precision": "float16"}
     )
     with pytest.raises(PlanError, match="--dtype float16 --stages language --weight-only int4"):
         plan = half.graph(manifest, "language", None, "released")
     with pytest.raises(PlanError, match="has weight_only int3; it must be one of int8, int4"):
-        Plan.checked("test", PLAN | {"weight_only": "int3"})
+        BuildPlan.checked("test", PLAN | {"weight_only": "int3"})
 
 
 def test_an_engine_proves_its_arithmetic_not_the_rounding(folder: Path, tmp_path: Path) -> None:
     """Golden values are of the rounded weights: on the STAND-IN it passes the bound of float32."""
-    plan = Plan.checked("test", PLAN | {"opset": 24, "weight_only": "int4"})
+    plan = BuildPlan.checked("test", PLAN | {"opset": 24, "weight_only": "int4"})
     make_proofs(folder, plan, load_network(folder), ("language",))
     cuda = StandInCuda()
     flavour = stand_in_flavour(cuda)
@@ -196,10 +201,10 @@ def test_tensorrt_rtx_builds_the_stage(folder: Path, kind: str, tmp_path: Path) 
     code = (
         "import sys\n"
         "from pathlib import Path\n"
-        "from g2vlm_ros.export.attention import arranged, read_graph\n"
-        "from g2vlm_ros.export.build import Machine, build_engine\n"
-        "from g2vlm_ros.export.plan import Plan\n"
-        "from g2vlm_ros.runtime.manifest import Manifest\n"
+        "from g2vlm_ros.export.trt_attention import arranged, read_graph\n"
+        "from g2vlm_ros.export.build_engines import Machine, build_engine\n"
+        "from g2vlm_ros.export.build_plan import BuildPlan\n"
+        "from g2vlm_ros.checkpoint.onnx_manifest import Manifest\n"
         "import json\n"
         "folder, plan = Path(sys.argv[1]), Plan.checked('test', json.loads(sys.argv[2]))\n"
         "graph = plan.graph(Manifest.read(folder), 'language', None, 'released')\n"

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The trunk: attention, the order of tokens, and caches."""
 
 from __future__ import annotations
@@ -7,8 +8,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from g2vlm_ros.model.cache import KVCache
 from g2vlm_ros.model.decoder import Tokens, causal_mask
+from g2vlm_ros.model.kv_cache import KVCache
 from g2vlm_ros.model.layers import attend
 
 GOLDEN = Path(__file__).parents[1] / "data" / "golden" / "A"

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The image encoders: position table, attention windows, patch order."""
 
 from __future__ import annotations
@@ -9,9 +10,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from g2vlm_ros.core.config import DinoConfig, ModelConfig
-from g2vlm_ros.model.checkpoint import load
+from g2vlm_ros.checkpoint.config import DinoConfig, ModelConfig
 from g2vlm_ros.model.encoders import DinoAttention, DinoEmbeddings
+from g2vlm_ros.model.weights import load
 
 GOLDEN = Path(__file__).parents[1] / "data" / "golden" / "A"
 UNIT = load_file(GOLDEN / "unit.safetensors")

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The geometric heads: rotations, pixel order, confidence."""
 
 from __future__ import annotations
@@ -7,7 +8,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from g2vlm_ros.core.config import ModelConfig
+from g2vlm_ros.checkpoint.config import ModelConfig
 from g2vlm_ros.model.heads import PixelHead, local_points, nearest_rotation, poses
 from g2vlm_ros.model.network import G2VLM
 

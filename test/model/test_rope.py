@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Rotary positions against reference values at the head sizes of the released model."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Planners and agents ask through clients and tools, over real DDS."""
 
 import asyncio
@@ -9,8 +10,8 @@ import pytest
 pytestmark = pytest.mark.ros
 pytest.importorskip("torch", reason="the golden checkpoint runs on the torch backend here")
 
-from test.ros.asking import SMALL_QUERY, feed  # noqa: E402
-from test.ros.harness import bench  # noqa: E402
+from g2vlm_tests.asking import SMALL_QUERY, feed  # noqa: E402
+from g2vlm_tests.harness import bench  # noqa: E402
 
 OLD = {"max_age_s": 1e12, "max_wait_s": 20.0}
 
@@ -24,7 +25,7 @@ def made():
 
 @pytest.fixture(scope="module")
 def robot(made):
-    from g2vlm_ros.ros.client import SpatialClient
+    from g2vlm_ros.ros.client.client import SpatialClient
 
     with SpatialClient() as robot:
         yield robot
@@ -45,7 +46,7 @@ def test_wrong_arguments_are_errors_before_anything_is_sent(robot):
 
 
 def test_asyncio_asks_several_at_once(made):
-    from g2vlm_ros.ros.client import AsyncSpatialClient
+    from g2vlm_ros.ros.client.client import AsyncSpatialClient
 
     async def ask():
         async with AsyncSpatialClient() as robot:
@@ -55,7 +56,7 @@ def test_asyncio_asks_several_at_once(made):
 
 
 def test_asyncio_answers_by_the_action_and_hears_it_grow(made):
-    from g2vlm_ros.ros.client import AsyncSpatialClient
+    from g2vlm_ros.ros.client.client import AsyncSpatialClient
 
     heard = []
 
@@ -76,7 +77,7 @@ def test_cancelling_the_task_cancels_the_goal(made, running):
     from action_msgs.msg import GoalStatus, GoalStatusArray
     from rclpy.qos import DurabilityPolicy, QoSProfile
 
-    from g2vlm_ros.ros.client import AsyncSpatialClient
+    from g2vlm_ros.ros.client.client import AsyncSpatialClient
 
     told = []
 
@@ -107,7 +108,7 @@ def test_cancelling_the_task_cancels_the_goal(made, running):
 
 
 def test_asyncio_gets_points_and_its_own_errors(made, monkeypatch):
-    from g2vlm_ros.ros import client
+    from g2vlm_ros.ros.client import client
 
     async def points():
         async with client.AsyncSpatialClient() as robot:
@@ -125,7 +126,7 @@ def test_asyncio_gets_points_and_its_own_errors(made, monkeypatch):
 
 
 def test_a_node_that_is_not_there_is_an_error(made, monkeypatch):
-    from g2vlm_ros.ros import client
+    from g2vlm_ros.ros.client import client
 
     monkeypatch.setattr(client, "DISCOVERY_S", 0.2)
     with client.SpatialClient("/nobody") as robot, pytest.raises(client.UnreachableError):
@@ -133,7 +134,7 @@ def test_a_node_that_is_not_there_is_an_error(made, monkeypatch):
 
 
 def test_ask_prints_an_answer_or_why_there_is_none(made, capsys):
-    from g2vlm_ros.ros import ask
+    from g2vlm_ros.ros.client import ask
 
     old = ["--max-age-s", "1e12", "--wait-s", "20"]
     assert ask.main(["What", "is there; echo $HOME?", *old]) == 0
@@ -146,7 +147,7 @@ def test_ask_writes_what_the_answer_rests_on(made, tmp_path, capsys):
     import numpy as np
     from PIL import Image
 
-    from g2vlm_ros.ros import ask
+    from g2vlm_ros.ros.client import ask
 
     path = tmp_path / "answer.png"
     old = ["--max-age-s", "1e12", "--wait-s", "20"]
@@ -161,10 +162,12 @@ def test_a_picture_is_drawn_only_for_who_looks(made, robot, monkeypatch):
     from rclpy.qos import DurabilityPolicy, QoSProfile
     from sensor_msgs.msg import Image
 
-    from g2vlm_ros.ros import pictures
+    from g2vlm_ros.ros import answer_image_publisher
 
-    drawn, original = [], pictures.picture
-    monkeypatch.setattr(pictures, "picture", lambda *a: drawn.append(a[0]) or original(*a))
+    drawn, original = [], answer_image_publisher.picture
+    monkeypatch.setattr(
+        answer_image_publisher, "picture", lambda *a: drawn.append(a[0]) or original(*a)
+    )
     publisher = made.node._queries._answerer._pictures._publisher
     made.until(lambda: not publisher.get_subscription_count(), "nobody to look")
     for question in ("What is there?", "What else?"):
@@ -181,22 +184,22 @@ def test_a_picture_is_drawn_only_for_who_looks(made, robot, monkeypatch):
 def test_schemas_follow_the_srv():
     from g2vlm_ros.srv import SpatialQuery
 
-    from g2vlm_ros.ros import tools
+    from g2vlm_ros.ros.client import agent_tools
 
-    ask = next(s for s in tools.schemas() if s["name"] == "ask")["parameters"]
+    ask = next(s for s in agent_tools.schemas() if s["name"] == "ask")["parameters"]
     known = SpatialQuery.Request.get_fields_and_field_types()
     assert set(ask["properties"]) <= set(known) and ask["required"] == ["question"]
     assert ask["properties"]["max_wait_s"] == {"type": "number", "default": 1.5}
     assert ask["properties"]["camera_ids"] == {"type": "array", "items": {"type": "string"}}
-    for style in (tools.openai_style(), tools.anthropic_style()):
+    for style in (agent_tools.openai_style(), agent_tools.anthropic_style()):
         json.dumps(style)
         assert len(style) == 4
 
 
 def test_tools_call_the_robot_and_name_what_is_wrong(robot):
-    from g2vlm_ros.ros import tools
+    from g2vlm_ros.ros.client import agent_tools
 
-    run = tools.answered(robot)
+    run = agent_tools.answered(robot)
     good = run("ask", {"question": "What is there?", "answer_kind": "TEXT", **OLD})
     assert good["success"] and good["kind"] == "TEXT" and good["confidence"] is None
     json.dumps(good)
@@ -208,16 +211,18 @@ def test_tools_call_the_robot_and_name_what_is_wrong(robot):
 
 
 def test_the_mcp_server_offers_and_calls_the_tools(capsys):
-    from g2vlm_ros.ros import tools
+    from g2vlm_ros.ros.client import agent_tools
 
     if importlib.util.find_spec("mcp") is None:
-        assert tools.serve("/perception") == 2
+        assert agent_tools.serve("/perception") == 2
         assert "pip install" in capsys.readouterr().err
         return
     from mcp import Client
 
     async def talk():
-        server = tools.mcp_server(lambda tool, given: {"success": tool == "look", "got": given})
+        server = agent_tools.mcp_server(
+            lambda tool, given: {"success": tool == "look", "got": given}
+        )
         async with Client(server) as client:
             offered = await client.list_tools()
             good = await client.call_tool("look", {})

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The Nav2 example drives to where the answer says, against an action server that records."""
 
 import importlib.util
@@ -12,14 +13,20 @@ import pytest
 pytestmark = pytest.mark.ros
 pytest.importorskip("torch", reason="the golden checkpoint runs on the torch backend here")
 
-from test.ros.asking import SMALL_QUERY, feed  # noqa: E402
-from test.ros.harness import bench  # noqa: E402
+from g2vlm_tests.asking import SMALL_QUERY, feed  # noqa: E402
+from g2vlm_tests.harness import bench  # noqa: E402
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 NAV2_NODES = {
-    "RecoveryNode", "PipelineSequence", "RateController", "GoalUpdater", "ComputePathToPose",
-    "FollowPath", "ClearEntireCostmap", "Wait",
-}  # fmt: skip
+    "RecoveryNode",
+    "PipelineSequence",
+    "RateController",
+    "GoalUpdater",
+    "ComputePathToPose",
+    "FollowPath",
+    "ClearEntireCostmap",
+    "Wait",
+}
 OLD = {"max_age_s": 1e12, "max_wait_s": 20.0}
 
 
@@ -68,7 +75,7 @@ def go_to(*arguments):
 
 
 def test_the_goal_is_the_pose_of_the_answer(made, goals, capsys):
-    from g2vlm_ros.ros.client import SpatialClient
+    from g2vlm_ros.ros.client.client import SpatialClient
 
     made.node._queries._answerer._detections.receive(chair())
     assert go_to("red", "chair") == 0

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The live map over real DDS: followed by its changes, edited, saved, loaded and continued."""
 
 import numpy as np
@@ -6,7 +7,7 @@ import pytest
 pytestmark = pytest.mark.ros
 pytest.importorskip("torch", reason="the golden checkpoint runs on the torch backend here")
 
-from test.ros.harness import bench, image  # noqa: E402
+from g2vlm_tests.harness import bench, image  # noqa: E402
 
 START_S = 1000.0
 SETTINGS = {
@@ -66,7 +67,7 @@ def made():
     """A node in metres with ~/map listened to and a window of two frames."""
     from sensor_msgs.msg import PointCloud2
 
-    from g2vlm_ros.ros.outputs import LATCHED
+    from g2vlm_ros.ros.publishers import LATCHED
 
     with bench(**SETTINGS) as made:
         made.listen(PointCloud2, MAP, LATCHED)
@@ -204,9 +205,10 @@ def test_an_edited_map_is_saved_loaded_and_continued(made, tmp_path):
     for name, words in (("none.npz", "no map file"), ("edited.txt", "no map file")):
         answer = load(name)
         assert answer.error_code == 9909 and words in answer.error_msg
-    assert made.call(
-        LoadMap, "/perception/load_map", LoadMap.Request(path="edited.npz")
-    ).error_code == 9909  # fmt: skip
+    assert (
+        made.call(LoadMap, "/perception/load_map", LoadMap.Request(path="edited.npz")).error_code
+        == 9909
+    )
 
 
 @pytest.fixture(scope="module")

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The node over real DDS: frames in, clouds and poses out, bad input counted, never a crash."""
 
 import math
@@ -9,8 +10,9 @@ import pytest
 pytestmark = pytest.mark.ros
 pytest.importorskip("torch", reason="the golden checkpoint runs on the torch backend here")
 
-from g2vlm_ros.core import cloud  # noqa: E402
-from test.ros.harness import SMALL, Bench, bench, image  # noqa: E402
+from g2vlm_tests.harness import SMALL, Bench, bench, image  # noqa: E402
+
+from g2vlm_ros.geometry import point_cloud  # noqa: E402
 
 START_S = 1000.0
 
@@ -29,14 +31,16 @@ def test_frames_become_a_cloud_with_their_stamp_frame_fields_and_points():
         made.listen(PointCloud2, "/perception/points")
         stream(made, 2)
         made.until(lambda: made.received["/perception/points"], "a cloud")
-        cloud = made.received["/perception/points"][0]
-    assert cloud.header.frame_id == "map"
-    assert (cloud.header.stamp.sec, cloud.header.stamp.nanosec) == (1000, 100_000_000)
-    assert [f.name for f in cloud.fields] == ["x", "y", "z", "rgb", "confidence"]
+        point_cloud = made.received["/perception/points"][0]
+    assert point_cloud.header.frame_id == "map"
+    assert (point_cloud.header.stamp.sec, point_cloud.header.stamp.nanosec) == (1000, 100_000_000)
+    assert [f.name for f in point_cloud.fields] == ["x", "y", "z", "rgb", "confidence"]
     # 64x48 photographs become 56x42 views; nothing is left out without an edge filter.
-    assert cloud.width * cloud.height == 2 * 56 * 42 and cloud.is_dense
-    assert len(cloud.data) == cloud.width * cloud.point_step == cloud.row_step
-    xyz = np.frombuffer(cloud.data, np.float32).reshape(-1, 5)[:, :3]
+    assert point_cloud.width * point_cloud.height == 2 * 56 * 42 and point_cloud.is_dense
+    assert (
+        len(point_cloud.data) == point_cloud.width * point_cloud.point_step == point_cloud.row_step
+    )
+    xyz = np.frombuffer(point_cloud.data, np.float32).reshape(-1, 5)[:, :3]
     assert np.isfinite(xyz).all() and xyz.std() > 0
 
 
@@ -44,9 +48,9 @@ def test_a_backend_that_packs_clouds_gives_the_same_message(monkeypatch):
     """A STAND-IN for the kernels packs the very points that the node would."""
     from sensor_msgs.msg import PointCloud2
 
-    from g2vlm_ros.runtime.torch_stages import TorchStages
+    from g2vlm_ros.inference.torch_backend import TorchBackend
 
-    heads, asked, received = TorchStages.heads, [], []
+    heads, asked, received = TorchBackend.heads, [], []
 
     def packing_heads(*given, **named):
         raw = heads(*given, **named)
@@ -55,8 +59,8 @@ def test_a_backend_that_packs_clouds_gives_the_same_message(monkeypatch):
             asked.append(views)
             local, poses = raw.local_points_u[views], np.tile(np.eye(4), (len(views), 1, 1))
             poses[:, :3] = affines
-            valid = cloud.valid_points(local, confidence, *limits)
-            packed = cloud.pack(local, colours, confidence, valid, poses=poses)
+            valid = point_cloud.valid_points(local, confidence, *limits)
+            packed = point_cloud.pack(local, colours, confidence, valid, poses=poses)
             return np.frombuffer(packed, np.uint8)
 
         return replace(raw, pack=pack)
@@ -67,7 +71,7 @@ def test_a_backend_that_packs_clouds_gives_the_same_message(monkeypatch):
             stream(made, 2)
             made.until(lambda made=made: made.received["/perception/points"], "a cloud")
             received += made.received["/perception/points"]
-        monkeypatch.setattr(TorchStages, "heads", packing_heads)
+        monkeypatch.setattr(TorchBackend, "heads", packing_heads)
     assert len(asked) == 1 and len(received) == 2
     assert received[0].width > 100 and received[0] == received[1]
 
@@ -192,23 +196,23 @@ def test_stamps_out_of_order_twice_and_jumping_back():
             made.send("/camera/image_raw", image(seconds))
         made.settle()
         made.until(lambda: made.received["/perception/points"], "a cloud in the new time")
-        counts, cloud = made.node.counts(), made.received["/perception/points"][-1]
+        counts, point_cloud = made.node.counts(), made.received["/perception/points"][-1]
     assert counts.dropped == {"duplicate": 1, "out_of_order": 1, "clock_jump": 1}
-    assert cloud.header.stamp.sec == 1
+    assert point_cloud.header.stamp.sec == 1
 
 
 def test_an_undecodable_frame_is_left_out_of_its_window():
     import cv2
+    from g2vlm_tests.harness import photograph
     from sensor_msgs.msg import CompressedImage, PointCloud2
 
-    from g2vlm_ros.ros import convert
-    from test.ros.harness import photograph
+    from g2vlm_ros.ros.conversions import messages
 
     def compressed(seconds, spoil=False):
         data = bytearray(cv2.imencode(".png", photograph(int(seconds * 10)))[1].tobytes())
         if spoil:
             data[60:-40] = b"\0" * (len(data) - 100)
-        header = convert.header(round(seconds * 1e9), "optical")
+        header = messages.header(round(seconds * 1e9), "optical")
         return CompressedImage(header=header, format="png", data=bytes(data))
 
     with bench(image_transport="compressed") as made:
@@ -265,12 +269,10 @@ def test_reset_forgets_and_starts_a_new_map():
         made.listen(ReconstructionStatus, "/perception/status")
         stream(made, 4)
         made.until(lambda: len(made.received["/perception/path"]) >= 1, "a path")
-        before = made.received["/perception/status"][-1].sub_map_id
+        before = made.received["/perception/status"][-1].map_id
         assert made.call(Trigger, "/perception/reset", Trigger.Request()).success
         stream(made, 2, start=START_S + 1)
-        made.until(
-            lambda: made.received["/perception/status"][-1].sub_map_id > before, "a new map"
-        )
+        made.until(lambda: made.received["/perception/status"][-1].map_id > before, "a new map")
         made.until(
             lambda: len(made.received["/perception/path"][-1].poses) == 2, "a path of the new map"
         )
@@ -281,8 +283,8 @@ def test_a_device_that_is_gone_for_good_makes_the_node_inactive(monkeypatch):
     from lifecycle_msgs.srv import GetState
     from sensor_msgs.msg import PointCloud2
 
-    from g2vlm_ros.core.datatypes import BackendGoneError
     from g2vlm_ros.perception import Perception
+    from g2vlm_ros.records import BackendGoneError
 
     with bench(status_period_s=0.1) as made:
 
@@ -345,7 +347,7 @@ def test_wrong_parameters_are_refused_with_name_value_and_bound():
     import rclpy
     from rclpy.parameter import Parameter
 
-    from g2vlm_ros.core.settings import SettingError
+    from g2vlm_ros.settings import SettingError
 
     with pytest.raises(SettingError, match="window.views is 77; it must lie in 1 to 32"):
         Bench(**{"window.views": 77})
@@ -363,12 +365,12 @@ def test_wrong_parameters_are_refused_with_name_value_and_bound():
 
 
 def test_unknown_parameters_are_reported():
-    from g2vlm_ros.core.settings import Settings
-    from g2vlm_ros.ros import params
+    from g2vlm_ros.ros import parameters
+    from g2vlm_ros.settings import Settings
 
     made = Bench(**{"window.vews": 3})
     try:
-        assert params.unknown(made.node, Settings) == ["window.vews"]
+        assert parameters.unknown(made.node, Settings) == ["window.vews"]
     finally:
         made.close()
 
@@ -393,7 +395,7 @@ def test_the_map_and_its_grid_are_latched_and_saved_in_every_format(tmp_path):
     from nav_msgs.msg import OccupancyGrid
     from sensor_msgs.msg import PointCloud2
 
-    from g2vlm_ros.ros.outputs import LATCHED
+    from g2vlm_ros.ros.publishers import LATCHED
 
     with bench(**{"voxel.publish_period_s": 0.1, "cloud.max_edge_step": 0.0}) as made:
         made.listen(PointCloud2, "/perception/points")
@@ -402,18 +404,21 @@ def test_the_map_and_its_grid_are_latched_and_saved_in_every_format(tmp_path):
         made.listen(OccupancyGrid, "/perception/occupancy", LATCHED)
         got = made.received
         made.until(lambda: got["/perception/map"] and got["/perception/occupancy"], "the map")
-        cloud, grid = got["/perception/map"][-1], got["/perception/occupancy"][-1]
+        point_cloud, grid = got["/perception/map"][-1], got["/perception/occupancy"][-1]
         saved = {
             kind: made.call(
                 SaveMap, "/perception/save_map", SaveMap.Request(path=str(tmp_path / f"m.{kind}"))
             )
             for kind in ("ply", "pcd", "npz")
         }
-    assert cloud.header.frame_id == grid.header.frame_id == "map"
-    assert cloud.width * cloud.point_step == len(cloud.data) and cloud.width > 100
+    assert point_cloud.header.frame_id == grid.header.frame_id == "map"
+    assert (
+        point_cloud.width * point_cloud.point_step == len(point_cloud.data)
+        and point_cloud.width > 100
+    )
     assert grid.info.width * grid.info.height == len(grid.data) and grid.info.resolution > 0
     assert set(grid.data) <= {-1, 0, 100}
-    assert {answer.points for answer in saved.values()} == {cloud.width}
+    assert {answer.points for answer in saved.values()} == {point_cloud.width}
 
 
 @pytest.mark.parametrize("error", ["InvalidHandle", "RCLError"])
@@ -421,7 +426,7 @@ def test_a_destroyed_event_handler_does_not_end_the_executor(error):
     """What rclpy still lists after its destruction leaves itself out of the wait set."""
     from rclpy.impl.implementation_singleton import rclpy_implementation
 
-    from g2vlm_ros.ros.waitables import forgiving
+    from g2vlm_ros.ros.rclpy_workarounds import safe_waitable
 
     class Handler:
         destroyed = False
@@ -434,7 +439,7 @@ def test_a_destroyed_event_handler_does_not_end_the_executor(error):
         def is_ready(self, wait_set):
             return wait_set.index(self) == 0
 
-    handler = forgiving(Handler())
+    handler = safe_waitable(Handler())
     wait_set = []
     assert not handler.is_ready(wait_set), "never added"
     handler.add_to_wait_set(wait_set)

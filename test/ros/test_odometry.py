@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Odometry by stamp, and the place of a camera on the robot, without a node."""
 
 import numpy as np
@@ -10,11 +11,11 @@ from geometry_msgs.msg import Quaternion  # noqa: E402
 from nav_msgs.msg import Odometry  # noqa: E402
 from tf2_msgs.msg import TFMessage  # noqa: E402
 
-from g2vlm_ros.core.geometry import ZUP_FROM_OPTICAL  # noqa: E402
-from g2vlm_ros.ros import convert  # noqa: E402
-from g2vlm_ros.ros.odometry import OdometryPoses  # noqa: E402
-from g2vlm_ros.ros.static_frames import StaticFrames  # noqa: E402
-from g2vlm_ros.sim.odometry import base_poses  # noqa: E402
+from g2vlm_ros.demo.sim.wheel_odometry import base_poses  # noqa: E402
+from g2vlm_ros.geometry.sim3 import ZUP_FROM_OPTICAL  # noqa: E402
+from g2vlm_ros.ros.conversions import messages  # noqa: E402
+from g2vlm_ros.ros.inputs.odometry import OdometryPoses  # noqa: E402
+from g2vlm_ros.ros.inputs.static_tf import StaticTf  # noqa: E402
 
 NS = 10**9
 MOUNT = np.eye(4)
@@ -22,8 +23,8 @@ MOUNT[:3, :3], MOUNT[:3, 3] = ZUP_FROM_OPTICAL, (0.2, 0.0, 0.5)
 
 
 def message(seconds, x, y, yaw):
-    made = Odometry(header=convert.header(round(seconds * NS), "odom"), child_frame_id="base")
-    made.pose.pose = convert.pose_message(base_poses([(x, y)], np.array([yaw]))[0])
+    made = Odometry(header=messages.header(round(seconds * NS), "odom"), child_frame_id="base")
+    made.pose.pose = messages.pose_message(base_poses([(x, y)], np.array([yaw]))[0])
     return made
 
 
@@ -31,10 +32,10 @@ def message(seconds, x, y, yaw):
 def heard():
     """Odometry at 1 s and 1.2 s, a quarter turn apart; and the warnings."""
     warnings = []
-    frames = StaticFrames(warnings.append)
+    frames = StaticTf(warnings.append)
     poses = OdometryPoses(frames, warnings.append)
-    poses.hear(message(1.0, 0.0, 0.0, 0.0))
-    poses.hear(message(1.2, 1.0, 2.0, np.pi / 2))
+    poses.update(message(1.0, 0.0, 0.0, 0.0))
+    poses.update(message(1.2, 1.0, 2.0, np.pi / 2))
     return poses, frames, warnings
 
 
@@ -43,10 +44,10 @@ def mounted(frames):
     mast, step = np.eye(4), np.eye(4)
     mast[2, 3] = 0.4
     step[:] = np.linalg.inv(mast) @ MOUNT
-    header = convert.header(0, "base")
-    frames.hear(TFMessage(transforms=[convert.transform_message(header, "mast", mast)]))
-    header = convert.header(0, "mast")
-    frames.hear(TFMessage(transforms=[convert.transform_message(header, "optical", step)]))
+    header = messages.header(0, "base")
+    frames.update(TFMessage(transforms=[messages.transform_message(header, "mast", mast)]))
+    header = messages.header(0, "mast")
+    frames.update(TFMessage(transforms=[messages.transform_message(header, "optical", step)]))
 
 
 def test_a_pose_between_messages_lies_between_them(heard):
@@ -82,7 +83,7 @@ def test_without_a_mount_only_the_robots_position_is_known_and_that_is_said(hear
 def test_a_clock_that_jumps_back_starts_over(heard):
     poses, frames, _ = heard
     mounted(frames)
-    poses.hear(message(0.5, 7.0, 0.0, 0.0))
+    poses.update(message(0.5, 7.0, 0.0, 0.0))
     assert poses.camera_at(NS, "optical")["odom_from_camera"][0, 3] == 7.2
 
 
@@ -91,12 +92,12 @@ def test_odometry_without_orientation_gives_the_scale_only(heard):
     mounted(frames)
     bare = message(1.4, 3.0, 2.0, 0.0)
     bare.pose.pose.orientation = Quaternion(x=0.0, y=0.0, z=0.0, w=0.0)
-    poses.hear(bare)
+    poses.update(bare)
     assert "scale only" in warnings[0]
     for seconds, x in ((1.4, 3.0), (1.3, 2.0)):
         known = poses.camera_at(round(seconds * NS), "optical")
         assert known.keys() == {"position_m"}
         np.testing.assert_allclose(known["position_m"], [x, 2.0, 0.0], atol=1e-9)
-    bare.header.stamp, bare.pose.pose.position.x = convert.stamp(round(1.5 * NS)), float("nan")
-    poses.hear(bare)
+    bare.header.stamp, bare.pose.pose.position.x = messages.stamp(round(1.5 * NS)), float("nan")
+    poses.update(bare)
     assert poses.camera_at(round(1.5 * NS), "optical") == {}

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Questions over real DDS: every field honoured or refused with a code and a sentence."""
 
 import math
@@ -8,8 +9,18 @@ import pytest
 pytestmark = pytest.mark.ros
 pytest.importorskip("torch", reason="the golden checkpoint runs on the torch backend here")
 
-from test.ros.asking import SMALL_QUERY, START_S, ask, block, feed, finish, goal, region, request  # noqa: E402
-from test.ros.harness import bench  # noqa: E402
+from g2vlm_tests.asking import (  # noqa: E402
+    SMALL_QUERY,
+    START_S,
+    ask,
+    block,
+    feed,
+    finish,
+    goal,
+    region,
+    request,
+)
+from g2vlm_tests.harness import bench  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -72,8 +83,8 @@ def test_bytes_that_are_not_utf8_are_refused():
     from g2vlm_ros.srv import SpatialQuery
     from rclpy.serialization import deserialize_message, serialize_message
 
-    from g2vlm_ros.ros import request as checks
-    from g2vlm_ros.ros.services import RequestError
+    from g2vlm_ros.ros import query_messages as checks
+    from g2vlm_ros.ros.point_service import RequestError
 
     wire = serialize_message(request(question="caf__"))
     for bad in (b"\xff\xfe", b"\xc3(", b"\x80\x80"):
@@ -234,9 +245,12 @@ def test_two_hundred_goals_at_once_all_end_and_leave_nothing(made):
 
     burst, threads = QoSProfile(depth=1000), threading.active_count()
     action = ActionClient(
-        made.peer, AnswerSpatialQuery, "/perception/answer", goal_service_qos_profile=burst,
+        made.peer,
+        AnswerSpatialQuery,
+        "/perception/answer",
+        goal_service_qos_profile=burst,
         result_service_qos_profile=burst,
-    )  # fmt: skip
+    )
     assert action.wait_for_server(20)
     asked = AnswerSpatialQuery.Goal(question="What is there?", max_age_s=1e12, max_wait_s=60.0)
     sent = [action.send_goal_async(asked) for _ in range(200)]
@@ -253,7 +267,7 @@ def test_two_hundred_goals_at_once_all_end_and_leave_nothing(made):
 def test_a_client_that_goes_away_leaves_the_node_well(made):
     from g2vlm_ros.action import AnswerSpatialQuery
 
-    from g2vlm_ros.ros.client import SpatialClient
+    from g2vlm_ros.ros.client.client import SpatialClient
 
     with SpatialClient() as robot:
         connection = robot._connection

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Questions while a node is deactivated, and what it keeps of them."""
 
 import threading
@@ -7,8 +8,8 @@ import pytest
 pytestmark = pytest.mark.ros
 pytest.importorskip("torch", reason="the golden checkpoint runs on the torch backend here")
 
-from test.ros.asking import SMALL_QUERY, START_S, ask, block, feed, request  # noqa: E402
-from test.ros.harness import bench  # noqa: E402
+from g2vlm_tests.asking import SMALL_QUERY, START_S, ask, block, feed, request  # noqa: E402
+from g2vlm_tests.harness import bench  # noqa: E402
 
 
 def test_deactivation_answers_what_waits_and_refuses_what_comes():

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Places over real DDS: regions, detections and frames of a node that knows its metres."""
 
 import numpy as np
@@ -6,8 +7,8 @@ import pytest
 pytestmark = pytest.mark.ros
 pytest.importorskip("torch", reason="the golden checkpoint runs on the torch backend here")
 
-from test.ros.asking import SMALL_QUERY, ask, feed, region  # noqa: E402
-from test.ros.harness import bench  # noqa: E402
+from g2vlm_tests.asking import SMALL_QUERY, ask, feed, region  # noqa: E402
+from g2vlm_tests.harness import bench  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +102,7 @@ def test_every_asker_gets_the_picture_of_its_own_answer(metric):
     """Others ask about other places all the while."""
     import threading
 
-    from g2vlm_ros.ros.client import SpatialClient
+    from g2vlm_ros.ros.client.client import SpatialClient
 
     old, done = {"max_age_s": 1e12, "max_wait_s": 20.0}, threading.Event()
 

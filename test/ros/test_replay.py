@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Replay over real DDS: what is published, when, with which stamps; and what is refused."""
 
 from __future__ import annotations
@@ -144,7 +145,7 @@ class Audience:
 def make_replay(settings):
     from rclpy.parameter import Parameter
 
-    from g2vlm_ros.ros.replay import ReplayNode
+    from g2vlm_ros.ros.replay.replay_node import ReplayNode
 
     values = {name: str(v) if name == "path" else v for name, v in settings.items()}
     return ReplayNode(parameter_overrides=[Parameter(k, value=v) for k, v in values.items()])
@@ -168,9 +169,9 @@ def ns(stamp):
 
 
 def rgb(message):
-    from g2vlm_ros.ros import convert
+    from g2vlm_ros.ros.conversions import messages
 
-    return convert.frame_from_image(message, "camera").decode()
+    return messages.frame_from_image(message, "camera").decode()
 
 
 def stamps(messages):
@@ -179,8 +180,10 @@ def stamps(messages):
 
 def test_folder_becomes_a_camera(audience, tmp_path):
     before_ns = time.time_ns()
-    seen = audience({"path": write_images(tmp_path / "i"), "rate_hz": 50.0, "camera": "rig/left"},
-                    camera="rig/left")  # fmt: skip
+    seen = audience(
+        {"path": write_images(tmp_path / "i"), "rate_hz": 50.0, "camera": "rig/left"},
+        camera="rig/left",
+    )
     seen.until_finished()
     assert len(seen.images) == 5 and seen.replay.published == 5
     for number, message in enumerate(seen.images):
@@ -239,17 +242,18 @@ def test_transports(audience, tmp_path):
     settings = {"path": write_bag(tmp_path / "bag"), "transport": "compressed", "rate_hz": 100.0}
     seen = audience(settings, compressed=True)
     seen.until_finished()
-    from g2vlm_ros.ros import convert
+    from g2vlm_ros.ros.conversions import messages
 
     for number, message in enumerate(seen.images):
         assert "jpeg" in message.format
-        decoded = convert.frame_from_compressed(message, "camera").decode()
+        decoded = messages.frame_from_compressed(message, "camera").decode()
         assert np.abs(decoded.astype(int) - photograph(number)).max() < 6
 
 
 def test_loop_goes_on_in_time(audience, tmp_path):
-    seen = audience({"path": write_images(tmp_path / "i", 3), "rate_hz": 50.0, "loop": True,
-                     "sim_time": True})  # fmt: skip
+    seen = audience(
+        {"path": write_images(tmp_path / "i", 3), "rate_hz": 50.0, "loop": True, "sim_time": True}
+    )
     seen.until(lambda: len(seen.images) >= 8, "a third pass")
     assert seen.clock_ns == sorted(seen.clock_ns)
     steps = [b - a for a, b in pairwise(stamps(seen.images[:8]))]
@@ -259,8 +263,14 @@ def test_loop_goes_on_in_time(audience, tmp_path):
 
 
 def test_pause_holds_frames_and_time(audience, tmp_path):
-    seen = audience({"path": write_images(tmp_path / "i", 3), "rate_hz": 50.0, "sim_time": True,
-                     "start_paused": True})  # fmt: skip
+    seen = audience(
+        {
+            "path": write_images(tmp_path / "i", 3),
+            "rate_hz": 50.0,
+            "sim_time": True,
+            "start_paused": True,
+        }
+    )
     time.sleep(0.2)
     assert not seen.images
     assert seen.pause(False).success
@@ -275,8 +285,9 @@ def test_pause_holds_frames_and_time(audience, tmp_path):
 
 
 def test_without_pause_at_end_it_ends(audience, tmp_path):
-    seen = audience({"path": write_images(tmp_path / "i"), "rate_hz": 100.0,
-                     "pause_at_end": False})  # fmt: skip
+    seen = audience(
+        {"path": write_images(tmp_path / "i"), "rate_hz": 100.0, "pause_at_end": False}
+    )
     seen.until(lambda: seen.replay.ended, "the end")
     assert seen.replay.finished and not seen.pause(False).success
 
@@ -300,8 +311,14 @@ def write_calibration(path, width=32, fx=30):
 
 def test_calibration_file(audience, tmp_path):
     calibration = write_calibration(tmp_path / "c.yaml")
-    seen = audience({"path": write_images(tmp_path / "i"), "camera_info": calibration,
-                     "rate_hz": 100.0, "frame_id": "front"})  # fmt: skip
+    seen = audience(
+        {
+            "path": write_images(tmp_path / "i"),
+            "camera_info": calibration,
+            "rate_hz": 100.0,
+            "frame_id": "front",
+        }
+    )
     seen.until_finished()
     info = seen.infos[-1]
     assert (info.k[0], info.k[2], info.d[0], info.p[5]) == (30.0, 15.5, 0.1, 30.0)
@@ -409,7 +426,7 @@ def test_parameters_cannot_change_while_playing(ros, tmp_path):
     ],
 )
 def test_refused_calibration(ros, tmp_path, change, word):
-    from g2vlm_ros.ros.calibration import read_camera_info
+    from g2vlm_ros.ros.replay.calibration import read_camera_info
 
     path = tmp_path / "c.yaml"
     path.write_text(change(CALIBRATION.format(width=32, fx=30)))

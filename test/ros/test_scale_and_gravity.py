@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Depth images and an IMU beside the cameras: metres and an upright map, over real DDS."""
 
 import gc
@@ -8,7 +9,7 @@ import pytest
 pytestmark = pytest.mark.ros
 pytest.importorskip("rclpy", reason="needs ROS 2")
 
-from test.ros.harness import bench, image  # noqa: E402
+from g2vlm_tests.harness import bench, image  # noqa: E402
 
 START_S = 1000.0
 NS = 10**9
@@ -19,13 +20,13 @@ def depth_message(metres, seconds, encoding="32FC1", frame_id="optical", **field
     """A depth image; 16UC1 in millimetres."""
     from sensor_msgs.msg import Image
 
-    from g2vlm_ros.ros import convert
+    from g2vlm_ros.ros.conversions import messages
 
     kind, unit = {"32FC1": ("<f4", 1.0), "16UC1": ("<u2", 1e-3)}[encoding]
     values = np.nan_to_num(metres) / unit
     pixels = (values if kind == "<f4" else np.rint(values)).astype(kind)
     message = Image(
-        header=convert.header(round(seconds * NS), frame_id),
+        header=messages.header(round(seconds * NS), frame_id),
         height=pixels.shape[0],
         width=pixels.shape[1],
         encoding=encoding,
@@ -40,9 +41,9 @@ def depth_message(metres, seconds, encoding="32FC1", frame_id="optical", **field
 def imu_message(seconds, acceleration=(0.0, 0.0, 9.81), frame_id="imu", **fields):
     from sensor_msgs.msg import Imu
 
-    from g2vlm_ros.ros import convert
+    from g2vlm_ros.ros.conversions import messages
 
-    message = Imu(header=convert.header(round(seconds * NS), frame_id), **fields)
+    message = Imu(header=messages.header(round(seconds * NS), frame_id), **fields)
     vector = message.linear_acceleration
     vector.x, vector.y, vector.z = map(float, acceleration)
     return message
@@ -51,7 +52,7 @@ def imu_message(seconds, acceleration=(0.0, 0.0, 9.81), frame_id="imu", **fields
 def static(parent, child, rotation):
     from geometry_msgs.msg import TransformStamped
 
-    from g2vlm_ros.core.geometry import quaternion_xyzw
+    from g2vlm_ros.geometry.sim3 import quaternion_xyzw
 
     transform = TransformStamped(child_frame_id=child)
     transform.header.frame_id = parent
@@ -61,7 +62,7 @@ def static(parent, child, rotation):
 
 
 def turn(axis, angle):
-    from test.drive import rotation
+    from g2vlm_ros.demo.sim.analytic_hall import rotation
 
     return rotation(angle * np.eye(3)[axis])
 
@@ -111,7 +112,7 @@ def test_an_imu_makes_the_map_upright():
     from rclpy.qos import DurabilityPolicy, QoSProfile
     from tf2_msgs.msg import TFMessage
 
-    from g2vlm_ros.ros import convert
+    from g2vlm_ros.ros.conversions import messages
 
     base_from_imu, base_from_camera = turn(0, 0.4), turn(1, 0.9) @ turn(0, -1.5)
     up_in_base = np.array([0.6, 0.0, 0.8])
@@ -130,7 +131,7 @@ def test_an_imu_makes_the_map_upright():
         made.listen(PoseArray, "/perception/window_poses")
         made.send("/camera/image_raw", image(START_S))
         made.until(lambda: made.received["/perception/window_poses"], "a pose")
-        pose = convert.pose_matrix(made.received["/perception/window_poses"][0].poses[0])
+        pose = messages.pose_matrix(made.received["/perception/window_poses"][0].poses[0])
     np.testing.assert_allclose(pose[2, :3], base_from_camera.T @ up_in_base, atol=1e-4)
 
 
@@ -139,7 +140,7 @@ def test_an_imu_makes_the_map_upright():
 
 @pytest.fixture
 def paired():
-    from g2vlm_ros.ros.depth import DepthImages
+    from g2vlm_ros.ros.inputs.depth import DepthImages
 
     warnings = []
     return DepthImages(0.02, warnings.append), warnings
@@ -153,7 +154,7 @@ def test_depth_is_paired_whichever_comes_first(paired, encoding, early):
     if not early:
         depth = images.of(round(START_S * NS), "optical")
     for off_s, scale, frame in ((-0.015, 3, "optical"), (0.01, 1, "optical"), (0.0, 5, "other")):
-        images.hear(depth_message(scale * wanted, START_S + off_s, encoding, frame))
+        images.update(depth_message(scale * wanted, START_S + off_s, encoding, frame))
     if early:
         depth = images.of(round(START_S * NS), "optical")
     np.testing.assert_allclose(depth(), wanted, atol=1e-6)
@@ -165,7 +166,7 @@ def test_big_endian_depth_with_padded_rows(paired):
     wanted = np.array([[0.5, 1.25], [3.0, 4.0]])
     rows = np.full((2, 12), 255, np.uint8)
     rows[:, :8] = wanted.astype(">f4").view(np.uint8)
-    images.hear(depth_message(wanted, START_S, is_bigendian=1, step=12, data=rows.tobytes()))
+    images.update(depth_message(wanted, START_S, is_bigendian=1, step=12, data=rows.tobytes()))
     np.testing.assert_array_equal(images.of(round(START_S * NS), "optical")(), wanted)
 
 
@@ -183,7 +184,7 @@ def test_bad_depth_images_are_named_and_not_used(paired, fields, words):
     message = depth_message(np.ones((2, 2)), START_S)
     for name, value in fields.items():
         setattr(message, name, value)
-    images.hear(message)
+    images.update(message)
     assert words in warnings[0] and images.of(round(START_S * NS), "optical")() is None
 
 
@@ -191,7 +192,7 @@ def test_depth_of_frames_that_are_gone_is_not_kept(paired):
     images, _ = paired
     for k in range(100):
         images.of(round((START_S + k) * NS), "optical")
-        images.hear(depth_message(np.ones((2, 2)), START_S + k))
+        images.update(depth_message(np.ones((2, 2)), START_S + k))
     gc.collect()
     assert not [each for each in images._wanted if each() is not None]
     assert len(images._early) < 10
@@ -199,12 +200,12 @@ def test_depth_of_frames_that_are_gone_is_not_kept(paired):
 
 @pytest.fixture
 def gravity():
-    from g2vlm_ros.ros.gravity import Gravity
-    from g2vlm_ros.ros.static_frames import StaticFrames
+    from g2vlm_ros.ros.inputs.imu import ImuGravity
+    from g2vlm_ros.ros.inputs.static_tf import StaticTf
 
     warnings = []
-    frames = StaticFrames(warnings.append)
-    return Gravity(frames, warnings.append), warnings
+    frames = StaticTf(warnings.append)
+    return ImuGravity(frames, warnings.append), warnings
 
 
 def test_acceleration_is_averaged_over_what_is_near(gravity):
@@ -212,15 +213,15 @@ def test_acceleration_is_averaged_over_what_is_near(gravity):
     rng = np.random.default_rng(0)
     for k in range(100):
         shake = rng.normal(0, 2.0, 3)
-        made.hear(imu_message(START_S + 0.005 * k, np.array([0, -9.81, 0]) + shake))
-    made.hear(imu_message(START_S + 5, (9.81, 0, 0)))
+        made.update(imu_message(START_S + 0.005 * k, np.array([0, -9.81, 0]) + shake))
+    made.update(imu_message(START_S + 5, (9.81, 0, 0)))
     up = made.up_at(round((START_S + 0.25) * NS), "imu")
     assert np.degrees(np.arccos(-up[1])) < 4 and np.linalg.norm(up) == pytest.approx(1)
     assert made.up_at(round((START_S + 2) * NS), "imu") is None and not warnings
 
 
 def test_orientation_counts_where_the_imu_has_one(gravity):
-    from g2vlm_ros.core.geometry import quaternion_xyzw
+    from g2vlm_ros.geometry.sim3 import quaternion_xyzw
 
     made, _ = gravity
     world_from_imu = turn(2, 1.0) @ turn(0, 0.5)
@@ -228,7 +229,7 @@ def test_orientation_counts_where_the_imu_has_one(gravity):
     q = message.orientation
     q.x, q.y, q.z, q.w = map(float, quaternion_xyzw(world_from_imu))
     message.orientation_covariance[0] = 0.01
-    made.hear(message)
+    made.update(message)
     up = made.up_at(round(START_S * NS), "imu")
     np.testing.assert_allclose(up, world_from_imu[2], atol=1e-12)
 
@@ -236,12 +237,12 @@ def test_orientation_counts_where_the_imu_has_one(gravity):
 def test_why_an_imu_is_not_used_is_said(gravity):
     made, warnings = gravity
     at = round(START_S * NS)
-    made.hear(imu_message(START_S, (0, 0, 1.0)))
+    made.update(imu_message(START_S, (0, 0, 1.0)))
     assert made.up_at(at, "imu") is None and "1.00 m/s²" in warnings.pop()
     made._samples.clear()
-    made.hear(imu_message(START_S))
+    made.update(imu_message(START_S))
     assert made.up_at(at, "optical") is None and "/tf_static" in warnings.pop()
     blind = imu_message(START_S)
     blind.orientation_covariance[0] = blind.linear_acceleration_covariance[0] = -1.0
-    made.hear(blind)
+    made.update(blind)
     assert "neither" in warnings.pop()

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Services over real DDS: right answers, and error codes with a sentence for everything else."""
 
 import numpy as np
@@ -6,7 +7,7 @@ import pytest
 pytestmark = pytest.mark.ros
 pytest.importorskip("torch", reason="the golden checkpoint runs on the torch backend here")
 
-from test.ros.harness import bench, image  # noqa: E402
+from g2vlm_tests.harness import bench, image  # noqa: E402
 
 START_S = 1000.0
 
@@ -31,7 +32,7 @@ def get_points(made, **fields):
 def test_points_of_pixels_lie_in_the_saved_map(made, tmp_path):
     from g2vlm_ros.srv import SaveMap
 
-    from g2vlm_ros.core.cloud import read_ply
+    from g2vlm_ros.geometry.point_cloud import read_ply
 
     answer = get_points(made, camera="camera", u_px=[0.0, 31.5, 63.0], v_px=[0.0, 23.5, 47.0])
     assert answer.success and answer.header.frame_id == "map"

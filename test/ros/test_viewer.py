@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The browser viewer: messages to what is shown, and the page itself in headless Chromium."""
 
 from __future__ import annotations
@@ -15,8 +16,8 @@ import pytest
 pytestmark = pytest.mark.ros
 pytest.importorskip("rclpy", reason="needs ROS 2")
 
-from test.ros import browser  # noqa: E402
-from test.ros.harness import image, photograph  # noqa: E402
+from g2vlm_tests import browser  # noqa: E402
+from g2vlm_tests.harness import image, photograph  # noqa: E402
 
 STAMP_NS = 7_000_000_000
 RED, GREEN = (220, 30, 30), (30, 200, 40)
@@ -27,31 +28,34 @@ needs_viser = pytest.mark.skipif(
 
 
 def cloud_message(positions, colours, frame_id="map"):
-    from g2vlm_ros.core.mapping.changes import POINT
-    from g2vlm_ros.ros import convert
+    from g2vlm_ros.dense_map.map_changes import POINT
+    from g2vlm_ros.ros.conversions import messages
 
     points = np.zeros(len(positions), POINT)
     for axis, name in enumerate("xyz"):
         points[name] = np.asarray(positions)[:, axis]
     red, green, blue = np.asarray(colours, np.uint32).T
     points["rgb"] = red << 16 | green << 8 | blue
-    return convert.packed_cloud(convert.header(STAMP_NS, frame_id), points)
+    return messages.packed_cloud(messages.header(STAMP_NS, frame_id), points)
 
 
 def status_message(cameras=("left", "right"), stamps_ns=(STAMP_NS - 5, STAMP_NS), **fields):
     from g2vlm_ros.msg import ReconstructionStatus
 
-    from g2vlm_ros.ros import convert
+    from g2vlm_ros.ros.conversions import messages
 
     return ReconstructionStatus(
-        header=convert.header(STAMP_NS, "map"), window_id=3, view_cameras=list(cameras),
-        view_stamps=[convert.stamp(ns) for ns in stamps_ns], **fields,
-    )  # fmt: skip
+        header=messages.header(STAMP_NS, "map"),
+        window_id=3,
+        view_cameras=list(cameras),
+        view_stamps=[messages.stamp(ns) for ns in stamps_ns],
+        **fields,
+    )
 
 
 def pose_at(x, y=0.0, z=0.0):
     """map_from_camera that looks along the map's x axis."""
-    from g2vlm_ros.core.geometry import ZUP_FROM_OPTICAL
+    from g2vlm_ros.geometry.sim3 import ZUP_FROM_OPTICAL
 
     pose = np.eye(4)
     pose[:3, :3], pose[:3, 3] = ZUP_FROM_OPTICAL, (x, y, z)
@@ -59,18 +63,18 @@ def pose_at(x, y=0.0, z=0.0):
 
 
 def info_message(frame_id="optical", width=80, height=60, focal_px=60.0):
-    from g2vlm_ros.core.datatypes import Intrinsics
-    from g2vlm_ros.ros import convert
+    from g2vlm_ros.records import Intrinsics
+    from g2vlm_ros.ros.conversions import messages
 
     camera = Intrinsics(focal_px, focal_px, (width - 1) / 2, (height - 1) / 2, width, height)
-    return convert.camera_info(convert.header(STAMP_NS, frame_id), camera, width, height)
+    return messages.camera_info(messages.header(STAMP_NS, frame_id), camera, width, height)
 
 
 # Messages to content
 
 
 def test_cloud_keeps_finite_points_and_their_colours():
-    from g2vlm_ros.ros.viewer_scene import Cloud
+    from g2vlm_ros.ros.viewer.scene import Cloud
 
     positions = np.array([[1, 2, 3], [np.nan, 0, 0], [4, 5, 6]], np.float32)
     cloud = Cloud.of(cloud_message(positions, [RED, GREEN, (1, 2, 3)]))
@@ -79,7 +83,7 @@ def test_cloud_keeps_finite_points_and_their_colours():
 
 
 def test_cloud_without_colour_is_refused_by_name():
-    from g2vlm_ros.ros.viewer_scene import Cloud
+    from g2vlm_ros.ros.viewer.scene import Cloud
 
     message = cloud_message([[0, 0, 0]], [RED])
     message.fields = [field for field in message.fields if field.name != "rgb"]
@@ -89,7 +93,7 @@ def test_cloud_without_colour_is_refused_by_name():
 
 @pytest.mark.parametrize("most", [1, 7, 99, 100])
 def test_thinning_keeps_at_most_what_is_asked_from_everywhere(most):
-    from g2vlm_ros.ros.viewer_scene import Cloud
+    from g2vlm_ros.ros.viewer.scene import Cloud
 
     line = np.linspace(0, 1, 100)[:, None] * np.ones(3)
     thin = Cloud(line, np.zeros((100, 3), np.uint8)).thinned(most)
@@ -99,7 +103,7 @@ def test_thinning_keeps_at_most_what_is_asked_from_everywhere(most):
 
 
 def test_the_ceiling_can_be_left_out():
-    from g2vlm_ros.ros.viewer_scene import Cloud
+    from g2vlm_ros.ros.viewer.scene import Cloud
 
     heights = np.linspace(0, 2.5, 1001)
     cloud = Cloud(np.stack([0 * heights, 0 * heights, heights], 1), np.zeros((1001, 3), np.uint8))
@@ -108,7 +112,7 @@ def test_the_ceiling_can_be_left_out():
 
 
 def test_overview_sees_everything():
-    from g2vlm_ros.ros.viewer_scene import Cloud, overview
+    from g2vlm_ros.ros.viewer.scene import Cloud, overview
 
     rng = np.random.default_rng(0)
     positions = rng.uniform((-3, 2, 0), (9, 7, 2.5), (500, 3))
@@ -120,16 +124,16 @@ def test_overview_sees_everything():
 
 
 def views_with(images, poses, status, info=None):
-    from g2vlm_ros.ros import convert
-    from g2vlm_ros.ros.viewer_scene import Views
+    from g2vlm_ros.ros.conversions import messages
+    from g2vlm_ros.ros.viewer.scene import ViewFrustums
 
-    views = Views()
+    views = ViewFrustums()
     for camera, number, ns in images:
         message = image(ns * 1e-9, number=number)
-        message.header.stamp = convert.stamp(ns)
-        views.add_image(convert.frame_from_image(message, camera))
+        message.header.stamp = messages.stamp(ns)
+        views.add_image(messages.frame_from_image(message, camera))
     views.add_calibration(info or info_message())
-    views.add_poses(convert.pose_array(convert.header(STAMP_NS, "map"), poses))
+    views.add_poses(messages.pose_array(messages.header(STAMP_NS, "map"), poses))
     views.add_status(status)
     return views
 
@@ -148,12 +152,12 @@ def test_each_view_has_the_image_of_its_camera_and_moment():
 
 
 def test_poses_of_another_window_are_not_drawn():
-    from g2vlm_ros.ros import convert
+    from g2vlm_ros.ros.conversions import messages
 
     poses = np.stack([pose_at(1), pose_at(2)])
     views = views_with([("left", 1, STAMP_NS)], poses, status_message())
     other = status_message()
-    other.header.stamp = convert.stamp(STAMP_NS + 1)
+    other.header.stamp = messages.stamp(STAMP_NS + 1)
     views.add_status(other)
     assert views.frusta() is None
 
@@ -169,10 +173,10 @@ def test_a_view_without_image_or_calibration_is_left_out():
 
 
 def test_images_are_bounded_and_the_newest_stay():
-    from g2vlm_ros.core.datatypes import Frame
-    from g2vlm_ros.ros.viewer_scene import IMAGES_PER_CAMERA, Views
+    from g2vlm_ros.records import Frame
+    from g2vlm_ros.ros.viewer.scene import IMAGES_PER_CAMERA, ViewFrustums
 
-    views, pixels = Views(), np.zeros((4, 6, 3), np.uint8)
+    views, pixels = ViewFrustums(), np.zeros((4, 6, 3), np.uint8)
     for number in range(IMAGES_PER_CAMERA + 50):
         views.add_image(Frame(1 + number, "left", "optical", lambda: pixels))
     kept = views._images["left"]
@@ -182,11 +186,11 @@ def test_images_are_bounded_and_the_newest_stay():
 def test_path_is_lines_between_its_poses():
     from nav_msgs.msg import Path
 
-    from g2vlm_ros.ros import convert
-    from g2vlm_ros.ros.viewer_scene import path_segments
+    from g2vlm_ros.ros.conversions import messages
+    from g2vlm_ros.ros.viewer.scene import path_segments
 
-    head = convert.header(STAMP_NS, "map")
-    path = Path(poses=[convert.pose_stamped(head, pose_at(x)) for x in (0, 1, 3)])
+    head = messages.header(STAMP_NS, "map")
+    path = Path(poses=[messages.pose_stamped(head, pose_at(x)) for x in (0, 1, 3)])
     np.testing.assert_allclose(path_segments(path)[..., 0], [[0, 1], [1, 3]])
     assert path_segments(Path()).shape == (0, 2, 3)
 
@@ -194,7 +198,7 @@ def test_path_is_lines_between_its_poses():
 def test_nothing_is_called_metres_before_it_is():
     from g2vlm_ros.msg import ReconstructionStatus
 
-    from g2vlm_ros.ros.viewer_scene import status_lines
+    from g2vlm_ros.ros.viewer.scene import status_lines
 
     relative = status_lines(status_message(scale_state=ReconstructionStatus.SCALE_RELATIVE))
     assert relative["Scale"] == "relative: lengths are model units"
@@ -204,7 +208,7 @@ def test_nothing_is_called_metres_before_it_is():
             scale_source="camera_height",
             scale_relative_std=0.031,
             latency_s=0.256,
-        )  # fmt: skip
+        )
     )
     assert metric["Scale"] == "metres from camera height ±3.1%"
     assert metric["Latency"] == "0.26 s" and "Problem" not in metric
@@ -214,7 +218,7 @@ def test_nothing_is_called_metres_before_it_is():
 def test_what_people_write_is_no_markup():
     from g2vlm_ros.msg import SpatialExample
 
-    from g2vlm_ros.ros.viewer_scene import answer_lines, table
+    from g2vlm_ros.ros.viewer.scene import answer_lines, table
 
     asked = SpatialExample(question="<script>x()</script>", answer="1 < 2 & 'so'")
     shown = table(answer_lines(asked))
@@ -225,30 +229,30 @@ def test_what_people_write_is_no_markup():
 
 
 def test_without_viser_it_says_what_to_install(monkeypatch):
-    from g2vlm_ros.ros import viewer
+    from g2vlm_ros.ros.viewer import viewer_node
 
-    monkeypatch.setattr(viewer.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(viewer_node.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(RuntimeError, match="pip install viser"):
-        viewer.start(0)
+        viewer_node.start(0)
 
 
 @needs_viser
 def test_a_taken_port_is_refused_by_name():
-    from g2vlm_ros.ros import viewer
+    from g2vlm_ros.ros.viewer import viewer_node
 
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(OSError, match=f"cannot serve at 127.0.0.1:{port} .*port"):
-            viewer.start(port)
+            viewer_node.start(port)
 
 
 @pytest.fixture
-def viewer_node(ros):
+def viewer(ros):
     """A spinning viewer at a free port, and a peer node to publish from."""
     from rclpy.executors import SingleThreadedExecutor
     from rclpy.parameter import Parameter
 
-    from g2vlm_ros.ros.viewer import ViewerNode
+    from g2vlm_ros.ros.viewer.viewer_node import ViewerNode
 
     viewer = ViewerNode(parameter_overrides=[Parameter("port", value=0)])
     peer = ros.create_node("peer")
@@ -280,7 +284,7 @@ class Impostor:
         from nav_msgs.msg import Path
         from sensor_msgs.msg import CameraInfo, Image, PointCloud2
 
-        from g2vlm_ros.ros.outputs import LATCHED
+        from g2vlm_ros.ros.publishers import LATCHED
 
         self._peer = peer
         self.publishers = {
@@ -303,13 +307,13 @@ class Impostor:
         from g2vlm_ros.msg import SpatialExample
         from nav_msgs.msg import Path
 
-        from g2vlm_ros.ros import convert
+        from g2vlm_ros.ros.conversions import messages
 
         across, up = (axis.ravel() for axis in np.mgrid[-3:3:200j, 0:3:100j])
         wall = np.stack([4 + 0 * up, across, up], -1)
         colours = np.where(across[:, None] < 0, RED, GREEN)
-        head = convert.header(STAMP_NS, "map")
-        path = Path(poses=[convert.pose_stamped(head, pose_at(x, 0, 1.5)) for x in (0, 1)])
+        head = messages.header(STAMP_NS, "map")
+        path = Path(poses=[messages.pose_stamped(head, pose_at(x, 0, 1.5)) for x in (0, 1)])
         self.publishers["perception/map"].publish(cloud_message(wall, colours))
         self.publishers["perception/path"].publish(path)
         self.publishers["perception/query/last_answer"].publish(
@@ -321,9 +325,9 @@ class Impostor:
         return status_message(["front"], [STAMP_NS], scale_state=1, model_version="impostor")
 
     def publish_view(self):
-        from g2vlm_ros.ros import convert
+        from g2vlm_ros.ros.conversions import messages
 
-        poses = convert.pose_array(convert.header(STAMP_NS, "map"), pose_at(1, 0, 1.5)[None])
+        poses = messages.pose_array(messages.header(STAMP_NS, "map"), pose_at(1, 0, 1.5)[None])
         self.publishers["front/image_raw"].publish(image(STAMP_NS * 1e-9, number=5))
         self.publishers["perception/depth/camera_info"].publish(info_message())
         self.publishers["perception/window_poses"].publish(poses)
@@ -337,8 +341,8 @@ def coloured(picture, colour):
 
 
 @needs_viser
-def test_it_listens_only_while_somebody_watches_and_only_here(viewer_node):
-    viewer, peer = viewer_node
+def test_it_listens_only_while_somebody_watches_and_only_here(viewer):
+    viewer, peer = viewer
     impostor = Impostor(peer)
     impostor.publish_latched()
     time.sleep(1.0)
@@ -353,10 +357,10 @@ def test_it_listens_only_while_somebody_watches_and_only_here(viewer_node):
 
 @needs_viser
 @pytest.mark.skipif(shutil.which(browser.NAME) is None, reason=f"{browser.NAME} is not on PATH")
-def test_the_browser_shows_points_in_colour_views_and_words(viewer_node, tmp_path):
-    from g2vlm_ros.ros.viewer import VIEW_COLOUR
+def test_the_browser_shows_points_in_colour_views_and_words(viewer, tmp_path):
+    from g2vlm_ros.ros.viewer.viewer_node import VIEW_COLOUR
 
-    viewer, peer = viewer_node
+    viewer, peer = viewer
     impostor = Impostor(peer)
     impostor.publish_latched()
     with browser.browse(viewer.address, tmp_path) as page:

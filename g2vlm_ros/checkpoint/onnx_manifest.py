@@ -1,0 +1,163 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the ONNX files beside a checkpoint's weights are, as the export wrote it down.
+
+The graphs hold no weights: they point into the checkpoint's own weight files. So the manifest
+names the state of those files that the graphs belong to, and the digest of each graph.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from g2vlm_ros.checkpoint.config import DINO_WINDOWS
+from g2vlm_ros.records import UnfitError
+
+MANIFEST = "onnx.manifest"
+"""JSON, but not named so: `core.fingerprint` is of the checkpoint, not of what is made from it."""
+FORMAT = 1
+STAGES = ("encode_geometry", "geometry", "heads", "encode_semantics", "language")
+GLOBAL = "heads_global"
+"""`heads` with the global points, which only training needs: a graph of its own."""
+BLOCK_BYTES = 1 << 20
+INDEX = "model.safetensors.index.json"
+CONFIGS = ("text_config.json", "vit_config.json", "dino_config.json", "decoder_config.json")
+
+
+class ManifestError(UnfitError):
+    """ONNX files are missing, damaged, of another checkpoint or not of the kind asked for."""
+
+
+@dataclass(frozen=True)
+class GraphFile:
+    """One ONNX file."""
+
+    file: str
+    stage: str
+    dtype: str
+    """Arithmetic: float32, float16, bfloat16 or int8."""
+    size: tuple[int, int] | None
+    """Width and height of the images that it is fixed to; None when it takes any."""
+    dino_windows: str | None
+    """The attention windows that `encode_geometry` was traced with."""
+    sha256: str
+    inputs: dict[str, list]
+    """Name -> [element type, sizes]; a size that is a name is free."""
+    outputs: dict[str, list]
+    weight_only: str | None = None
+    """int8 or int4 where weights alone are stored so; the arithmetic stays `dtype`."""
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """All ONNX files of a folder."""
+
+    weights: str
+    """`digest` of the folder when they were made."""
+    opset: int
+    views: tuple[int, int]
+    """Fewest and most views of a window."""
+    graphs: tuple[GraphFile, ...] = ()
+    versions: dict[str, str] = field(default_factory=dict)
+
+    @staticmethod
+    def read(folder: str | Path) -> Manifest:
+        """Reads the manifest; ManifestError says what to run when there is none."""
+        path = Path(folder) / MANIFEST
+        if not path.exists():
+            raise ManifestError(f"{folder} has no ONNX files; make them with `{command(folder)}`")
+        try:
+            values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            if values.pop("format") != FORMAT:
+                raise ValueError(f"its format is not {FORMAT}")
+            graphs = tuple(
+                GraphFile(**{**graph, "size": graph["size"] and tuple(graph["size"])})
+                for graph in values.pop("graphs")
+            )
+            views = tuple(values.pop("views"))
+            return Manifest(**values, views=views, graphs=graphs)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ManifestError(
+                f"{path} is damaged or of another version ({error}); run `{command(folder)}`"
+            ) from error
+
+    def write(self, folder: str | Path) -> None:
+        text = json.dumps({"format": FORMAT, **asdict(self)}, indent=1)
+        (Path(folder) / MANIFEST).write_text(text + "\n", encoding="utf-8")
+
+    def of(self, **wanted: object) -> list[GraphFile]:
+        """The graphs with these attributes, e.g. stage="heads", dtype="float32"."""
+        return [g for g in self.graphs if all(getattr(g, k) == v for k, v in wanted.items())]
+
+    def check_weights(self, folder: str | Path) -> None:
+        """Refuses graphs that were made for other weights or configurations."""
+        if digest(folder) != self.weights:
+            raise ManifestError(
+                f"the ONNX files in {folder} were made for other weights or configuration files; "
+                f"make them again with `{command(folder)}`"
+            )
+
+
+def has_all(folder: str | Path, dtype: str) -> bool:
+    """Whether a folder has every graph of a dtype: all stages, any size, both kinds of windows."""
+    try:
+        manifest = Manifest.read(folder)
+        manifest.check_weights(folder)
+    except ManifestError:
+        return False
+    found = manifest.of(dtype=dtype, size=None, weight_only=None)
+    made = {(graph.stage, graph.dino_windows) for graph in found}
+    needed = {(stage, None) for stage in (*STAGES[1:], GLOBAL)}
+    return made >= needed | {(STAGES[0], windows) for windows in DINO_WINDOWS}
+
+
+def command(folder: str | Path, *more: str) -> str:
+    """What a user runs to make the ONNX files of a folder."""
+    return " ".join(["python -m g2vlm_ros.export.export_onnx --checkpoint", str(folder), *more])
+
+
+def check_graph(folder: str | Path, graph: GraphFile) -> Path:
+    """The path of a graph; ManifestError when it is missing or is not what was written."""
+    path = Path(folder) / graph.file
+    if not path.exists():
+        raise ManifestError(f"{path} is missing; run `{command(folder)}`")
+    if hashlib.sha256(path.read_bytes()).hexdigest() != graph.sha256:
+        raise ManifestError(f"{path} is damaged or was changed; run `{command(folder)}`")
+    return path
+
+
+def digest(folder: str | Path) -> str:
+    """Changes when the weights or the configuration files of a checkpoint change.
+
+    Hashes the configuration files whole, and of each weight file its size with the first and last
+    MiB (an 18 GB checkpoint would take a minute to read).
+    """
+    folder, sha = Path(folder), hashlib.sha256()
+    for path in [folder / name for name in CONFIGS]:
+        sha.update(path.read_bytes() if path.exists() else b"-")
+    for path in weight_files(folder):
+        size = path.stat().st_size
+        sha.update(f"{path.name} {size}".encode())
+        with path.open("rb") as file:
+            sha.update(file.read(BLOCK_BYTES))
+            file.seek(max(0, size - BLOCK_BYTES))
+            sha.update(file.read(BLOCK_BYTES))
+    return sha.hexdigest()
+
+
+def weight_files(folder: str | Path) -> list[Path]:
+    """The weight files of a checkpoint folder: one, or the shards of its index."""
+    folder, names = Path(folder), ["model.safetensors"]
+    if (index := folder / INDEX).exists():
+        try:
+            shard_of = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+            names = sorted({Path(name).name for name in shard_of.values()})
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ManifestError(f"{index} is not a weight index; copy it again") from error
+    absent = [name for name in names if not (folder / name).exists()]
+    if absent:
+        raise ManifestError(f"{folder} lacks {', '.join(absent)}; complete the download")
+    return [folder / name for name in names]

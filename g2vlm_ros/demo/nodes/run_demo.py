@@ -1,0 +1,274 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``make demo``: a drive through a held-out simulated home, over real DDS, judged by the truth.
+
+`sim_camera` (or `replay`, for photographs) and `perception` run in this process, the recorder in
+one of its own: what it writes was received over DDS. Exit code 0 only if clouds and poses were.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
+import threading
+import time
+from contextlib import suppress
+from dataclasses import asdict
+from pathlib import Path
+
+import yaml
+
+ROOT = Path(__file__).resolve().parents[3]
+CLOUD, POSE = "/perception/points", "/perception/pose"
+
+
+def prepare_environment() -> None:
+    """Loopback and a domain of our own, apart from a robot's; one BLAS thread (small matrices)."""
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    os.environ.setdefault("ROS_DOMAIN_ID", str(64 + os.getpid() % 30))
+    os.environ["ROS_AUTOMATIC_DISCOVERY_RANGE"] = "LOCALHOST"
+    if os.environ.get("ROS_DISTRO") == "humble":
+        os.environ["ROS_LOCALHOST_ONLY"] = "1"
+    profile = ROOT / "config" / "fastdds.xml"
+    os.environ.setdefault("FASTDDS_DEFAULT_PROFILES_FILE", str(profile))
+    os.environ.setdefault("FASTRTPS_DEFAULT_PROFILES_FILE", str(profile))
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    """The command line; paths exist or argparse says which does not."""
+    parser = argparse.ArgumentParser(prog="make demo", description=__doc__.split("\n")[0])
+    parser.add_argument("--images", type=Path, help="folder or video in place of the home")
+    parser.add_argument("--home", type=int, default=8, help="index of the home in its split")
+    parser.add_argument("--split", default="heldout", help="validation is for choosing settings")
+    parser.add_argument("--legs", type=int, default=8, help="length of the walk, straight legs")
+    parser.add_argument("--checkpoint", type=Path, default=ROOT / "engines" / "demo")
+    parser.add_argument("--view", action="store_true", help="show it in a browser as well")
+    parser.add_argument("--out", type=Path, default=Path("demo_output"))
+    parser.add_argument("--backend", default="auto")
+    parser.add_argument("--rate-hz", type=float, default=4.0, help="photographs per second")
+    parser.add_argument("--width", type=int, help="view width in the model, pixels")
+    parser.add_argument("--limit-s", type=float, default=120.0, help="stop after this long")
+    chosen = parser.parse_args(arguments)
+    for path in (chosen.images, chosen.checkpoint):
+        if path is not None and not path.exists():
+            parser.error(f"{path} does not exist")
+    return chosen
+
+
+def run(chosen: argparse.Namespace) -> dict:
+    """Drive the camera through the node; returns the report. Needs a ROS 2 environment."""
+    import rclpy
+    from rclpy.executors import MultiThreadedExecutor
+
+    from g2vlm_ros.ros.perception_node import PerceptionNode
+
+    rclpy.init(args=[])
+    perception = PerceptionNode(parameter_overrides=_parameters(_settings(chosen)))
+    executor = MultiThreadedExecutor(num_threads=4)
+    executor.add_node(perception)
+    spinning = threading.Thread(target=executor.spin, daemon=True)
+    spinning.start()
+    recorder = subprocess.Popen(
+        [sys.executable, "-m", "g2vlm_ros.demo.nodes.demo_recorder", str(chosen.out)],
+        stdin=subprocess.PIPE,
+    )
+    view = _view() if chosen.view else None
+    started = time.monotonic()
+    questions = None
+    try:
+        _activate(perception)
+        _wait_for_recorder(perception, recorder)
+        camera = _camera(chosen)
+        executor.add_node(camera)
+        if chosen.images is None:
+            questions = _interview(perception, camera)
+        _follow(perception, camera, started, chosen.limit_s)
+        if questions is not None:
+            questions.stop()
+    finally:
+        recorder.communicate(timeout=60)
+        if view is not None:
+            with suppress(EOFError):  # nobody is there to press it
+                input("the page stays until you press Enter")
+            view.terminate()
+        perception.trigger_shutdown()
+        executor.shutdown()
+        spinning.join(timeout=5)
+        rclpy.try_shutdown()
+    if not (chosen.out / "recorder.json").exists():
+        raise SystemExit("the recorder failed; its error is above")
+    report = json.loads((chosen.out / "recorder.json").read_text())
+    (chosen.out / "recorder.json").unlink()
+    peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    shown = {"images": chosen.images.name} if chosen.images else {"home": chosen.home}
+    return {
+        **shown,
+        "checkpoint": chosen.checkpoint.name,
+        **report,
+        **_questions(questions, chosen.out),
+        "run_s": round(time.monotonic() - started, 1),
+        "peak_memory_mb": round(peak_mb),
+    }
+
+
+def _questions(questions, out: Path) -> dict:
+    """What was asked and how right the answers were; leaves answer.png."""
+    if questions is None or not questions.asked:
+        return {"questions": []}
+    from g2vlm_ros.demo.nodes.demo_questions import summary
+    from g2vlm_ros.ros.client.ask import save
+
+    if questions.picture is not None:
+        save(questions.picture, out / "answer.png")
+    return {
+        "language_trained": questions.speaks,
+        "questions": [asdict(asked) for asked in questions.asked],
+        "answers": summary(questions.asked),
+    }
+
+
+def _settings(chosen: argparse.Namespace) -> dict:
+    """config/demo.yaml with what the command line says on top."""
+    from g2vlm_ros.settings import flattened
+
+    document = yaml.safe_load((ROOT / "config" / "demo.yaml").read_text())
+    made = flattened(document["/**/perception"]["ros__parameters"])
+    made |= {"model.checkpoint": str(chosen.checkpoint.resolve()), "model.backend": chosen.backend}
+    if chosen.width:
+        made["model.image_width_px"] = chosen.width
+    if chosen.images is not None:
+        made |= {
+            "odometry_topic": "",
+            "map.metres_per_unit": 0.0,
+            "window.min_gap_s": 0.0,
+            "window.max_age_s": 10.0 * max(1.0, 4.0 / chosen.rate_hz),
+        }
+    return made
+
+
+def _parameters(values: dict) -> list:
+    from rclpy.parameter import Parameter
+
+    return [Parameter(name, value=value) for name, value in values.items()]
+
+
+def _camera(chosen: argparse.Namespace):
+    """The node that publishes images, and is `finished` at some time."""
+    if chosen.images is None:
+        from g2vlm_ros.demo.nodes.sim_camera_node import SimCamera
+
+        return SimCamera(
+            parameter_overrides=_parameters(
+                {"home": chosen.home, "split": chosen.split, "legs": chosen.legs}
+            )
+        )
+    from g2vlm_ros.ros.replay.replay_node import ReplayNode
+
+    return ReplayNode(
+        parameter_overrides=_parameters({"path": str(chosen.images), "rate_hz": chosen.rate_hz})
+    )
+
+
+def _interview(perception, camera):
+    from g2vlm_ros.demo.nodes.demo_questions import DemoQuestions
+
+    asking = DemoQuestions(camera.scene.home, camera.moments, perception.newest_views_ns)
+    asking.start()
+    return asking
+
+
+def _view() -> subprocess.Popen:
+    from g2vlm_ros.ros.viewer import viewer_node
+
+    try:
+        return viewer_node.start(8080)
+    except (OSError, RuntimeError) as error:
+        raise SystemExit(str(error)) from None
+
+
+def _activate(perception) -> None:
+    from rclpy.lifecycle import TransitionCallbackReturn
+
+    for transition in (perception.trigger_configure, perception.trigger_activate):
+        if transition() != TransitionCallbackReturn.SUCCESS:
+            raise SystemExit("the perception node did not start; its log above says why")
+
+
+def _wait_for_recorder(perception, recorder: subprocess.Popen) -> None:
+    """Nothing may be published before the recorder listens."""
+    deadline = time.monotonic() + 30
+    while not perception.listened_to():
+        if time.monotonic() > deadline or recorder.poll() is not None:
+            raise SystemExit("the recorder did not connect over DDS within 30 s")
+        time.sleep(0.05)
+
+
+def _follow(perception, camera, started: float, limit_s: float) -> None:
+    """A progress line until the camera has ended and the device has rested for two seconds."""
+    quiet = 0
+    while quiet < 10 and time.monotonic() - started < limit_s:
+        counts, spent_s = perception.counts(), time.monotonic() - started
+        line = f"\r{spent_s:5.1f} s  frames {counts.received:4d}  windows {counts.windows:4d}"
+        print(line, end="", flush=True, file=sys.stderr)
+        quiet = quiet + 1 if camera.finished and perception.idle() else 0
+        time.sleep(0.2)
+    print(file=sys.stderr)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run, write the report, say in a few lines what was received."""
+    chosen = parse(arguments)
+    chosen.out.mkdir(parents=True, exist_ok=True)
+    prepare_environment()
+    print(
+        f"checkpoint {chosen.checkpoint.name}: a small one of ours. It knows simulated homes "
+        "only; on anything else its geometry means nothing"
+    )
+    report = run(chosen)
+    path = chosen.out / "report.json"
+    path.write_text(json.dumps(report, indent=1) + "\n")
+    clouds, poses = report["received"].get(CLOUD, 0), report["received"].get(POSE, 0)
+    print(f"received over DDS: {clouds} clouds, {poses} poses of {report['frames_in']} frames")
+    for name, value in report.get("accuracy", {}).items():
+        print(f"  {name:34} {value}")
+    if report["questions"]:
+        _show_questions(report["questions"], report["answers"], chosen.out)
+    print(f"see {path}, and the maps and pictures beside it")
+    return 0 if clouds and poses else 1
+
+
+def _show_questions(asked: list[dict], answers: dict, out: Path) -> None:
+    """Print them with how many were right by kind, and leave questions.md."""
+    lines = ["| question | answer | truth | |", "|---|---|---|---|"]
+    for a in asked:
+        lines.append(f"| {a['question']} | {a['answer']} | {a['truth']} | {a['verdict']} |")
+        print(f"  {a['question']} {a['answer']} (truth: {a['truth']}; {a['verdict']})")
+    lines += [
+        "",
+        "| kind | asked | right | lower bounds that hold | right without looking |",
+        "|---|---|---|---|---|",
+    ]
+    rows = answers["by_kind"]
+    total = {key: sum(row[key] for row in rows.values()) for key in next(iter(rows.values()))}
+    for kind, row in (*rows.items(), ("all", total)):
+        counts = row["asked"], row["right"], row["bounds"], row["blind"]
+        lines.append(f"| {kind} | {' | '.join(map(str, counts))} |")
+        print(
+            "  {:10s} {:3d} asked, {:3d} right, {:2d} true lower bounds; blind {:3d}".format(
+                kind, *counts
+            )
+        )
+    if "calibration_error" in answers:
+        lines += ["", "| confidence | right | answers |", "|---|---|---|"]
+        lines += [
+            f"| {c['confidence']} | {c['right']} | {c['count']} |" for c in answers["calibration"]
+        ]
+        print(f"  confidence is {answers['calibration_error']:.2f} off the share of right answers")
+    (out / "questions.md").write_text("\n".join(lines) + "\n")
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,192 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The training loop: one stage for a time or a number of windows, resumable at any save."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from g2vlm_ros.checkpoint.config import ModelConfig
+from g2vlm_ros.demo.train.config import STAGES, Config
+from g2vlm_ros.demo.train.export_checkpoint import WEIGHTS
+from g2vlm_ros.demo.train.gradient_worker import GradientWorker
+from g2vlm_ros.demo.train.objectives import Objectives
+from g2vlm_ros.demo.train.optimizer import Optimizer
+from g2vlm_ros.demo.train.train_state import (
+    CURVES,
+    TrainingProgress,
+    load_state,
+    restore,
+    save_state,
+)
+
+LONGEST_STEP_S = 60.0
+"""Longer pauses between two steps are not training (a suspended process, a sleeping laptop)."""
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How long a stage runs: minutes of training time, or windows where minutes is 0."""
+
+    minutes: float = 0.0
+    windows: int = 0
+
+    def done(self, progress: TrainingProgress) -> float:
+        """Share of the stage that is over, 0 to 1."""
+        if self.minutes > 0:
+            return min(1.0, progress.stage_seconds / (60.0 * self.minutes))
+        return min(1.0, progress.stage_windows / max(1, self.windows))
+
+
+class Training:
+    """A network under training in a folder that also holds its tokenizer."""
+
+    def __init__(
+        self,
+        config: Config,
+        folder: Path,
+        device: str = "cpu",
+        cache: Path | None = None,
+        workers: int = 0,
+        start: Path | None = None,
+        companion: bool = False,
+    ):
+        """start: folder of an exported checkpoint to begin with where `folder` has no state.
+
+        companion: a second process computes gradients as well; then timing decides what a step
+        sees.
+        """
+        self.config, self.folder, self.device = config, folder, device
+        self.lesson = Objectives(config, folder, device, cache, workers)
+        self.trainee, self.all = self.lesson.trainee, self.lesson.all
+        self.optimizer = Optimizer(
+            self.all, config.steps.weight_decay, config.steps.semantic_factor
+        )
+        self.progress = TrainingProgress()
+        self.recent: dict[str, list[float]] = {}
+        self._resume(start)
+        self.companion = GradientWorker(config, folder, cache, self.all) if companion else None
+
+    def _resume(self, start: Path | None) -> None:
+        saved = load_state(self.folder, self.device)
+        if saved is None and start is not None:
+            weights = load_file(start / WEIGHTS, self.device)
+            restore(self.trainee.network.state_dict(), weights, "checkpoint")
+            self.progress.speaks = ModelConfig.read(start).text.speaks
+        if saved is not None:
+            weights, state, self.optimizer.count, self.progress = saved
+            restore(self.all.state_dict(), weights, "network")
+            restore(self.optimizer.state, state, "optimiser")
+
+    def save(self) -> None:
+        """Writes the state and appends the losses since the last save to the curves."""
+        weights = self.all.state_dict()
+        save_state(self.folder, weights, self.optimizer.state, self.optimizer.count, self.progress)
+        if self.recent:
+            means = {name: float(np.mean(values)) for name, values in self.recent.items()}
+            record = {
+                "stage": self.progress.stage,
+                "steps": self.progress.steps,
+                "windows": self.progress.windows,
+                "seconds": self.progress.seconds,
+                "skipped": self.progress.skipped,
+                **means,
+            }
+            with (self.folder / CURVES).open("a") as file:
+                file.write(json.dumps(record) + "\n")
+            self.recent = {}
+
+    def run(self, stage: str, budget: Budget, show: bool = True) -> None:
+        """Trains until the budget of the stage is used; continues a stage that was stopped."""
+        if stage not in STAGES:
+            raise ValueError(f"stage is '{stage}'; it must be one of {', '.join(STAGES)}")
+        progress = self.progress
+        if progress.stage != stage:
+            progress.stage, progress.stage_steps = stage, 0
+            progress.stage_windows, progress.stage_seconds = 0, 0.0
+        progress.speaks |= stage == "language"
+        bar = _bar(stage) if show else None
+        saved = last = time.monotonic()
+        self.lesson.ring.advance(progress.windows)
+        while budget.done(progress) < 1.0:
+            terms = self.step(budget.done(progress))
+            now = time.monotonic()
+            spent = min(now - last, LONGEST_STEP_S)
+            progress.seconds += spent
+            progress.stage_seconds += spent
+            last = now
+            for name, value in terms.items():
+                self.recent.setdefault(name, []).append(value)
+            if bar is not None:
+                bar(budget.done(progress), progress, terms)
+            if now - saved > self.config.steps.save_s:
+                self.save()
+                saved = time.monotonic()
+        self.save()
+
+    def step(self, done: float) -> dict[str, float]:
+        """One step on new windows; the losses as numbers. A step that is not finite is skipped."""
+        config, progress = self.config, self.progress
+        if self.companion is not None:
+            self.companion.publish(progress.stage, progress.steps, progress.windows)
+        rng = np.random.default_rng([config.steps.seed, progress.steps])
+        count, loss, terms = self.lesson.backward(progress.stage, progress.windows, rng)
+        if self.companion is not None:
+            count += self.companion.collect(count)
+        norm = nn.utils.clip_grad_norm_(self.all.parameters(), config.steps.clip)
+        if bool(torch.isfinite(norm)) and bool(torch.isfinite(loss)):
+            factor = self._factor(done)
+            self.optimizer.step(config.steps.muon_rate * factor, config.steps.adam_rate * factor)
+        else:
+            progress.skipped += 1
+            self.all.zero_grad(set_to_none=True)
+        progress.windows += count
+        progress.stage_windows += count
+        progress.steps += 1
+        progress.stage_steps += 1
+        return {name: float(term.detach()) for name, term in terms.items()}
+
+    def _factor(self, done: float) -> float:
+        steps = self.config.steps
+        warm = min(1.0, (self.progress.stage_steps + 1) / steps.warmup)
+        return warm * min(1.0, (1.0 - done) / steps.anneal)
+
+
+def _bar(stage: str):
+    """A progress line: tqdm where it is installed, else a plain line every 20 seconds."""
+    try:
+        from tqdm import tqdm
+    except ImportError:
+        return _PlainBar(stage)
+    bar = tqdm(total=100.0, desc=stage, unit="%", bar_format="{l_bar}{bar}| {postfix}")
+
+    def update(done: float, progress: TrainingProgress, terms: dict[str, float]) -> None:
+        bar.n = 100.0 * done
+        rate = progress.windows / max(1e-9, progress.seconds)
+        name = next(iter(terms))
+        bar.set_postfix_str(
+            f"{progress.windows} windows, {rate:.1f}/s, {name} {terms[name]:.3f}", refresh=False
+        )
+        bar.refresh() if progress.steps % 10 == 0 else None
+
+    return update
+
+
+class _PlainBar:
+    def __init__(self, stage: str):
+        self.stage, self.last = stage, 0.0
+
+    def __call__(self, done: float, progress: TrainingProgress, terms: dict[str, float]) -> None:
+        now = time.monotonic()
+        if now - self.last > 20:
+            self.last = now
+            losses = ", ".join(f"{name} {value:.3f}" for name, value in terms.items())
+            line = f"{self.stage} {100 * done:.1f} %, {progress.windows} windows, {losses}"
+            print(line, flush=True)

@@ -1,0 +1,325 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The live map: what all windows of a map saw, bounded, corrected, as points and as a grid.
+
+Fed by `MappingPipeline` updates on the device thread; readable from any thread.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from g2vlm_ros.dense_map.free_space import DepthView
+from g2vlm_ros.dense_map.map_changes import ChangeSet, PointMirror
+from g2vlm_ros.dense_map.map_editor import Edit, MapEditor
+from g2vlm_ros.dense_map.map_files import MapFileError, MapInfo, load_map, save_map
+from g2vlm_ros.dense_map.occupancy import Occupancy, OccupancyMapper
+from g2vlm_ros.dense_map.voxel_map import VoxelMap
+from g2vlm_ros.geometry.point_cloud import valid_points
+from g2vlm_ros.geometry.sim3 import Sim3
+from g2vlm_ros.pipeline import MappedWindow
+from g2vlm_ros.records import Intrinsics, ScaleState
+from g2vlm_ros.settings import Settings
+
+VOXELS_PER_DEPTH = 100
+"""Voxel edge of a map without metres: the windows' median depth over this."""
+COARSER = 2.0
+"""Times too fine that the voxels of a map without metres may be before they are merged."""
+REMEMBERED_WINDOWS = 4096
+"""Windows whose place is remembered, to know how far a correction moved them."""
+MOVED_VOXELS = 0.5
+"""Voxel edges by which a window's content must have moved before its voxels follow."""
+SAMPLES = 2
+"""Pixels along the edge of a voxel, at a view's median depth, from which on more add nothing."""
+NO_SUB_MAP = -1
+"""No window yet: the next one enters whatever map is there."""
+EARLIER_SESSION = 0
+"""Window of loaded voxels; windows of this session count from 1, so no correction moves them."""
+_Held = tuple[Sim3, np.ndarray, float]
+"""Where a window's voxels lie: its place, its cameras' centre, and how far they saw."""
+Version = tuple[int, int]
+"""Which map, and its revision."""
+
+
+class DenseMap:
+    """Voxels and occupancy of the current map; a new map starts an empty map.
+
+    A map in metres, such as a loaded one, takes in no window without metres.
+    """
+
+    def __init__(self, settings: Settings):
+        self._settings = settings
+        self._lock = threading.RLock()
+        self._maps = 0
+        self._session = self._least_session = 0
+        self._start_over()
+
+    def add(self, update: MappedWindow) -> None:
+        """Integrate a window: corrections first, then its points, then what its views see free.
+
+        Views that nothing connects with the place of their window stay out.
+        """
+        placement = update.placement
+        metric = placement.scale_state is ScaleState.METRIC
+        with self._lock:
+            if update.session < self._least_session:
+                return
+            self._session = update.session
+            other = placement.new_map or placement.map_id != self._map_id
+            if self._map_id != NO_SUB_MAP and other:
+                self._start_over()
+            self._map_id = placement.map_id
+            if self._scale is ScaleState.METRIC and not metric:
+                return
+            self._correct(dict(placement.corrections))
+            self._places[update.window.id] = self._held(update)
+            if len(self._places) > REMEMBERED_WINDOWS:
+                del self._places[min(self._places)]
+            unit = 1.0 if metric else self._seen_unit()
+            if self._voxels is None:
+                self._hold(unit, *self._make(unit))
+            elif (metric and self._scale is not ScaleState.METRIC) or unit > COARSER * self._unit:
+                self._resize(unit)
+            self._scale = placement.scale_state
+            self._integrate(update)
+
+    def reset(self, session: int | None = None) -> None:
+        """Forget everything, and take in no window of an earlier session that is still running.
+
+        session: what `MappingPipeline.reset` returned; by default the one after the newest
+        window's.
+        """
+        with self._lock:
+            self._least_session = self._session + 1 if session is None else session
+            self._start_over()
+
+    def points(self) -> np.ndarray:
+        """Packed points (n,) of `changes.POINT`, map frame; only changes are repacked."""
+        with self._lock:
+            if self._voxels is not None:
+                self._mirror.apply(self._voxels.changes(self._mirror.revision))
+            return self._mirror.dense()
+
+    def changes(self, since: Version | None) -> tuple[ChangeSet, Version] | None:
+        """What changed since a version (None: everything) and the version now.
+
+        None for an empty map. The set starts over where the version was of another map.
+        """
+        with self._lock:
+            if self._voxels is None:
+                return None
+            same = since is not None and since[0] == self._maps
+            change = self._voxels.changes(since[1] if same else 0)
+            if not same:
+                change = replace(change, start_over=True, removed=change.removed[:0])
+            return change, (self._maps, change.revision)
+
+    @property
+    def version(self) -> Version:
+        """Differs after every change; never comes back."""
+        with self._lock:
+            return self._maps, self._voxels.revision if self._voxels is not None else 0
+
+    @property
+    def stamp_ns(self) -> int:
+        """Acquisition of the newest view in the map; 0 for an empty map."""
+        return self._stamp_ns
+
+    def occupancy(self) -> Occupancy | None:
+        """The grid around the camera, or None for an empty map."""
+        with self._lock:
+            if self._voxels is None:
+                return None
+            points = self.points()
+            positions = np.stack([points[axis] for axis in "xyz"], axis=-1)
+            return self._occupancy.grid(positions, self._camera, self._floor)
+
+    def save(self, path: Path) -> int:
+        """Write the map as .npz, .ply or .pcd; returns the voxel count. Raises MapFileError."""
+        with self._lock:
+            if self._voxels is None:
+                return 0
+            metres = 1.0 if self._scale is ScaleState.METRIC else float("nan")
+            info = MapInfo(self._settings.map.frame, self._scale, metres)
+            return save_map(path, self._voxels, info)
+
+    def load(self, path: Path, map_from_file: Sim3) -> int:
+        """Continue in a saved .npz instead; returns its voxel count.
+
+        map_from_file, rigid: where the file's origin lies in the map; the identity keeps every
+        voxel as it was. Raises MapFileError, also for a map without metres, and changes nothing.
+        """
+        voxels, occupancy = self._make(1.0)
+        info = load_map(path, voxels)
+        if info.scale_state is not ScaleState.METRIC:
+            raise MapFileError(
+                f"{path} is not in metres, and its unit means nothing later; save it again once "
+                "the scale is known"
+            )
+        ids, found = voxels.voxels()
+        found["window"] = EARLIER_SESSION
+        if _is_identity(map_from_file):
+            voxels.put(voxels.keys(ids), found)
+        else:
+            voxels.reset()
+            voxels.merge(map_from_file.apply(found["position"].astype(np.float64)), found)
+        size = len(voxels)
+        with self._lock:
+            self._start_over(self._map_id)
+            self._hold(1.0, voxels, occupancy)
+            self._scale = ScaleState.METRIC
+            self._stamp_ns = int(found["stamp_ns"].max(initial=0))
+        return size
+
+    def edit(self, change: Callable[[MapEditor], Edit | None]) -> Edit | None:
+        """Let `change` edit the map; what it returns. ValueError for an empty map, or as it says.
+
+        Later windows respect the edit (`core.mapping.edit`).
+        """
+        with self._lock:
+            if self._voxels is None:
+                raise ValueError("the map is empty; wait for a window or load a map")
+            if self._editor is None:
+                self._editor = MapEditor(self._voxels)
+            return change(self._editor)
+
+    @property
+    def edits(self) -> tuple[Edit, ...]:
+        """The edits that later windows respect, oldest first."""
+        with self._lock:
+            return () if self._editor is None else self._editor.edits
+
+    def _start_over(self, map_id: int = NO_SUB_MAP) -> None:
+        self._map_id = map_id
+        self._maps += 1
+        self._voxels: VoxelMap | None = None
+        self._occupancy: OccupancyMapper | None = None
+        self._editor: MapEditor | None = None
+        self._mirror = PointMirror()
+        self._places: dict[int, _Held] = {}
+        self._scale = ScaleState.UNKNOWN
+        self._stamp_ns = 0
+        self._camera, self._floor = np.zeros(3), (0.0, 0.0, 1.0, 0.0)
+
+    def _hold(self, unit: float, voxels: VoxelMap, occupancy: OccupancyMapper) -> None:
+        self._unit, self._voxels, self._occupancy = unit, voxels, occupancy
+
+    def _seen_unit(self) -> float:
+        """Map units that stand for a metre of the settings while there are no metres."""
+        reach = float(np.median([reach for _, _, reach in self._places.values()]))
+        return reach / VOXELS_PER_DEPTH / self._settings.voxel.size_m
+
+    def _make(self, unit: float) -> tuple[VoxelMap, OccupancyMapper]:
+        """An empty map and grid; `unit`: map units per metre of the settings."""
+        chosen = self._settings.voxel
+        voxels = VoxelMap(
+            chosen.size_m * unit,
+            chosen.memory_mib << 20,
+            chosen.min_ray_confidence,
+            chosen.replaced_per_update,
+        )
+        grid = OccupancyMapper(
+            chosen.cell_m * unit,
+            chosen.obstacle_low_m * unit,
+            chosen.obstacle_high_m * unit,
+            chosen.min_ray_confidence,
+        )
+        return voxels, grid
+
+    def _resize(self, unit: float) -> None:
+        """The voxels, corrected already, go into a map of other lengths: metres, or coarser."""
+        before = self._voxels
+        before.settle()
+        _, voxels = before.voxels()
+        self._hold(unit, *self._make(unit))
+        self._voxels.merge(voxels["position"].astype(np.float64), voxels)
+        if self._editor is not None:
+            self._editor.move_to(self._voxels)
+        self._mirror = PointMirror()
+        self._maps += 1
+
+    def _correct(self, places: dict[int, Sim3]) -> None:
+        """Windows that a loop or a new scale moved take their voxels along.
+
+        The joints of every window move the ones before it a little; what adds up to less than
+        MOVED_VOXELS stays where it is, or the map would be placed anew all the time.
+        """
+        moves = {}
+        for window, place in places.items():
+            if self._voxels is None or window not in self._places:
+                continue
+            before, centre, reach = self._places[window]
+            motion = place @ before.inverse()
+            tangent, moved = motion.log(), motion.apply(centre)
+            turned = np.linalg.norm(tangent[:3]) + abs(tangent[6])
+            if np.linalg.norm(moved - centre) + turned * reach > MOVED_VOXELS * self._voxels.size:
+                moves[window] = motion
+                self._places[window] = place, moved, reach * motion.scale
+        if moves:
+            self._voxels.correct(moves)
+            self._occupancy.correct(moves)
+
+    @staticmethod
+    def _held(update: MappedWindow) -> _Held:
+        place, depth = update.placement.map_from_window, update.result.local_points_u[..., 2]
+        reach = float(np.nanmedian(depth[:, ::8, ::8])) * place.scale
+        return place, update.map_from_camera[:, :3, 3].mean(0), reach
+
+    def _integrate(self, update: MappedWindow) -> None:
+        result, placement, window = update.result, update.placement, update.window
+        cloud = self._settings.cloud
+        keep = valid_points(
+            result.local_points_u, result.confidence, cloud.min_confidence, cloud.max_edge_step
+        )
+        sound, scale = update.trusted_views, np.float32(placement.map_from_window.scale)
+        poses = update.map_from_camera.astype(np.float32)
+        points, colours, confidence = [], [], []
+        for i in sound:
+            local = result.local_points_u[i]
+            sparse = local[::4, ::4, 2][keep[i, ::4, ::4]]
+            step = self._stride_px(scale * sparse, result.intrinsics[i])
+            some = keep[i, ::step, ::step]
+            points.append(
+                scale * local[::step, ::step][some] @ poses[i, :3, :3].T + poses[i, :3, 3]
+            )
+            colours.append(result.colours[i, ::step, ::step][some])
+            confidence.append(result.confidence[i, ::step, ::step][some])
+        stamp_ns, origins = window.stamp_ns, update.map_from_camera[:, :3, 3]
+        self._voxels.integrate(
+            np.concatenate(points),
+            np.concatenate(colours),
+            np.concatenate(confidence),
+            origins,
+            stamp_ns,
+            window.id,
+        )
+        floor = 0.0 if np.isnan(placement.floor_z) else placement.floor_z
+        self._floor = (0.0, 0.0, 1.0, -floor)
+        for i in update.new_views:
+            if result.intrinsics[i] is None or i not in sound:
+                continue
+            view = DepthView(
+                result.local_points_u[i, ..., 2] * scale,
+                result.confidence[i],
+                update.map_from_camera[i],
+                result.intrinsics[i],
+                window.frames[i].stamp_ns,
+            )
+            self._voxels.carve(view)
+            self._occupancy.observe(view, window.id, self._floor)
+        self._stamp_ns, self._camera = stamp_ns, origins[-1]
+
+    def _stride_px(self, depth: np.ndarray, camera: Intrinsics | None) -> int:
+        """So many pixels of a view lie as close as its voxels need; depth (n,) in map units."""
+        if camera is None or not len(depth):
+            return 1
+        apart = float(np.median(depth)) / camera.fx_px
+        return max(1, int(self._voxels.size / (SAMPLES * apart)))
+
+
+def _is_identity(motion: Sim3) -> bool:
+    return np.array_equal(motion.rotation, np.eye(3)) and not motion.translation.any()

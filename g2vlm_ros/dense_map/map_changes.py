@@ -1,0 +1,146 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What changed in a map: counts, what is new since a revision, a copy kept up to date by it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from g2vlm_ros.geometry.point_cloud import POINT_BYTES, POINT_FIELDS
+
+POINT = np.dtype([(name, "<u4" if name == "rgb" else "<f4") for name, _ in POINT_FIELDS])
+"""A packed point of `cloud`, 20 bytes: x, y, z, rgb (0x00RRGGBB), confidence."""
+
+
+CHANGED_POINT = np.dtype(POINT.descr + [("id", "<i4")])
+"""A row of `change_rows`, 24 bytes: a packed point, and the id of its voxel."""
+EVERYTHING = -1
+"""The id of a row that says: forget all voxels."""
+
+
+def rgb_of(voxels: np.ndarray) -> np.ndarray:
+    """uint8 (n, 3): the colours of VOXEL records, rounded."""
+    return (voxels["colour"] + np.uint16(128) >> 8).astype(np.uint8)
+
+
+def points_of(voxels: np.ndarray, kind: np.dtype = POINT) -> np.ndarray:
+    """`kind` (n,), POINT or one with more fields: VOXEL records as packed points."""
+    points = np.empty(len(voxels), kind)
+    for axis, name in enumerate("xyz"):
+        points[name] = voxels["position"][:, axis]
+    red, green, blue = (voxels["colour"][:, i].astype(np.uint32) + 128 >> 8 for i in range(3))
+    points["rgb"] = red << 16 | green << 8 | blue
+    points["confidence"] = voxels["confidence"]
+    return points
+
+
+@dataclass(frozen=True)
+class MapCounts:
+    """What happened since the start, in points (first three) and voxels."""
+
+    integrated: int = 0
+    out_of_range: int = 0
+    """Points not finite or more than 2**20 voxels from the origin."""
+    screened: int = 0
+    """Points that an edit keeps out."""
+    carved: int = 0
+    """Removed because newer views saw through them."""
+    evicted: int = 0
+    """Removed because memory was short."""
+    replaced: int = 0
+    """Placed anew after corrections."""
+    refused: int = 0
+    """Voxels for which not even eviction made room: a window larger than the map."""
+
+
+@dataclass(frozen=True)
+class ChangeSet:
+    """What turns the map of revision `since` into that of `revision`."""
+
+    since: int
+    revision: int
+    start_over: bool
+    """The map was reset or loaded in between: drop everything first."""
+    ids: np.ndarray
+    """int32 (n,): voxels that came or changed. An id is a voxel's own while it lives."""
+    voxels: np.ndarray
+    """VOXEL (n,): as they are now."""
+    removed: np.ndarray
+    """int32 (m,): ids that hold no voxel now; some may never have been known to a receiver."""
+    ids_end: int
+    """All ids are below this."""
+
+    @property
+    def added(self) -> np.ndarray:
+        """bool (n,): voxels that came after `since`; the others were only updated."""
+        return self.voxels["born"] > self.since
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes to publish it: an id and a point each, and the removed ids."""
+        return len(self.ids) * (4 + POINT_BYTES) + len(self.removed) * 4
+
+
+def change_rows(change: ChangeSet) -> np.ndarray:
+    """CHANGED_POINT (n,), to be applied in order: `~/map_updates`.
+
+    A row with a finite position sets the voxel of its id; one with NaN removes it, and with the id
+    EVERYTHING, which only the first row has, all of them.
+    """
+    gone = change.removed
+    if change.start_over:
+        gone = np.concatenate([[EVERYTHING], gone]).astype(np.int32)
+    rows = np.zeros(len(gone), CHANGED_POINT)
+    for axis in "xyz":
+        rows[axis] = np.nan
+    rows["id"] = gone
+    present = points_of(change.voxels, CHANGED_POINT)
+    present["id"] = change.ids
+    return np.concatenate([rows, present])
+
+
+class PointMirror:
+    """The map as packed points, by id, brought up to date by change sets.
+
+    For `~/map`: only changed points are packed again. Holes are points with NaN position.
+    """
+
+    def __init__(self) -> None:
+        self.revision = 0
+        self._points = np.empty(0, POINT)
+        self._end = 0
+
+    def apply(self, change: ChangeSet) -> None:
+        """Bring the mirror to `change.revision`; ValueError when it starts after this mirror."""
+        if change.since > self.revision and not change.start_over:
+            raise ValueError(
+                f"the change set starts at revision {change.since}, the copy is at "
+                f"{self.revision}; ask for changes since {self.revision}"
+            )
+        if change.start_over:
+            self._points = np.empty(0, POINT)
+            self._end = 0
+        self._grow(change.ids_end)
+        self._points["x"][change.removed] = np.nan
+        self._points[change.ids] = points_of(change.voxels)
+        self.revision = change.revision
+
+    def points(self) -> np.ndarray:
+        """POINT (n,) by id, holes included (x NaN); a read-only view until the next `apply`."""
+        view = self._points[: self._end]
+        view.flags.writeable = False
+        return view
+
+    def dense(self) -> np.ndarray:
+        """POINT (n,) without holes, a copy."""
+        points = self._points[: self._end]
+        return points[~np.isnan(points["x"])]
+
+    def _grow(self, end: int) -> None:
+        if end > len(self._points):
+            grown = np.zeros(max(end, 3 * len(self._points) // 2), POINT)
+            grown["x"] = np.nan
+            grown[: self._end] = self._points[: self._end]
+            self._points = grown
+        self._end = max(self._end, end)

@@ -1,0 +1,220 @@
+# SPDX-License-Identifier: Apache-2.0
+"""An occupancy grid for planners: seen obstacles, floor that was seen free, the rest unknown.
+
+Obstacles and floor come from the voxels of the map, so they follow its corrections and removals.
+Free space also comes from camera rays: each view leaves a fan, the ground that its rays crossed
+below the top of the height band. Fans belong to windows and move with them. Lengths are in map
+units, the map is z-up.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+
+from g2vlm_ros.dense_map.free_space import DepthView
+from g2vlm_ros.geometry.sim3 import Sim3
+from g2vlm_ros.records import frozen
+
+UNKNOWN, FREE, OCCUPIED = -1, 0, 100
+LEVEL_FLOOR = (0.0, 0.0, 1.0, 0.0)
+"""The plane z = 0 of a metric map whose floor is known."""
+FAN_RAYS = 64
+RAYS_PER_VIEW = 20_000
+"""Pixels of a view beyond this number are skipped evenly."""
+_SUBPIXEL_BITS = 4
+
+
+@dataclass(frozen=True)
+class Occupancy:
+    """The content of a nav_msgs/OccupancyGrid."""
+
+    data: np.ndarray
+    """int8 (height, width), row 0 at the lowest y, column 0 at the lowest x: -1, 0 or 100."""
+    resolution: float
+    """Edge of a cell."""
+    origin_x: float
+    """Lower left corner of the lower left cell, map frame."""
+    origin_y: float
+
+    def __post_init__(self) -> None:
+        view = frozen(self.data, "Occupancy.data", (None, None), np.int8)
+        object.__setattr__(self, "data", view)
+
+
+@dataclass(frozen=True)
+class _Fan:
+    """Ground crossed by rays of a view: near and far edge, float32 (2, FAN_RAYS, 3), at z 0."""
+
+    window: int
+    edges: np.ndarray
+
+
+class OccupancyMapper:
+    """Makes occupancy grids of a map; one thread.
+
+    `low`..`high`: heights above the floor between which things are in the way; the floor itself is
+    what lies within `low` of the plane. `max_fans`: views remembered, the oldest go first.
+    `max_cells`: per side of the grid; what lies farther from its middle is cut off.
+    """
+
+    def __init__(
+        self,
+        resolution: float,
+        low: float,
+        high: float,
+        min_confidence: float = 0.3,
+        max_fans: int = 4096,
+        max_cells: int = 4096,
+    ):
+        if not 0 < resolution < np.inf:
+            raise ValueError(f"occupancy resolution is {resolution}; it must be a length above 0")
+        if not 0 < low < high:
+            raise ValueError(f"the height band is {low} to {high}; it needs 0 < low < high")
+        self._resolution, self._low, self._high = resolution, low, high
+        self._min_confidence, self._max_cells = min_confidence, max_cells
+        self._fans: deque[_Fan] = deque(maxlen=max_fans)
+
+    def reset(self) -> None:
+        """Forget all views."""
+        self._fans.clear()
+
+    def observe(
+        self, view: DepthView, window_id: int, floor: tuple[float, ...] = LEVEL_FLOOR
+    ) -> None:
+        """Remember what ground a view saw free.
+
+        `floor`: (a, b, c, d), with (a, b, c) of length 1: points are a x + b y + c z + d above it.
+        """
+        ends = _ray_ends(view, self._min_confidence)
+        if len(ends):
+            fan = self._fan(view.origin, ends, _plane(floor))
+            if fan is not None:
+                self._fans.append(_Fan(window_id, fan.astype(np.float32)))
+
+    def correct(self, moves: Mapping[int, Sim3]) -> None:
+        """Windows moved (map_from_map); their views go with them."""
+        for i, fan in enumerate(self._fans):
+            if fan.window in moves:
+                self._fans[i] = _Fan(fan.window, moves[fan.window].apply(fan.edges))
+
+    def grid(
+        self,
+        positions: np.ndarray,
+        middle: np.ndarray,
+        floor: tuple[float, ...] = LEVEL_FLOOR,
+    ) -> Occupancy:
+        """The grid of all that is known; positions float32 (n, 3): the voxels.
+
+        Where a voxel lies in the height band a cell is occupied; where it does not, a voxel of the
+        floor or a ray makes it free. The grid spans what is known, at most `max_cells` around
+        `middle` (x, y, ...), the camera.
+        """
+        heights = positions @ _plane(floor)[:3].astype(np.float32) + np.float32(floor[3])
+        walls = positions[(heights > self._low) & (heights < self._high), :2]
+        ground = positions[np.abs(heights) <= self._low, :2]
+        fans = np.array([fan.edges[..., :2] for fan in self._fans], np.float64)
+        fans = fans.reshape(-1, 2, FAN_RAYS, 2)
+        lower, size = self._extent([walls, ground, fans.reshape(-1, 2)], np.asarray(middle)[:2])
+        free = np.zeros(size, np.uint8)
+        corners = np.concatenate([fans[:, 0], fans[:, 1, ::-1]], axis=1)
+        corners = ((corners - lower) / self._resolution - 0.5) * (1 << _SUBPIXEL_BITS)
+        for corner in np.rint(corners).astype(np.int32):
+            cv2.fillPoly(free, [corner[:, None]], 1, shift=_SUBPIXEL_BITS)
+        data = np.where(free > 0, np.int8(FREE), np.int8(UNKNOWN))
+        data[self._cells(ground, lower, size)] = FREE
+        data[self._cells(walls, lower, size)] = OCCUPIED
+        return Occupancy(data, self._resolution, float(lower[0]), float(lower[1]))
+
+    def _fan(self, origin: np.ndarray, ends: np.ndarray, plane: np.ndarray) -> np.ndarray | None:
+        """Edges (2, FAN_RAYS, 3) of the ground that rays to `ends` (n, 3) crossed in the band."""
+        height, heights = origin @ plane[:3] + plane[3], ends @ plane[:3] + plane[3]
+        flat = ends[:, :2] - origin[:2]
+        reach = np.hypot(*flat.T)
+        near, far = _crossing(height, heights, -self._low, self._high)
+        crossed = (near < far) & (reach > 0)
+        if not crossed.any():
+            return None
+        flat, reach, heights = flat[crossed], reach[crossed], heights[crossed]
+        near, far = near[crossed] * reach, far[crossed] * reach
+        ahead = np.arctan2(*flat.mean(0)[::-1])
+        turn = (np.arctan2(flat[:, 1], flat[:, 0]) - ahead + np.pi) % (2 * np.pi) - np.pi
+        edges = np.linspace(turn.min(), turn.max() + 1e-9, FAN_RAYS + 1)
+        sector = np.minimum(np.searchsorted(edges, turn, side="right") - 1, FAN_RAYS - 1)
+        nearest, farthest = np.full(FAN_RAYS, np.inf), np.zeros(FAN_RAYS)
+        np.minimum.at(nearest, sector, near)
+        np.maximum.at(farthest, sector, far)
+        stop = (heights > self._low) & (heights < self._high)
+        obstacle = np.full(FAN_RAYS, np.inf)
+        np.minimum.at(obstacle, sector[stop], reach[stop])
+        farthest = np.minimum(farthest, obstacle - self._resolution)
+        nearest = np.minimum(nearest, farthest)
+        seen = farthest > 0
+        nearest, farthest = np.where(seen, nearest, 0.0), np.where(seen, farthest, 0.0)
+        angle = ahead + 0.5 * (edges[1:] + edges[:-1])
+        ray = np.stack([np.cos(angle), np.sin(angle), np.zeros(FAN_RAYS)], axis=-1)
+        foot = np.array([origin[0], origin[1], 0.0])
+        return foot + np.stack([nearest, farthest])[..., None] * ray
+
+    def _extent(
+        self, parts: list[np.ndarray], middle: np.ndarray
+    ) -> tuple[np.ndarray, tuple[int, int]]:
+        """Lower corner (2,) on multiples of the resolution, and (rows, columns)."""
+        parts = [part for part in parts if len(part)]
+        if not parts:
+            return np.floor(middle / self._resolution) * self._resolution, (1, 1)
+        reach = (self._max_cells // 2 - 1) * self._resolution
+        lower = np.maximum(np.min([part.min(0) for part in parts], axis=0), middle - reach)
+        upper = np.minimum(np.max([part.max(0) for part in parts], axis=0), middle + reach)
+        first = np.floor(lower / self._resolution)
+        columns, rows = np.maximum(np.floor(upper / self._resolution) - first + 1, 1).astype(int)
+        return first * self._resolution, (int(rows), int(columns))
+
+    def _cells(
+        self, places: np.ndarray, lower: np.ndarray, size: tuple[int, int]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Row and column of places (n, 2) that lie in the grid."""
+        column, row = np.floor((places - lower).T / self._resolution).astype(np.int64)
+        inside = (row >= 0) & (column >= 0) & (row < size[0]) & (column < size[1])
+        return row[inside], column[inside]
+
+
+def _plane(floor: tuple[float, ...]) -> np.ndarray:
+    plane = np.asarray(floor, np.float64)
+    if plane.shape != (4,) or not abs(np.linalg.norm(plane[:3]) - 1) < 1e-3:
+        raise ValueError(f"floor {floor} must be (a, b, c, d) with (a, b, c) of length 1")
+    return plane
+
+
+def _ray_ends(view: DepthView, min_confidence: float) -> np.ndarray:
+    """float64 (n, 3): where the confident rays of a view end in the map."""
+    depth = view.trusted_depth(min_confidence)
+    v, u = np.nonzero(depth)
+    step = -(-len(u) // RAYS_PER_VIEW) or 1
+    u, v = u[::step], v[::step]
+    z = depth[v, u].astype(np.float64)
+    camera = view.camera
+    x, y = (u - camera.cx_px) / camera.fx_px * z, (v - camera.cy_px) / camera.fy_px * z
+    pose = view.map_from_camera
+    return np.stack([x, y, z], axis=-1) @ pose[:3, :3].T + pose[:3, 3]
+
+
+def _crossing(
+    start: float, ends: np.ndarray, bottom: float, top: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Fractions (n,) of rays between which their height is in bottom..top; first >= last if never.
+
+    start: height of the rays' origin; ends (n,): heights of their ends.
+    """
+    rise = ends - start
+    with np.errstate(divide="ignore", invalid="ignore"):
+        a, b = (bottom - start) / rise, (top - start) / rise
+    level = rise == 0
+    within = bottom <= start <= top
+    first = np.where(level, 0.0 if within else 1.0, np.clip(np.minimum(a, b), 0.0, 1.0))
+    last = np.where(level, 1.0 if within else 0.0, np.clip(np.maximum(a, b), 0.0, 1.0))
+    return first, last

@@ -1,0 +1,183 @@
+# SPDX-License-Identifier: Apache-2.0
+"""engines/plan.yaml: what engines are built for, and the shapes that follow from it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from g2vlm_ros.checkpoint.config import PATCH_PX
+from g2vlm_ros.checkpoint.onnx_manifest import GraphFile, Manifest
+from g2vlm_ros.export.weight_only import OLDEST_OPSET
+
+Range = tuple[int, int, int]
+"""Smallest, usual and largest."""
+PRECISIONS = ("float32", "float16", "bfloat16")
+SIZED = ("encode_geometry", "heads", "heads_global", "encode_semantics")
+RANGES = ("views", "text_tokens", "cached_tokens")
+
+
+class PlanError(ValueError):
+    """The plan is not well formed or does not fit the ONNX files."""
+
+
+@dataclass(frozen=True)
+class BuildPlan:
+    """One profile of the plan: a kind of machine."""
+
+    capability: str
+    """Compute capability of the GPU that it is meant for, as "8.7"."""
+    opset: int
+    precision: str
+    memory_gib: float
+    """Working memory that the builder may use for trying kernels."""
+    level: int
+    """Optimisation level of the builder (TensorRT; RTX has none)."""
+    sizes: list[tuple[int, int]]
+    """Widths and heights of the views in pixels; one set of engines each."""
+    semantic_sizes: list[tuple[int, int]]
+    views: Range
+    text_tokens: Range
+    cached_tokens: Range
+    weight_only: str | None = None
+    """int8 or int4 for the weights of the language stage; may be left out."""
+
+    @staticmethod
+    def read(path: Path, profile: str) -> BuildPlan:
+        """One profile of a plan file. Raises PlanError."""
+        try:
+            profiles = yaml.safe_load(path.read_text(encoding="utf-8"))["profiles"]
+        except (OSError, yaml.YAMLError, KeyError, TypeError) as error:
+            raise PlanError(f"{path} is no plan ({error}); see engines/plan.yaml") from error
+        if profile not in profiles:
+            known = ", ".join(profiles)
+            raise PlanError(f"profile '{profile}' is not in {path}; choose one of {known}")
+        return BuildPlan.checked(profile, profiles[profile])
+
+    @staticmethod
+    def checked(profile: str, values: dict[str, Any]) -> BuildPlan:
+        names = {field.name for field in fields(BuildPlan)}
+        if set(values) | {"weight_only"} != names:
+            wrong = ", ".join(sorted((set(values) | {"weight_only"}) ^ names))
+            raise PlanError(f"profile {profile} has missing or unknown keys: {wrong}")
+        values = dict(values)
+        if values["precision"] not in PRECISIONS:
+            raise PlanError(
+                f"profile {profile} has precision {values['precision']}; it must be one of "
+                + ", ".join(PRECISIONS)
+            )
+        if (kind := values.get("weight_only")) is not None and kind not in OLDEST_OPSET:
+            raise PlanError(
+                f"profile {profile} has weight_only {kind}; it must be one of "
+                + ", ".join(OLDEST_OPSET)
+            )
+        for name in RANGES:
+            low, usual, high = values[name] = tuple(values[name])
+            floor = 0 if name == "cached_tokens" else 1
+            if not floor <= low <= usual <= high:
+                raise PlanError(
+                    f"profile {profile} has {name} {[low, usual, high]}; it must be smallest, "
+                    f"usual and largest, from {floor} up"
+                )
+        for name, multiple in (("sizes", PATCH_PX), ("semantic_sizes", 2 * PATCH_PX)):
+            values[name] = [tuple(size) for size in values[name]]
+            for size in values[name]:
+                if len(size) != 2 or min(size) < multiple or any(n % multiple for n in size):
+                    raise PlanError(
+                        f"profile {profile} has {list(size)} in {name}; it must be width and "
+                        f"height in multiples of {multiple} pixels"
+                    )
+        return BuildPlan(**values)
+
+    def engines(self, stages: tuple[str, ...]) -> list[tuple[str, tuple[int, int] | None]]:
+        """The engines to build: stage and image size."""
+        return [
+            (stage, size)
+            for stage in stages
+            for size in (
+                [None]
+                if stage not in SIZED
+                else self.semantic_sizes
+                if stage == "encode_semantics"
+                else self.sizes
+            )
+        ]
+
+    def graph(
+        self, manifest: Manifest, stage: str, size: tuple[int, int] | None, windows: str
+    ) -> GraphFile:
+        """The ONNX file for an engine: one fixed to the size before one that takes any."""
+        if manifest.opset != self.opset:
+            raise PlanError(
+                f"the ONNX files are of opset {manifest.opset}, the profile wants {self.opset}; "
+                f"export again with `--opset {self.opset}`"
+            )
+        weight_only = self.weight_only if stage == "language" else None
+        wanted = {"dino_windows": windows} if stage == "encode_geometry" else {}
+        graphs = manifest.of(stage=stage, dtype=self.precision, weight_only=weight_only, **wanted)
+        for candidate in (size, None):
+            for graph in graphs:
+                if graph.size == candidate:
+                    return graph
+        of = f" for {size[0]}x{size[1]}" if size else ""
+        more = f" --weight-only {weight_only}" if weight_only else ""
+        raise PlanError(
+            f"there is no {self.precision} ONNX file of stage {stage}{of}; export it with "
+            f"`--dtype {self.precision} --stages {stage}{more}`"
+        )
+
+    def profiles(
+        self, graph: GraphFile, size: tuple[int, int] | None
+    ) -> list[dict[str, list[list[int]]]]:
+        """Optimisation profiles: input -> smallest, usual and largest shape.
+
+        Raises PlanError when the graph has a dimension that the plan says nothing about.
+        """
+        return [_shapes(graph, free) for free in self._free(graph.stage, size)]
+
+    def _free(self, stage: str, size: tuple[int, int] | None) -> list[dict[str, Range]]:
+        """The free dimensions of a stage, once per optimisation profile."""
+        if stage == "geometry":
+            patches = _ordered([w * h // PATCH_PX**2 for w, h in self.sizes])
+            tokens = tuple(v * (p + 2) for v, p in zip(self.views, patches, strict=True))
+            return [
+                {
+                    "views": self.views,
+                    "patches": patches,
+                    "tokens": tokens,
+                    "cached": self.cached_tokens,
+                }
+            ]
+        if stage == "language":
+            merged = [w * h // (2 * PATCH_PX) ** 2 for w, h in self.semantic_sizes]
+            images = (0, 0, max(merged, default=0))
+            tokens = tuple(i + t for i, t in zip(images, self.text_tokens, strict=True))
+            prefill = {"ids": self.text_tokens, "image_tokens": images, "tokens": tokens}
+            one, none = (1, 1, 1), (0, 0, 0)
+            decode = {"ids": one, "image_tokens": none, "tokens": one}
+            return [{**each, "cached": self.cached_tokens} for each in (prefill, decode)]
+        width, height = size
+        rows, columns = height // PATCH_PX, width // PATCH_PX
+        fixed = {"height": height, "width": width, "rows": rows, "columns": columns}
+        return [{"views": self.views, **{name: (n, n, n) for name, n in fixed.items()}}]
+
+
+def _shapes(graph: GraphFile, free: dict[str, Range]) -> dict[str, list[list[int]]]:
+    unknown = {n for _, sizes in graph.inputs.values() for n in sizes if isinstance(n, str)} - set(
+        free
+    )
+    if unknown:
+        raise PlanError(
+            f"{graph.file} has dimensions that the plan does not know: {', '.join(unknown)}"
+        )
+    return {
+        name: [[free[n][i] if isinstance(n, str) else n for n in sizes] for i in range(3)]
+        for name, (_, sizes) in graph.inputs.items()
+    }
+
+
+def _ordered(values: list[int]) -> Range:
+    return min(values), values[0], max(values)

@@ -1,0 +1,232 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Golden inputs and outputs, by which an engine proves itself: made by torch in float32.
+
+`python -m g2vlm_ros.export.golden_cases --plan engines/plan.yaml --profile NAME --onnx DIR` writes
+`<stage>....proof.npz` beside the ONNX files. `export.build` does it by itself where torch is
+installed; on a Jetson without torch copy the files there with the ONNX folder.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from g2vlm_ros.checkpoint.config import PATCH_PX, ModelConfig
+from g2vlm_ros.checkpoint.onnx_manifest import GraphFile, Manifest
+from g2vlm_ros.checkpoint.prompt_layout import Segment, SpecialTokens, TokenCursor
+from g2vlm_ros.export.build_plan import BuildPlan
+from g2vlm_ros.export.weight_only import dequantised_weights
+from g2vlm_ros.inference.tensorrt.device_memory import from_element, to_element
+
+VIEWS, TEXT = 2, 11
+"""Small, so that the check at every start is short; two views, so that views see each other."""
+ELEMENT = {"float32": "FLOAT", "float16": "FLOAT16", "bfloat16": "BFLOAT16"}
+Arrays = dict[str, np.ndarray]
+
+
+def proof_name(graph: GraphFile, size: tuple[int, int] | None, weights: str) -> str:
+    """The file with the golden values of an engine made from a graph of a checkpoint state."""
+    middle = f".{size[0]}x{size[1]}" if size and not graph.size else ""
+    return f"{graph.file.removesuffix('.onnx')}{middle}.{weights[:8]}.proof.npz"
+
+
+class Oracle:
+    """A network in torch, float32, run through the very functions that were traced.
+
+    weight_only: how the weights of the language stage are rounded, see `export.weight_only`.
+    """
+
+    def __init__(self, network: object, precision: str, weight_only: str | None = None):
+        import torch
+
+        from g2vlm_ros.export.stage_graphs import stage_graphs
+
+        self._torch, self.network = torch, network
+        self._graphs = stage_graphs(network.config, torch.float32, network.confidence)
+        self.element = ELEMENT[precision]
+        self._rounded_weights = (
+            dequantised_weights(network, weight_only, self.element) if weight_only else {}
+        )
+
+    def run(self, stage: str, **inputs: np.ndarray) -> tuple[Arrays, Arrays]:
+        """Inputs, rounded to the precision of the engine, and outputs in float32."""
+        inputs = {name: self._rounded(array) for name, array in inputs.items()}
+        graph = self._graphs[stage]
+        device = next(self.network.parameters()).device
+        with self._torch.inference_mode():
+            tensors = [self._torch.tensor(inputs[name], device=device) for name in graph.inputs]
+            found = self._run(stage, graph, tensors)
+        outputs = (x.float().cpu().numpy() for x in found)
+        return inputs, dict(zip(graph.outputs, outputs, strict=True))
+
+    def _run(self, stage: str, graph: object, tensors: list) -> tuple:
+        if stage != "language" or not self._rounded_weights:
+            return graph.run(self.network, *tensors)
+        from g2vlm_ros.export.stage_graphs import GraphModule
+
+        weights = {f"network.{name}": value for name, value in self._rounded_weights.items()}
+        module = GraphModule(self.network, graph)
+        return self._torch.func.functional_call(module, weights, tuple(tensors))
+
+    def _rounded(self, array: np.ndarray) -> np.ndarray:
+        if not np.issubdtype(array.dtype, np.floating):
+            return array
+        return from_element(to_element(array, self.element), self.element)
+
+
+class Chain:
+    """The cases of all stages at one image size, each fed with what the one before gave."""
+
+    def __init__(self, oracle: Oracle, plan: BuildPlan, size: tuple[int, int]):
+        self.oracle, self.plan, self.size = oracle, plan, size
+        self.config: ModelConfig = oracle.network.config
+        self.rng = np.random.default_rng(0)
+        self.walk = TokenCursor(SpecialTokens(2, 3, 0, 1, 4))
+        text = self.config.text
+        empty = np.empty((0, text.layers, text.kv_heads, text.head_dim), np.float32)
+        self.past = {"past_keys": empty, "past_values": empty}
+        self.cases: dict[str, list[tuple[Arrays, Arrays]]] = {}
+
+    def geometry(self) -> None:
+        """A prompt, then views through encoder, trunk and heads."""
+        width, height = self.size
+        views = int(np.clip(VIEWS, self.plan.views[0], self.plan.views[2]))
+        grid_hw = (height // PATCH_PX, width // PATCH_PX)
+        self._text(min(TEXT, self.plan.text_tokens[2]))
+        found = self._case("encode_geometry", images=self._images(views, width, height))
+        segment = self.walk.geometry(views, grid_hw)
+        found = self._append(
+            "geometry",
+            segment,
+            features=found["features"],
+            boundary_ids=segment.token_ids.reshape(views, 2),
+        )
+        hidden = found["hidden"].reshape(views, *grid_hw, -1)
+        self._case("heads", hidden=hidden)
+        if self.oracle.network.global_points:
+            self._case("heads_global", hidden=hidden)
+
+    def questions(self, size: tuple[int, int]) -> None:
+        """An image for a question, then one decoding step."""
+        width, height = size
+        merge = PATCH_PX * self.config.vision.merge
+        found = self._case("encode_semantics", image=self._images(1, width, height)[0])
+        segment = self.walk.semantic((height // merge, width // merge))
+        last = len(self.past["past_keys"]) + segment.length - 1
+        reach = np.full(segment.length, last)
+        self._append(
+            "language", segment, ids=segment.token_ids, features=found["features"], reach=reach
+        )
+        self._text(1)
+
+    def _text(self, tokens: int) -> None:
+        ids = self.rng.integers(5, self.config.text.vocab_size, tokens)
+        start = len(self.past["past_keys"])
+        features = np.empty((0, self.config.text.hidden_size), np.float32)
+        self._append(
+            "language",
+            self.walk.text(ids),
+            ids=ids,
+            features=features,
+            reach=np.arange(start, start + tokens),
+        )
+
+    def _append(self, stage: str, segment: Segment, **inputs: np.ndarray) -> Arrays:
+        found = self._case(stage, positions=segment.positions, **inputs, **self.past)
+        self.past = {
+            f"past_{name}": np.concatenate((self.past[f"past_{name}"], found[name]))
+            for name in ("keys", "values")
+        }
+        return found
+
+    def _case(self, stage: str, **inputs: np.ndarray) -> Arrays:
+        made, found = self.oracle.run(stage, **inputs)
+        self.cases.setdefault(stage, []).append((made, found))
+        return found
+
+    def _images(self, views: int, width: int, height: int) -> np.ndarray:
+        coarse = self.rng.integers(0, 256, (views, height // 14, width // 14, 3), dtype=np.uint8)
+        return coarse.repeat(14, axis=1).repeat(14, axis=2)
+
+
+def make_proofs(
+    folder: Path,
+    plan: BuildPlan,
+    network: object,
+    stages: tuple[str, ...],
+    progress: Callable[[str], None] = lambda line: None,
+) -> None:
+    """Writes the golden values of every engine of a plan whose file is not there yet."""
+    manifest = Manifest.read(folder)
+    windows = network.config.dino.windows
+    graphs = {e: plan.graph(manifest, *e, windows) for e in plan.engines(stages)}
+    names = {e: proof_name(graph, e[1], manifest.weights) for e, graph in graphs.items()}
+    if all((folder / name).exists() for name in names.values()):
+        return
+    oracle = Oracle(network, plan.precision, plan.weight_only)
+    for size in plan.sizes:
+        chain = Chain(oracle, plan, size)
+        chain.geometry()
+        for semantic_size in plan.semantic_sizes:
+            chain.questions(semantic_size)
+        for (stage, own_size), name in names.items():
+            fits = own_size in (None, size, *plan.semantic_sizes)
+            if fits and stage in chain.cases and not (folder / name).exists():
+                cases = [c for c in chain.cases[stage] if _of_size(stage, c[0], own_size)]
+                _write(folder / name, cases)
+                progress(name)
+
+
+def _of_size(stage: str, inputs: Arrays, size: tuple[int, int] | None) -> bool:
+    if stage != "encode_semantics" or size is None:
+        return True
+    return inputs["image"].shape[:2] == (size[1], size[0])
+
+
+def _write(path: Path, cases: list[tuple[Arrays, Arrays]]) -> None:
+    arrays = {
+        f"{index}/{kind}/{name}": array
+        for index, case in enumerate(cases)
+        for kind, part in zip(("in", "out"), case, strict=True)
+        for name, array in part.items()
+    }
+    partial = path.with_name(path.name + ".part")
+    with partial.open("wb") as file:
+        np.savez(file, **arrays)
+    partial.replace(path)
+
+
+def load_network(folder: Path, windows: str | None = None) -> object:
+    """The checkpoint in float32, on the GPU where torch has one."""
+    import torch
+
+    from g2vlm_ros.model.weights import load
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return load(folder, device, torch.float32, windows)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--plan", type=Path, required=True)
+    parser.add_argument("--profile", required=True)
+    parser.add_argument("--onnx", metavar="DIR", type=Path, required=True)
+    options = parser.parse_args(arguments)
+    try:
+        from g2vlm_ros.checkpoint.onnx_manifest import STAGES
+
+        plan = BuildPlan.read(options.plan, options.profile)
+        network = load_network(options.onnx)
+        make_proofs(options.onnx, plan, network, STAGES, lambda line: print(line, flush=True))
+    except (OSError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,205 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The stages as functions of plain tensors: what is traced for ONNX files and engines.
+
+Names, shapes and meaning of every input and output are tabulated in engines/README.md. The cache
+is token-major, (tokens, layers, kv_heads, channels): a prefix of it is contiguous, and a runtime
+writes new tokens in place behind it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from g2vlm_ros.checkpoint.config import PATCH_PX, ModelConfig
+from g2vlm_ros.model.decoder import Tokens
+from g2vlm_ros.model.layers import wide
+from g2vlm_ros.model.network import G2VLM
+
+HIDDEN_FROM_SIGHT = -3e4
+"""Added to the score of a key that a token may not look at; finite, for half precision."""
+
+Shape = tuple["int | str", ...]
+"""Sizes; a name is a dimension that stays free."""
+
+
+@dataclass(frozen=True)
+class Graph:
+    """What one stage is traced with."""
+
+    run: Callable[..., tuple[Tensor, ...]]
+    """Takes the network and the inputs in order."""
+    inputs: dict[str, tuple[torch.dtype, Shape]]
+    outputs: dict[str, Shape]
+
+
+class GraphModule(nn.Module):
+    """A stage as a module, so that it can be called with other weights than the network's."""
+
+    def __init__(self, network: G2VLM, graph: Graph):
+        super().__init__()
+        self.network = network
+        self.run = graph.run
+
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        return self.run(self.network, *inputs)
+
+
+def stage_graphs(config: ModelConfig, dtype: torch.dtype, confidence: bool) -> dict[str, Graph]:
+    """Every stage by name; dtype is that of features and cache."""
+    text = config.text
+    width, ids, byte = text.hidden_size, torch.int64, torch.uint8
+    entry = (text.layers, text.kv_heads, text.head_dim)
+    past = {name: (dtype, ("cached", *entry)) for name in ("past_keys", "past_values")}
+    new = {name: ("tokens", *entry) for name in ("keys", "values")}
+    features, hidden = ("views", "patches", width), ("views", "rows", "columns", width)
+    maps = ("views", "height", "width")
+    found = {
+        "local_points": (*maps, 3),
+        "poses": ("views", 4, 4),
+        "rotation9": ("views", 9),
+        **({"confidence": maps} if confidence else {}),
+    }
+    return {
+        "encode_geometry": Graph(
+            encode_geometry, {"images": (byte, (*maps, 3))}, {"features": features}
+        ),
+        "geometry": Graph(
+            geometry,
+            {
+                "features": (dtype, features),
+                "boundary_ids": (ids, ("views", 2)),
+                "positions": (ids, (3, "tokens")),
+                **past,
+            },
+            {"hidden": features, **new},
+        ),
+        "heads": Graph(heads, {"hidden": (dtype, hidden)}, found),
+        "heads_global": Graph(
+            heads_global, {"hidden": (dtype, hidden)}, {**found, "global_points": (*maps, 3)}
+        ),
+        "encode_semantics": Graph(
+            encode_semantics,
+            {"image": (byte, ("height", "width", 3))},
+            {"features": ("image_tokens", width)},
+        ),
+        "language": Graph(
+            language,
+            {
+                "ids": (ids, ("ids",)),
+                "features": (dtype, ("image_tokens", width)),
+                "reach": (ids, ("tokens",)),
+                "positions": (ids, (3, "tokens")),
+                **past,
+            },
+            {"logits": (text.vocab_size,), **new},
+        ),
+    }
+
+
+# --- the stages ----------------------------------------------------------------------------------
+
+
+class TokenMajorCache:
+    """Past keys and values as inputs of a graph, and those of the new tokens."""
+
+    def __init__(self, keys: Tensor, values: Tensor):
+        self._past = (keys, values)
+        self._new: list[tuple[Tensor, Tensor]] = []
+
+    def extend(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Called once per layer, in order, with (1, kv_heads, T, D)."""
+        self._new.append((keys[0].transpose(0, 1), values[0].transpose(0, 1)))
+        past_keys, past_values = (past[:, layer].transpose(0, 1)[None] for past in self._past)
+        return torch.cat((past_keys, keys), dim=2), torch.cat((past_values, values), dim=2)
+
+    def new(self) -> tuple[Tensor, Tensor]:
+        """Keys and values of the new tokens, (T, layers, kv_heads, D)."""
+        keys, values = zip(*self._new, strict=True)
+        return torch.stack(keys, dim=1), torch.stack(values, dim=1)
+
+
+def encode_geometry(network: G2VLM, images: Tensor) -> tuple[Tensor]:
+    grid_hw = (images.shape[1] // PATCH_PX, images.shape[2] // PATCH_PX)
+    positions = patch_positions(network.dino_model.embeddings.position_embeddings, grid_hw)
+    return (network.dino2llm(network.dino_model(images, positions)),)
+
+
+def geometry(
+    network: G2VLM,
+    features: Tensor,
+    boundary_ids: Tensor,
+    positions: Tensor,
+    past_keys: Tensor,
+    past_values: Tensor,
+) -> tuple[Tensor, ...]:
+    cache = TokenMajorCache(past_keys, past_values)
+    return network.geometry(features, boundary_ids, positions, cache), *cache.new()
+
+
+def heads(network: G2VLM, hidden: Tensor, global_points: bool = False) -> tuple[Tensor, ...]:
+    """The grid is in the shape of hidden, (N, rows, columns, C)."""
+    grid_hw = (hidden.shape[1], hidden.shape[2])
+    found = network.heads(hidden.flatten(1, 2), grid_hw, global_points)
+    return tuple(x for x in found if x is not None)
+
+
+def heads_global(network: G2VLM, hidden: Tensor) -> tuple[Tensor, ...]:
+    return heads(network, hidden, global_points=True)
+
+
+def encode_semantics(network: G2VLM, image: Tensor) -> tuple[Tensor]:
+    return (network.encode_semantics(image),)
+
+
+def language(
+    network: G2VLM,
+    ids: Tensor,
+    features: Tensor,
+    reach: Tensor,
+    positions: Tensor,
+    past_keys: Tensor,
+    past_values: Tensor,
+) -> tuple[Tensor, ...]:
+    """Runs the tokens [first id, features, other ids]: text without features, or an image."""
+    trunk, cache = network.language_model.model, TokenMajorCache(past_keys, past_values)
+    embedded = trunk.embed_tokens(ids)
+    tokens = torch.cat((embedded[:1], features, embedded[1:]))[None]
+    places = torch.arange(past_keys.shape[0] + positions.shape[1])
+    visible = places[None, :] <= reach[:, None]
+    mask = torch.where(visible, 0.0, HIDDEN_FROM_SIGHT).to(features.dtype)
+    hidden = trunk(Tokens(tokens), positions, cache, mask).semantic
+    return network.language_model.lm_head(hidden[0, -1]).float(), *cache.new()
+
+
+# --- the position table --------------------------------------------------------------------------
+
+
+def patch_positions(table: Tensor, grid_hw: tuple[int, int]) -> Tensor:
+    """DINOv2's square table (1, 1 + side^2, C) on another grid, float32 (h*w, C).
+
+    The same antialiased bicubic as `DinoEmbeddings.patch_positions`, as two matrix products: an
+    antialiased resize does not export, and this leaves the size of the images free.
+    """
+    square = wide(table[0, 1:])
+    side = round(square.shape[0] ** 0.5)
+    rows, columns = (_resampling(size, side) for size in grid_hw)
+    down = rows @ square.reshape(side, -1)
+    across = columns @ down.reshape(-1, side, square.shape[-1])
+    return across.flatten(0, 1)
+
+
+def _resampling(size: int, side: int) -> Tensor:
+    """Weights (size, side) with which `side` samples make `size` ones (Keys' cubic, a = -0.5)."""
+    places = torch.arange(size, dtype=torch.float32)
+    scale = side / (places[-1] + 1)
+    centres = (places[:, None] + 0.5) * scale
+    distance = (torch.arange(side, dtype=torch.float32) + 0.5 - centres).abs()
+    x = distance / scale.clamp(min=1.0)
+    near = (1.5 * x - 2.5) * x * x + 1
+    far = ((-0.5 * x + 2.5) * x - 4) * x + 2
+    weights = torch.where(x < 1, near, torch.where(x < 2, far, torch.zeros_like(x)))
+    return weights / weights.sum(dim=1, keepdim=True)

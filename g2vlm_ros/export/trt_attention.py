@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Three ways in which an engine may compute attention, from fast to safe.
+
+"fused": as TensorRT likes. "decomposed": scores are observable, so that no fused kernel replaces
+them. "float32": queries, keys and values are cast to float32 around each attention. Some TensorRT
+versions compute fused 16-bit attention wrongly on some GPUs, without an error; a build then goes
+on to the next way.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import onnx
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper
+
+WAYS = ("fused", "decomposed", "float32")
+HALF = {"float16": TensorProto.FLOAT16, "bfloat16": TensorProto.BFLOAT16}
+BETWEEN = ("Add", "Mul", "Div", "Sub", "Where", "Reshape")
+"""What may stand between the products and the softmax."""
+
+
+def ways_for(model: ModelProto, precision: str) -> tuple[str, ...]:
+    """The ways that make a difference for a graph.
+
+    An Attention node can be decomposed only by giving it float32, for which there is no fused
+    kernel.
+    """
+    has_node = any(node.op_type == "Attention" for node in model.graph.node)
+    ways = ("fused", "float32") if has_node else WAYS
+    return ways if precision in HALF else tuple(way for way in ways if way != "float32")
+
+
+def read_graph(path: Path) -> ModelProto:
+    """An ONNX file without the weights it points to."""
+    return onnx.load(str(path), load_external_data=False)
+
+
+def arranged(model: ModelProto, way: str, precision: str) -> bytes:
+    """The graph, serialised, with its attention as `way` wants it; weights stay outside."""
+    copy = ModelProto()
+    copy.CopyFrom(model)
+    for node in copy.graph.node:
+        if node.op_type == "Attention":
+            # Ignored where a dedicated kernel exists; without it the build fails where none does.
+            node.attribute.append(helper.make_attribute("TRT_decomposable", 1))
+    if way == "float32" and precision in HALF:
+        _in_float32(copy.graph, HALF[precision])
+    return copy.SerializeToString()
+
+
+def forbid_fusion(network: Any, softmax: Any) -> int:
+    """Marks the scores of every attention for debugging; returns how many there are."""
+    layers = [network.get_layer(i) for i in range(network.num_layers)]
+    found = [layer for layer in layers if layer.type == softmax]
+    for layer in found:
+        network.mark_debug(layer.get_output(0))
+    return len(found)
+
+
+def _in_float32(graph: GraphProto, half: int) -> None:
+    """Casts around each attention, whether it is one node or products and a softmax."""
+    edit = _Edit(graph, half)
+    for node in list(graph.node):
+        if node.op_type == "Attention":
+            for index in range(3):  # a float32 mask is refused by TensorRT-RTX 1.7
+                edit.widen(node, index)
+            edit.narrow(node)
+        elif node.op_type == "Softmax":
+            edit.widen_scores(node)
+            edit.narrow(edit.widen_values(node))
+    edit.apply()
+
+
+class _Edit:
+    """Casts to be put before and after nodes of a graph."""
+
+    def __init__(self, graph: GraphProto, half: int):
+        self.graph, self.half = graph, half
+        self.producer = {name: node for node in graph.node for name in node.output}
+        self.before: list[tuple[NodeProto, NodeProto]] = []
+        self.after: list[tuple[NodeProto, NodeProto]] = []
+
+    def widen(self, node: NodeProto, index: int) -> None:
+        source = node.input[index]
+        wide = f"{source}:wide_{len(self.before)}"
+        cast = helper.make_node("Cast", [source], [wide], to=TensorProto.FLOAT)
+        self.before.append((node, cast))
+        node.input[index] = wide
+
+    def narrow(self, node: NodeProto) -> None:
+        name, wide = node.output[0], f"{node.output[0]}:wide"
+        node.output[0] = wide
+        self.after.append((node, helper.make_node("Cast", [wide], [name], to=self.half)))
+
+    def widen_scores(self, node: NodeProto) -> None:
+        """Walks from a softmax up to the product of queries and keys."""
+        for index, name in enumerate(node.input):
+            above = self.producer.get(name)
+            if above is not None and above.op_type == "MatMul":
+                self.widen(above, 0)
+                self.widen(above, 1)
+            elif above is not None and above.op_type in BETWEEN and self._from_product(above):
+                self.widen_scores(above)
+            elif not (node.op_type == "Reshape" and index == 1):
+                self.widen(node, index)
+
+    def _from_product(self, node: NodeProto) -> bool:
+        above = [self.producer.get(name) for name in node.input]
+        return any(
+            a is not None
+            and (a.op_type == "MatMul" or (a.op_type in BETWEEN and self._from_product(a)))
+            for a in above
+        )
+
+    def widen_values(self, node: NodeProto) -> NodeProto:
+        """Walks from a softmax down to the product with the values, which is returned."""
+        name = node.output[0]
+        below = next(n for n in self.graph.node if name in n.input)
+        if below.op_type != "MatMul":
+            return self.widen_values(below)
+        self.widen(below, 1 - list(below.input).index(name))
+        return below
+
+    def apply(self) -> None:
+        for node, cast in self.before:
+            self.graph.node.insert(list(self.graph.node).index(node), cast)
+        for node, cast in self.after:
+            self.graph.node.insert(list(self.graph.node).index(node) + 1, cast)

@@ -1,0 +1,263 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Dense points as clouds: which pixels count, the bytes of a PointCloud2, PLY and CSV files.
+
+A point is 20 bytes, little-endian: x, y, z (float32), rgb (0x00RRGGBB in the bits of a float32),
+confidence (float32, NaN where unknown).
+"""
+
+from __future__ import annotations
+
+import array
+import csv
+import io
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+import cv2
+import numpy as np
+
+from g2vlm_ros.geometry.camera import depth_edges
+from g2vlm_ros.geometry.sim3 import quaternion_xyzw
+
+POINT_FIELDS = (("x", 0), ("y", 4), ("z", 8), ("rgb", 12), ("confidence", 16))
+"""Name and byte offset of the float32 fields of a packed point."""
+POINT_BYTES = 20
+
+_POINT = np.dtype(f"V{POINT_BYTES}")
+_PLY_CHUNK = 1 << 18
+
+
+def valid_points(
+    local_points: np.ndarray,
+    confidence: np.ndarray,
+    min_confidence: float = 0.0,
+    edge_step: float = 0.0,
+) -> np.ndarray:
+    """bool (..., H, W): the pixels of a point map that belong into a cloud.
+
+    `local_points` float32 (..., H, W, 3) in the optical frame, `confidence` float32 (..., H, W).
+    Out go non-finite points, points not in front of the camera, those below `min_confidence`
+    (an unknown, NaN confidence passes only when that is 0) and those at depth steps above the
+    fraction `edge_step` (0 keeps them).
+    """
+    x, y, depth = (local_points[..., axis] for axis in range(3))
+    keep = np.isfinite(x + y + depth) & (depth > 0)
+    if min_confidence > 0:
+        keep &= confidence >= min_confidence
+    if edge_step > 0:
+        keep &= ~depth_edges(depth, edge_step)
+    return keep
+
+
+def subsample(stride_px: int, *maps: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Every `stride_px`-th row and column of maps (N, H, W, ...), as views."""
+    if stride_px < 1:
+        raise ValueError(f"stride_px is {stride_px}; it must be at least 1")
+    return tuple(each[:, ::stride_px, ::stride_px] for each in maps)
+
+
+def pack(
+    points: np.ndarray,
+    colours: np.ndarray,
+    confidence: np.ndarray,
+    valid: np.ndarray,
+    *,
+    poses: np.ndarray | None = None,
+    scale: float = 1.0,
+    organised: bool = False,
+    out: array.array | None = None,
+) -> array.array:
+    """The bytes of a PointCloud2, in the `array('B')` that rclpy messages hold.
+
+    points float32 (N, ..., 3), colours uint8 (N, ..., 3) RGB, confidence float32 (N, ...), valid
+    bool (N, ...): N views that are packed one after the other. Dense (the default) leaves invalid
+    points out; organised keeps them, with x, y and z NaN. With `poses` (N, 4, 4), points of view i
+    become ``poses[i] @ (scale * point)``: from the camera's frame and unit to the cloud's.
+    `out` is filled and returned, resized if need be: fresh memory costs more than the packing.
+    """
+    _check_maps(points, colours, confidence, valid)
+    views = points.shape[0]
+    affine = affines(views, poses, scale)
+    counts = [valid[i].size if organised else np.count_nonzero(valid[i]) for i in range(views)]
+    ends = np.cumsum(counts, dtype=np.int64) * POINT_BYTES
+    data = sized(sum(counts) * POINT_BYTES, out)
+    buffer = np.frombuffer(data, np.uint8) if data else np.empty(0, np.uint8)
+
+    for i in range(views):
+        target = buffer[ends[i] - counts[i] * POINT_BYTES : ends[i]]
+        if target.size:
+            row = np.ascontiguousarray(points[i]).reshape(1, -1, 3)
+            posed = row if affine is None else cv2.transform(row, affine[i])
+            _pack_view(posed, colours[i], confidence[i], valid[i], organised, target)
+    return data
+
+
+def _pack_view(
+    points: np.ndarray,
+    colours: np.ndarray,
+    confidence: np.ndarray,
+    valid: np.ndarray,
+    organised: bool,
+    out: np.ndarray,
+) -> None:
+    """Pack the points (1, M, 3) of one view and its other maps into the bytes `out`."""
+    keep = np.ascontiguousarray(valid).reshape(-1)
+    if keep.all():
+        _interleave(points, colours, confidence, out)
+    elif organised:
+        marked = np.full_like(points, np.nan)
+        cv2.copyTo(points, keep.view(np.uint8)[None], marked)
+        _interleave(marked, colours, confidence, out)
+    else:
+        everything = np.empty(keep.size * POINT_BYTES, np.uint8)
+        _interleave(points, colours, confidence, everything)
+        out.view(_POINT)[:] = everything.view(_POINT)[keep]
+
+
+def sized(size: int, reused: array.array | None) -> array.array:
+    """Bytes with any content: `reused` cut or grown to `size` bytes, or a new array."""
+    data = array.array("B") if reused is None else reused
+    if not data:
+        data.append(0)
+        data *= size  # touches new memory once; frombytes would twice
+    elif len(data) < size:
+        data.frombytes(bytes(size - len(data)))
+    del data[size:]
+    return data
+
+
+def _interleave(
+    points: np.ndarray, colours: np.ndarray, confidence: np.ndarray, out: np.ndarray
+) -> None:
+    """Write the fields of M points (1, M, 3) into `out` (20 M bytes)."""
+    bgra = cv2.cvtColor(np.ascontiguousarray(colours).reshape(1, -1, 3), cv2.COLOR_RGB2BGRA)
+    rgb = bgra.view(np.uint32)
+    rgb &= 0x00FFFFFF
+    sources = [points, rgb.view(np.float32), np.ascontiguousarray(confidence).reshape(1, -1, 1)]
+    fields = out.view(np.float32).reshape(1, -1, len(POINT_FIELDS))
+    cv2.mixChannels(sources, [fields], [0, 0, 1, 1, 2, 2, 3, 3, 4, 4])
+
+
+def affines(views: int, poses: np.ndarray | None = None, scale: float = 1.0) -> np.ndarray | None:
+    """float64 (N, 3, 4) that scale and then pose points, or None when nothing changes."""
+    if poses is None and scale == 1.0:
+        return None
+    poses = np.broadcast_to(np.eye(4), (views, 4, 4)) if poses is None else np.asarray(poses)
+    if poses.shape != (views, 4, 4):
+        raise ValueError(f"poses are {poses.shape}; they must be ({views}, 4, 4), one per view")
+    affine = poses[:, :3].astype(np.float64)
+    affine[..., :3] *= scale
+    return affine
+
+
+def _check_maps(
+    points: np.ndarray, colours: np.ndarray, confidence: np.ndarray, valid: np.ndarray
+) -> None:
+    shape = points.shape[:-1]
+    wanted = {
+        "points": (points, np.float32, (*shape, 3)),
+        "colours": (colours, np.uint8, (*shape, 3)),
+        "confidence": (confidence, np.float32, shape),
+        "valid": (valid, np.bool_, shape),
+    }
+    for name, (got, dtype, want) in wanted.items():
+        if got.dtype != dtype or got.shape != want or got.ndim < (len(want) - len(shape) + 1):
+            raise ValueError(
+                f"{name} is {got.dtype} {got.shape}; it must be {np.dtype(dtype)} {want}"
+            )
+
+
+def write_ply(
+    path: str | os.PathLike,
+    points: np.ndarray,
+    colours: np.ndarray,
+    confidence: np.ndarray | None = None,
+) -> None:
+    """A binary little-endian PLY of points (..., 3), colours uint8 (..., 3), confidence (...).
+
+    Written by chunks into a file beside `path` that takes its name when complete.
+    """
+    dtype = _ply_dtype(confidence is not None)
+    columns = [*points.reshape(-1, 3).T, *colours.reshape(-1, 3).T]
+    if confidence is not None:
+        columns.append(confidence.reshape(-1))
+    lengths = {len(column) for column in columns}
+    if len(lengths) != 1:
+        raise ValueError(
+            f"points, colours and confidence have {sorted(lengths)} entries; it must be one number"
+        )
+    size = lengths.pop()
+    with _replacing(path) as file:
+        file.write(_ply_header(dtype, size).encode("ascii"))
+        for start in range(0, size, _PLY_CHUNK):
+            part = slice(start, start + _PLY_CHUNK)
+            rows = np.empty(len(columns[0][part]), dtype)
+            for name, column in zip(dtype.names, columns, strict=True):
+                rows[name] = column[part]
+            file.write(rows.tobytes())
+
+
+def read_ply(path: str | os.PathLike) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+    """Points float32 (M, 3), colours uint8 (M, 3), confidence float32 (M,) or None of a PLY.
+
+    Reads the layout that `write_ply` writes; ValueError for any other or a truncated file.
+    """
+    header, end, body = Path(path).read_bytes().partition(b"end_header\n")
+    for with_confidence in (True, False):
+        dtype = _ply_dtype(with_confidence)
+        size, rest = divmod(len(body), dtype.itemsize)
+        if rest == 0 and header + end == _ply_header(dtype, size).encode("ascii"):
+            rows = np.frombuffer(body, dtype)
+            points = np.stack([rows[name] for name in ("x", "y", "z")], axis=-1)
+            colours = np.stack([rows[name] for name in ("red", "green", "blue")], axis=-1)
+            return points, colours, rows["confidence"].copy() if with_confidence else None
+    raise ValueError(f"{path} is no complete PLY file as write_ply writes it")
+
+
+def _ply_dtype(with_confidence: bool) -> np.dtype:
+    fields = [(name, "<f4") for name in ("x", "y", "z")]
+    fields += [(name, "u1") for name in ("red", "green", "blue")]
+    return np.dtype(fields + [("confidence", "<f4")] * with_confidence)
+
+
+def _ply_header(dtype: np.dtype, size: int) -> str:
+    kinds = {"f": "float", "u": "uchar"}
+    lines = ["ply", "format binary_little_endian 1.0", f"element vertex {size}"]
+    lines += [f"property {kinds[dtype[name].kind]} {name}" for name in dtype.names]
+    return "\n".join([*lines, "end_header", ""])
+
+
+def write_poses_csv(
+    path: str | os.PathLike, poses: Iterable[tuple[int, str, str, np.ndarray]]
+) -> None:
+    """A CSV of camera poses: (stamp_ns, camera, frame, frame_from_camera (4, 4)) each.
+
+    Columns: stamp_s and stamp_nanosec (integer seconds and the rest), camera, frame,
+    x, y, z (unit of the poses), qx, qy, qz, qw (ROS order).
+    """
+    names = "stamp_s stamp_nanosec camera frame x y z qx qy qz qw".split()
+    with _replacing(path) as file:
+        text = io.TextIOWrapper(file, encoding="utf-8", newline="")
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(names)
+        for stamp_ns, camera, frame, pose in poses:
+            seconds, rest = divmod(int(stamp_ns), 1_000_000_000)
+            numbers = [*pose[:3, 3], *quaternion_xyzw(pose[:3, :3])]
+            writer.writerow([seconds, rest, camera, frame, *(f"{n:.9g}" for n in numbers)])
+        text.detach()
+
+
+@contextmanager
+def _replacing(path: str | os.PathLike) -> Iterator[BinaryIO]:
+    """A file beside `path` that becomes `path` when the block ends well, and else disappears."""
+    partial = Path(f"{os.fspath(path)}.part")
+    try:
+        with partial.open("wb") as file:
+            yield file
+        partial.replace(path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise

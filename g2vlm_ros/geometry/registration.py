@@ -1,0 +1,344 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How two windows fit together: a robust similarity over their shared views, and its covariance.
+
+Every window comes out of the network in a frame and a unit of its own. Windows that share views
+show the same pixels twice; the seven-degree similarity between them is fitted to where each pixel
+lies as seen from its camera. `map_frame` chains such joints into one map.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from g2vlm_ros.geometry.sim3 import Sim3, cross_matrix
+from g2vlm_ros.records import Reconstruction
+
+ROBUST_STEPS = 4
+POLISH_STEPS = 8
+MEAN_STEPS = 4
+SPREAD_VIEWS = 8
+"""Views after which what is seen of their disagreement counts as much as what was known."""
+CAUCHY = 2.385
+"""Standard deviations at which the loss bends; 95 % efficient on normal errors (Holland & Welsch,
+Communications in Statistics 1977)."""
+INLIER_DISTANCE = 0.1
+"""A point agrees when it lies within this fraction of its distance from the camera."""
+POINTS_PER_VIEW = 2000
+JOINT_POINTS = 3000
+"""More are thinned out: neighbouring pixels repeat each other."""
+BLOCKS_PER_SIDE = 8
+"""Errors of neighbouring pixels are alike: a view counts as 8 x 8 independent patches."""
+MIN_PATCHES = 14
+"""With fewer, seven unknowns would explain the errors instead of showing them."""
+SYSTEMATIC = np.array([0.01] * 3 + [0.005] * 3 + [0.01])
+"""Assumed error of a view as a whole, which shows in no residual of its own: radians, fraction of
+the range, logarithm of scale. The angle is the demo checkpoint's, by `nees_rotation` of
+`python -m benchmarks demo_map`."""
+WORST = np.array([0.05] * 3 + [0.05] * 3 + [0.1])
+"""Standard deviations (same units) at which a joint is worth half of its inliers."""
+
+
+def fit_sim3(source: np.ndarray, target: np.ndarray, weights: np.ndarray) -> Sim3:
+    """target_from_source that minimises sum w |target - T(source)|² in closed form.
+
+    source, target: float64 (n, 3), n >= 3 and not on a line; weights: float64 (n,), >= 0.
+    Raises ValueError on degenerate input. (Umeyama, PAMI 1991; Horn, JOSA 1987.)
+    """
+    total = float(weights.sum())
+    if len(source) < 3 or not np.isfinite(total) or total <= 0:
+        raise ValueError(f"{len(source)} points of weight {total} cannot fix a similarity; need 3")
+    w = weights / total
+    source_mean, target_mean = w @ source, w @ target
+    a, b = source - source_mean, target - target_mean
+    u, singular, vt = np.linalg.svd((b * w[:, None]).T @ a)
+    if singular[1] <= 1e-12 * max(singular[0], 1e-300):
+        raise ValueError("the points lie on a line or in one spot; they cannot fix a similarity")
+    sign = np.array([1.0, 1.0, np.sign(np.linalg.det(u) * np.linalg.det(vt))])
+    rotation = (u * sign) @ vt
+    scale = float(singular @ sign / (w @ (a * a).sum(1)))
+    return Sim3(scale, rotation, target_mean - scale * rotation @ source_mean)
+
+
+@dataclass(frozen=True)
+class RelativePose:
+    """A robust fit between two windows and how far it can be trusted."""
+
+    target_from_source: Sim3
+    inliers: float
+    """Share of the weight that agrees within INLIER_DISTANCE, 0..1."""
+    residual: float
+    """Median distance of the points as a fraction of their range."""
+    covariance: np.ndarray
+    """float64 (7, 7) of d in ``truth = Sim3.exp(d) @ target_from_source``: rotation (rad),
+    translation (target unit), log scale, about the target's origin."""
+    quality: float
+    """0..1: the inliers, discounted where the geometry leaves the similarity undetermined."""
+    spread: float
+    """How far whole views disagree: their variance over what is assumed, at least 1."""
+
+
+@dataclass(frozen=True)
+class ViewSample:
+    """What is kept of a view so that later windows can be joined to its window."""
+
+    points_u: np.ndarray
+    """float32 (n, 3) on a regular grid of pixels, in the frame of the window."""
+    centre_u: np.ndarray
+    """float64 (3,): the camera in the frame of the window."""
+    weights: np.ndarray
+    """float32 (n,): confidence, 1 where it is unknown."""
+    blocks: np.ndarray
+    """int16 (n,): which patch of the view each point is from."""
+
+
+def sample_view(result: Reconstruction, view: int) -> ViewSample:
+    """The view on a grid of about POINTS_PER_VIEW pixels; the same ones in every window."""
+    height, width = result.local_points_u.shape[1:3]
+    step = max(1, int(np.sqrt(height * width / POINTS_PER_VIEW)))
+    local = result.local_points_u[view, ::step, ::step]
+    rows, columns = np.indices(local.shape[:2])
+    patch_row = rows * BLOCKS_PER_SIDE // local.shape[0]
+    blocks = patch_row * BLOCKS_PER_SIDE + columns * BLOCKS_PER_SIDE // local.shape[1]
+    pose = result.window_from_camera[view].astype(np.float64)
+    points = local.reshape(-1, 3) @ pose[:3, :3].T + pose[:3, 3]
+    weights = np.nan_to_num(result.confidence[view, ::step, ::step].reshape(-1), nan=1.0)
+    return ViewSample(
+        points.astype(np.float32), pose[:3, 3], weights, blocks.reshape(-1).astype(np.int16)
+    )
+
+
+class SharedView:
+    """The same pixels of one view in two windows."""
+
+    def __init__(
+        self,
+        source: np.ndarray,
+        target: np.ndarray,
+        weights: np.ndarray,
+        centre: np.ndarray,
+        blocks: np.ndarray,
+    ):
+        """source, target: float64 (n, 3). weights: float64 (n,). centre: (3,), the camera in the
+        target. blocks: int (n,), the patch of each point. ValueError for LEAST_PATCHES or less."""
+        good = np.isfinite(source).all(1) & np.isfinite(target).all(1) & (weights > 0)
+        self.blocks = blocks[good]
+        self.patches = len(np.unique(self.blocks))
+        if self.patches <= MIN_PATCHES:
+            raise ValueError(
+                f"the shared points are from {self.patches} patches of a view; more than "
+                f"{MIN_PATCHES} are needed to tell how well windows join"
+            )
+        self.source, self.target, self.weights = source[good], target[good], weights[good]
+        self.centre = centre
+        ray = self.target - centre
+        self.range = np.maximum(np.linalg.norm(ray, axis=1), 1e-9)
+        self.direction = ray / self.range[:, None]
+        self.reach = float(np.median(self.range))
+
+
+def register_views(
+    pairs: Sequence[tuple[ViewSample, ViewSample]], spread: float = 1.0, unit_std: float = 0.0
+) -> RelativePose:
+    """target_from_source from pairs (in the source window, in the target window) of one view each.
+
+    spread: what earlier joints showed of `RelativePose.spread`. unit_std: deviation of the
+    logarithm of a
+    view's own unit from its window's, which all shared views may have in common. Raises
+    ValueError where there is no pair that can fix a similarity.
+    """
+    if not pairs:
+        raise ValueError("the windows share no view; they cannot be joined")
+    step = max(1, sum(len(s.blocks) for s, _ in pairs) // JOINT_POINTS)
+    views, refused = [], None
+    for source, target in pairs:
+        points = (x.points_u[::step].astype(np.float64) for x in (source, target))
+        weights = (source.weights * target.weights)[::step].astype(np.float64)
+        try:
+            views.append(SharedView(*points, weights, target.centre_u, source.blocks[::step]))
+        except ValueError as error:
+            refused = error
+    if not views:
+        raise refused
+    return fit_relative_pose(views, spread, unit_std)
+
+
+def fit_relative_pose(
+    views: Sequence[SharedView], spread: float = 1.0, unit_std: float = 0.0
+) -> RelativePose:
+    """Robust target_from_source over shared views: each by itself, then their weighted mean.
+
+    What is wrong with a whole view (its pose, its depth's unit) is the same for all its points, so
+    that points of several views must not be thrown together: views a step apart would seem to fix
+    the scale by that step. Views that disagree more than their covariances say widen the result's,
+    and through `spread` those of later joints, which may have one view and cannot tell. Raises
+    ValueError as `fit_sim3` does.
+    """
+    fits = [_fit_view(view) for view in views]
+    fit, covariance, spread = _mean(fits, spread)
+    pivot, reach = np.mean([v.centre for v in views], 0), float(np.mean([v.reach for v in views]))
+    covariance = covariance + about(pivot, np.array([0.0] * 6 + [unit_std]))
+    weights = np.concatenate([v.weights for v in views])
+    error = np.concatenate(
+        [np.linalg.norm(fit.apply(v.source) - v.target, axis=1) / v.range for v in views]
+    )
+    inliers = float(weights[error < INLIER_DISTANCE].sum() / weights.sum())
+    quality = inliers / (1.0 + _uncertainty(covariance, pivot, reach) ** 2)
+    return RelativePose(fit, inliers, float(np.median(error)), covariance, quality, spread)
+
+
+def _fit_view(view: SharedView) -> tuple[Sim3, np.ndarray]:
+    """Similarity over one view, and its covariance (7, 7).
+
+    Closed form with Cauchy weights first; then Gauss-Newton on the direction and the logarithm of
+    the range from the camera, each with the spread that it shows: depth errs along the ray, and
+    squared distances would shrink the scale a little with every window.
+    """
+    fit = _robust_closed_form(view)
+    for _ in range(POLISH_STEPS):
+        equations = _equations(fit, view)
+        step = _solve(equations.hessian, -equations.gradient.sum(0))
+        fit = Sim3.exp(step) @ fit
+        if np.abs(step[[0, 1, 2, 6]]).max() < 1e-6:
+            break
+    covariance = _covariance(_equations(fit, view), view.blocks, view.patches)
+    return fit, covariance + about(view.centre, SYSTEMATIC * _units(view.reach))
+
+
+def _mean(
+    fits: Sequence[tuple[Sim3, np.ndarray]], spread: float
+) -> tuple[Sim3, np.ndarray, float]:
+    """Mean by information, with views that stand apart weighted down; covariance and spread."""
+    information = np.stack([np.linalg.inv(covariance) for _, covariance in fits])
+    mean, trust, squared = fits[0][0], np.ones(len(fits)), np.zeros(len(fits))
+    for _ in range(MEAN_STEPS if len(fits) > 1 else 0):
+        total = np.einsum("k,kij->ij", trust, information)
+        apart = np.stack([(fit @ mean.inverse()).log() for fit, _ in fits])
+        pull = np.einsum("k,kij,kj->i", trust, information, apart)
+        mean = Sim3.exp(np.linalg.solve(total, pull)) @ mean
+        apart = np.stack([(fit @ mean.inverse()).log() for fit, _ in fits])
+        squared = np.einsum("ki,kij,kj->k", apart, information, apart) / 7
+        trust = 1.0 / (1.0 + squared / (CAUCHY**2 * spread))
+    covariance = np.linalg.inv(np.einsum("k,kij->ij", trust, information))
+    seen = spread * SPREAD_VIEWS + float(trust @ squared)
+    spread = max(1.0, seen / (SPREAD_VIEWS + len(fits) - 1))
+    return mean, covariance * spread, spread
+
+
+@dataclass(frozen=True)
+class _Equations:
+    """Weighted normal equations of the seven unknowns about a fit."""
+
+    hessian: np.ndarray
+    """(7, 7) with the weights, which converges safely."""
+    curvature: np.ndarray
+    """(7, 7) with the second derivative of the Cauchy loss, which the covariance needs."""
+    gradient: np.ndarray
+    """(n, 7), one row per point."""
+
+
+def _robust_closed_form(view: SharedView) -> Sim3:
+    # A relative error of depth grows with depth: weigh each point by its inverse variance.
+    base = view.weights / view.range**2
+    current = base
+    for _ in range(ROBUST_STEPS):
+        fit = fit_sim3(view.source, view.target, current)
+        error = np.linalg.norm(fit.apply(view.source) - view.target, axis=1) / view.range
+        spread = max(1.4826 * float(np.median(error)), 1e-6)
+        current = base / (1.0 + (error / spread) ** 2)
+    return fit
+
+
+def _equations(fit: Sim3, view: SharedView) -> _Equations:
+    moved = fit.apply(view.source)
+    ray = moved - view.centre
+    reach = np.maximum(np.linalg.norm(ray, axis=1), 1e-9)
+    unit = ray / reach[:, None]
+    log_range = np.log(reach / view.range)
+    turn = unit - view.direction
+    angle = np.linalg.norm(turn, axis=1)
+    w_range, c_range = _cauchy(log_range, np.median(np.abs(log_range)) * 1.4826, 1, view.weights)
+    w_turn, c_turn = _cauchy(angle, np.median(angle) / 1.1774, 2, view.weights)
+    along, square = _row(moved, unit), reach**2
+    # Across the ray is everything less what is along it.
+    hessian, curvature = (
+        _moments(moved, across / square)
+        + (along * ((range_ - across) / square)[:, None]).T @ along
+        for range_, across in ((w_range, w_turn), (c_range, c_turn))
+    )
+    across = turn - unit * (unit * turn).sum(1, keepdims=True)
+    pull = unit * (w_range * log_range)[:, None] + across * w_turn[:, None]
+    return _Equations(hessian, curvature, _row(moved, pull / reach[:, None]))
+
+
+def _row(points: np.ndarray, functional: np.ndarray) -> np.ndarray:
+    """(n, 7) derivative of functional . point by (rotation, translation, log scale).
+
+    The motion of a point p under them is w x p + v + l p.
+    """
+    (x, y, z), (a, b, c) = points.T, functional.T
+    turn = (y * c - z * b, z * a - x * c, x * b - y * a)
+    return np.stack([*turn, a, b, c, a * x + b * y + c * z], axis=1)
+
+
+def _moments(points: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """(7, 7) sum of weight times J' J, with J (3, 7) the motion of a point as in `_row`."""
+    second, first = (points * weights[:, None]).T @ points, weights @ points
+    total = np.zeros((7, 7))
+    total[:3, :3] = np.trace(second) * np.eye(3) - second
+    total[:3, 3:6] = cross_matrix(first)
+    total[3:6, :3] = total[:3, 3:6].T
+    total[3:6, 3:6] = weights.sum() * np.eye(3)
+    total[3:6, 6] = total[6, 3:6] = first
+    total[6, 6] = np.trace(second)
+    return total
+
+
+def _cauchy(
+    error: np.ndarray, spread: float, degrees: int, weights: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Weights (n,) of the reweighted step, and mean second derivatives (n,) of the loss."""
+    spread = max(CAUCHY * float(spread), 1e-6)
+    squared = (error / spread) ** 2
+    robust = 1.0 / (1.0 + squared)
+    weighted = weights * robust / spread**2
+    return weighted, weighted * (1.0 - 2.0 * robust * squared / degrees)
+
+
+def _solve(hessian: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """The step of Gauss-Newton; zero in directions of which the points say nothing."""
+    return np.linalg.lstsq(hessian, right, rcond=1e-14)[0]
+
+
+def _covariance(equations: _Equations, blocks: np.ndarray, patches: int) -> np.ndarray:
+    """(7, 7) by the sandwich over patches: what the patches pull in different directions.
+
+    It counts correlated pixels of a patch as one observation. (Liang & Zeger, Biometrika 1986.)
+    """
+    pulls = np.zeros((int(blocks.max()) + 1, 7))
+    np.add.at(pulls, blocks, equations.gradient)
+    bread = equations.curvature
+    if np.linalg.eigvalsh(bread - 0.1 * equations.hessian)[0] <= 0:
+        bread = equations.hessian
+    inverse = np.linalg.pinv(bread, rcond=1e-14, hermitian=True)
+    return inverse @ (pulls.T @ pulls) @ inverse * patches / (patches - 7)
+
+
+def about(centre: np.ndarray, deviation: np.ndarray) -> np.ndarray:
+    """(7, 7) covariance of independent deviations (7,) about a camera, at the target's origin."""
+    move = (Sim3(1.0, np.eye(3), centre)).adjoint()
+    return (move * deviation**2) @ move.T
+
+
+def _units(reach: float) -> np.ndarray:
+    """(7,): 1 for angles and the logarithm of scale, the range for translations."""
+    return np.array([1.0] * 3 + [reach] * 3 + [1.0])
+
+
+def _uncertainty(covariance: np.ndarray, pivot: np.ndarray, reach: float) -> float:
+    """The worst standard deviation about the cameras, in units of WORST."""
+    move = (Sim3(1.0, np.eye(3), -pivot)).adjoint()
+    std = np.sqrt(np.diag(move @ covariance @ move.T))
+    return float((std / (WORST * _units(reach))).max())

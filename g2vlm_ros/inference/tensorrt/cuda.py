@@ -1,0 +1,412 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The few CUDA calls that engines need, over pycuda or cuda-python, whichever is installed.
+
+Addresses are integers, streams and events opaque. Both use the device's primary context, as
+TensorRT does. Copies to and from the host are asynchronous: their memory must be pinned, and
+stay untouched until the stream was synchronised.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from g2vlm_ros.records import BackendGoneError, UnfitError
+
+LOST = (
+    "ILLEGAL_ADDRESS",
+    "ILLEGAL_INSTRUCTION",
+    "INVALID_ADDRESS_SPACE",
+    "MISALIGNED_ADDRESS",
+    "LAUNCH_FAILED",
+    "LAUNCH_TIMEOUT",
+    "HARDWARE_STACK_ERROR",
+    "ECC_UNCORRECTABLE",
+    "CONTEXT_IS_DESTROYED",
+    "ASSERT",
+    "DEVICE_UNAVAILABLE",
+    "EXTERNAL_DEVICE",
+)
+"""Errors after which a context answers nothing any more."""
+MIB = 1 << 20
+
+
+class CudaError(RuntimeError):
+    """A CUDA call failed."""
+
+
+class DeviceLostError(CudaError):
+    """The context is gone, with everything on the device."""
+
+
+class DeviceGoneError(DeviceLostError, BackendGoneError):
+    """Lost for good: nothing can run on the device in this process any more."""
+
+
+class OutOfMemoryError(CudaError):
+    """The device, or the host for pinned memory, has not what was asked for."""
+
+
+def out_of_memory(what: str, size: int, free: int, total: int) -> OutOfMemoryError:
+    return OutOfMemoryError(
+        f"the GPU has no room for {what}: {size / MIB:.0f} MiB asked for, {free / MIB:.0f} of "
+        f"{total / MIB:.0f} MiB free; use fewer views, smaller images or a smaller profile, or "
+        "end other programs on this GPU"
+    )
+
+
+def out_of_host_memory(size: int) -> OutOfMemoryError:
+    return OutOfMemoryError(
+        f"the host has no {size / MIB:.0f} MiB of pinned memory for copies; use fewer views or "
+        "smaller images, or end other programs"
+    )
+
+
+def failure(call: str, name: str) -> CudaError:
+    """The error for a status name such as CUDA_ERROR_ILLEGAL_ADDRESS."""
+    words = name.upper().replace(" ", "_")
+    if any(lost in words for lost in LOST):
+        return DeviceLostError(f"CUDA was lost in {call}: {name}")
+    return CudaError(f"{call} failed: {name}")
+
+
+def open_cuda(device: int = 0) -> Cuda:
+    """pycuda where it is installed, else cuda-python. Raises UnfitError without a GPU."""
+    missing = []
+    for kind in (PyCuda, CudaPython):
+        try:
+            return kind(device)
+        except ImportError as error:
+            missing.append(str(error))
+        except CudaError as error:
+            raise UnfitError(f"no usable NVIDIA GPU {device} here ({error})") from error
+    raise UnfitError(
+        f"neither pycuda nor cuda-python can be imported ({'; '.join(missing)}); "
+        "run `pip install cuda-bindings`"
+    )
+
+
+class Cuda(ABC):
+    """One device; every call is for the thread that made it active last."""
+
+    backend: str
+    gpu: str
+    capability: str
+    """As "8.7"."""
+    driver: str
+
+    @abstractmethod
+    def activate(self) -> None:
+        """Makes the context current in this thread."""
+
+    @abstractmethod
+    def reset(self) -> None:
+        """A new context after the old one was lost; all addresses and streams are void."""
+
+    @abstractmethod
+    def memory(self) -> tuple[int, int]:
+        """Free and total bytes of the device."""
+
+    @abstractmethod
+    def alloc(self, size: int, what: str) -> int:
+        """Device memory, aligned to 256 bytes. OutOfMemoryError names `what`."""
+
+    @abstractmethod
+    def free(self, address: int) -> None: ...
+
+    @abstractmethod
+    def alloc_host(self, size: int) -> int:
+        """Pinned host memory, which is copied without a detour; kept until the process ends."""
+
+    @abstractmethod
+    def stream(self) -> Any: ...
+
+    @abstractmethod
+    def handle(self, stream: Any) -> int:
+        """The stream as TensorRT takes it."""
+
+    @abstractmethod
+    def synchronize(self, stream: Any) -> None: ...
+
+    @abstractmethod
+    def event(self) -> Any: ...
+
+    @abstractmethod
+    def record(self, event: Any, stream: Any) -> None: ...
+
+    @abstractmethod
+    def wait(self, stream: Any, event: Any) -> None:
+        """What is put on the stream from now on starts after the event."""
+
+    @abstractmethod
+    def elapsed_s(self, start: Any, end: Any) -> float: ...
+
+    @abstractmethod
+    def upload(self, address: int, host: np.ndarray, stream: Any) -> None: ...
+
+    @abstractmethod
+    def download(self, host: np.ndarray, address: int, stream: Any) -> None: ...
+
+    @abstractmethod
+    def copy(self, to: int, source: int, size: int, stream: Any) -> None: ...
+
+    @abstractmethod
+    def compile(self, source: str) -> Any:
+        """A module from CUDA C++ with extern "C" kernels."""
+
+    @abstractmethod
+    def function(self, module: Any, name: str) -> Any: ...
+
+    @abstractmethod
+    def launch(
+        self, function: Any, blocks: int, threads: int, arguments: Sequence[Any], stream: Any
+    ) -> None:
+        """Arguments are numpy scalars; addresses are np.uint64."""
+
+
+class CudaPython(Cuda):
+    """Over cuda-python (package cuda-bindings); kernels by NVRTC."""
+
+    backend = "cuda-python"
+
+    def __init__(self, device: int = 0):
+        from cuda.bindings import driver, nvrtc
+
+        self._driver, self._nvrtc = driver, nvrtc
+        try:
+            self._call("cuInit", 0)
+        except RuntimeError as error:  # cuda-python's own when there is no driver library
+            raise CudaError(str(error)) from error
+        self._device = self._call("cuDeviceGet", device)
+        name = self._call("cuDeviceGetName", 128, self._device)
+        self.gpu = name.decode().rstrip("\0")
+        key = driver.CUdevice_attribute
+        self.capability = ".".join(
+            str(self._call("cuDeviceGetAttribute", attribute, self._device))
+            for attribute in (
+                key.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR,
+                key.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR,
+            )
+        )
+        self.driver = str(self._call("cuDriverGetVersion"))
+        self._context = self._call("cuDevicePrimaryCtxRetain", self._device)
+        self.activate()
+
+    def _call(self, name: str, *arguments: Any) -> Any:
+        status, *result = getattr(self._driver, name)(*arguments)
+        if int(status):
+            raise failure(name, status.name)
+        return result[0] if len(result) == 1 else tuple(result)
+
+    def activate(self) -> None:
+        self._call("cuCtxSetCurrent", self._context)
+
+    def reset(self) -> None:
+        self._call("cuDevicePrimaryCtxReset", self._device)
+        self._context = self._call("cuDevicePrimaryCtxRetain", self._device)
+        self.activate()
+
+    def memory(self) -> tuple[int, int]:
+        return self._call("cuMemGetInfo")
+
+    def alloc(self, size: int, what: str) -> int:
+        try:
+            return int(self._call("cuMemAlloc", size))
+        except CudaError as error:
+            if "OUT_OF_MEMORY" not in str(error):
+                raise
+            raise out_of_memory(what, size, *self.memory()) from error
+
+    def free(self, address: int) -> None:
+        self._call("cuMemFree", address)
+
+    def alloc_host(self, size: int) -> int:
+        try:
+            return int(self._call("cuMemHostAlloc", size, 0))
+        except CudaError as error:
+            if "OUT_OF_MEMORY" not in str(error):
+                raise
+            raise out_of_host_memory(size) from error
+
+    def stream(self) -> Any:
+        flag = int(self._driver.CUstream_flags.CU_STREAM_NON_BLOCKING)
+        return self._call("cuStreamCreate", flag)
+
+    def handle(self, stream: Any) -> int:
+        return int(stream)
+
+    def synchronize(self, stream: Any) -> None:
+        self._call("cuStreamSynchronize", stream)
+
+    def event(self) -> Any:
+        return self._call("cuEventCreate", 0)
+
+    def record(self, event: Any, stream: Any) -> None:
+        self._call("cuEventRecord", event, stream)
+
+    def wait(self, stream: Any, event: Any) -> None:
+        self._call("cuStreamWaitEvent", stream, event, 0)
+
+    def elapsed_s(self, start: Any, end: Any) -> float:
+        return self._call("cuEventElapsedTime", start, end) / 1e3
+
+    def upload(self, address: int, host: np.ndarray, stream: Any) -> None:
+        self._call("cuMemcpyHtoDAsync", address, host.ctypes.data, host.nbytes, stream)
+
+    def download(self, host: np.ndarray, address: int, stream: Any) -> None:
+        self._call("cuMemcpyDtoHAsync", host.ctypes.data, address, host.nbytes, stream)
+
+    def copy(self, to: int, source: int, size: int, stream: Any) -> None:
+        self._call("cuMemcpyDtoDAsync", to, source, size, stream)
+
+    def compile(self, source: str) -> Any:
+        cubin = nvrtc_compile(self._nvrtc, source, self.capability)
+        return self._call("cuModuleLoadData", cubin)
+
+    def function(self, module: Any, name: str) -> Any:
+        return self._call("cuModuleGetFunction", module, name.encode())
+
+    def launch(
+        self, function: Any, blocks: int, threads: int, arguments: Sequence[Any], stream: Any
+    ) -> None:
+        held = [np.array(argument) for argument in arguments]
+        pointers = np.array([argument.ctypes.data for argument in held], np.uint64)
+        self._call(
+            "cuLaunchKernel",
+            function,
+            blocks,
+            1,
+            1,
+            threads,
+            1,
+            1,
+            0,
+            stream,
+            pointers.ctypes.data,
+            0,
+        )
+
+
+def nvrtc_compile(nvrtc: Any, source: str, capability: str) -> bytes:
+    """Machine code for a compute capability; needs no GPU. CudaError holds the compiler's log."""
+
+    def call(name: str, *arguments: Any) -> Any:
+        status, *result = getattr(nvrtc, name)(*arguments)
+        if int(status):
+            raise CudaError(f"{name} failed: {status.name}")
+        return result[0] if result else None
+
+    program = call("nvrtcCreateProgram", source.encode(), b"kernels.cu", 0, [], [])
+    options = [f"--gpu-architecture=sm_{capability.replace('.', '')}".encode()]
+    try:
+        call("nvrtcCompileProgram", program, len(options), options)
+    except CudaError as error:
+        log = b" " * call("nvrtcGetProgramLogSize", program)
+        call("nvrtcGetProgramLog", program, log)
+        raise CudaError(f"{error}: {log.decode()}") from error
+    code = b" " * call("nvrtcGetCUBINSize", program)
+    call("nvrtcGetCUBIN", program, code)
+    return code
+
+
+class PyCuda(Cuda):
+    """Over pycuda; kernels by nvcc, which pycuda needs anyway."""
+
+    backend = "pycuda"
+
+    def __init__(self, device: int = 0):
+        import pycuda.driver as driver
+
+        self._driver, self._allocations = driver, dict[int, Any]()
+        self._checked(driver.init)
+        self._device = self._checked(driver.DeviceMemory, device)
+        self.gpu = self._device.name()
+        self.capability = "{}.{}".format(*self._device.compute_capability())
+        self.driver = str(driver.get_driver_version())
+        self._context = self._checked(self._device.retain_primary_context)
+        self._context.push()
+
+    def _checked(self, call: Any, *arguments: Any, **named: Any) -> Any:
+        try:
+            return call(*arguments, **named)
+        except self._driver.Error as error:
+            raise failure(getattr(call, "__name__", "CUDA"), str(error)) from error
+
+    def activate(self) -> None:
+        if self._driver.Context.get_current() is None:
+            self._checked(self._context.push)
+
+    def reset(self) -> None:
+        raise DeviceGoneError("pycuda cannot make a new context in this process")
+
+    def memory(self) -> tuple[int, int]:
+        return self._checked(self._driver.mem_get_info)
+
+    def alloc(self, size: int, what: str) -> int:
+        try:
+            allocation = self._driver.mem_alloc(size)
+        except self._driver.MemoryError as error:
+            raise out_of_memory(what, size, *self.memory()) from error
+        except self._driver.Error as error:
+            raise failure("mem_alloc", str(error)) from error
+        self._allocations[int(allocation)] = allocation
+        return int(allocation)
+
+    def free(self, address: int) -> None:
+        self._checked(self._allocations.pop(address).free)
+
+    def alloc_host(self, size: int) -> int:
+        try:
+            memory = self._driver.pagelocked_empty(size, np.uint8)
+        except self._driver.MemoryError as error:
+            raise out_of_host_memory(size) from error
+        except self._driver.Error as error:
+            raise failure("pagelocked_empty", str(error)) from error
+        self._allocations[memory.ctypes.data] = memory
+        return memory.ctypes.data
+
+    def stream(self) -> Any:
+        return self._checked(self._driver.Stream)
+
+    def handle(self, stream: Any) -> int:
+        return stream.handle
+
+    def synchronize(self, stream: Any) -> None:
+        self._checked(stream.synchronize)
+
+    def event(self) -> Any:
+        return self._checked(self._driver.Event)
+
+    def record(self, event: Any, stream: Any) -> None:
+        self._checked(event.record, stream)
+
+    def wait(self, stream: Any, event: Any) -> None:
+        self._checked(stream.wait_for_event, event)
+
+    def elapsed_s(self, start: Any, end: Any) -> float:
+        return self._checked(start.time_till, end) / 1e3
+
+    def upload(self, address: int, host: np.ndarray, stream: Any) -> None:
+        self._checked(self._driver.memcpy_htod_async, address, host, stream)
+
+    def download(self, host: np.ndarray, address: int, stream: Any) -> None:
+        self._checked(self._driver.memcpy_dtoh_async, host, address, stream)
+
+    def copy(self, to: int, source: int, size: int, stream: Any) -> None:
+        self._checked(self._driver.memcpy_dtod_async, to, source, size, stream)
+
+    def compile(self, source: str) -> Any:
+        from pycuda.compiler import SourceModule
+
+        return self._checked(SourceModule, source, no_extern_c=True)
+
+    def function(self, module: Any, name: str) -> Any:
+        return self._checked(module.get_function, name)
+
+    def launch(
+        self, function: Any, blocks: int, threads: int, arguments: Sequence[Any], stream: Any
+    ) -> None:
+        self._checked(function, *arguments, grid=(blocks, 1), block=(threads, 1, 1), stream=stream)

@@ -1,0 +1,181 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What an engine file is, as the build wrote it down beside it, and the folder of engines.
+
+An engine fits one TensorRT version on one kind of GPU, and one state of one ONNX file. Whatever
+does not fit is refused with the command that builds what does; nothing is built here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from g2vlm_ros.records import UnfitError
+
+FORMAT = 1
+BLOCK_BYTES = 1 << 22
+
+
+class EngineError(UnfitError):
+    """An engine is missing, damaged, or made for something else."""
+
+
+@dataclass(frozen=True)
+class EngineRecord:
+    """One engine; JSON beside it, as `<engine file>.json`."""
+
+    file: str
+    stage: str
+    precision: str
+    attention: str
+    """"fused", "decomposed" or "float32": see `export.attention`."""
+    size: tuple[int, int] | None
+    """Width and height of the images it is for; None when the stage knows none."""
+    dino_windows: str | None
+    weights: str
+    """`runtime.manifest.digest` of the checkpoint."""
+    onnx: str
+    onnx_sha256: str
+    engine_sha256: str
+    engine_bytes: int
+    tensorrt: str
+    """Flavour and version, as in the file name."""
+    gpu: str
+    """Name of the GPU, or its compute capability where it was not there."""
+    capability: str
+    driver: str | None
+    inputs: dict[str, list]
+    """Name -> [element type, sizes]; a size that is a name is free."""
+    outputs: dict[str, list]
+    profiles: list[dict[str, list[list[int]]]]
+    """Per optimisation profile: input -> smallest, usual and largest shape."""
+    proof: str | None
+    """File with golden inputs and outputs, beside the engine."""
+    proof_sha256: str | None
+    proven: dict[str, float] | None
+    """Error of each golden output after the build; None when the GPU was not there."""
+
+    @staticmethod
+    def read(path: Path) -> EngineRecord:
+        """Reads a record; EngineError when it is damaged."""
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+            if values.pop("format") != FORMAT:
+                raise ValueError(f"its format is not {FORMAT}")
+            size = values.pop("size")
+            return EngineRecord(**values, size=size and tuple(size))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise EngineError(f"{path} is damaged or of another version ({error})") from error
+
+    def write(self, folder: Path) -> None:
+        """Writes the record; the engine counts from then on."""
+        text = json.dumps({"format": FORMAT, **asdict(self)}, indent=1) + "\n"
+        partial = folder / f"{self.file}.json.part"
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(folder / f"{self.file}.json")
+
+    def load(self, folder: Path, remedy: str) -> bytes:
+        """The engine, whole; EngineError when it is not what was built."""
+        path = folder / self.file
+        if not path.exists():
+            raise EngineError(f"{path} is missing; run `{remedy}`")
+        size = path.stat().st_size
+        if size != self.engine_bytes:
+            raise EngineError(
+                f"{path} has {size} bytes instead of {self.engine_bytes}; run `{remedy}`"
+            )
+        data = path.read_bytes()
+        if hashlib.sha256(data).hexdigest() != self.engine_sha256:
+            raise EngineError(f"{path} is damaged or was changed; run `{remedy}`")
+        return data
+
+    def check_fits(self, here: Here, onnx_sha256: str, weights: str, remedy: str) -> None:
+        """Refuses an engine of another GPU, TensorRT, ONNX file or checkpoint."""
+        for what, made, wanted in (
+            ("GPU", self.gpu_or(here), here.gpu),
+            ("compute capability", self.capability, here.capability),
+            ("TensorRT", self.tensorrt, here.tensorrt),
+            ("ONNX file", self.onnx_sha256[:12], onnx_sha256[:12]),
+            ("checkpoint", self.weights[:12], weights[:12]),
+        ):
+            if made != wanted:
+                raise EngineError(
+                    f"{self.file} was built for {what} {made}, here it is {wanted}; run `{remedy}`"
+                )
+
+    def gpu_or(self, here: Here) -> str:
+        """The GPU it was built on; one built elsewhere for a capability fits every such GPU."""
+        return here.gpu if self.gpu == f"sm{self.capability.replace('.', '')}" else self.gpu
+
+
+@dataclass(frozen=True)
+class Here:
+    """What engines must fit on this machine."""
+
+    gpu: str
+    capability: str
+    tensorrt: str
+    driver: str | None = None
+
+
+def file_name(
+    stage: str, size: tuple[int, int] | None, aligned: bool, here: Here, precision: str
+) -> str:
+    """`<stage>.<gpu>-trt<version>-<precision>.engine`, the image size after the stage."""
+    parts = [stage, "aligned" if aligned else "", f"{size[0]}x{size[1]}" if size else ""]
+    gpu = re.sub(r"[^a-z0-9]+", "-", here.gpu.lower()).strip("-")
+    return ".".join(p for p in parts if p) + f".{gpu}-{here.tensorrt}-{precision}.engine"
+
+
+def default_cache() -> Path:
+    """Where engines are kept unless a folder is named: the user's cache directory."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "g2vlm_ros" / "engines"
+
+
+def engine_folder(cache: Path, weights: str) -> Path:
+    """The engines of one checkpoint state."""
+    return cache / weights[:16]
+
+
+def records(folder: Path) -> list[EngineRecord]:
+    """All engines of a folder whose record can be read."""
+    found = []
+    for path in sorted(folder.glob("*.engine.json")):
+        try:
+            found.append(EngineRecord.read(path))
+        except EngineError:
+            continue
+    return found
+
+
+def listed(cache: Path) -> list[tuple[Path, EngineRecord]]:
+    """Every engine in the cache, of all checkpoints."""
+    folders = sorted(p for p in cache.glob("*") if p.is_dir())
+    return [(folder, record) for folder in folders for record in records(folder)]
+
+
+def prune(cache: Path, keep: set[str]) -> list[Path]:
+    """Removes the engines of all checkpoint states but `keep`; returns what is gone.
+
+    Only files that a build makes are touched.
+    """
+    kept, gone = {engine_folder(cache, weights) for weights in keep}, []
+    for folder in sorted(p for p in cache.glob("*") if p.is_dir() and p not in kept):
+        for pattern in ("*.engine", "*.engine.json", "*.proof.npz", "*.part", "*.timing"):
+            for path in folder.glob(pattern):
+                path.unlink()
+                gone.append(path)
+        if not any(folder.iterdir()):
+            folder.rmdir()
+    return gone
+
+
+def build_command(folder: str | Path, cache: str | Path | None = None) -> str:
+    """What a user runs to build engines from a folder with ONNX files."""
+    command = "python -m g2vlm_ros.export.build_engines --plan engines/plan.yaml --profile NAME"
+    return f"{command} --onnx {folder}" + (f" --out {cache}" if cache else "")

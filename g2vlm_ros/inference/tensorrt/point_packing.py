@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Packs point maps that are on the device into the bytes of a PointCloud2, then copies them once.
+
+The numpy path, `core.cloud.valid_points` and `core.cloud.pack`, is its oracle.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from g2vlm_ros.geometry.point_cloud import POINT_BYTES
+from g2vlm_ros.inference.tensorrt.device_memory import DeviceArray, DeviceMemory
+
+SOURCE = Path(__file__).with_suffix(".cu")
+THREADS = 256
+"""Of a block; also in the source."""
+
+
+class PointPacker:
+    """The kernels of `pack_points.cu`, compiled for a device when this is made."""
+
+    def __init__(self, device: DeviceMemory):
+        self._device, cuda = device, device.cuda
+        module = cuda.compile(SOURCE.read_text(encoding="utf-8"))
+        names = ("count_points", "sum_counts", "write_points")
+        self._count, self._sum, self._write = (cuda.function(module, name) for name in names)
+
+    def pack(
+        self,
+        points: DeviceArray,
+        views: Sequence[int],
+        colours: np.ndarray,
+        confidence: np.ndarray,
+        affines: np.ndarray,
+        min_confidence: float,
+        edge_step: float,
+    ) -> np.ndarray:
+        """uint8 (20 M,): the M valid points of the chosen views, in the order of the pixels.
+
+        points FLOAT (N, H, W, 3) on the device, in the optical frame; of the V chosen views
+        colours uint8 (V, H, W, 3), confidence float32 (V, H, W), and affines (V, 3, 4) that take
+        a point to the cloud's frame and unit. Limits as in `core.cloud.valid_points`.
+        """
+        device, launch = self._device, self._device.cuda.launch
+        count, height, width, _ = colours.shape
+        pixels, blocks = count * height * width, -(-count * height * width // THREADS)
+        chosen = self._chosen(points, views)
+        maps = [
+            device.upload(np.asarray(affines, np.float32), "FLOAT", "poses of the cloud"),
+            device.upload(colours, "UINT8", "colours of the cloud"),
+            device.upload(confidence, "FLOAT", "confidence of the cloud"),
+        ]
+        counts = device.empty((4 * (blocks + 1),), "UINT8", "counts of points")
+        packed = device.empty((pixels, POINT_BYTES), "UINT8", "a packed cloud")
+        moved, coloured, trusted, counted, written, given = (
+            np.uint64(array.address) for array in (*maps, counts, packed, chosen)
+        )
+        limits = (*np.int32((pixels, width, height)), *np.float32((min_confidence, edge_step)))
+        with device.timed("pack_points"):
+            launch(
+                self._count, blocks, THREADS, (given, trusted, *limits, counted), device.compute
+            )
+            launch(self._sum, 1, 1, (counted, np.int32(blocks)), device.compute)
+            launch(
+                self._write,
+                blocks,
+                THREADS,
+                (given, coloured, trusted, moved, *limits, counted, written),
+                device.compute,
+            )
+        (total,) = device.download([counts.rows(4 * blocks, 4 * blocks + 4)])
+        valid = int(total.view(np.uint32)[0])
+        return device.download([packed.rows(0, valid)])[0].reshape(-1)
+
+    def _chosen(self, points: DeviceArray, views: Sequence[int]) -> DeviceArray:
+        """The points of some views behind each other."""
+        if list(views) == list(range(points.shape[0])):
+            return points
+        chosen = self._device.empty((len(views), *points.shape[1:]), "FLOAT", "chosen views")
+        for row, view in enumerate(views):
+            self._device.duplicate(chosen.rows(row, row + 1), points.rows(view, view + 1))
+        return chosen

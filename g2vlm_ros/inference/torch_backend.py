@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The stages in torch: the readable reference, on CPU or CUDA, in any float dtype."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from g2vlm_ros.checkpoint.config import PATCH_PX, ModelConfig
+from g2vlm_ros.checkpoint.prompt_layout import Segment
+from g2vlm_ros.inference.input_checks import check_boundaries, check_grid, check_ids, check_images
+from g2vlm_ros.model.kv_cache import KVCache
+from g2vlm_ros.model.network import G2VLM
+from g2vlm_ros.model.weights import load
+from g2vlm_ros.records import NonFiniteError, RawGeometry
+
+DTYPES = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "float64": torch.float64,
+}
+
+
+class TorchBackend:
+    """Implements `runtime.stages.Backend`; two calls with the same input give the same bits."""
+
+    times_s: Mapping[str, float] = {}
+
+    def __init__(self, network: G2VLM):
+        weight = network.dino2llm.weight
+        self.network = network
+        self.config: ModelConfig = network.config
+        self.device = weight.device
+        self.backend = f"torch {weight.device} {str(weight.dtype).removeprefix('torch.')}"
+
+    @classmethod
+    def open(
+        cls,
+        folder: str | Path,
+        device: str = "auto",
+        dtype: str = "auto",
+        dino_windows: str | None = None,
+    ) -> TorchBackend:
+        """Loads a checkpoint folder.
+
+        device "auto" is CUDA where there is one, else the CPU; dtype "auto" is bfloat16 on CUDA
+        (as released) and float32 on the CPU. dino_windows overrides the folder's setting.
+        """
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        if torch.device(device).type == "cuda" and not torch.cuda.is_available():
+            raise ValueError(f"device '{device}' needs CUDA, which torch does not find; use 'cpu'")
+        if dtype == "auto":
+            dtype = "float32" if torch.device(device).type == "cpu" else "bfloat16"
+        if dtype not in DTYPES:
+            raise ValueError(f"dtype is '{dtype}'; it must be auto or one of {', '.join(DTYPES)}")
+        return cls(load(folder, device, DTYPES[dtype], dino_windows))
+
+    def new_cache(self) -> KVCache:
+        return KVCache(self.config.text.layers)
+
+    @torch.inference_mode()
+    def encode_geometry(self, images: np.ndarray) -> Tensor:
+        check_images("images", images, ndim=4, multiple=PATCH_PX)
+        return _finite("encode_geometry", self.network.encode_geometry(self._put(images)))
+
+    def describe(self, features: Tensor) -> np.ndarray:
+        return features.float().mean(1).cpu().numpy()
+
+    @torch.inference_mode()
+    def encode_semantics(self, image: np.ndarray) -> Tensor:
+        check_images("image", image, ndim=3, multiple=PATCH_PX * self.config.vision.merge)
+        return _finite("encode_semantics", self.network.encode_semantics(self._put(image)))
+
+    @torch.inference_mode()
+    def geometry(self, features: Tensor, segment: Segment, cache: KVCache) -> Tensor:
+        views, patches = features.shape[:2]
+        check_boundaries(segment, "geometry", views, patches)
+        ids = self._ids(segment).reshape(views, 2)
+        positions = self._put(segment.positions)
+        return _finite("geometry", self.network.geometry(features, ids, positions, cache))
+
+    @torch.inference_mode()
+    def heads(
+        self, hidden: Tensor, grid_hw: tuple[int, int], global_points: bool = False
+    ) -> RawGeometry:
+        check_grid(hidden.shape[1], grid_hw)
+        results = self.network.heads(hidden, grid_hw, global_points)
+        arrays = [None if x is None else _finite("heads", x).float() for x in results]
+        return RawGeometry(*(None if x is None else x.cpu().numpy() for x in arrays))
+
+    @torch.inference_mode()
+    def language(
+        self, segment: Segment, cache: KVCache, features: Tensor | None = None
+    ) -> np.ndarray:
+        ids, positions = self._ids(segment), self._put(segment.positions)
+        if segment.kind == "text":
+            logits = self.network.text(ids, positions, cache, cache.length)
+        else:
+            if features is None:
+                raise ValueError("a semantic segment needs the features of its image; pass them")
+            check_boundaries(segment, "semantic", 1, features.shape[0])
+            logits = self.network.semantic(features, ids, positions, cache)
+        return _finite("language", logits).cpu().numpy()
+
+    def _ids(self, segment: Segment) -> Tensor:
+        check_ids(segment.token_ids, self.config.text.vocab_size)
+        return self._put(segment.token_ids)
+
+    def _put(self, array: np.ndarray) -> Tensor:
+        return torch.tensor(array, device=self.device)
+
+
+def _finite(stage: str, result: Tensor) -> Tensor:
+    if not torch.isfinite(result).all():
+        raise NonFiniteError(stage)
+    return result

@@ -1,0 +1,207 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which recent frames form the model's input.
+
+Frames of one moment (all cameras within ``sync_slop_s``) make an *instant*. Instants that lie far
+enough apart (time, and odometry motion where it is known) are kept, newest first in line; a window
+takes the newest one, the overlap with the window before, and an even spread between. What is not
+used is counted by reason; nothing disappears silently. A camera silent for long is left out.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from g2vlm_ros.records import Frame, Window
+from g2vlm_ros.settings import WindowSettings
+
+NS_PER_S = 1_000_000_000
+KEPT_WINDOWS = 4
+"""Instants kept while the device is busy, in windows' worth; older ones are superseded."""
+SILENT_SHARE = 0.5
+"""Share of max_age_s after which a silent camera is left out, while there is an overlap still."""
+
+
+@dataclass
+class _Instant:
+    """Frames of one moment, by camera."""
+
+    stamp_ns: int
+    frames: dict[str, Frame] = field(default_factory=dict)
+    used: bool = False
+    """Part of a window already."""
+
+    @property
+    def position_m(self) -> np.ndarray | None:
+        known = (f.position_m for f in self.frames.values() if f.position_m is not None)
+        return next(known, None)
+
+
+class WindowBuffer:
+    """Collects frames of one or more cameras and hands out windows. Not thread-safe: lock outside.
+
+    Counters: `received` and `used` frames, and `dropped` by reason. The reasons are "too_close"
+    (within min_gap_s or min_baseline_m of the last one kept), "out_of_order", "duplicate",
+    "unsynchronised" (no partner from another camera), "too_old" (further than max_age_s behind),
+    "superseded" (newer frames arrived while the device was busy, or from other cameras),
+    "clock_jump" and "reset", and whatever `reject` is told.
+    """
+
+    def __init__(
+        self,
+        cameras: list[str],
+        settings: WindowSettings,
+        on_clock_jump: Callable[[], None] = lambda: None,
+    ):
+        self._cameras = list(cameras)
+        self._settings = settings
+        self._on_clock_jump = on_clock_jump
+        self._window_id = 0
+        self._pending: list[_Instant] = []
+        self._kept: list[_Instant] = []
+        self._last_stamp_ns: dict[str, int] = {}
+        self._first_stamp_ns = 0
+        self.received = 0
+        self.used = 0
+        self.dropped: Counter[str] = Counter()
+
+    def offer(self, frame: Frame) -> None:
+        """Take a frame in. A stamp more than max_age_s in the past of its camera's last one is a
+        clock that jumped back (simulation restarted): everything older is dropped."""
+        if frame.camera not in self._cameras:
+            raise ValueError(f"camera '{frame.camera}' is not one of {', '.join(self._cameras)}")
+        self.received += 1
+        last = self._last_stamp_ns.get(frame.camera)
+        if last is not None and frame.stamp_ns <= last:
+            if last - frame.stamp_ns > self._settings.max_age_s * NS_PER_S:
+                self._drop_all("clock_jump")
+                self._on_clock_jump()
+            else:
+                self.dropped["duplicate" if frame.stamp_ns == last else "out_of_order"] += 1
+                return
+        if not self._last_stamp_ns:
+            self._first_stamp_ns = frame.stamp_ns
+        self._last_stamp_ns[frame.camera] = frame.stamp_ns
+        self._synchronise(frame)
+
+    @property
+    def silent(self) -> tuple[str, ...]:
+        """Cameras that windows do without: no frame for SILENT_SHARE of max_age_s of stamps."""
+        newest_ns = max(self._last_stamp_ns.values(), default=0)
+        limit_ns = newest_ns - SILENT_SHARE * self._settings.max_age_s * NS_PER_S
+        last = self._last_stamp_ns
+        return tuple(c for c in self._cameras if last.get(c, self._first_stamp_ns) < limit_ns)
+
+    def reject(self, reason: str) -> None:
+        """Count a frame that was received but could not be offered."""
+        self.received += 1
+        self.dropped[reason] += 1
+
+    def discard(self, frame: Frame, reason: str) -> None:
+        """Forget a frame of the last window that turned out to be unusable."""
+        for instant in self._kept:
+            if instant.frames.get(frame.camera) is frame:
+                self._kept.remove(instant)
+                break
+        self.dropped[reason] += 1
+        self.used -= 1
+
+    def clear(self, reason: str = "reset") -> None:
+        """Forget all frames; counters stay."""
+        self._drop_all(reason)
+
+    def take(self) -> Window | None:
+        """The next window, or None while too few fresh instants are here."""
+        self._forget_old()
+        fresh = [i for i in self._kept if not i.used]
+        if not fresh:
+            return None
+        cameras = fresh[-1].frames.keys()
+        alike = [i for i in fresh if i.frames.keys() == cameras]
+        overlap, room = [], self._settings.views
+        for instant in reversed([i for i in self._kept if i.used]):
+            if room - len(instant.frames) >= len(cameras):
+                overlap.insert(0, instant)
+                room -= len(instant.frames)
+        wanted = room // len(cameras)
+        if len(alike) < wanted:
+            return None
+        chosen = overlap + _spread(alike, wanted)
+        for instant in fresh:
+            if any(instant is c for c in chosen):
+                instant.used = True
+                self.used += len(instant.frames)
+            else:
+                self.dropped["superseded"] += len(instant.frames)
+        shared = min(self._settings.overlap, self._settings.views // len(cameras) - 1)
+        self._kept = chosen[-shared:] if shared else []
+        self._window_id += 1
+        frames = tuple(i.frames[c] for i in chosen for c in self._cameras if c in i.frames)
+        return Window(self._window_id, frames)
+
+    def _synchronise(self, frame: Frame) -> None:
+        """Add the frame to the instant it belongs to; keep the instant when it is complete."""
+        slop_ns = self._settings.sync_slop_s * NS_PER_S
+        for instant in self._pending:
+            fits = abs(instant.stamp_ns - frame.stamp_ns) <= slop_ns
+            if fits and frame.camera not in instant.frames:
+                instant.frames[frame.camera] = frame
+                break
+        else:
+            instant = _Instant(frame.stamp_ns, {frame.camera: frame})
+        complete = instant.frames.keys() >= set(self._cameras) - set(self.silent)
+        horizon_ns = frame.stamp_ns - self._settings.max_age_s * NS_PER_S
+        limit_ns = instant.stamp_ns if complete else horizon_ns
+        for earlier in [i for i in self._pending if i.stamp_ns < limit_ns]:
+            self.dropped["unsynchronised"] += len(earlier.frames)
+        self._pending = [i for i in self._pending if i.stamp_ns >= limit_ns and i is not instant]
+        if complete:
+            self._keep(instant)
+        else:
+            self._pending.append(instant)
+
+    def _keep(self, instant: _Instant) -> None:
+        if self._kept and not self._far_enough(self._kept[-1], instant):
+            self.dropped["too_close"] += len(instant.frames)
+            return
+        self._kept.append(instant)
+        self._forget_old()
+        fresh = [i for i in self._kept if not i.used]
+        if len(fresh) > KEPT_WINDOWS * (self._settings.views // len(instant.frames)):
+            # Thin out evenly: the spread over time matters more than any single frame.
+            victim = fresh[len(fresh) // 2]
+            self._kept = [i for i in self._kept if i is not victim]
+            self.dropped["superseded"] += len(victim.frames)
+
+    def _far_enough(self, last: _Instant, instant: _Instant) -> bool:
+        if instant.stamp_ns - last.stamp_ns < self._settings.min_gap_s * NS_PER_S:
+            return False
+        here, there = instant.position_m, last.position_m
+        if self._settings.min_baseline_m <= 0 or here is None or there is None:
+            return True
+        return float(np.linalg.norm(here - there)) >= self._settings.min_baseline_m
+
+    def _forget_old(self) -> None:
+        """No window may reach further back than max_age_s from the newest instant."""
+        if not self._kept:
+            return
+        limit_ns = self._kept[-1].stamp_ns - self._settings.max_age_s * NS_PER_S
+        for instant in self._kept:
+            if instant.stamp_ns < limit_ns and not instant.used:
+                self.dropped["too_old"] += len(instant.frames)
+        self._kept = [i for i in self._kept if i.stamp_ns >= limit_ns]
+
+    def _drop_all(self, reason: str) -> None:
+        unused = [i for i in self._kept if not i.used] + self._pending
+        self.dropped[reason] += sum(len(i.frames) for i in unused)
+        self._pending, self._kept = [], []
+        self._last_stamp_ns.clear()
+
+
+def _spread(instants: list[_Instant], count: int) -> list[_Instant]:
+    """`count` instants evenly spread over the list, the newest always among them."""
+    n = len(instants)
+    return [instants[(k + 1) * n // count - 1] for k in range(count)]

@@ -1,0 +1,180 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Windows held for questions: their scenes and point maps, and the conversations about them.
+
+What was computed for a window (features, key/value cache, point map) stays with it and is shared
+by all questions about it. How much is held is bounded: recent windows, conversations, turns.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict, deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from g2vlm_ros.images.preprocessing import PixelMap
+from g2vlm_ros.perception import Perception, Scene
+from g2vlm_ros.pipeline import MappedWindow
+from g2vlm_ros.query import prompts
+from g2vlm_ros.query.point_map import PointMap, Region
+from g2vlm_ros.query.point_parser import Pointed
+from g2vlm_ros.records import Frame
+
+MAX_TURNS = 8
+"""Turns of a conversation that are told to the model; earlier ones are left out."""
+MAX_MARKED = 2
+"""Scenes with drawn marks kept per window."""
+
+
+class ViewSelection:
+    """Some views of a window, as a question sees them. Views are counted within the look."""
+
+    def __init__(self, update: MappedWindow, views: Sequence[int]):
+        self.update, self.views = update, tuple(views)
+        self.frames: tuple[Frame, ...] = tuple(update.window.frames[i] for i in self.views)
+        whole = PointMap.of_window(
+            update.result, update.placement, [frame.stamp_ns for frame in update.window.frames]
+        )
+        self.points = _part(whole, self.views, self.frames)
+        self._scenes: OrderedDict[tuple[prompts.Mark, ...], Scene] = OrderedDict()
+
+    @property
+    def stamp_ns(self) -> int:
+        """Acquisition of the newest view."""
+        return max(frame.stamp_ns for frame in self.frames)
+
+    def scene(self, perception: Perception, marks: Sequence[prompts.Mark] = ()) -> Scene:
+        """The views inside the model, with marks drawn on them where there are any."""
+        whole = len(self.views) == len(self.update.window.frames)
+        if not marks and whole:
+            return self.update.scene
+        key = tuple(marks)
+        if key not in self._scenes:
+            self._scenes[key] = perception.scene(self._images(key))
+            while len(self._scenes) > MAX_MARKED:
+                self._scenes.popitem(last=False)
+        self._scenes.move_to_end(key)
+        return self._scenes[key]
+
+    def image(self, view: int) -> np.ndarray:
+        """A view's camera image, uint8 (h, w, 3) RGB."""
+        return self.update.scene.images[self.views[view]]
+
+    def pixel_map(self, view: int) -> PixelMap:
+        """Pixels of a view's camera image <-> those at model size."""
+        height, width = self.image(view).shape[:2]
+        return PixelMap((width, height), self.points.size_px)
+
+    def region(self, view: int, corners: Sequence[float]) -> Region:
+        """A region at model size of corners (u0, v0, u1, v1) in the camera image."""
+        low, high = self.pixel_map(view).model_from_image(np.reshape(corners, (2, 2)))
+        edge = np.subtract(self.points.size_px, 1)
+        low, high = np.clip(low, 0, edge), np.clip(high, 0, edge)
+        return Region(view, tuple(low.tolist()), tuple(high.tolist()))
+
+    def corners(self, region: Region) -> tuple[float, float, float, float]:
+        """(u0, v0, u1, v1) in the camera image of a region at model size."""
+        both = self.pixel_map(region.view).image_from_model([region.low_px, region.high_px])
+        return tuple(both.ravel().tolist())
+
+    def pointed(self, place: Pointed) -> Region | None:
+        """What the model pointed at; None outside the images, or of several without a frame."""
+        view = place.view
+        if view is None and len(self.views) == 1:
+            view = 0
+        if view is None or view >= len(self.views):
+            return None
+        corners = place.pixels(*self.pixel_map(view).image_size_px)
+        return None if corners is None else self.region(view, corners)
+
+    def _images(self, marks: Sequence[prompts.Mark]) -> list[np.ndarray]:
+        images = [self.image(view) for view in range(len(self.views))]
+        for view, image in enumerate(images):
+            own = [mark for mark in marks if mark.view == view]
+            images[view] = prompts.draw(image, own) if own else image
+        return images
+
+
+@dataclass(eq=False)
+class CachedWindow:
+    """A window with what questions about it have computed."""
+
+    update: MappedWindow
+    _looks: dict[tuple[int, ...], ViewSelection] = field(default_factory=dict)
+
+    def look(self, views: Sequence[int]) -> ViewSelection:
+        """Those views of the window; the same object for the same views."""
+        key = tuple(views)
+        if key not in self._looks:
+            self._looks[key] = ViewSelection(self.update, key)
+        return self._looks[key]
+
+
+@dataclass(eq=False)
+class Dialogue:
+    """A conversation about one window at a time."""
+
+    held: CachedWindow
+    turns: deque[tuple[str, str]] = field(default_factory=lambda: deque(maxlen=MAX_TURNS))
+    """Questions and answers, oldest first."""
+
+
+class ContextStore:
+    """The recent windows and the conversations. Used on the device's thread only."""
+
+    def __init__(self, most_windows: int, most_dialogues: int):
+        self.recent: deque[CachedWindow] = deque(maxlen=most_windows)
+        self._dialogues: OrderedDict[str, Dialogue] = OrderedDict()
+        self._most_dialogues = most_dialogues
+
+    def remember(self, update: MappedWindow) -> CachedWindow:
+        """Hold a window; the oldest one goes unless a conversation is about it."""
+        if not self.recent or self.recent[-1].update is not update:
+            self.recent.append(CachedWindow(update))
+        return self.recent[-1]
+
+    def dialogue(self, name: str) -> Dialogue | None:
+        """The conversation of that name, if it is still remembered."""
+        return self._dialogues.get(name)
+
+    def told(self, name: str, held: CachedWindow, question: str, answer: str) -> None:
+        """A turn of a conversation; makes room by forgetting the one that rested longest."""
+        dialogue = self._dialogues.pop(name, None) or Dialogue(held)
+        dialogue.held = held
+        dialogue.turns.append((question, answer))
+        self._dialogues[name] = dialogue
+        while len(self._dialogues) > self._most_dialogues:
+            self._dialogues.popitem(last=False)
+
+    def image(self, camera: str, stamp_ns: int) -> np.ndarray | None:
+        """An image that some held window still has, uint8 (h, w, 3) RGB."""
+        held = [*self.recent, *(dialogue.held for dialogue in self._dialogues.values())]
+        for each in held:
+            for frame, image in zip(
+                each.update.window.frames, each.update.scene.images, strict=True
+            ):
+                if (frame.camera, frame.stamp_ns) == (camera, stamp_ns):
+                    return image
+        return None
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self.recent.clear()
+        self._dialogues.clear()
+
+
+def _part(whole: PointMap, views: tuple[int, ...], frames: Sequence[Frame]) -> PointMap:
+    index = list(views)
+    poses = None if whole.pose_covariance is None else whole.pose_covariance[index]
+    return PointMap(
+        whole.points[index],
+        whole.depth[index],
+        whole.confidence[index],
+        whole.map_from_camera[index],
+        max(range(len(frames)), key=lambda i: frames[i].stamp_ns),
+        whole.metric,
+        whole.scale_std,
+        whole.floor_z,
+        poses,
+    )

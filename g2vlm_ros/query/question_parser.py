@@ -1,0 +1,399 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A question -> what has to be found and measured: small rules over its words.
+
+What no rule fits is TALK: the model answers alone. A rule never decides what is true, only which
+measurement the question is about.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from enum import Enum, IntEnum
+
+from g2vlm_ros.query import answer_parser
+from g2vlm_ros.query.number_parser import plain
+
+
+class AnswerType(IntEnum):
+    """What to answer with; values of SpatialQuery."""
+
+    AUTO = 0
+    TEXT = 1
+    YES_NO = 2
+    NUMBER = 3
+    POINT = 4
+    POSE = 5
+    OBJECTS = 6
+
+
+class QuestionType(Enum):
+    """What a question is about."""
+
+    DISTANCE = "distance"
+    SIZE = "size"
+    HEADING = "heading"
+    WHERE = "where"
+    RELATION = "relation"
+    SIDE = "side"
+    CLOSER = "closer"
+    NEAREST = "nearest"
+    BETWEEN = "between"
+    GAP = "gap"
+    FITS = "fits"
+    COUNT = "count"
+    EXISTS = "exists"
+    LOCATE = "locate"
+    APPROACH = "approach"
+    MOTION = "motion"
+    TALK = "talk"
+
+
+NEEDS_METRES = frozenset(
+    (
+        QuestionType.DISTANCE,
+        QuestionType.SIZE,
+        QuestionType.GAP,
+        QuestionType.FITS,
+        QuestionType.LOCATE,
+        QuestionType.APPROACH,
+        QuestionType.MOTION,
+    )
+)
+NATURAL = {
+    QuestionType.DISTANCE: AnswerType.NUMBER,
+    QuestionType.SIZE: AnswerType.NUMBER,
+    QuestionType.HEADING: AnswerType.NUMBER,
+    QuestionType.GAP: AnswerType.NUMBER,
+    QuestionType.COUNT: AnswerType.NUMBER,
+    QuestionType.RELATION: AnswerType.YES_NO,
+    QuestionType.BETWEEN: AnswerType.YES_NO,
+    QuestionType.FITS: AnswerType.YES_NO,
+    QuestionType.EXISTS: AnswerType.YES_NO,
+    QuestionType.LOCATE: AnswerType.POINT,
+    QuestionType.APPROACH: AnswerType.POSE,
+    QuestionType.MOTION: AnswerType.POSE,
+}
+"""The kind that AUTO takes; TEXT for the others."""
+VIEWER = "viewer"
+"""The name of the newest camera, the robot, "you" and "me" among the things of a plan."""
+THIS = re.compile(
+    r"^(?:this|that|it|these|those|here|there|this one|that one|this thing|"
+    r"that thing|this object|that object)$"
+)
+
+_SELF = re.compile(
+    r"^(?:you|me|the viewer|viewer|camera|robot|here|us|yourself|newest view|"
+    r"observer)$"
+)
+_PLACES = {
+    r"(?:to |on |at )?(?:the )?left(?: side)?(?: of)?": "left",
+    r"(?:to |on |at )?(?:the )?right(?: side)?(?: of)?": "right",
+    r"in front of|before": "front",
+    r"behind|at the back of": "behind",
+    r"above|over|on top of|on": "above",
+    r"below|under|underneath|beneath": "below",
+}
+_PLACE = "|".join(_PLACES)
+_TO_US = (
+    r"(?:,? ?(?:from|to|of) (?:you|me|here|us|the (?:camera|robot|viewer|observer|newest view)))?"
+)
+_OPENING = (
+    r"^(?:(?:please|robot|(?:can you )?tell me|give me|say|do you know"
+    r"|(?:seen )?from (?:here|your (?:place|point of view)))[, ]+)+"
+)
+_LENGTHS = r"(?:met(?:er|re)s?|centimet(?:er|re)s?|cm|feet|inches|steps)"
+_HOW = r"how (?:far(?: away)?|tall|high|wide|long|deep|big|large)"
+_INDIRECT = rf"^({_HOW}) (?!(?:is|are|away)\b)(.+?) (is|are)(?=(?: from\b.*)?[.?!]*$)"
+"""As in "tell me how far the chair is"; the verb is put before the thing."""
+_SPATIAL = re.compile(
+    r"\b(?:far|near|close|reach|bigg?|larg|small|tall|high|low|wid|narrow|long|short|deep|size|height"
+    r"|width|distance|fit|pass|stand|put|place|between|behind|beside|above|under)(?:e?r?|e?st|e?s)\b"
+    r"|\b(?:room|space) for\b"
+)
+_DIMENSION = {
+    "tall": "height",
+    "high": "height",
+    "height": "height",
+    "wide": "width",
+    "width": "width",
+    "long": "length",
+    "length": "length",
+    "deep": "depth",
+    "depth": "depth",
+    "big": "size",
+    "large": "size",
+    "size": "size",
+}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a question needs."""
+
+    ask: QuestionType
+    things: tuple[str, ...] = ()
+    """Names as asked for, without article; VIEWER for the camera."""
+    word: str = ""
+    """RELATION: one of left, right, front, behind, above, below. SIZE: height, width, length,
+    depth or size. LOCATE and the rest: empty."""
+    width_m: float | None = None
+    """FITS: what should pass; None where only "the robot" is named."""
+    forward_m: float = 0.0
+    left_m: float = 0.0
+    turn_rad: float = 0.0
+    """MOTION: turned first, positive to the left."""
+
+    @property
+    def kind(self) -> AnswerType:
+        """What the question asks for by itself."""
+        return NATURAL.get(self.ask, AnswerType.TEXT)
+
+
+def parse(question: str) -> Plan:
+    """The plan for a question; TALK where no rule fits."""
+    text = _bare(question)
+    for pattern, build in _RULES:
+        match = re.search(pattern, text)
+        if match:
+            plan = build(match, text)
+            plan = None if plan is None else _about_us(plan)
+            if plan is not None and all(plan.things):
+                return plan
+    return Plan(QuestionType.TALK)
+
+
+def _about_us(plan: Plan) -> Plan | None:
+    """A plan whose things can be measured: only some relations may be to the viewer itself."""
+    if VIEWER not in plan.things and (plan.things or plan.ask is QuestionType.MOTION):
+        return plan
+    if (
+        plan.ask in (QuestionType.RELATION, QuestionType.NEAREST, QuestionType.WHERE)
+        and plan.things[0] != VIEWER
+    ):
+        return plan
+    if plan.ask is QuestionType.SIDE and plan.things[1] == VIEWER:
+        return replace(plan, ask=QuestionType.WHERE, things=plan.things[:1])
+    return None
+
+
+def measures_help(question: str) -> bool:
+    """Whether a question that no rule fits is about space, so that measures help to answer it."""
+    return _SPATIAL.search(plain(question)) is not None
+
+
+def name(phrase: str | None, subject: bool = False) -> str:
+    """A thing's name without article and filling words; VIEWER for the camera itself.
+
+    subject: the question is about it, so "the robot" is another robot.
+    """
+    text = re.sub(r"^(?:the|an?|my|your|any|some|of)\s+", "", (phrase or "").strip(" ,.:;?!"))
+    text = re.sub(r"\s+(?:now|here|away|apart|there|right now)$", "", text)
+    return VIEWER if _SELF.match(text) and not (subject and text == "robot") else text
+
+
+def singular(word: str) -> str:
+    """The singular of a name, as far as rules go: chairs, boxes, shelves."""
+    for ending, instead in (
+        ("shelves", "shelf"),
+        ("xes", "x"),
+        ("ches", "ch"),
+        ("shes", "sh"),
+        ("ies", "y"),
+    ):
+        if word.endswith(ending):
+            return word[: -len(ending)] + instead
+    return word[:-1] if word.endswith("s") and not word.endswith("ss") else word
+
+
+def _bare(question: str) -> str:
+    text = re.sub(r"\s+", " ", plain(question)).strip()
+    text = re.sub(r"[.,!?]+ ?(?:please )?(?:answer|give|reply)\b[^.!?]*[.!?]*$", "", text)
+    text = re.sub(_OPENING, "", text)
+    text = re.sub(_INDIRECT, r"\1 \3 \2", text)
+    text = re.sub(r"^in (?:the newest|these|this|the) views?(?:'s frame)?, ", "", text)
+    text = re.sub(
+        r"(?: in| from)? (?:the newest|these|this) views?(?:'s frame)?(?=[.?!]|$)", "", text
+    )
+    text = re.sub(r",? (?:in (?:met(?:er|re)s?|cm|degrees))(?=[.?!]|$)", "", text)
+    return text.strip(" .?!")
+
+
+def _of(ask: QuestionType, *groups: str, word: str = "") -> Callable[[re.Match, str], Plan]:
+    return lambda match, text: Plan(
+        ask, tuple(name(match[group], subject=group == "x") for group in groups), word
+    )
+
+
+def _distance(match: re.Match, text: str) -> Plan:
+    parts = [name(match["x"], subject=True)] + (
+        [name(match["y"])] if match.groupdict().get("y") else []
+    )
+    others = [part for part in parts if part != VIEWER]
+    return Plan(QuestionType.DISTANCE, tuple(others))
+
+
+def _size(match: re.Match, text: str) -> Plan:
+    return Plan(QuestionType.SIZE, (name(match["x"], subject=True),), _DIMENSION[match["how"]])
+
+
+def _relation(match: re.Match, text: str) -> Plan:
+    word = next(w for pattern, w in _PLACES.items() if re.fullmatch(pattern, match["place"]))
+    other = match.groupdict().get("y") or ""
+    return Plan(QuestionType.RELATION, (name(match["x"]), name(other) if other else VIEWER), word)
+
+
+def _fits(match: re.Match, text: str) -> Plan:
+    width = answer_parser.length(re.sub(r"\b(?:than|least)\b", "", text))
+    return Plan(
+        QuestionType.FITS,
+        (name(match["x"]), name(match["y"])),
+        width_m=None if width is None else width.value,
+    )
+
+
+def _motion(match: re.Match, text: str) -> Plan | None:
+    plan = Plan(QuestionType.MOTION)
+    for part in re.split(r",| and (?:then )?| then ", match["how"]):
+        way = answer_parser.directions(part)
+        sign = {"left": 1, "right": -1, "front": 1, "behind": -1}
+        if re.search(r"\bturn", part):
+            angle = answer_parser.angle(part) or answer_parser.Quantity(math.pi / 2, "rad", "")
+            if "around" in part:
+                plan = replace(plan, turn_rad=math.pi)
+            elif way is None or way.words[0] not in ("left", "right"):
+                return None
+            else:
+                plan = replace(plan, turn_rad=sign[way.words[0]] * angle.value)
+            continue
+        far = answer_parser.length(part)
+        if far is None or (way is not None and way.words[0] not in sign):
+            return None
+        back = re.search(r"\bback\b", part)
+        word = "behind" if back else way.words[0] if way else "front"
+        step = sign[word] * far.value
+        if word in ("left", "right"):
+            plan = replace(plan, left_m=plan.left_m + step)
+        else:
+            plan = replace(plan, forward_m=plan.forward_m + step)
+    return plan
+
+
+def _nearest(match: re.Match, text: str) -> Plan:
+    """The kind of thing asked for ("thing" for any), and what it should be near to."""
+    kind = name(match.groupdict().get("x") or "") or "thing"
+    kind = "thing" if kind in ("one", "thing", "object", "item", "what") else kind
+    return Plan(QuestionType.NEAREST, (kind, name(match.groupdict().get("y") or "you")))
+
+
+_X, _Y, _Z = (rf"(?P<{letter}>[^,?:]+?)" for letter in "xyz")
+_RULES: list[tuple[str, Callable[[re.Match, str], Plan | None]]] = [
+    (
+        r"\bwhere (?:would|will|do|am|should) i "
+        r"(?:be|end up|stand|land|arrive) (?:if|when|after)\b"
+        r"(?: i)? ?(?P<how>.+)$",
+        _motion,
+    ),
+    (rf"\b(?:fit|pass|go|drive|get|squeeze|move|come)s?\b.*?\bbetween {_X} and {_Y}$", _fits),
+    (rf"\b(?:room|space|gap) for\b.*? between {_X} and {_Y}$", _fits),
+    (
+        rf"\bis (?:the |there a )?(?:gap|space|passage|opening) between {_X} and {_Y} "
+        r"(?:wider|larger|more|at least|big enough|wide enough)",
+        _fits,
+    ),
+    (
+        rf"\b(?:gap|space|passage|opening|room) (?:is )?(?:there )?between {_X} and {_Y}$",
+        _of(QuestionType.GAP, "x", "y"),
+    ),
+    (
+        r"\b(?:degrees|how (?:far|much)|turn|rotate)\b.*?\b(?:face|look at|see|towards?|point at) "
+        rf"{_X}$",
+        _of(QuestionType.HEADING, "x"),
+    ),
+    (rf"\bhow many {_LENGTHS} (?:are there |is it )?between {_X} and {_Y}$", _distance),
+    (rf"\bhow many {_LENGTHS} (?:apart )?are {_X} and {_Y}(?: apart)?$", _distance),
+    (rf"\bhow (?:far|many {_LENGTHS}) is it to {_X}$", _distance),
+    (rf"\bhow many {_LENGTHS} (?:away|off) (?:is|are) {_X}$", _distance),
+    (rf"\bhow many {_LENGTHS} (?P<how>tall|high|wide|long|deep) (?:is|are) {_X}$", _size),
+    (rf"\bat what distance (?:is|are|do you see|can you see) {_X}$", _distance),
+    (rf"\bdistance (?:is )?between {_X} and {_Y}$", _distance),
+    (rf"\b(?:distance|how far is it) from {_X} to {_Y}$", _distance),
+    (rf"\bdistance (?:to|of) {_X}$", _distance),
+    (rf"\bhow far (?:apart |away )?are {_X} and {_Y}(?: apart)?$", _distance),
+    (rf"\bhow far (?:away )?(?:is|are) {_X}(?: away)? from {_Y}$", _distance),
+    (rf"\bhow (?:far|close|near)(?: away)? (?:is|are|to) {_X}$", _distance),
+    (rf"\bhow (?P<how>tall|high|wide|long|deep|big|large) (?:is|are) {_X}$", _size),
+    (rf"^what is {_X}'s (?P<how>height|width|length|depth|size)$", _size),
+    (rf"\b(?P<how>height|width|length|depth|size) (?:of|has|does|is) {_X}(?: have)?$", _size),
+    (
+        r"\b(?:which|what)(?: one| thing)?(?: of (?:the two|them))? is (?:closer|nearer)"
+        rf"{_TO_US}[,:]? {_X} or {_Y}$",
+        _of(QuestionType.CLOSER, "x", "y"),
+    ),
+    (
+        rf"^between {_X} and {_Y}, (?:which|what)(?: one)? is (?:closer|nearer){_TO_US}$",
+        _of(QuestionType.CLOSER, "x", "y"),
+    ),
+    (rf"^is {_X} or {_Y} (?:closer|nearer){_TO_US}$", _of(QuestionType.CLOSER, "x", "y")),
+    (
+        rf"^is {_X} (?:closer|nearer){_TO_US} than {_Y}$",
+        _of(QuestionType.CLOSER, "x", "y", word="yes_no"),
+    ),
+    (
+        r"\b(?:which|what)(?P<x> [\w ]+?)? (?:is|stands|lies|sits) (?:the )?"
+        r"(?:nearest|closest)(?: one)?(?: (?:thing|object))?(?: to (?P<y>[^,?:]+?))?$",
+        _nearest,
+    ),
+    (r"\b(?:nearest|closest) (?P<x>[\w ]+?)(?: to (?P<y>[^,?:]+?))?$", _nearest),
+    (rf"^(?:is|are) {_X} between {_Y} and {_Z}$", _of(QuestionType.BETWEEN, "x", "y", "z")),
+    (
+        rf"^(?:is|are) {_X} (?:to |on )?(?:the )?(?:left or (?:to |on )?(?:the )?right|"
+        rf"right or (?:to |on )?(?:the )?left) of {_Y}$",
+        _of(QuestionType.SIDE, "x", "y"),
+    ),
+    (
+        rf"\bwhere (?:is|are) {_X} (?:relative to|with respect to|compared (?:to|with)|seen from) "
+        rf"{_Y}$",
+        _of(QuestionType.SIDE, "x", "y"),
+    ),
+    (rf"\bon (?:which|what) side of {_Y} (?:is|are) {_X}$", _of(QuestionType.SIDE, "x", "y")),
+    (
+        r"\b(?:which|what) (?:direction|side|way) (?:should|do|must|would) (?:i|you) "
+        rf"(?:look|turn|go) (?:for|to (?:see|find|reach)) {_X}$",
+        _of(QuestionType.WHERE, "x"),
+    ),
+    (rf"\bwhere (?:is|are) {_X}(?: now)?: ", _of(QuestionType.WHERE, "x")),
+    (rf"^(?:is|are) {_X} left, right", _of(QuestionType.WHERE, "x")),
+    (
+        rf"\b(?:which|what) (?:direction|side|way) (?:is|are) {_X}(?: from {_Y})?(?: on| in)?$",
+        _of(QuestionType.WHERE, "x"),
+    ),
+    (rf"^(?:is|are) {_X} (?P<place>(?:to|on) the (?:left|right)|behind|above|below)$", _relation),
+    (rf"^(?:is|are) {_X} (?P<place>{_PLACE}) (?P<y>[^,?:]+)$", _relation),
+    (
+        rf"\b(?:how many|what number of)(?! {_LENGTHS}\b) {_X}(?: (?:are|do|can|is|stand)\b.*)?$",
+        _of(QuestionType.COUNT, "x"),
+    ),
+    (rf"^(?:count|the number of|what is the number of) {_X}$", _of(QuestionType.COUNT, "x")),
+    (
+        rf"^(?:is|are) there {_X}(?: in (?:view|sight|the room|here))?$",
+        _of(QuestionType.EXISTS, "x"),
+    ),
+    (
+        rf"^does (?:the|this) (?:room|place|view|image) (?:have|contain|show) {_X}$",
+        _of(QuestionType.EXISTS, "x"),
+    ),
+    (rf"^(?:do|can) you see {_X}$", _of(QuestionType.EXISTS, "x")),
+    (rf"^(?:is|are) {_X} (?:visible|there|in (?:view|sight))$", _of(QuestionType.EXISTS, "x")),
+    (r"^(?:is|are) (?P<x>an? [\w ]+|any [\w ]+)$", _of(QuestionType.EXISTS, "x")),
+    (
+        rf"^(?:go|drive|navigate|move|walk|bring me|take me|come)(?: \w+)? to {_X}$",
+        _of(QuestionType.APPROACH, "x"),
+    ),
+    (
+        rf"\b(?:where (?:is|are)|locate|find|point (?:at|to)|show me|position of|place of) {_X}$",
+        _of(QuestionType.LOCATE, "x"),
+    ),
+]

@@ -1,0 +1,246 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The records that cross module borders: shape, unit and frame of every field, checked when made.
+
+Lengths come from the model in its own unit (suffix ``_u``); only `alignment` turns them into
+metres (``_m``). Camera frames are optical (x right, y down, z forward; REP-103). Pixel centres lie
+at integer coordinates. Arrays inside records are read-only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import IntEnum
+
+import numpy as np
+
+
+class BackendGoneError(RuntimeError):
+    """What runs the network can run nothing any more in this process."""
+
+
+class UnfitError(ValueError):
+    """A backend cannot run this checkpoint here; another one may."""
+
+
+class NonFiniteError(ArithmeticError):
+    """A stage of the network produced NaN or infinity.
+
+    The original model decodes such logits to "!!!!!"; here they are an error with a name.
+    """
+
+    def __init__(self, stage: str):
+        super().__init__(
+            f"stage '{stage}' produced NaN or infinite values; check the checkpoint's weights, "
+            "or run with dtype float32 if a half precision overflowed"
+        )
+        self.stage = stage
+
+
+class ScaleState(IntEnum):
+    """What the lengths of a reconstruction mean (values of ReconstructionStatus.scale_state)."""
+
+    UNKNOWN = 0
+    RELATIVE = 1
+    METRIC = 2
+
+
+def frozen(array: np.ndarray, name: str, shape: tuple, dtype: type) -> np.ndarray:
+    """A read-only view of `array`, or ValueError when shape (None = any) or dtype do not fit."""
+    array = np.asarray(array)
+    fits = array.ndim == len(shape) and all(
+        want is None or got == want for got, want in zip(array.shape, shape, strict=True)
+    )
+    if not fits or array.dtype != dtype:
+        want = "x".join("?" if n is None else str(n) for n in shape)
+        raise ValueError(
+            f"{name} is {array.dtype} {array.shape}; it must be {np.dtype(dtype)} {want}"
+        )
+    view = array.view()
+    view.flags.writeable = False
+    return view
+
+
+def _freeze(record: object, name: str, shape: tuple, dtype: type) -> np.ndarray:
+    view = frozen(getattr(record, name), f"{type(record).__name__}.{name}", shape, dtype)
+    object.__setattr__(record, name, view)
+    return view
+
+
+@dataclass(frozen=True)
+class Intrinsics:
+    """A pinhole camera: focal lengths and principal point in pixels of a width x height image."""
+
+    fx_px: float
+    fy_px: float
+    cx_px: float
+    cy_px: float
+    width_px: int
+    height_px: int
+
+    def __post_init__(self) -> None:
+        values = (self.fx_px, self.fy_px, self.cx_px, self.cy_px)
+        if not np.all(np.isfinite(values)) or self.fx_px <= 0 or self.fy_px <= 0:
+            raise ValueError(f"intrinsics {values} must be finite with focal lengths above 0")
+        if self.width_px < 1 or self.height_px < 1:
+            raise ValueError(f"image size {self.width_px}x{self.height_px} must be at least 1x1")
+
+    def matrix(self) -> np.ndarray:
+        """K, float64 (3, 3): pixel ~ K @ point in the optical frame."""
+        return np.array(
+            [[self.fx_px, 0.0, self.cx_px], [0.0, self.fy_px, self.cy_px], [0.0, 0.0, 1.0]]
+        )
+
+    def resized(self, width_px: int, height_px: int) -> Intrinsics:
+        """The same camera after resizing the image (half pixels included)."""
+        sx, sy = width_px / self.width_px, height_px / self.height_px
+        return Intrinsics(
+            self.fx_px * sx,
+            self.fy_px * sy,
+            (self.cx_px + 0.5) * sx - 0.5,
+            (self.cy_px + 0.5) * sy - 0.5,
+            width_px,
+            height_px,
+        )
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One camera image as it arrived; pixels are decoded only when a window needs them."""
+
+    stamp_ns: int
+    """Acquisition time."""
+    camera: str
+    """Name of the camera (the node's parameter `cameras`)."""
+    frame_id: str
+    """Optical frame of the camera."""
+    decode: Callable[[], np.ndarray]
+    """Returns uint8 (height, width, 3) RGB; raises ValueError when the data cannot be decoded."""
+    intrinsics: Intrinsics | None = None
+    """Known calibration for the full image, or None."""
+    position_m: np.ndarray | None = None
+    """Position by odometry at the stamp, float64 (3,) metres, or None: of the camera, or of the
+    robot where it is not known how the camera is mounted."""
+    depth: Callable[[], np.ndarray | None] | None = None
+    """Returns a depth image registered to this one, float (height, width) in metres, NaN or 0
+    where unknown, or None where none came; itself None where the camera has no depth."""
+    up: np.ndarray | None = None
+    """Up, against gravity, at the stamp: unit float64 (3,) in optical axes, or None."""
+    odom_from_camera: np.ndarray | None = None
+    """Pose by odometry at the stamp, float64 (4, 4) metres, optical axes; None where that, or how
+    the camera is mounted, is not known. Its translation is `position_m`."""
+
+    def __post_init__(self) -> None:
+        if self.odom_from_camera is not None:
+            _freeze(self, "odom_from_camera", (4, 4), np.float64)
+            object.__setattr__(self, "position_m", self.odom_from_camera[:3, 3])
+        if self.position_m is not None:
+            _freeze(self, "position_m", (3,), np.float64)
+        if self.up is not None:
+            _freeze(self, "up", (3,), np.float64)
+
+
+@dataclass(frozen=True)
+class Window:
+    """The views that go through the model together, oldest first."""
+
+    id: int
+    frames: tuple[Frame, ...]
+
+    @property
+    def stamp_ns(self) -> int:
+        """Acquisition time of the newest view."""
+        return max(frame.stamp_ns for frame in self.frames)
+
+
+@dataclass(frozen=True)
+class RawGeometry:
+    """What the geometric heads give for N views, in model units."""
+
+    local_points_u: np.ndarray
+    """float32 (N, H, W, 3): a point per pixel in the optical frame of its view, z > 0."""
+    window_from_camera: np.ndarray
+    """float32 (N, 4, 4): camera-to-window poses; view 0 is not the identity."""
+    rotation9: np.ndarray
+    """float32 (N, 9): the camera head's raw rotation before orthogonalisation."""
+    confidence: np.ndarray | None = None
+    """float32 (N, H, W) in 0..1 from the confidence head, or None where there is none."""
+    global_points_u: np.ndarray | None = None
+    """float32 (N, H, W, 3) of the training-only head (frame of camera 0), or None."""
+    pack: Callable[..., np.ndarray | None] | None = None
+    """Packs clouds where the points already are, on the device: (views, colours, confidence,
+    affines, min_confidence, edge_step) -> uint8 (20 M,), as `runtime.pack_points` says, or None
+    where the points are gone. Itself None where the backend cannot. Device's thread only."""
+
+    def __post_init__(self) -> None:
+        views, height, width, _ = _freeze(
+            self, "local_points_u", (None, None, None, 3), np.float32
+        ).shape
+        _freeze(self, "window_from_camera", (views, 4, 4), np.float32)
+        _freeze(self, "rotation9", (views, 9), np.float32)
+        if self.confidence is not None:
+            _freeze(self, "confidence", (views, height, width), np.float32)
+        if self.global_points_u is not None:
+            _freeze(self, "global_points_u", (views, height, width, 3), np.float32)
+
+
+@dataclass(frozen=True)
+class Reconstruction:
+    """Geometry of one window as users get it: points, colours, poses, confidence, intrinsics.
+
+    Lengths are in model units; the window frame is the model's own and differs between windows.
+    """
+
+    geometry: RawGeometry
+    colours: np.ndarray
+    """uint8 (N, H, W, 3) RGB: the resized views, pixel for pixel with the points."""
+    confidence: np.ndarray
+    """float32 (N, H, W): 0..1, NaN where nothing is known (a single view without a head)."""
+    intrinsics: tuple[Intrinsics | None, ...]
+    """Per view, recovered from the points, for the H x W image; None where no pinhole fits."""
+    stage_times_s: dict[str, float]
+    descriptors: np.ndarray | None = None
+    """float32 (N, C): a compact signature of each view, near where views look alike; or None."""
+
+    def __post_init__(self) -> None:
+        shape = self.geometry.local_points_u.shape
+        _freeze(self, "colours", shape, np.uint8)
+        _freeze(self, "confidence", shape[:3], np.float32)
+        if self.descriptors is not None:
+            _freeze(self, "descriptors", (shape[0], None), np.float32)
+        if len(self.intrinsics) != shape[0]:
+            raise ValueError(f"{len(self.intrinsics)} intrinsics given for {shape[0]} views")
+
+    @property
+    def views(self) -> int:
+        """How many views N."""
+        return self.geometry.local_points_u.shape[0]
+
+    @property
+    def local_points_u(self) -> np.ndarray:
+        """float32 (N, H, W, 3), see RawGeometry."""
+        return self.geometry.local_points_u
+
+    @property
+    def window_from_camera(self) -> np.ndarray:
+        """float32 (N, 4, 4), see RawGeometry."""
+        return self.geometry.window_from_camera
+
+    def points_u(self, stride_px: int = 1) -> np.ndarray:
+        """float32 (N, H, W, 3): the points of all views, or every n-th, in the window frame."""
+        pose, local = self.window_from_camera, self.local_points_u[:, ::stride_px, ::stride_px]
+        turned = local.reshape(len(pose), -1, 3) @ pose[:, :3, :3].transpose(0, 2, 1)
+        return (turned + pose[:, None, :3, 3]).reshape(local.shape)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the model said to a question about a window."""
+
+    text: str
+    token_ids: tuple[int, ...]
+    finished: bool
+    """False when the token limit, the deadline or a cancellation ended the answer."""
+    stage_times_s: dict[str, float]
+    prefill_tokens: int
+    """Tokens computed for this answer; a second question on the same window pays fewer."""

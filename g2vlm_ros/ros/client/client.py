@@ -1,0 +1,358 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Asks the perception node from Python: a synchronous and an asyncio client.
+
+    with SpatialClient() as robot:
+        answer = robot.ask("How far is the red box?")
+        if answer.success:
+            print(answer.number, answer.unit)
+
+    async with AsyncSpatialClient() as robot:
+        answer = await robot.ask("Go to the red chair")
+        slow = await robot.answer("What is there?", fresh_window=True, on_feedback=print)
+
+Both have a node and an executor thread of their own, so they work in any program, with or without
+a spinning node. Answers are SpatialQuery responses as they are: look at `success` and `error_msg`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import contextlib
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+import rclpy
+from rclpy.action import ActionClient
+from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
+from rclpy.node import Node
+from rclpy.qos import DurabilityPolicy, QoSProfile
+from rclpy.task import Future
+from sensor_msgs.msg import Image
+
+from g2vlm_ros.action import AnswerSpatialQuery
+from g2vlm_ros.ros.conversions import messages
+from g2vlm_ros.ros.rclpy_workarounds import SafeWaitables
+from g2vlm_ros.srv import GetPoints, SpatialQuery
+
+PATIENCE_S = 2.0
+"""How long a client waits past the question's own max_wait_s before it gives the node up."""
+DISCOVERY_S = 15.0
+"""How long to look for the node: DDS repeats a lost announcement every 3 s."""
+PICTURES = 8
+"""Of answers that are kept while one's own is waited for."""
+SAME_INSTANT_NS = 500
+"""An answer's instant comes as a float of its age, a picture's in whole nanoseconds."""
+
+
+class UnreachableError(ConnectionError):
+    """The node does not offer the service, or does not respond."""
+
+
+class _Peer(SafeWaitables, Node):
+    """Pictures are listened to and let go of beside the thread that spins."""
+
+
+class _Connection:
+    """A node with the clients, spun by a thread."""
+
+    def __init__(self, node: str = "/perception", context: Any = None):
+        self._own_context = context is None
+        self._context = context or rclpy.Context()
+        if self._own_context:
+            rclpy.init(args=[], context=self._context)
+        self._name = node
+        self._node = _Peer("spatial_client", context=self._context, start_parameter_services=False)
+        self._executor = SingleThreadedExecutor(context=self._context)
+        self._executor.add_node(self._node)
+        self.query = self._node.create_client(SpatialQuery, f"{node}/query")
+        self.points = self._node.create_client(GetPoints, f"{node}/get_points")
+        self.answer = ActionClient(self._node, AnswerSpatialQuery, f"{node}/answer")
+        self._closed = Future(executor=self._executor)
+        self._thread = threading.Thread(target=self._spin, daemon=True)
+        self._thread.start()
+
+    def _spin(self) -> None:
+        try:
+            self._executor.spin_until_future_complete(self._closed)
+        except ExternalShutdownException:
+            pass
+
+    def send(self, client: Any, request: Any) -> concurrent.futures.Future:
+        """Call a service; a future of this process, whoever waits for it."""
+        if not client.wait_for_service(DISCOVERY_S):
+            raise UnreachableError(
+                f"{client.srv_name} is not offered; start and configure the perception node"
+            )
+        done: concurrent.futures.Future = concurrent.futures.Future()
+        sent = client.call_async(request)
+        sent.add_done_callback(lambda future: done.done() or done.set_result(future.result()))
+        # A caller that stops waiting leaves nothing behind.
+        done.add_done_callback(lambda future: client.remove_pending_request(sent))
+        return done
+
+    def pictures(self) -> AnswerImages:
+        """Listens to the pictures of answers from now on."""
+        return AnswerImages(self._node, f"{self._name}/query/picture")
+
+    def goal(
+        self, asked: AnswerSpatialQuery.Goal, on_feedback: Callable[[Any], None] | None
+    ) -> _Goal:
+        """A goal of the action, not sent yet."""
+        return _Goal(self.answer, asked, on_feedback)
+
+    def close(self) -> None:
+        """Leave the graph."""
+        # The thread goes first: Executor.shutdown takes away what a running spin still needs.
+        self._closed.set_result(None)
+        self._thread.join(timeout=2)
+        self._executor.shutdown()
+        self.answer.destroy()
+        self._node.destroy_node()
+        if self._own_context:
+            rclpy.try_shutdown(context=self._context)
+
+
+class AnswerImages:
+    """The newest pictures of answers, whoever asked, from its making on; `close` when done."""
+
+    def __init__(self, node: Any, topic: str):
+        self._node = node
+        self._received: deque[Image] = deque(maxlen=PICTURES)
+        self._came = threading.Condition()
+        qos = QoSProfile(depth=PICTURES, durability=DurabilityPolicy.TRANSIENT_LOCAL)
+        self._subscription = node.create_subscription(Image, topic, self._keep, qos)
+        deadline = time.monotonic() + DISCOVERY_S
+        while not node.count_publishers(topic):
+            if time.monotonic() > deadline:
+                self.close()
+                raise UnreachableError(f"{topic} is not offered; start the perception node")
+            time.sleep(0.02)
+
+    def of(self, answer: SpatialQuery.Response, timeout_s: float = DISCOVERY_S) -> Image:
+        """The picture of an answer: the one stamped with its instant."""
+        instant_ns = messages.stamp_ns(answer.stamp) + round(answer.age_s * 1e9)
+
+        def own() -> Image | None:
+            stamps = ((p, messages.stamp_ns(p.header.stamp)) for p in self._received)
+            return next((p for p, ns in stamps if abs(ns - instant_ns) <= SAME_INSTANT_NS), None)
+
+        with self._came:
+            picture = self._came.wait_for(own, timeout_s)
+        if picture is None:
+            raise UnreachableError(
+                "the picture of the answer did not come: others were asked about meanwhile; ask "
+                "again"
+            )
+        return picture
+
+    def close(self) -> None:
+        """Stop listening."""
+        self._node.destroy_subscription(self._subscription)
+
+    def _keep(self, picture: Image) -> None:
+        with self._came:
+            self._received.append(picture)
+            self._came.notify_all()
+
+
+class _Goal:
+    """A goal of the action on its way; may be cancelled at any time, by any thread."""
+
+    def __init__(
+        self,
+        action: ActionClient,
+        asked: AnswerSpatialQuery.Goal,
+        on_feedback: Callable[[Any], None] | None,
+    ):
+        self._action, self._asked, self._on_feedback = action, asked, on_feedback
+        self._handle: Any = None
+        self._unwanted = False
+        self._lock = threading.Lock()
+        self.result: concurrent.futures.Future = concurrent.futures.Future()
+        """AnswerSpatialQuery.Result, however the goal ended."""
+
+    def send(self) -> None:
+        """Send it; UnreachableError where the action is not offered."""
+        if not self._action.wait_for_server(DISCOVERY_S):
+            raise UnreachableError("the action is not offered; start and configure the node")
+        hear = self._on_feedback and (lambda message: self._on_feedback(message.feedback))
+        sent = self._action.send_goal_async(self._asked, feedback_callback=hear)
+        sent.add_done_callback(self._accepted)
+
+    def cancel(self) -> None:
+        """Ask the node to stop; a goal that is not accepted yet is cancelled once it is."""
+        with self._lock:
+            self._unwanted = True
+            if self._handle is not None:
+                self._handle.cancel_goal_async()
+
+    def _accepted(self, sent: Any) -> None:
+        handle = sent.result()
+        if not handle.accepted:
+            self._end(UnreachableError("the node takes no goals; is it shutting down?"))
+            return
+        handle.get_result_async().add_done_callback(lambda done: self._end(done.result().result))
+        with self._lock:
+            self._handle = handle
+        if self._unwanted:
+            self.cancel()
+
+    def _end(self, result: Any) -> None:
+        if self.result.done():
+            return
+        if isinstance(result, Exception):
+            self.result.set_exception(result)
+        else:
+            self.result.set_result(result)
+
+
+def _silent(timeout_s: float) -> UnreachableError:
+    return UnreachableError(
+        f"no response within {timeout_s:.1f} s; is the perception node still running?"
+    )
+
+
+def request(question: str, kind: type = SpatialQuery.Request, **fields: Any) -> Any:
+    """A request, or a goal (`kind`); fields as in SpatialQuery.srv.
+
+    ValueError for text that cannot be sent, and for a field that is not there.
+    """
+    try:
+        question.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"the question has an unpaired surrogate at character {error.start}; send Unicode"
+        ) from error
+    known = kind.get_fields_and_field_types()
+    wrong = set(fields) - set(known)
+    if wrong:
+        raise ValueError(
+            f"SpatialQuery has no field {', '.join(sorted(wrong))}; it has {', '.join(known)}"
+        )
+    return kind(question=question, **fields)
+
+
+class SpatialClient:
+    """Blocks until the answer is there. Threads may share one client."""
+
+    def __init__(self, node: str = "/perception", context: Any = None):
+        self._connection = _Connection(node, context)
+
+    def __enter__(self) -> SpatialClient:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def ask(self, question: str, **fields: Any) -> SpatialQuery.Response:
+        """The answer to a question; raises UnreachableError where the node does not respond."""
+        asked = request(question, **fields)
+        return self._wait(
+            self._connection.send(self._connection.query, asked), asked.max_wait_s + PATIENCE_S
+        )
+
+    def ask_and_see(
+        self, question: str, **fields: Any
+    ) -> tuple[SpatialQuery.Response, Image | None]:
+        """The answer, and what it rests on drawn on the camera images (None without answer)."""
+        with contextlib.closing(self.pictures()) as pictures:
+            answer = self.ask(question, **fields)
+            return answer, pictures.of(answer) if answer.success else None
+
+    def pictures(self) -> AnswerImages:
+        """Listens from now on to the pictures that answers rest on."""
+        return self._connection.pictures()
+
+    def locate(self, thing: str, **fields: Any) -> SpatialQuery.Response:
+        """Where a thing is: `pose` and its covariance in target_frame."""
+        kind = SpatialQuery.Request.POINT
+        return self.ask(f"Where is the {thing}?", answer_kind=kind, **fields)
+
+    def points(
+        self, camera: str, u_px: list[float], v_px: list[float], **fields: Any
+    ) -> GetPoints.Response:
+        """The 3D points of pixels of a camera's newest view."""
+        asked = GetPoints.Request(camera=camera, u_px=u_px, v_px=v_px, **fields)
+        return self._wait(
+            self._connection.send(self._connection.points, asked), DISCOVERY_S + PATIENCE_S
+        )
+
+    def close(self) -> None:
+        """Leave the graph."""
+        self._connection.close()
+
+    @staticmethod
+    def _wait(future: concurrent.futures.Future, timeout_s: float) -> Any:
+        try:
+            return future.result(timeout_s)
+        except concurrent.futures.TimeoutError:
+            future.cancel()
+            raise _silent(timeout_s) from None
+
+
+class AsyncSpatialClient:
+    """The same for asyncio: nothing blocks the event loop."""
+
+    def __init__(self, node: str = "/perception", context: Any = None):
+        self._connection = _Connection(node, context)
+
+    async def __aenter__(self) -> AsyncSpatialClient:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await asyncio.get_running_loop().run_in_executor(None, self._connection.close)
+
+    async def ask(self, question: str, **fields: Any) -> SpatialQuery.Response:
+        """The answer to a question; raises UnreachableError where the node does not respond.
+
+        Cancelling the task forgets the question.
+        """
+        asked = request(question, **fields)
+        return await self._call(self._connection.query, asked, asked.max_wait_s + PATIENCE_S)
+
+    async def answer(
+        self, question: str, on_feedback: Callable[[Any], None] | None = None, **fields: Any
+    ) -> AnswerSpatialQuery.Result:
+        """The answer by the action, with partial answers on the way; fields as in its goal.
+
+        on_feedback runs in the event loop. Cancelling the task cancels the goal, between two
+        tokens. Raises UnreachableError where the node does not respond.
+        """
+        asked = request(question, AnswerSpatialQuery.Goal, **fields)
+        loop = asyncio.get_running_loop()
+        hear = on_feedback and (lambda said: loop.call_soon_threadsafe(on_feedback, said))
+        goal = self._connection.goal(asked, hear)
+        timeout_s = asked.max_wait_s + PATIENCE_S
+        try:
+            await loop.run_in_executor(None, goal.send)
+            return await asyncio.wait_for(asyncio.wrap_future(goal.result), timeout_s)
+        except asyncio.TimeoutError:
+            goal.cancel()
+            raise _silent(timeout_s) from None
+        except asyncio.CancelledError:
+            goal.cancel()
+            raise
+
+    async def locate(self, thing: str, **fields: Any) -> SpatialQuery.Response:
+        """Where a thing is: `pose` and its covariance in target_frame."""
+        kind = SpatialQuery.Request.POINT
+        return await self.ask(f"Where is the {thing}?", answer_kind=kind, **fields)
+
+    async def points(
+        self, camera: str, u_px: list[float], v_px: list[float], **fields: Any
+    ) -> GetPoints.Response:
+        """The 3D points of pixels of a camera's newest view."""
+        asked = GetPoints.Request(camera=camera, u_px=u_px, v_px=v_px, **fields)
+        return await self._call(self._connection.points, asked, DISCOVERY_S + PATIENCE_S)
+
+    async def _call(self, client: Any, asked: Any, timeout_s: float) -> Any:
+        loop = asyncio.get_running_loop()
+        sent = await loop.run_in_executor(None, self._connection.send, client, asked)
+        try:
+            return await asyncio.wait_for(asyncio.wrap_future(sent), timeout_s)
+        except asyncio.TimeoutError:
+            raise _silent(timeout_s) from None

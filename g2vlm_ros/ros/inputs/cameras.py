@@ -1,0 +1,150 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What comes in: images of the cameras with what else is known of their moment, as frames."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import replace
+
+from nav_msgs.msg import Odometry
+from rclpy.callback_groups import MutuallyExclusiveCallbackGroup
+from rclpy.event_handler import SubscriptionEventCallbacks
+from rclpy.node import Node
+from rclpy.qos import DurabilityPolicy, QoSProfile, qos_profile_sensor_data
+from rclpy.qos_overriding_options import QoSOverridingOptions
+from sensor_msgs.msg import CameraInfo, CompressedImage, Image, Imu
+from tf2_msgs.msg import TFMessage
+
+from g2vlm_ros.images.decoding import ImageError
+from g2vlm_ros.records import Frame, Intrinsics
+from g2vlm_ros.ros.conversions import messages
+from g2vlm_ros.ros.inputs.depth import DepthImages
+from g2vlm_ros.ros.inputs.imu import ImuGravity
+from g2vlm_ros.ros.inputs.odometry import OdometryPoses
+from g2vlm_ros.ros.inputs.static_tf import StaticTf
+from g2vlm_ros.settings import Settings
+
+TF_STATIC = QoSProfile(depth=100, durability=DurabilityPolicy.TRANSIENT_LOCAL)
+
+
+class Cameras:
+    """Subscribes to every camera of the settings with sensor QoS, overridable.
+
+    offer gets each good frame; reject the reason of each image that is none. Nothing is decoded
+    here, so the callbacks stay short.
+    """
+
+    def __init__(
+        self,
+        node: Node,
+        settings: Settings,
+        offer: Callable[[Frame], None],
+        reject: Callable[[str], None],
+    ):
+        self._node, self._log = node, node.get_logger()
+        self._max_px = settings.max_image_px
+        self._offer, self._reject = offer, reject
+        self._intrinsics: dict[str, Intrinsics] = {}
+        self._group = MutuallyExclusiveCallbackGroup()
+        compressed = settings.image_transport == "compressed"
+        self._frame_from = (
+            messages.frame_from_compressed if compressed else messages.frame_from_image
+        )
+        kind, suffix = (CompressedImage, "/compressed") if compressed else (Image, "")
+        self._subscriptions = []
+        for camera in settings.cameras:
+            self._listen(kind, f"{camera}/image_raw{suffix}", self._on_image, camera)
+            self._listen(CameraInfo, f"{camera}/camera_info", self._on_camera_info, camera)
+        self._depth = self._gravity = self._odometry = None
+        self.mounts = StaticTf(self._warn)
+        if settings.odometry_topic or settings.imu_topic:
+            self._listen(TFMessage, "/tf_static", self.mounts.update, qos=TF_STATIC)
+        if settings.odometry_topic:
+            self._odometry = OdometryPoses(self.mounts, self._warn)
+            self._listen(Odometry, settings.odometry_topic, self._odometry.update)
+        if settings.depth_topic:
+            self._depth = DepthImages(settings.window.sync_slop_s, self._warn)
+            self._listen(Image, settings.depth_topic, self._depth.update)
+        if settings.imu_topic:
+            self._gravity = ImuGravity(self.mounts, self._warn)
+            self._listen(Imu, settings.imu_topic, self._gravity.update)
+
+    def close(self) -> None:
+        """Stop listening."""
+        for subscription in self._subscriptions:
+            self._node.destroy_subscription(subscription)
+        self._subscriptions.clear()
+
+    def _warn(self, sentence: str) -> None:
+        self._log.warning(sentence, throttle_duration_sec=5.0)
+
+    def _listen(
+        self,
+        kind: type,
+        topic: str,
+        callback: Callable,
+        *before: str,
+        qos: QoSProfile = qos_profile_sensor_data,
+    ) -> None:
+        """Subscribe; the callback gets `before` and the message."""
+
+        def incompatible(event) -> None:
+            self._log.error(
+                f"a publisher of {topic} offers an incompatible QoS ({event.last_policy_kind}); "
+                f"override qos_overrides.{topic}.subscription or the publisher's"
+            )
+
+        subscription = self._node.create_subscription(
+            kind,
+            topic,
+            functools.partial(callback, *before),
+            qos,
+            callback_group=self._group,
+            event_callbacks=SubscriptionEventCallbacks(incompatible_qos=incompatible),
+            qos_overriding_options=QoSOverridingOptions.with_default_policies(),
+        )
+        self._subscriptions.append(subscription)
+
+    def _on_image(self, camera: str, message: Image | CompressedImage) -> None:
+        try:
+            frame = self._frame_from(
+                message,
+                camera,
+                max_px=self._max_px,
+                intrinsics=self._intrinsics.get(camera),
+            )
+        except ImageError as error:
+            self._reject(error.reason)
+            self._log.warning(f"{camera}: {error}", throttle_duration_sec=5.0)
+            return
+        self._offer(self._completed(frame))
+
+    def _completed(self, frame: Frame) -> Frame:
+        """The frame with odometry, depth image and up, where there is a topic for them."""
+        stamp_ns, frame_id = frame.stamp_ns, frame.frame_id
+        if self._odometry is not None:
+            frame = replace(frame, **self._odometry.camera_at(stamp_ns, frame_id))
+        if self._depth is not None:
+            frame = replace(frame, depth=self._depth.of(stamp_ns, frame_id))
+        if self._gravity is not None:
+            frame = replace(frame, up=self._gravity.up_at(stamp_ns, frame_id))
+        return frame
+
+    def _on_camera_info(self, camera: str, message: CameraInfo) -> None:
+        try:
+            intrinsics = messages.intrinsics_from_info(message)
+        except ValueError as error:
+            intrinsics = None
+            self._log.warning(
+                f"{camera}: camera_info is not used: {error}", throttle_duration_sec=5.0
+            )
+        if intrinsics is None:
+            self._intrinsics.pop(camera, None)
+            return
+        self._intrinsics[camera] = intrinsics
+        if messages.is_distorted(message):
+            self._log.warning(
+                f"{camera}: camera_info has lens distortion; use a rectified image topic",
+                once=True,
+            )

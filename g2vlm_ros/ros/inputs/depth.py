@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Depth images paired with the frames of their camera, whichever of the two comes first."""
+
+from __future__ import annotations
+
+import weakref
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from sensor_msgs.msg import Image
+
+from g2vlm_ros.images.decoding import ImageError
+from g2vlm_ros.ros.conversions import messages
+
+EARLY_IMAGES = 8
+"""Depth images kept that no frame has asked for yet."""
+WAITING_FRAMES = 64
+
+
+@dataclass(eq=False)
+class _Wanted:
+    """A frame that may get a depth image; it lives as long as the frame."""
+
+    stamp_ns: int
+    frame_id: str
+    off_ns: float
+    """By how much the stamps differ; before one came, the most they may."""
+    read: Callable[[], np.ndarray] | None = None
+
+    def depth(self) -> np.ndarray | None:
+        """float32 (height, width) metres, or None where none came."""
+        return None if self.read is None else self.read()
+
+    def take(self, stamp_ns: int, frame_id: str, read: Callable[[], np.ndarray]) -> None:
+        off_ns = abs(stamp_ns - self.stamp_ns)
+        if frame_id == self.frame_id and off_ns <= self.off_ns:
+            self.off_ns, self.read = off_ns, read
+
+
+class DepthImages:
+    """Gives a frame the depth image of its frame_id (registered to it) nearest in time.
+
+    Memory holds the images of frames that still exist, and a few that came before their frame.
+    slop_s: most difference of the stamps. warn: gets one sentence about an image that is none.
+    """
+
+    def __init__(self, slop_s: float, warn: Callable[[str], None]):
+        self._slop_ns, self._warn = slop_s * 1e9, warn
+        self._early: deque[tuple[int, str, Callable[[], np.ndarray]]] = deque(maxlen=EARLY_IMAGES)
+        self._wanted: deque[weakref.ref[_Wanted]] = deque(maxlen=WAITING_FRAMES)
+
+    def update(self, message: Image) -> None:
+        """Take a depth image in."""
+        try:
+            read = messages.depth_reader(message)
+        except ImageError as error:
+            self._warn(f"depth image of '{message.header.frame_id}' is not used: {error}")
+            return
+        image = (messages.stamp_ns(message.header.stamp), message.header.frame_id, read)
+        self._early.append(image)
+        for wanted in filter(None, (each() for each in self._wanted)):
+            wanted.take(*image)
+
+    def of(self, stamp_ns: int, frame_id: str) -> Callable[[], np.ndarray | None]:
+        """What `Frame.depth` of a frame is."""
+        wanted = _Wanted(stamp_ns, frame_id, self._slop_ns)
+        for image in self._early:
+            wanted.take(*image)
+        self._wanted.append(weakref.ref(wanted))
+        return wanted.depth

@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a detector node sees: its recent vision_msgs/Detection2DArray, matched to the views."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from typing import Any, NamedTuple
+
+from rclpy.node import Node
+from rclpy.qos import qos_profile_sensor_data
+
+from g2vlm_ros.query.context import ViewSelection
+from g2vlm_ros.query.grounding import Detection
+from g2vlm_ros.ros.conversions import messages
+
+KEPT = 64
+"""Messages kept: of two cameras at 10 Hz those of three seconds."""
+MAX_GAP_NS = 50_000_000
+"""A detection this far from a view's stamp is not of that view."""
+
+
+class DetectionBox(NamedTuple):
+    """One labelled box in pixels of the camera image."""
+
+    corners: tuple[float, float, float, float]
+    label: str
+    score: float
+
+
+class Detections:
+    """Listens to a detector's topic; without vision_msgs, or without a topic, it sees nothing."""
+
+    def __init__(self, node: Node, topic: str):
+        self._node, self._subscription = node, None
+        self._messages: deque[tuple[str, int, list[DetectionBox]]] = deque(maxlen=KEPT)
+        self._lock = threading.Lock()
+        if not topic:
+            return
+        try:
+            from vision_msgs.msg import Detection2DArray
+        except ImportError:
+            node.get_logger().error(
+                f"query.detections_topic is '{topic}' but vision_msgs is not installed; install "
+                "it, or leave the parameter empty"
+            )
+            return
+        self._subscription = node.create_subscription(
+            Detection2DArray, topic, self.receive, qos_profile_sensor_data
+        )
+
+    def close(self) -> None:
+        """Stop listening."""
+        if self._subscription is not None:
+            self._node.destroy_subscription(self._subscription)
+
+    def receive(self, message: Any) -> None:
+        """Keep the boxes of a Detection2DArray; boxes without a label or a size are left out."""
+        found = boxes(message)
+        with self._lock:
+            header = message.header
+            self._messages.append((header.frame_id, messages.stamp_ns(header.stamp), found))
+
+    def of(self, look: ViewSelection) -> tuple[Detection, ...]:
+        """The detections in the views of a look, by camera frame and stamp."""
+        with self._lock:
+            messages = list(self._messages)
+        found = []
+        for view, frame in enumerate(look.frames):
+            gaps = [
+                (abs(stamp_ns - frame.stamp_ns), detected)
+                for frame_id, stamp_ns, detected in messages
+                if frame_id == frame.frame_id
+            ]
+            gap_ns, detected = min(gaps, key=lambda pair: pair[0], default=(MAX_GAP_NS + 1, []))
+            if gap_ns <= MAX_GAP_NS:
+                found += [
+                    Detection(look.region(view, box.corners), box.label, box.score)
+                    for box in detected
+                ]
+        return tuple(found)
+
+
+def boxes(message: Any) -> list[DetectionBox]:
+    """The boxes of a Detection2DArray with their best label, in either layout of vision_msgs."""
+    found = []
+    for detection in message.detections:
+        named = [_hypothesis(result) for result in detection.results]
+        if not named:
+            continue
+        score, label = max(named)
+        centre = detection.bbox.center
+        centre = getattr(centre, "position", centre)
+        half_u, half_v = detection.bbox.size_x / 2, detection.bbox.size_y / 2
+        if label and half_u > 0 and half_v > 0:
+            corners = (centre.x - half_u, centre.y - half_v, centre.x + half_u, centre.y + half_v)
+            found.append(DetectionBox(corners, label, min(max(score, 0.0), 1.0)))
+    return found
+
+
+def _hypothesis(result: Any) -> tuple[float, str]:
+    named = getattr(result, "hypothesis", result)
+    return float(named.score), str(getattr(named, "class_id", getattr(named, "id", "")))

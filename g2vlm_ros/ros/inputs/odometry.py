@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where a camera was at a moment, by the robot's odometry and the camera's place on it."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections import deque
+from collections.abc import Callable
+
+import numpy as np
+from nav_msgs.msg import Odometry
+
+from g2vlm_ros.geometry.sim3 import Sim3
+from g2vlm_ros.ros.conversions import messages
+from g2vlm_ros.ros.inputs.static_tf import StaticTf
+
+MAX_GAP_NS = 500_000_000
+"""A message this far from a frame's stamp says nothing about it."""
+KEPT_MESSAGES = 1000
+
+
+class OdometryPoses:
+    """Poses by stamp, interpolated between messages; warn gets one sentence of what is amiss."""
+
+    def __init__(self, frames: StaticTf, warn: Callable[[str], None]):
+        self._frames, self._warn = frames, warn
+        self._base = ""
+        self._heard: deque[tuple[int, np.ndarray]] = deque(maxlen=KEPT_MESSAGES)
+
+    def update(self, message: Odometry) -> None:
+        """Take a message in; a stamp not after the last one's starts over, as a clock may."""
+        try:
+            pose = messages.pose_matrix(message.pose.pose)
+        except ValueError as error:
+            self._warn(f"odometry gives the scale only, it has no orientation: {error}")
+            pose = np.full((4, 4), np.nan)
+            pose[:3, 3] = messages.position(message.pose.pose.position)
+        stamp_ns = messages.stamp_ns(message.header.stamp)
+        if self._heard and stamp_ns <= self._heard[-1][0]:
+            self._heard.clear()
+        self._base = message.child_frame_id
+        self._heard.append((stamp_ns, pose))
+
+    def camera_at(self, stamp_ns: int, frame_id: str) -> dict[str, np.ndarray]:
+        """What a Frame gets: `odom_from_camera`, or `position_m` of the robot, or nothing."""
+        pose = self._pose_at(stamp_ns)
+        if pose is None or not np.isfinite(pose[:3, 3]).all():
+            return {}
+        if np.isnan(pose).any():
+            return {"position_m": pose[:3, 3]}
+        base_from_camera = self._frames.between(self._base, frame_id)
+        if base_from_camera is None:
+            self._warn(
+                f"no fixed transform between odometry's frame '{self._base}' and camera frame "
+                f"'{frame_id}': odometry gives the scale, but cannot carry the map over gaps; "
+                "publish it on /tf_static"
+            )
+            return {"position_m": pose[:3, 3]}
+        return {"odom_from_camera": pose @ base_from_camera}
+
+    def _pose_at(self, stamp_ns: int) -> np.ndarray | None:
+        """odom_from_base (4, 4) at a stamp, or of the nearest message within MAX_GAP_NS."""
+        heard = list(self._heard)
+        place = bisect_left(heard, stamp_ns, key=lambda m: m[0])
+        beside = heard[max(0, place - 1) : place + 1]
+        near = [m for m in beside if abs(m[0] - stamp_ns) <= MAX_GAP_NS]
+        if len(near) < 2:
+            return near[0][1] if near else None
+        (start_ns, start), (end_ns, end) = near
+        share = (stamp_ns - start_ns) / (end_ns - start_ns)
+        pose = (1 - share) * start + share * end
+        if np.isfinite(pose).all():
+            turn = Sim3(1.0, start[:3, :3].T @ end[:3, :3], np.zeros(3))
+            pose[:3, :3] = start[:3, :3] @ Sim3.exp(share * turn.log()).rotation
+        return pose

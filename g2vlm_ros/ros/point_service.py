@@ -1,0 +1,192 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Geometry services: requests checked, answered from the newest window, never raising."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+from geometry_msgs.msg import Point32, PoseStamped, Vector3
+
+from g2vlm_ros.dense_map.map_editor import OrientedBox
+from g2vlm_ros.images.preprocessing import PixelMap
+from g2vlm_ros.pipeline import MappedWindow
+from g2vlm_ros.ros.conversions import messages
+from g2vlm_ros.srv import GetPoints, SpatialQuery
+
+REFRESH_WAIT_S = 1.5
+"""How long a geometry request waits for a window when none is fresh enough."""
+
+
+class RequestError(Exception):
+    """A request that cannot be served: an error code and one sentence with the remedy."""
+
+    def __init__(self, code: int, message: str):
+        super().__init__(message)
+        self.code = code
+
+
+def invalid(sentence: str) -> RequestError:
+    """INVALID_REQUEST with its sentence."""
+    return RequestError(SpatialQuery.Response.INVALID_REQUEST, sentence)
+
+
+def check_map_frame(field: str, frame: str, map_frame: str) -> None:
+    """RequestError for a field that is in another frame than the map's."""
+    if frame != map_frame:
+        raise RequestError(
+            SpatialQuery.Response.TF_ERROR,
+            f"{field} is '{frame}'; only the map frame '{map_frame}' is served",
+        )
+
+
+def box_of(pose: PoseStamped, size: Vector3, map_frame: str) -> OrientedBox:
+    """The box of a request in the map frame; RequestError names what is wrong with it."""
+    extent = np.array([size.x, size.y, size.z])
+    if not (extent > 0).all():
+        raise invalid(f"box_size is {extent.tolist()}; give a box with every side above 0")
+    check_map_frame("box_pose frame", pose.header.frame_id, map_frame)
+    try:
+        placed = messages.pose_matrix(pose.pose)
+        return OrientedBox(placed[:3, 3], extent / 2, placed[:3, :3])
+    except ValueError as error:
+        raise invalid(f"box_pose: {error}") from error
+
+
+def reply_errors(handler: Callable) -> Callable:
+    """Turns a handler's RequestError, or any failure, into the error fields of its response."""
+
+    def answer(self, request, response):
+        try:
+            handler(self, request, response)
+            response.success = True
+        except RequestError as refused:
+            response.error_code, response.error_msg = refused.code, str(refused)
+        except Exception as error:  # a service callback that raises would leave the caller waiting
+            self.log_failure(handler.__name__, error)
+            response.error_code = SpatialQuery.Response.UNKNOWN
+            response.error_msg = f"{type(error).__name__}: {error}"
+        return response
+
+    return answer
+
+
+class PointService:
+    """Answers GetPoints; knows no node, only what it is given.
+
+    newest: returns the newest Update and its age in seconds, or None. refresh(timeout_s): makes
+    the next window now, if frames for one are here. active: whether requests are served.
+    log_failure(name, error): reports what should not have happened.
+    """
+
+    def __init__(
+        self,
+        map_frame: str,
+        newest: Callable[[], tuple[MappedWindow, float] | None],
+        refresh: Callable[[float], None],
+        active: Callable[[], bool],
+        log_failure: Callable[[str, Exception], None],
+    ):
+        self._map_frame = map_frame
+        self._newest = newest
+        self._refresh = refresh
+        self._active = active
+        self.log_failure = log_failure
+
+    @reply_errors
+    def get_points(self, request: GetPoints.Request, response: GetPoints.Response) -> None:
+        """3D points of pixels, or of a box, from the newest window, in the map frame."""
+        update = self.current(request.max_age_s, REFRESH_WAIT_S)
+        target = request.target_frame or self._map_frame
+        check_map_frame("target_frame", target, self._map_frame)
+        if request.camera:
+            points, confidence, view = self._points_of_pixels(request, update)
+            stamp_ns = update.window.frames[view].stamp_ns
+        else:
+            points, confidence = self._points_in_box(request, update)
+            stamp_ns = update.window.stamp_ns
+        response.header.stamp = messages.stamp(stamp_ns)
+        response.header.frame_id = self._map_frame
+        response.points = [Point32(x=float(x), y=float(y), z=float(z)) for x, y, z in points]
+        response.confidence = [-1.0 if math.isnan(c) else float(c) for c in confidence]
+        response.scale_state = int(update.placement.scale_state)
+        response.window_id = update.window.id
+
+    def check_active(self) -> None:
+        """RequestError while the node is not active."""
+        if not self._active():
+            raise RequestError(
+                SpatialQuery.Response.INACTIVE,
+                "the node is not active; activate it (ros2 lifecycle set ... activate)",
+            )
+
+    def current(self, max_age_s: float, max_wait_s: float) -> MappedWindow:
+        """The newest window's update; a fresh one is tried when there is none young enough."""
+        self.check_active()
+        if not max_age_s > 0:
+            raise invalid(f"max_age_s is {max_age_s:g}; it must be above 0")
+        newest = self._newest()
+        if newest is None or newest[1] > max_age_s:
+            self._refresh(max_wait_s)
+            newest = self._newest()
+        if newest is None:
+            raise RequestError(
+                SpatialQuery.Response.NO_GEOMETRY,
+                "no window has been reconstructed yet; see ~/status for frames and drops",
+            )
+        update, age_s = newest
+        if age_s > max_age_s:
+            raise RequestError(
+                SpatialQuery.Response.NO_GEOMETRY,
+                f"the newest window is {age_s:.1f} s old, max_age_s is {max_age_s:g}; wait for "
+                "frames or allow more",
+            )
+        return update
+
+    def _points_of_pixels(
+        self, request: GetPoints.Request, update: MappedWindow
+    ) -> tuple[np.ndarray, np.ndarray, int]:
+        """Map points (n, 3) and confidence (n,) of pixels of a camera's newest view."""
+        frames = update.window.frames
+        views = [i for i, frame in enumerate(frames) if frame.camera == request.camera]
+        if not views:
+            cameras = ", ".join(sorted({frame.camera for frame in frames}))
+            raise invalid(f"camera '{request.camera}' is not in the window; it has {cameras}")
+        u, v = np.array(request.u_px, np.float64), np.array(request.v_px, np.float64)
+        if len(u) != len(v) or not len(u):
+            raise invalid(f"{len(u)} u_px for {len(v)} v_px; give one pair or more")
+        view = views[-1]
+        image_height, image_width = update.scene.images[view].shape[:2]
+        height, width = update.result.confidence.shape[1:]
+        pixel_map = PixelMap((image_width, image_height), (width, height))
+        inside = (u > -0.5) & (u < image_width - 0.5) & (v > -0.5) & (v < image_height - 0.5)
+        if not inside.all():
+            first = int(np.argmin(inside))
+            raise invalid(
+                f"pixel ({u[first]:g}, {v[first]:g}) is outside the {image_width}x{image_height} "
+                "image"
+            )
+        column, row = np.rint(pixel_map.model_from_image(np.stack([u, v], -1))).astype(int).T
+        column, row = np.clip(column, 0, width - 1), np.clip(row, 0, height - 1)
+        points = update.map_points()[view, row, column]
+        confidence = update.result.confidence[view, row, column]
+        points[confidence < request.min_confidence] = np.nan
+        return points, confidence, view
+
+    def _points_in_box(
+        self, request: GetPoints.Request, update: MappedWindow
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Map points (n, 3) and confidence (n,) inside an oriented box."""
+        box = box_of(request.box_pose, request.box_size, self._map_frame)
+        result = update.result
+        points, confidence = update.map_points().reshape(-1, 3), result.confidence.reshape(-1)
+        keep = box.contains(points) & ~(confidence < request.min_confidence)
+        chosen = np.flatnonzero(keep)
+        if not chosen.size:
+            raise RequestError(
+                SpatialQuery.Response.NOT_VISIBLE, "the box holds no point; enlarge it"
+            )
+        if chosen.size > request.max_points:
+            chosen = chosen[np.linspace(0, chosen.size - 1, request.max_points).astype(int)]
+        return points[chosen], confidence[chosen]

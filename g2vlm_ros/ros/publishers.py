@@ -1,0 +1,243 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The topics of the node: made at configure, filled only for who listens."""
+
+from __future__ import annotations
+
+import numpy as np
+from geometry_msgs.msg import PoseArray, PoseWithCovarianceStamped
+from nav_msgs.msg import OccupancyGrid, Path
+from rclpy.lifecycle import LifecycleNode
+from rclpy.qos import DurabilityPolicy, QoSProfile
+from rclpy.qos_overriding_options import QoSOverridingOptions
+from sensor_msgs.msg import CameraInfo, Image, PointCloud2
+from std_msgs.msg import Header
+from tf2_msgs.msg import TFMessage
+
+from g2vlm_ros.dense_map.dense_map import DenseMap, Version
+from g2vlm_ros.dense_map.map_changes import change_rows
+from g2vlm_ros.geometry import point_cloud
+from g2vlm_ros.mapping.trajectory import Trajectory
+from g2vlm_ros.pipeline import MappedWindow
+from g2vlm_ros.ros.conversions import messages
+from g2vlm_ros.settings import Settings
+
+LATCHED = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
+
+
+class Publishers:
+    """Publishes what one window adds; work for a topic is done only when it has subscribers."""
+
+    TOPICS = {
+        "points": (PointCloud2, "~/points", QoSProfile(depth=2)),
+        "pose": (PoseWithCovarianceStamped, "~/pose", QoSProfile(depth=10)),
+        "path": (Path, "~/path", LATCHED),
+        "window_poses": (PoseArray, "~/window_poses", QoSProfile(depth=2)),
+        "depth": (Image, "~/depth/image", QoSProfile(depth=2)),
+        "depth_info": (CameraInfo, "~/depth/camera_info", QoSProfile(depth=2)),
+        "map": (PointCloud2, "~/map", LATCHED),
+        "map_updates": (PointCloud2, "~/map_updates", QoSProfile(depth=100)),
+        "occupancy": (OccupancyGrid, "~/occupancy", LATCHED),
+        "tf": (TFMessage, "/tf", QoSProfile(depth=100)),
+    }
+
+    def __init__(self, node: LifecycleNode, settings: Settings):
+        self._settings = settings
+        self._trail = Trajectory(settings.map.path_length)
+        self._path = Path()
+        self._cloud: PointCloud2 | None = None
+        self._sent: dict[str, Version] = {}
+        self._followers: set[tuple[int, ...]] = set()
+        self._publishers = {
+            name: node.create_lifecycle_publisher(
+                kind,
+                topic,
+                qos,
+                qos_overriding_options=QoSOverridingOptions.with_default_policies(),
+            )
+            for name, (kind, topic, qos) in self.TOPICS.items()
+            if name != "tf" or settings.map.publish_tf
+        }
+        self._node = node
+
+    def close(self) -> None:
+        """Take the topics away."""
+        for publisher in self._publishers.values():
+            self._node.destroy_publisher(publisher)
+        self._publishers.clear()
+
+    def wanted(self) -> bool:
+        """Whether anybody listens to anything that needs the model."""
+        return any(self._listened(name) for name in self._publishers)
+
+    def publish(self, update: MappedWindow) -> None:
+        """Send everything that somebody listens to. Stamps are those of the views."""
+        self._publish_points(update)
+        self._publish_poses(update)
+        self._publish_depth(update)
+        self._publish_transforms(update)
+
+    def publish_map(self, dense_map: DenseMap) -> None:
+        """Send map, changes and occupancy where they are listened to and have changed."""
+        self._publish_changes(dense_map)
+        for name, make in (("map", self._map_message), ("occupancy", self._occupancy_message)):
+            version, stamp_ns = dense_map.version, dense_map.stamp_ns
+            if stamp_ns and version != self._sent.get(name) and self._listened(name):
+                if (message := make(dense_map, self._header(stamp_ns))) is not None:
+                    self._publishers[name].publish(message)
+                self._sent[name] = version
+
+    def _publish_changes(self, dense_map: DenseMap) -> None:
+        """What changed since the last message, or everything when there is a new listener."""
+        if not self._listened("map_updates"):
+            self._followers.clear()
+            return
+        publisher = self._publishers["map_updates"]
+        found = self._node.get_subscriptions_info_by_topic(publisher.topic_name)
+        followers = {tuple(endpoint.endpoint_gid) for endpoint in found}
+        matched = len(followers) == publisher.get_subscription_count()
+        known = matched and followers <= self._followers
+        changes = dense_map.changes(self._sent.get("map_updates") if known else None)
+        if changes is None:
+            return
+        change, version = changes
+        rows = change_rows(change)
+        if len(rows):
+            header = self._header(dense_map.stamp_ns)
+            publisher.publish(messages.packed_cloud(header, rows))
+        self._sent["map_updates"] = version
+        self._followers = followers if matched else set()
+
+    @staticmethod
+    def _map_message(dense_map: DenseMap, header: Header) -> PointCloud2:
+        return messages.packed_cloud(header, dense_map.points())
+
+    @staticmethod
+    def _occupancy_message(dense_map: DenseMap, header: Header) -> OccupancyGrid | None:
+        grid = dense_map.occupancy()
+        return None if grid is None else messages.occupancy_grid(header, grid)
+
+    def _listened(self, name: str) -> bool:
+        publisher = self._publishers.get(name)
+        return publisher is not None and publisher.get_subscription_count() > 0
+
+    def _header(self, stamp_ns: int) -> Header:
+        return messages.header(stamp_ns, self._settings.map.frame)
+
+    def _publish_points(self, update: MappedWindow) -> None:
+        if not self._listened("points"):
+            return
+        chosen = self._settings.cloud
+        sound = update.trusted_views
+        alone = [[i] for i in update.new_views if i in sound]
+        for views in alone if chosen.organised else [sound]:
+            self._publish_cloud(update, np.array(views))
+
+    def _publish_cloud(self, update: MappedWindow, views: np.ndarray) -> None:
+        header = self._header(max(update.window.frames[i].stamp_ns for i in views))
+        packed = self._packed_on_device(update, views)
+        if packed is None:
+            self._cloud = self._packed_here(header, update, views)
+        else:
+            self._cloud = messages.cloud_of_bytes(header, packed, out=self._cloud)
+        self._publishers["points"].publish(self._cloud)
+
+    def _packed_on_device(self, update: MappedWindow, views: np.ndarray) -> np.ndarray | None:
+        """The bytes of a dense cloud of all pixels, from a backend that packs clouds itself."""
+        chosen, result = self._settings.cloud, update.result
+        if result.geometry.pack is None or chosen.organised or chosen.stride_px > 1:
+            return None
+        poses, scale = update.map_from_camera[views], update.placement.map_from_window.scale
+        return result.geometry.pack(
+            views,
+            result.colours[views],
+            result.confidence[views],
+            point_cloud.affines(len(views), poses, scale),
+            chosen.min_confidence,
+            chosen.max_edge_step,
+        )
+
+    def _packed_here(self, header: Header, update: MappedWindow, views: np.ndarray) -> PointCloud2:
+        chosen, result = self._settings.cloud, update.result
+        local, colours, confidence = point_cloud.subsample(
+            chosen.stride_px,
+            result.local_points_u[views],
+            result.colours[views],
+            result.confidence[views],
+        )
+        valid = point_cloud.valid_points(
+            local, confidence, chosen.min_confidence, chosen.max_edge_step
+        )
+        return messages.cloud_message(
+            header,
+            local,
+            colours,
+            confidence,
+            valid,
+            organised=chosen.organised,
+            poses=update.map_from_camera[views],
+            scale=update.placement.map_from_window.scale,
+            out=self._cloud,
+        )
+
+    def _publish_poses(self, update: MappedWindow) -> None:
+        frames, poses = update.window.frames, update.map_from_camera
+        # What no overlap connects with the map has no pose in it.
+        new = sorted(
+            set(update.new_views) & set(update.trusted_views), key=lambda i: frames[i].stamp_ns
+        )
+        self._extend_path(update, new)
+        for i in new:
+            header = self._header(frames[i].stamp_ns)
+            if self._listened("pose"):
+                covariance = update.placement.covariance[i]
+                message = messages.pose_with_covariance(header, poses[i], covariance)
+                self._publishers["pose"].publish(message)
+        if self._listened("path"):
+            self._publishers["path"].publish(self._path)
+        if self._listened("window_poses"):
+            header = self._header(update.window.stamp_ns)
+            self._publishers["window_poses"].publish(messages.pose_array(header, poses))
+
+    def _extend_path(self, update: MappedWindow, new: list[int]) -> None:
+        """Add the new views; all is written again where earlier ones moved."""
+        frames, local = update.window.frames, update.result.window_from_camera
+        views = [(frames[i].stamp_ns, local[i]) for i in new]
+        if self._trail.add(update.window.id, update.placement, views):
+            self._path.poses.clear()
+            shown = self._trail.poses()
+        else:
+            shown = self._trail.poses(newest=len(new)) if new else []
+        for stamp_ns, pose in shown:
+            stamped = messages.pose_stamped(self._header(stamp_ns), pose)
+            messages.append(self._path, stamped, self._settings.map.path_length)
+
+    def _publish_depth(self, update: MappedWindow) -> None:
+        image, info = self._listened("depth"), self._listened("depth_info")
+        if not (image or info):
+            return
+        frames = update.window.frames
+        newest = {frame.camera: i for i, frame in enumerate(frames)}
+        for i in newest.values():
+            header = messages.header(frames[i].stamp_ns, frames[i].frame_id)
+            depth = update.result.local_points_u[i, ..., 2]
+            if image:
+                scaled = depth * np.float32(update.placement.map_from_window.scale)
+                self._publishers["depth"].publish(messages.depth_image(header, scaled))
+            if info:
+                known = frames[i].intrinsics
+                height, width = depth.shape
+                camera = known.resized(width, height) if known else update.result.intrinsics[i]
+                message = messages.camera_info(header, camera, width, height)
+                self._publishers["depth_info"].publish(message)
+
+    def _publish_transforms(self, update: MappedWindow) -> None:
+        if not self._listened("tf"):
+            return
+        newest = {update.window.frames[i].camera: i for i in update.trusted_views}
+        transforms = []
+        for i in newest.values():
+            frame = update.window.frames[i]
+            child = frame.frame_id + self._settings.map.tf_child_suffix
+            header = self._header(frame.stamp_ns)
+            transforms.append(messages.transform_message(header, child, update.map_from_camera[i]))
+        self._publishers["tf"].publish(TFMessage(transforms=transforms))

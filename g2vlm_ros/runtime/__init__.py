@@ -1,1 +1,0 @@
-"""Runs the network on a device, behind the one Protocol of `stages`."""

@@ -1,0 +1,435 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every knob of the node, once: default, bounds, unit in the name and one line of documentation.
+
+`ros/parameters.py` declares these as ROS parameters (groups become prefixes: ``window.views``),
+the
+README's table and `config/perception.yaml` are tested against them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import MISSING, Field, dataclass, field, fields
+from typing import Any
+
+
+class SettingError(ValueError):
+    """A setting that is unknown, of the wrong type or outside its bounds."""
+
+
+def parameter(
+    default: Any,
+    doc: str,
+    *,
+    low: float | None = None,
+    high: float | None = None,
+    choices: tuple[str, ...] = (),
+) -> Any:
+    """A dataclass field with its documentation and bounds (inclusive)."""
+    meta = {"doc": doc, "low": low, "high": high, "choices": choices}
+    if isinstance(default, list):
+        return field(default_factory=lambda: list(default), metadata=meta)
+    return field(default=default, metadata=meta)
+
+
+def flattened(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"window.views": 2} of {"window": {"views": 2}}, as parameter files nest names."""
+    found: dict[str, Any] = {}
+    for name, value in tree.items():
+        inside = isinstance(value, Mapping)
+        found |= flattened(value, f"{prefix}{name}.") if inside else {prefix + name: value}
+    return found
+
+
+@dataclass(frozen=True)
+class ModelSettings:
+    """Which network runs, where, and on images of which size."""
+
+    checkpoint: str = parameter("", "Folder of the checkpoint (Hugging Face layout). Required.")
+    backend: str = parameter(
+        "auto",
+        "What runs the network; auto takes the fastest that is installed.",
+        choices=("auto", "torch", "onnx", "tensorrt"),
+    )
+    device: str = parameter(
+        "auto", "Where it runs; auto takes a GPU if there is one.", choices=("auto", "cpu", "cuda")
+    )
+    dtype: str = parameter(
+        "auto",
+        "Arithmetic; auto is bfloat16 on a GPU and float32 on a CPU.",
+        choices=("auto", "float32", "bfloat16", "float16"),
+    )
+    engines: str = parameter(
+        "", "Cache folder of built TensorRT engines; empty for g2vlm_ros in the user's cache."
+    )
+    dino_windows: str = parameter(
+        "auto",
+        "Attention windows of the DINO encoder; auto asks the checkpoint.",
+        choices=("auto", "released", "aligned"),
+    )
+    image_width_px: int = parameter(
+        518,
+        "Width of the views inside the model, a multiple of 14; height follows the aspect.",
+        low=28,
+        high=2072,
+    )
+    resample: str = parameter(
+        "lanczos",
+        "How views are resized: lanczos as released, area is faster and close.",
+        choices=("lanczos", "area"),
+    )
+
+
+@dataclass(frozen=True)
+class WindowSettings:
+    """Which recent frames go through the model together."""
+
+    views: int = parameter(4, "Views per window, all cameras counted.", low=1, high=32)
+    overlap: int = parameter(
+        2,
+        "Instants that a window shares with the one before, which joins the two.",
+        low=0,
+        high=31,
+    )
+    min_gap_s: float = parameter(
+        0.25, "Least time between two instants of a window.", low=0.0, high=60
+    )
+    min_baseline_m: float = parameter(
+        0.0,
+        "Least odometry motion between two instants; 0 needs no odometry.",
+        low=0.0,
+        high=10,
+    )
+    max_age_s: float = parameter(
+        5.0,
+        "Longest span of a window; a camera silent for half of it is left out until it is back.",
+        low=0.01,
+        high=600,
+    )
+    sync_slop_s: float = parameter(
+        0.02,
+        "Most stamp difference between cameras of one instant.",
+        low=0.0,
+        high=1.0,
+    )
+
+
+@dataclass(frozen=True)
+class CloudSettings:
+    """What of the point map becomes ~/points."""
+
+    stride_px: int = parameter(1, "Take every n-th pixel in x and y.", low=1, high=64)
+    organised: bool = parameter(
+        False,
+        "Publish one organised cloud per view (invalid points NaN) instead of a dense one.",
+    )
+    min_confidence: float = parameter(
+        0.0, "Leave out points below this confidence.", low=0.0, high=1.0
+    )
+    max_edge_step: float = parameter(
+        0.1,
+        "Leave out pixels at depth steps above this fraction of depth; 0 keeps all.",
+        low=0.0,
+        high=10,
+    )
+
+
+@dataclass(frozen=True)
+class MapSettings:
+    """The map frame, and how windows are joined into it."""
+
+    frame: str = parameter("map", "Frame of all published geometry (z up, REP-105).")
+    publish_tf: bool = parameter(True, "Publish the pose of the newest view on /tf.")
+    tf_child_suffix: str = parameter(
+        "_g2vlm",
+        "Appended to the camera frame on /tf, so that no frame gets a second parent.",
+    )
+    path_length: int = parameter(
+        2000, "Most poses kept in ~/path; older ones go.", low=2, high=1000000
+    )
+    metres_per_unit: float = parameter(
+        0.0,
+        "Known scale of the model's unit; 0 means unknown, lengths stay relative.",
+        low=0.0,
+        high=1000,
+    )
+    refine_poses: bool = parameter(
+        True, "Correct the poses of a window by points followed through its images."
+    )
+    fuse_depth: bool = parameter(True, "Average depth where several views see the same surface.")
+    min_joint_inliers: float = parameter(
+        0.5,
+        "Least share of points that must agree when two windows are joined.",
+        low=0.0,
+        high=1.0,
+    )
+    min_joint_quality: float = parameter(
+        0.3,
+        "Least quality of a joint: inliers, less where the geometry leaves it undetermined.",
+        low=0.0,
+        high=1.0,
+    )
+    min_view_overlap: float = parameter(
+        0.05,
+        "Least share of a view that another one must show to count as connected with it.",
+        low=0.0,
+        high=1.0,
+    )
+    odometry_reach_m: float = parameter(
+        2.0, "Longest way that odometry carries the map over a gap; 0: none.", low=0.0, high=100
+    )
+    camera_height_m: float = parameter(
+        0.0,
+        "Known height of the cameras above the floor, for scale; 0 means unknown.",
+        low=0.0,
+        high=100,
+    )
+    rig_baselines: str = parameter(
+        "",
+        "Known distances between cameras in metres, for scale: left right 0.12, right rear 0.3.",
+    )
+    max_scale_std: float = parameter(
+        0.1,
+        "Largest relative standard deviation of the scale at which lengths become metres.",
+        low=0.001,
+        high=1.0,
+    )
+    loop_closure: bool = parameter(
+        True,
+        "Look for places seen before; a candidate costs one more run of the model.",
+    )
+    loop_gap_windows: int = parameter(
+        10,
+        "Least windows between a place and its return, and between two tries.",
+        low=2,
+        high=1000,
+    )
+    loop_similarity: float = parameter(
+        0.7,
+        "Least cosine similarity of descriptors for a try where the map expects no old view.",
+        low=0.0,
+        high=1.0,
+    )
+    keyframes: int = parameter(100, "Most views remembered for loop closure.", low=3, high=10000)
+    graph_windows: int = parameter(
+        128,
+        "Most windows that move on their own when a loop closes; older ones move in groups.",
+        low=16,
+        high=1000,
+    )
+
+
+@dataclass(frozen=True)
+class VoxelSettings:
+    """The bounded map of coloured voxels, and the occupancy grid made of it.
+
+    Without metres, lengths shrink or grow together so that a voxel is a hundredth of the windows'
+    median depth; where later windows see twice as far, the map is merged into larger voxels.
+    """
+
+    size_m: float = parameter(0.05, "Edge of a voxel.", low=0.001, high=10)
+    memory_mib: int = parameter(
+        256, "Bound of the map's memory; far and old voxels go first.", low=1, high=32768
+    )
+    min_ray_confidence: float = parameter(
+        0.3, "Rays below this confidence prove nothing empty.", low=0.0, high=1.0
+    )
+    replaced_per_update: int = parameter(
+        15_000, "Voxels moved per window after a loop closure.", low=100, high=10_000_000
+    )
+    cell_m: float = parameter(0.05, "Edge of a cell of ~/occupancy.", low=0.005, high=10)
+    obstacle_low_m: float = parameter(
+        0.15, "Height above the floor from which things are in the way.", low=0.01, high=10
+    )
+    obstacle_high_m: float = parameter(
+        1.5, "Height above the floor from which things are out of the way.", low=0.02, high=20
+    )
+    publish_period_s: float = parameter(
+        1.0, "Least time between two ~/map or ~/occupancy messages.", low=0.1, high=3600
+    )
+
+
+@dataclass(frozen=True)
+class QuerySettings:
+    """Answers in language."""
+
+    max_tokens: int = parameter(64, "Most tokens of an answer.", low=1, high=1024)
+    max_views: int = parameter(
+        8,
+        "Views above which a question is warned about: answers degrade (released weights).",
+        low=1,
+        high=32,
+    )
+    semantic_width_px: int = parameter(
+        768,
+        "Side of the square view that the semantic encoder sees.",
+        low=28,
+        high=1792,
+    )
+    queue: int = parameter(
+        8, "Most questions that wait; more are refused as BUSY.", low=1, high=12
+    )
+    reconstruction_share: float = parameter(
+        0.3,
+        "Least share of the device's time for windows while questions wait as well.",
+        low=0.0,
+        high=0.9,
+    )
+    dialogues: int = parameter(
+        4,
+        "Most conversations remembered, each with its window; the oldest is forgotten.",
+        low=1,
+        high=64,
+    )
+    windows: int = parameter(
+        3, "Most recent windows kept for questions about a moment.", low=1, high=32
+    )
+    robot_width_m: float = parameter(
+        0.0,
+        "Width of the robot, for questions whether it fits through; 0 means unknown.",
+        low=0.0,
+        high=10,
+    )
+    detections_topic: str = parameter(
+        "", "vision_msgs/Detection2DArray whose labels questions may use; empty for none."
+    )
+    target_tf: str = parameter(
+        "", "Child frame under which the last place asked about goes on /tf; empty for none."
+    )
+
+
+@dataclass(frozen=True)
+class Settings:
+    """All settings of the perception node."""
+
+    cameras: list[str] = parameter(["camera"], "Namespaces of the cameras: <camera>/image_raw.")
+    image_transport: str = parameter(
+        "raw", "raw or compressed images.", choices=("raw", "compressed")
+    )
+    odometry_topic: str = parameter("", "nav_msgs/Odometry, for scale and gaps; empty for none.")
+    depth_topic: str = parameter(
+        "",
+        "Depth images (32FC1, 16UC1) registered to the camera of their frame_id, for scale.",
+    )
+    imu_topic: str = parameter(
+        "", "sensor_msgs/Imu: which way is up. Empty: floors and walls tell."
+    )
+    max_image_px: int = parameter(
+        50_000_000,
+        "Largest image accepted, width times height.",
+        low=1024,
+        high=1_000_000_000,
+    )
+    status_period_s: float = parameter(
+        1.0, "Period of ~/status and /diagnostics.", low=0.1, high=60
+    )
+    model: ModelSettings = field(default_factory=ModelSettings)
+    window: WindowSettings = field(default_factory=WindowSettings)
+    cloud: CloudSettings = field(default_factory=CloudSettings)
+    map: MapSettings = field(default_factory=MapSettings)
+    voxel: VoxelSettings = field(default_factory=VoxelSettings)
+    query: QuerySettings = field(default_factory=QuerySettings)
+
+    def __post_init__(self) -> None:
+        for name, item in knobs():
+            check(name, item, _get(self, name))
+        _check_together(self)
+
+    @classmethod
+    def from_flat(cls, values: Mapping[str, Any]) -> Settings:
+        """Settings from ``{"window.views": 8, ...}``; SettingError names an unknown key."""
+        return build(cls, values)
+
+
+def knobs(kind: type = Settings) -> Iterator[tuple[str, Field]]:
+    """Every knob of a settings class as (dotted name, field), in order of declaration."""
+    for item in fields(kind):
+        if item.metadata:
+            yield item.name, item
+        else:
+            for leaf in fields(item.default_factory):
+                yield f"{item.name}.{leaf.name}", leaf
+
+
+def build(kind: type, values: Mapping[str, Any]) -> Any:
+    """An instance of a settings class from dotted names; SettingError as `check` raises it."""
+    known = dict(knobs(kind))
+    for name in values:
+        if name not in known:
+            raise SettingError(f"unknown setting '{name}'; known: {', '.join(sorted(known))}")
+    groups: dict[str, dict[str, Any]] = {}
+    for name, value in values.items():
+        group, _, leaf = name.rpartition(".")
+        groups.setdefault(group, {})[leaf] = check(name, known[name], value)
+    top = groups.pop("", {})
+    types = {item.name: item.default_factory for item in fields(kind) if not item.metadata}
+    return kind(**top, **{name: types[name](**leaves) for name, leaves in groups.items()})
+
+
+def default_of(item: Field) -> Any:
+    """The default value of a knob."""
+    return item.default if item.default is not MISSING else item.default_factory()
+
+
+def check(name: str, item: Field, value: Any) -> Any:
+    """The value in the knob's type, or SettingError naming value, bound and remedy."""
+    meta, default = item.metadata, default_of(item)
+    if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if isinstance(default, list) and isinstance(value, tuple):
+        value = list(value)
+    if type(value) is not type(default):
+        raise SettingError(
+            f"{name} is {value!r} ({type(value).__name__}); it must be a {type(default).__name__}"
+        )
+    if isinstance(default, list) and not all(isinstance(entry, str) for entry in value):
+        raise SettingError(f"{name} is {value!r}; it must be a list of strings")
+    if meta["choices"] and value not in meta["choices"]:
+        raise SettingError(f"{name} is {value!r}; it must be one of {', '.join(meta['choices'])}")
+    low, high = meta["low"], meta["high"]
+    if low is not None and not low <= value <= high:
+        raise SettingError(f"{name} is {value}; it must lie in {low} to {high}")
+    return value
+
+
+def _get(settings: Settings, name: str) -> Any:
+    value: Any = settings
+    for part in name.split("."):
+        value = getattr(value, part)
+    return value
+
+
+def _check_together(settings: Settings) -> None:
+    """Bounds that involve several knobs."""
+    cameras, window = settings.cameras, settings.window
+    if not cameras or len(set(cameras)) != len(cameras) or not all(cameras):
+        raise SettingError(f"cameras is {cameras!r}; it must name at least one camera, each once")
+    if window.views % len(cameras):
+        raise SettingError(
+            f"window.views is {window.views}; with {len(cameras)} cameras it must be a multiple "
+            f"of {len(cameras)}"
+        )
+    instants = window.views // len(cameras)
+    if window.overlap >= instants and window.views > 1:
+        raise SettingError(
+            f"window.overlap is {window.overlap}; it must be below the {instants} instants of a "
+            "window"
+        )
+    if (instants - 1) * window.min_gap_s > window.max_age_s:
+        raise SettingError(
+            f"window.max_age_s is {window.max_age_s}; {instants} instants {window.min_gap_s} s "
+            "apart need more; raise it or lower window.min_gap_s"
+        )
+    if settings.voxel.obstacle_low_m >= settings.voxel.obstacle_high_m:
+        raise SettingError(
+            f"voxel.obstacle_low_m is {settings.voxel.obstacle_low_m}; it must be below "
+            f"voxel.obstacle_high_m, {settings.voxel.obstacle_high_m}"
+        )
+    if settings.model.image_width_px % 14:
+        raise SettingError(
+            f"model.image_width_px is {settings.model.image_width_px}; it must be a multiple of 14"
+        )
+    if window.min_baseline_m > 0 and not settings.odometry_topic:
+        raise SettingError(
+            f"window.min_baseline_m is {window.min_baseline_m}; it needs odometry_topic"
+        )

@@ -1,1 +1,0 @@
-"""Training of the demo checkpoint on the simulated home, from scratch, on a CPU or a GPU."""

@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The demo as a newcomer runs it: a process of its own, real DDS, files left behind."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+pytestmark = pytest.mark.ros
+pytest.importorskip("torch", reason="the golden checkpoint runs on the torch backend here")
+
+from g2vlm_tests.harness import GOLDEN  # noqa: E402
+
+FRAMES = GOLDEN.parents[1] / "frames"
+
+
+def run(out, *arguments):
+    environment = {**os.environ, "ROS_LOG_DIR": str(out / "log")}
+    command = [
+        sys.executable,
+        "-m",
+        "g2vlm_ros.demo.nodes.run_demo",
+        "--out",
+        str(out),
+        *arguments,
+    ]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment)
+
+
+def test_demo_leaves_a_report_of_what_was_received(tmp_path):
+    result = run(
+        tmp_path,
+        "--images",
+        str(FRAMES),
+        "--checkpoint",
+        str(GOLDEN),
+        "--width",
+        "56",
+        "--backend",
+        "torch",
+    )
+    assert result.returncode == 0, result.stderr
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["frames_in"] == 12 and report["windows"] >= 1
+    assert report["received"]["/perception/points"] >= 1
+    assert report["received"]["/perception/pose"] == report["frames_used"]
+    assert report["latency_ms"]["p50"] > 0 and "heads" in report["stage_ms"]
+    rows = (tmp_path / "poses.csv").read_text().splitlines()
+    assert len(rows) == 1 + report["frames_used"]
+    for name in ("map.ply", "map.png"):
+        assert (tmp_path / name).stat().st_size > 100
+
+
+def test_demo_says_what_is_missing(tmp_path):
+    result = run(tmp_path, "--images", str(tmp_path / "nowhere"))
+    assert result.returncode == 2 and "nowhere does not exist" in result.stderr
+
+
+def test_a_drive_through_a_home_is_judged(tmp_path):
+    """The shipped checkpoint on a held-out home: better than knowing nothing, on every count."""
+    result = run(tmp_path, "--legs", "3", "--home", "2")
+    assert result.returncode == 0, result.stderr
+    report = json.loads((tmp_path / "report.json").read_text())
+    accuracy = report["accuracy"]
+    assert report["scale_state"] == "METRIC" and accuracy["frames"] >= 4
+    # A wall of constant depth is off by about 0.3.
+    assert accuracy["depth_abs_rel"] < 0.25 and accuracy["depth_metric_abs_rel"] < 0.4
+    for name in ("map.ply", "map.png", "depth.png"):
+        assert (tmp_path / name).stat().st_size > 1000
+    for asked in report["questions"]:
+        assert asked["answer"] and asked["truth"] and asked["kind"]
+        assert asked["verdict"] in ("right", "wrong", "bound")
+    if not report["questions"]:
+        pytest.skip("this machine was too busy to ask anything during the drive")
+    rows = report["answers"]["by_kind"]
+    assert sum(row["asked"] for row in rows.values()) == len(report["questions"])
+    assert report["language_trained"]
+    right = [a for a in report["questions"] if a["verdict"] == "right" and a["confidence"] > 0]
+    assert (tmp_path / "answer.png").exists() == bool(right)
+    assert "| all |" in (tmp_path / "questions.md").read_text()

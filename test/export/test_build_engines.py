@@ -1,0 +1,451 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Building engines: the plan, the graphs against TensorRT's table and its parser, resuming.
+
+TensorRT-RTX parses and builds without a GPU; those tests skip where it is not installed. Engines
+that have to run do so on the STAND-IN of test/runtime.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from unittest import mock
+
+import numpy as np
+import onnx
+import pytest
+import yaml
+
+pytest.importorskip("torch", reason="golden values are made by torch")
+pytest.importorskip("onnxruntime", reason="graphs are run with onnxruntime")
+
+import onnxruntime  # noqa: E402
+from g2vlm_tests.built_engines import (  # noqa: E402
+    GOLDEN,
+    PLAN,
+    Built,
+    build_stand_ins,
+    link_checkpoint,
+    stand_in_build,
+)
+from g2vlm_tests.marks import needs_rtx
+
+from g2vlm_ros.checkpoint.onnx_manifest import (  # noqa: E402
+    MANIFEST,
+    STAGES,
+    Manifest,
+    ManifestError,
+)
+from g2vlm_ros.export import build_engines as building  # noqa: E402
+from g2vlm_ros.export.build_engines import BuildError, main  # noqa: E402
+from g2vlm_ros.export.build_plan import BuildPlan, PlanError  # noqa: E402
+from g2vlm_ros.export.export_onnx import export  # noqa: E402
+from g2vlm_ros.export.trt_attention import arranged, read_graph, ways_for  # noqa: E402
+from g2vlm_ros.inference.tensorrt.engine_metadata import listed, prune  # noqa: E402
+from g2vlm_ros.inference.tensorrt.versions import TensorRTVersion  # noqa: E402
+
+ENGINES = Path(__file__).parents[2] / "engines"
+SHARED_PLAN = ENGINES / "plan.yaml"
+SMALL = ("encode_geometry", "geometry", "encode_semantics", "language")
+
+# --- the plan ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("profile", ["jetson_orin", "desktop", "h200"])
+def test_every_profile_of_the_plan_fits_the_graphs(profile: str) -> None:
+    plan = BuildPlan.read(SHARED_PLAN, profile)
+    manifest = Manifest.read(GOLDEN)
+    for stage, size in plan.engines(STAGES):
+        graph = next(g for g in manifest.graphs if g.stage == stage)
+        for shapes in plan.profiles(graph, size):
+            assert set(shapes) == set(graph.inputs)
+            for name, bounds in shapes.items():
+                assert np.all(np.diff(np.array(bounds), axis=0) >= 0), (stage, name, bounds)
+
+
+def test_token_counts_of_the_plan_belong_together() -> None:
+    plan = BuildPlan.read(SHARED_PLAN, "desktop")
+    graphs = {g.stage: g for g in Manifest.read(GOLDEN).graphs}
+    (geometry,) = plan.profiles(graphs["geometry"], None)
+    for (views, patches, _), (_, tokens) in zip(
+        geometry["features"], geometry["positions"], strict=True
+    ):
+        assert tokens == views * (patches + 2)
+    prefill, decode = plan.profiles(graphs["language"], None)
+    for i in range(3):
+        ids, images = prefill["ids"][i][0], prefill["features"][i][0]
+        assert prefill["positions"][i] == [3, ids + images] and prefill["reach"][i] == [
+            ids + images
+        ]
+        assert decode["ids"][i] == [1] and decode["features"][i][0] == 0
+    assert prefill["features"][2][0] == 27 * 27
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"views": [4, 1, 8]}, r"has views \[4, 1, 8\]; it must be smallest, usual and largest"),
+        ({"views": [0, 1, 8]}, "from 1 up"),
+        ({"sizes": [[518, 390]]}, r"has \[518, 390\] in sizes; .* multiples of 14"),
+        ({"semantic_sizes": [[70, 70]]}, "multiples of 28"),
+        ({"precision": "int3"}, "precision int3"),
+        ({"colour": "blue"}, "missing or unknown keys: colour"),
+    ],
+)
+def test_a_wrong_plan_is_refused(change: dict, message: str) -> None:
+    with pytest.raises(PlanError, match=message):
+        BuildPlan.checked("test", PLAN | change)
+
+
+def test_an_unknown_profile_and_a_wrong_opset(tmp_path: Path) -> None:
+    with pytest.raises(PlanError, match="'orin' is not in .*; choose one of jetson_orin"):
+        BuildPlan.read(SHARED_PLAN, "orin")
+    plan = BuildPlan.checked("test", PLAN | {"opset": 24})
+    with pytest.raises(PlanError, match="opset 20, the profile wants 24.*--opset 24"):
+        plan.graph(Manifest.read(GOLDEN), "geometry", None, "released")
+
+
+# --- TensorRT 10.3 by its table ------------------------------------------------------------------
+
+
+def table() -> dict[str, tuple[set[str], str]]:
+    lines = (ENGINES / "operators_trt10.csv").read_text().splitlines()
+    rows = (line.split(",") for line in lines if not line.startswith("#"))
+    return {name: (set(types.split()), rule) for name, types, rule in rows}
+
+
+@pytest.mark.parametrize("path", sorted(GOLDEN.glob("*.onnx")), ids=lambda path: path.name)
+def test_graphs_use_only_what_tensorrt_10_takes(path: Path) -> None:
+    model = onnx.shape_inference.infer_shapes(read_graph(path))
+    assert [(o.domain, o.version) for o in model.opset_import] == [("", 20)]
+    known, values = table(), {v.name: v.type.tensor_type for v in model.graph.value_info}
+    constant = {i.name for i in model.graph.initializer}
+    constant |= {n.output[0] for n in model.graph.node if n.op_type == "Constant"}
+    wrong = []
+    for node in model.graph.node:
+        types, rule = known.get(node.op_type, (set(), "unsupported"))
+        found = values.get(node.output[0])
+        element = onnx.TensorProto.DataType.Name(found.elem_type) if found else None
+        if not types or (element is not None and element.replace("INT32", "INT64") not in types):
+            # Comparisons are listed with the types that they compare, and give BOOL.
+            if not (element == "BOOL" and node.op_type.startswith(("Less", "Greater", "Equal"))):
+                wrong.append(f"{node.name}: {node.op_type} in {element}")
+        axes = {"Slice": 3, "Squeeze": 1, "Unsqueeze": 1}.get(node.op_type, 1)
+        if rule == "axes:constant" and len(node.input) > axes and node.input[axes] not in constant:
+            wrong.append(f"{node.name}: axes of {node.op_type} are computed")
+        if rule == "input:static":
+            shape = values[node.input[0]].shape
+            if any(not d.HasField("dim_value") for d in shape.dim):
+                wrong.append(f"{node.name}: {node.op_type} of a dynamic shape")
+        if rule == "outputs:1" and len([o for o in node.output if o]) > 1:
+            wrong.append(f"{node.name}: more than one output of {node.op_type}")
+        if rule == "restricted":
+            wrong.append(f"{node.name}: {node.op_type} is restricted")
+    assert not wrong
+
+
+# --- TensorRT-RTX, for real ----------------------------------------------------------------------
+
+
+@pytest.fixture(
+    scope="module", params=[(20, "float32"), (24, "bfloat16")], ids=lambda p: f"opset{p[0]}-{p[1]}"
+)
+def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple:
+    """A folder with ONNX files, and its plan."""
+    opset, precision = request.param
+    plan = PLAN | {"opset": opset, "precision": precision}
+    folder = link_checkpoint(tmp_path_factory.mktemp("onnx"))
+    if opset != 20:
+        export(folder, dtype=precision, opset=opset, stages=SMALL)
+    return folder, plan
+
+
+@needs_rtx
+@pytest.mark.parametrize("capability", ["8.6", "8.9", "12.0"])
+def test_tensorrt_rtx_builds_the_small_stages(
+    exported: tuple, capability: str, tmp_path: Path
+) -> None:
+    folder, plan = exported
+    names = _build_with_rtx(folder, plan, capability, SMALL, tmp_path)
+    assert len(names) == len(SMALL)
+    for record in (r for _, r in listed(tmp_path / "cache")):
+        assert record.capability == capability and record.proven is None
+        assert (tmp_path / "cache").joinpath(names[0]).parent.exists()
+
+
+@needs_rtx
+def test_tensorrt_rtx_parses_every_graph() -> None:
+    """In a process of its own: a graph that the parser dislikes may end it."""
+    code = (
+        "import sys, tensorrt_rtx as trt\n"
+        "log = trt.Logger(trt.Logger.ERROR)\n"
+        "for path in sys.argv[1:]:\n"
+        "    network = trt.Builder(log).create_network(1)\n"
+        "    parser = trt.OnnxParser(network, log)\n"
+        "    assert parser.parse_from_file(path), (path, parser.get_error(0).desc())\n"
+        "    assert network.num_outputs >= 1\n"
+    )
+    paths = [str(path) for path in sorted(GOLDEN.glob("*.onnx"))]
+    done = subprocess.run([sys.executable, "-c", code, *paths], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+@needs_rtx
+@pytest.mark.parametrize("as_one_node", [False, True])
+def test_every_way_of_attention_builds(as_one_node: bool, tmp_path: Path) -> None:
+    path = tmp_path / "attention.onnx"
+    onnx.save(attention_graph(as_one_node), path)
+    code = (
+        "import sys\n"
+        "from pathlib import Path\n"
+        "from g2vlm_ros.export.trt_attention import arranged, read_graph, ways_for\n"
+        "from g2vlm_ros.export.build_engines import Machine, build_engine\n"
+        "from g2vlm_ros.export.build_plan import BuildPlan\n"
+        f"plan = BuildPlan.checked('test', {PLAN!r})\n"
+        "path = Path(sys.argv[1])\n"
+        "model, machine = read_graph(path), Machine.of('rtx', '8.9')\n"
+        "for way in ways_for(model, 'float16'):\n"
+        "    data = arranged(model, way, 'float16')\n"
+        "    engine = build_engine(machine, data, path, [], plan, path, way)\n"
+        "    print(way, len(engine))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    ways = [line.split()[0] for line in done.stdout.splitlines()]
+    assert ways == list(ways_for(read_graph(path), "float16"))
+
+
+@needs_rtx
+def test_a_gpu_that_rtx_does_not_know(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    folder = link_checkpoint(tmp_path / "onnx")
+    with pytest.raises(AssertionError, match=r"does not build for compute capability 9\.0"):
+        _build_with_rtx(folder, PLAN, "9.0", ("language",), tmp_path)
+
+
+def _build_with_rtx(
+    folder: Path, plan: dict, capability: str, stages: tuple, out: Path
+) -> list[str]:
+    """Runs the build command in a process of its own; names of the engines."""
+    text = yaml.safe_dump({"profiles": {"test": json.loads(json.dumps(plan))}})
+    (out / "plan.yaml").write_text(text)
+    arguments = [
+        "--plan",
+        str(out / "plan.yaml"),
+        "--profile",
+        "test",
+        "--onnx",
+        str(folder),
+        "--out",
+        str(out / "cache"),
+        "--target",
+        capability,
+        "--stages",
+        *stages,
+    ]
+    code = (
+        "import sys\nfrom g2vlm_ros.export.build_engines import main\n"
+        f"sys.exit(main({arguments!r}))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    return [record.file for _, record in listed(out / "cache")]
+
+
+# --- attention -----------------------------------------------------------------------------------
+
+
+def attention_graph(as_one_node: bool) -> onnx.ModelProto:
+    """float16 attention of 2 heads over 6 tokens with a mask, as an old or a new export has it."""
+    half, helper = onnx.TensorProto.FLOAT16, onnx.helper
+    scale = helper.make_tensor("", half, [], [0.25])
+    names = {"q": [1, 2, 6, 32], "k": [1, 2, 6, 32], "v": [1, 2, 6, 32], "mask": [6, 6]}
+    inputs = [helper.make_tensor_value_info(name, half, shape) for name, shape in names.items()]
+    outputs = [helper.make_tensor_value_info("y", half, [1, 2, 6, 32])]
+    if as_one_node:
+        nodes = [helper.make_node("Attention", ["q", "k", "v", "mask"], ["y"], scale=0.25)]
+    else:
+        nodes = [
+            helper.make_node("Constant", [], ["scale"], value=scale),
+            helper.make_node("Constant", [], ["shape"], value_ints=[1, 2, 6, 6]),
+            helper.make_node("Mul", ["q", "scale"], ["scaled"]),
+            helper.make_node("Transpose", ["k"], ["kt"], perm=[0, 1, 3, 2]),
+            helper.make_node("MatMul", ["scaled", "kt"], ["scores"]),
+            helper.make_node("Add", ["mask", "scores"], ["masked"]),
+            helper.make_node("Softmax", ["masked"], ["weights"], axis=-1),
+            helper.make_node("Reshape", ["weights", "shape"], ["same"]),
+            helper.make_node("MatMul", ["same", "v"], ["y"]),
+        ]
+    graph = helper.make_graph(nodes, "attention", inputs, outputs)
+    opset = helper.make_opsetid("", 24 if as_one_node else 20)
+    return helper.make_model(graph, opset_imports=[opset], ir_version=10)
+
+
+@pytest.mark.parametrize("as_one_node", [False, True])
+def test_float32_attention_differs_only_by_rounding(as_one_node: bool) -> None:
+    model = attention_graph(as_one_node)
+    wide = onnx.load_from_string(arranged(model, "float32", "float16"))
+    onnx.checker.check_model(_known_to_onnx(wide), full_check=True)
+    inferred = onnx.shape_inference.infer_shapes(wide, strict_mode=True)
+    types = {v.name: v.type.tensor_type.elem_type for v in inferred.graph.value_info}
+    heart = [n for n in wide.graph.node if n.op_type in ("MatMul", "Softmax", "Attention", "Add")]
+    assert {types[node.output[0]] for node in heart} == {onnx.TensorProto.FLOAT}
+    rng = np.random.default_rng(0)
+    feeds = {
+        i.name: rng.normal(size=[d.dim_value for d in i.type.tensor_type.shape.dim]).astype(
+            np.float16
+        )
+        for i in model.graph.input
+    }
+    got = onnxruntime.InferenceSession(_known_to_onnx(wide).SerializeToString()).run(None, feeds)[
+        0
+    ]
+    q, k, v, mask = (feeds[name].astype(np.float64) for name in ("q", "k", "v", "mask"))
+    scores = np.exp(0.25 * q @ k.swapaxes(-1, -2) + mask)
+    want = scores / scores.sum(-1, keepdims=True) @ v
+    assert got.dtype == np.float16
+    np.testing.assert_allclose(got, want, atol=2e-3)
+
+
+def _known_to_onnx(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Without the hint to TensorRT, which ONNX does not know."""
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    for node in copy.graph.node:
+        kept = [a for a in node.attribute if a.name != "TRT_decomposable"]
+        del node.attribute[:]
+        node.attribute.extend(kept)
+    return copy
+
+
+def test_the_ways_of_a_graph() -> None:
+    old, new = attention_graph(False), attention_graph(True)
+    assert ways_for(old, "float16") == ("fused", "decomposed", "float32")
+    assert ways_for(old, "float32") == ("fused", "decomposed")
+    assert ways_for(new, "bfloat16") == ("fused", "float32")
+    assert ways_for(new, "float32") == ("fused",)
+
+
+# --- proving, resuming, pruning ------------------------------------------------------------------
+
+
+def test_wrong_attention_is_built_again_more_safely(tmp_path: Path) -> None:
+    built = build_stand_ins(tmp_path, twist={"fused": 0.3})
+    assert {record.attention for record in built.records} == {"decomposed"}
+    assert all(max(record.proven.values()) < 2e-3 for record in built.records)
+
+
+def test_an_engine_that_stays_wrong_is_refused(tmp_path: Path) -> None:
+    twist = {way: 0.3 for way in ("fused", "decomposed", "float32")}
+    with pytest.raises(
+        BuildError, match="no usable engine of stage encode_geometry: fused.*is off"
+    ):
+        build_stand_ins(tmp_path, twist=twist)
+    assert not list(tmp_path.rglob("*.engine"))
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
+    return build_stand_ins(tmp_path_factory.mktemp("built"))
+
+
+def again(built: Built, **changes: object) -> int:
+    """Builds once more; how many engines were made."""
+    plan, machine = BuildPlan.checked("test", PLAN | changes), stand_in_machine(built)
+    with mock.patch.object(building, "build_engine", side_effect=stand_in_build) as made:
+        building.build(built.checkpoint, plan, machine, built.cache)
+    return made.call_count
+
+
+def test_what_is_there_is_not_built_again(built: Built) -> None:
+    assert again(built) == 0
+    folder, record = listed(built.cache)[0]
+    (folder / record.file).write_bytes(b"cut")
+    assert again(built) == 1
+    (folder / f"{record.file}.json").unlink()
+    assert again(built) == 1
+    assert again(built, views=[1, 2, 4]) == 3  # encoder, trunk and heads; no question needs views
+    assert again(built) == 3
+
+
+def stand_in_machine(built: Built) -> building.Machine:
+    here = building.Here(built.cuda.gpu, built.cuda.capability, built.flavour.label)
+    return building.Machine(built.flavour, here, built.cuda)
+
+
+def test_a_build_that_fails_goes_on_where_it_stopped(built: Built, tmp_path: Path) -> None:
+    plan, machine = BuildPlan.checked("test", PLAN), stand_in_machine(built)
+
+    def without_heads(machine: object, model: bytes, path: Path, *rest: object) -> bytes:
+        if path.name.startswith("heads"):
+            raise BuildError("TensorRT could not build it")
+        return stand_in_build(machine, model, path, *rest)
+
+    with mock.patch.object(building, "build_engine", side_effect=without_heads):
+        with pytest.raises(BuildError, match="no usable engine of stage heads: fused attention"):
+            building.build(built.checkpoint, plan, machine, tmp_path)
+    before = [record.stage for _, record in listed(tmp_path)]
+    assert sorted(before) == ["encode_geometry", "geometry"]
+    with mock.patch.object(building, "build_engine", side_effect=stand_in_build) as made:
+        building.build(built.checkpoint, plan, machine, tmp_path)
+    assert made.call_count == len(STAGES) - len(before)
+
+
+def test_out_of_memory_while_building_is_one_sentence(built: Built, tmp_path: Path) -> None:
+    """TensorRT answers with None and a message in its own log."""
+    trt = mock.MagicMock(IProgressMonitor=type("Monitor", (), {}), __version__="10.3.0")
+    builder = trt.Builder.return_value
+    builder.create_builder_config.return_value.add_optimization_profile.return_value = 0
+    builder.build_serialized_network.return_value = None
+    machine = replace(stand_in_machine(built), flavour=TensorRTVersion("tensorrt", trt))
+    with pytest.raises(BuildError, match=r"memory ran out, lower memory_gib \(1\) or views"):
+        building.build(built.checkpoint, BuildPlan.checked("test", PLAN), machine, tmp_path)
+    assert not list(tmp_path.rglob("*.engine"))
+
+
+@pytest.mark.parametrize(
+    ("file", "message"),
+    [
+        ("heads.onnx", "heads.onnx is damaged or was changed; run `.*export.onnx"),
+        ("model.safetensors", "were made for other weights or configuration files"),
+        (MANIFEST, "is damaged or of another version"),
+    ],
+)
+def test_damaged_and_stale_onnx_files_are_not_built(
+    built: Built, tmp_path: Path, file: str, message: str
+) -> None:
+    folder = Path(shutil.copytree(built.checkpoint, tmp_path / "onnx"))
+    data = bytearray((folder / file).read_bytes())
+    data[len(data) // 2 if file == "heads.onnx" else -2] ^= 1
+    (folder / file).write_bytes(data)
+    plan, machine = BuildPlan.checked("test", PLAN), stand_in_machine(built)
+    with mock.patch.object(building, "build_engine", side_effect=stand_in_build):
+        with pytest.raises(ManifestError, match=message):
+            building.build(folder, plan, machine, tmp_path / "cache", stages=["heads"])
+    assert listed(tmp_path / "cache") == []
+
+
+def test_file_names_and_the_list(built: Built, capsys: pytest.CaptureFixture) -> None:
+    assert main(["--list", "--out", str(built.cache)]) == 0
+    shown = capsys.readouterr().out
+    assert "encode_geometry.140x84.stand-in-gpu-trt10.3.0-float32.engine" in shown
+    assert shown.count("fused attention  proven") == len(built.records)
+
+
+def test_prune_keeps_what_it_is_told(tmp_path: Path) -> None:
+    old = build_stand_ins(tmp_path)
+    weights = old.records[0].weights
+    assert prune(old.cache, {weights}) == []
+    (tmp_path / "cache" / "0123" / "notes").mkdir(parents=True)
+    gone = prune(old.cache, set())
+    assert len([p for p in gone if p.suffix == ".engine"]) == len(old.records)
+    assert [p.name for p in old.cache.iterdir()] == ["0123"]  # nothing of ours in it
+
+
+def test_the_command_explains_itself(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    arguments = ["--plan", str(SHARED_PLAN), "--profile", "desktop", "--onnx", str(tmp_path)]
+    assert main(arguments) == 1
+    assert capsys.readouterr().err.startswith("error: ")

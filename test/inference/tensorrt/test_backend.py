@@ -1,0 +1,339 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The TensorRT backend on a STAND-IN: buffers, cache, order of streams, refusals; no GPU.
+
+The stand-in computes with ONNX Runtime, so values are real; TensorRT's own numerics are not here.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from unittest import mock
+
+import numpy as np
+import pytest
+
+pytest.importorskip("onnxruntime", reason="the stand-in computes with onnxruntime")
+pytest.importorskip("torch", reason="golden values are made by torch")
+
+from g2vlm_tests.built_engines import GOLDEN, SIZE, Built, build_stand_ins  # noqa: E402
+from g2vlm_tests.gpu_stand_in import StandInCuda, StandInEngine, stand_in_flavour  # noqa: E402
+
+from g2vlm_ros.checkpoint.prompt_layout import SpecialTokens, TokenCursor, text_segment  # noqa: E402
+from g2vlm_ros.geometry import point_cloud  # noqa: E402
+from g2vlm_ros.inference.backend import Backend, open_backend  # noqa: E402
+from g2vlm_ros.inference.tensorrt import backend  # noqa: E402
+from g2vlm_ros.inference.tensorrt.backend import TensorRTBackend  # noqa: E402
+from g2vlm_ros.inference.tensorrt.cuda import (  # noqa: E402
+    CudaError,
+    DeviceGoneError,
+    DeviceLostError,
+    OutOfMemoryError,
+)
+from g2vlm_ros.inference.tensorrt.engine_metadata import EngineError  # noqa: E402
+from g2vlm_ros.inference.torch_backend import TorchBackend  # noqa: E402
+from g2vlm_ros.records import NonFiniteError, RawGeometry, UnfitError  # noqa: E402
+
+SPECIAL = SpecialTokens(401, 402, 409, 410, 198)
+GRID = (6, 10)
+PROMPT = np.arange(20, 31)
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
+    return build_stand_ins(tmp_path_factory.mktemp("engines"))
+
+
+@pytest.fixture
+def stages(built: Built) -> TensorRTBackend:
+    return built.open()
+
+
+@pytest.fixture(scope="module")
+def torch_stages() -> TorchBackend:
+    return TorchBackend.open(GOLDEN, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def views() -> np.ndarray:
+    width, height = SIZE
+    return np.random.default_rng(5).integers(0, 256, (4, height, width, 3), dtype=np.uint8)
+
+
+def reconstruct(stages: Backend, views: np.ndarray) -> RawGeometry:
+    cache, walk = stages.new_cache(), TokenCursor(SPECIAL)
+    stages.language(walk.text(PROMPT), cache)
+    features = stages.encode_geometry(views)
+    hidden = stages.geometry(features, walk.geometry(len(views), GRID), cache)
+    return stages.heads(hidden, GRID)
+
+
+def answers(stages: Backend, views: np.ndarray) -> list[np.ndarray]:
+    """Logits of two questions on forks of one cache, then of the first one going on."""
+    cache, walk = stages.new_cache(), TokenCursor(SPECIAL)
+    stages.language(walk.text(PROMPT), cache)
+    features = stages.encode_geometry(views[:2])
+    stages.geometry(features, walk.geometry(2, GRID), cache)
+    semantic = stages.encode_semantics(np.ascontiguousarray(views[0, :84, :84]))
+    stages.language(walk.semantic((3, 3)), cache, semantic)
+    first, second = cache.fork(), cache.fork()
+    here = walk.position
+    logits = [
+        stages.language(text_segment([100, 101, 102], here), first),
+        stages.language(text_segment([200, 201], here), second),
+    ]
+    logits += [stages.language(text_segment([n], here + 3 + n), first) for n in range(3)]
+    assert first.length == cache.length + 6 and second.length == cache.length + 2
+    return logits
+
+
+def test_reconstruction_equals_torch(
+    stages: TensorRTBackend, torch_stages: TorchBackend, views: np.ndarray
+) -> None:
+    for count in (1, 4):
+        got, want = (reconstruct(s, views[:count]) for s in (stages, torch_stages))
+        np.testing.assert_allclose(got.local_points_u, want.local_points_u, rtol=2e-3, atol=1e-3)
+        np.testing.assert_allclose(got.window_from_camera, want.window_from_camera, atol=1e-3)
+
+
+def test_questions_with_forks_equal_torch(
+    stages: TensorRTBackend, torch_stages: TorchBackend, views: np.ndarray
+) -> None:
+    for got, want in zip(answers(stages, views), answers(torch_stages, views), strict=True):
+        np.testing.assert_allclose(got, want, rtol=1e-3, atol=1e-3)
+
+
+def test_descriptions_equal_torch(
+    stages: TensorRTBackend, torch_stages: TorchBackend, views: np.ndarray
+) -> None:
+    got, want = (s.describe(s.encode_geometry(views)) for s in (stages, torch_stages))
+    assert got.dtype == np.float32
+    np.testing.assert_allclose(got, want, rtol=1e-3, atol=1e-4)
+
+
+def test_a_long_cache_moves_to_a_larger_buffer(
+    stages: TensorRTBackend, torch_stages: TorchBackend
+) -> None:
+    results = []
+    for each in (stages, torch_stages):
+        cache, walk = each.new_cache(), TokenCursor(SPECIAL)
+        rng = np.random.default_rng(0)
+        for _ in range(12):
+            last = each.language(walk.text(rng.integers(5, 400, 60)), cache)
+        results.append(last)
+    np.testing.assert_allclose(*results, rtol=1e-3, atol=1e-3)
+
+
+def test_decoding_uses_the_profile_for_one_token(
+    stages: TensorRTBackend, views: np.ndarray
+) -> None:
+    answers(stages, views)
+    language = next(e for e in stages._engines if e.record.stage == "language")
+    assert language.record_profile({"ids": (1,), "features": (0, 64)}) == 1
+    assert language.record_profile({"ids": (2,), "features": (9, 64)}) == 0
+    assert language._engine.profiles_used[-1] == 1
+
+
+def test_a_second_window_needs_no_new_memory_or_events(
+    stages: TensorRTBackend, built: Built, views: np.ndarray
+) -> None:
+    reconstruct(stages, views)
+    gc.collect()
+    before = built.cuda.allocations, built.cuda.events
+    for _ in range(3):
+        reconstruct(stages, views)
+        gc.collect()
+    assert (built.cuda.allocations, built.cuda.events) == before
+
+
+def test_decoding_copies_no_cache(stages: TensorRTBackend, built: Built) -> None:
+    cache, walk = stages.new_cache(), TokenCursor(SPECIAL)
+    stages.language(walk.text(PROMPT), cache)
+    copies = built.cuda.copies
+    for token in range(5):
+        stages.language(walk.text([token]), cache)
+    assert built.cuda.copies == copies
+
+
+def test_only_results_are_copied_back(
+    stages: TensorRTBackend, built: Built, views: np.ndarray
+) -> None:
+    before = built.cuda.bytes_down
+    raw = reconstruct(stages, views)
+    results = raw.local_points_u.nbytes + raw.window_from_camera.nbytes + raw.rotation9.nbytes
+    logits = 4 * stages.config.text.vocab_size
+    assert built.cuda.bytes_down - before == results + logits
+
+
+def test_results_of_one_window_outlive_the_next(
+    stages: TensorRTBackend, views: np.ndarray
+) -> None:
+    first = reconstruct(stages, views)
+    kept = first.local_points_u.copy()
+    reconstruct(stages, views[::-1].copy())
+    assert np.array_equal(first.local_points_u, kept)
+
+
+def test_clouds_are_packed_from_the_points_on_the_device(
+    stages: TensorRTBackend, built: Built, views: np.ndarray
+) -> None:
+    first = reconstruct(stages, views)
+    reconstruct(stages, views[::-1].copy())
+    chosen, limits = [0, 2, 3], (0.5, 1.0)
+    local, colours = first.local_points_u[chosen], views[chosen]
+    confidence = np.random.default_rng(0).random(local.shape[:3]).astype(np.float32)
+    poses = first.window_from_camera[chosen]
+    before = built.cuda.bytes_down
+    got = first.pack(chosen, colours, confidence, point_cloud.affines(3, poses), *limits)
+    valid = point_cloud.valid_points(local, confidence, *limits)
+    want = np.frombuffer(
+        point_cloud.pack(local, colours, confidence, valid, poses=poses), np.float32
+    )
+    assert 0 < len(want) < 5 * valid.size
+    np.testing.assert_allclose(got.view(np.float32), want, rtol=1e-5, atol=1e-5)
+    assert built.cuda.bytes_down - before == want.nbytes + 4
+
+
+def test_without_a_compiler_clouds_are_packed_elsewhere(
+    built: Built, views: np.ndarray, caplog: pytest.LogCaptureFixture
+) -> None:
+    with mock.patch.object(StandInCuda, "compile", side_effect=CudaError("there is no nvrtc")):
+        stages = built.open()
+    assert "clouds are packed on the CPU: there is no nvrtc" in caplog.text
+    assert reconstruct(stages, views).pack is None
+
+
+def test_stage_times(stages: TensorRTBackend, views: np.ndarray) -> None:
+    reconstruct(stages, views)
+    wanted = {"encode_geometry", "geometry", "heads", "language"}
+    assert wanted <= set(stages.device.times_s)
+
+
+def test_nan_names_the_stage_that_made_it(stages: TensorRTBackend, views: np.ndarray) -> None:
+    hidden_engine = next(e for e in stages._engines if e.record.stage == "geometry")
+    compute = hidden_engine._engine.compute
+
+    def poisoned(inputs: dict, outputs: dict) -> None:
+        compute(inputs, outputs)
+        hidden_engine._engine._array("hidden", *outputs["hidden"])[0, 0, 0] = np.nan
+
+    hidden_engine._engine.compute = poisoned
+    with pytest.raises(NonFiniteError, match="'geometry'"):
+        reconstruct(stages, views)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda v: v[:, :70], "no engine of stage encode_geometry for images of 140x70 pixels"),
+        (lambda v: np.concatenate((v, v, v)), r"images is \[12, 84, 140, 3\]; .* takes .*8, 84"),
+    ],
+)
+def test_images_outside_the_profiles(
+    stages: TensorRTBackend, views: np.ndarray, change: Callable, message: str
+) -> None:
+    with pytest.raises(EngineError, match=message):
+        reconstruct(stages, np.ascontiguousarray(change(views)))
+
+
+def test_out_of_memory_names_what_and_how_much(built: Built, views: np.ndarray) -> None:
+    stages = built.open()
+    built.cuda.total = built.cuda.used + (1 << 20)
+    try:
+        with pytest.raises(OutOfMemoryError, match=r"no room for .* asked for, \d+ of \d+ MiB"):
+            reconstruct(stages, np.concatenate((views, views)))
+    finally:
+        built.cuda.total = 1 << 30
+
+
+def test_a_lost_context_is_made_anew_once(built: Built, views: np.ndarray) -> None:
+    stages = built.open()
+    want = reconstruct(stages, views)
+    cache = stages.new_cache()
+    built.cuda.lose_at = 2
+    with pytest.raises(DeviceLostError, match="loaded again, this window is lost"):
+        reconstruct(stages, views)
+    assert np.array_equal(reconstruct(stages, views).local_points_u, want.local_points_u)
+    with pytest.raises(EngineError, match="this cache was lost"):
+        stages.language(text_segment([5], 0), cache)
+    assert want.pack([0], views[:1], np.ones((1, 84, 140)), np.eye(4)[None, :3], 0.0, 0.0) is None
+    built.cuda.lose_at = 0
+    for _ in range(2):  # for good: the second time without asking the device
+        with pytest.raises(DeviceGoneError, match="for good .*lost before.* restart the node"):
+            reconstruct(stages, views)
+
+
+@pytest.mark.parametrize(
+    "trouble", [DeviceGoneError("pycuda cannot"), OutOfMemoryError("no room"), EngineError("off")]
+)
+def test_a_context_that_cannot_be_made_anew_is_lost_for_good(
+    built: Built, views: np.ndarray, monkeypatch: pytest.MonkeyPatch, trouble: Exception
+) -> None:
+    stages = built.open()
+    monkeypatch.setattr(stages, "_load", mock.Mock(side_effect=trouble))
+    built.cuda.lose_at = 0
+    for _ in range(2):
+        with pytest.raises(DeviceGoneError, match=rf"for good \({trouble}\); restart the node"):
+            reconstruct(stages, views)
+
+
+def test_two_users_of_one_gpu(built: Built, views: np.ndarray) -> None:
+    """Two nodes in one process share a context."""
+    one, other = built.open(), built.open()
+    want = reconstruct(one, views)
+    for stages in (other, one):
+        again = reconstruct(stages, views)
+        assert np.array_equal(again.local_points_u, want.local_points_u)
+
+
+def test_two_nodes_on_one_gpu(built: Built, views: np.ndarray) -> None:
+    """Two processes: contexts of their own, so that one may lose its own; the memory is shared."""
+    one, other = built.open(), elsewhere(built).open()
+    want = reconstruct(one, views).local_points_u
+    other._cuda.lose_at = 1
+    with pytest.raises(DeviceLostError):
+        reconstruct(other, views)
+    for stages in (one, other):
+        assert np.array_equal(reconstruct(stages, views).local_points_u, want)
+    full = elsewhere(built, total=1 << 16)
+    with pytest.raises(EngineError, match="cannot be loaded: .* end other programs on this GPU"):
+        full.open()
+    assert np.array_equal(reconstruct(one, views).local_points_u, want)
+
+
+def elsewhere(built: Built, total: int = 1 << 30) -> Built:
+    """The same engines in another process, with so much memory left."""
+    cuda = StandInCuda(total)
+    return replace(built, cuda=cuda, flavour=stand_in_flavour(cuda))
+
+
+def test_no_room_for_an_engine_to_run_in(built: Built, monkeypatch: pytest.MonkeyPatch) -> None:
+    """TensorRT answers with None and a message in its own log."""
+    monkeypatch.setattr(StandInEngine, "create_execution_context", lambda *_: None)
+    with pytest.raises(EngineError, match="has no room to run .*; end other programs"):
+        built.open()
+
+
+def test_the_folder_of_engines_is_named_at_the_door(
+    built: Built, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """It reaches this backend alone, and the command that helps."""
+    monkeypatch.setattr(backend, "open_cuda", lambda _: built.cuda)
+    monkeypatch.setattr(backend, "installed", lambda *_: built.flavour)
+    opened = open_backend("tensorrt", built.checkpoint, engines=str(built.cache), device="cuda")
+    assert opened.backend.startswith("tensorrt trt10.3.0")
+    with pytest.raises(EngineError, match=f"--onnx .* --out {tmp_path}`"):
+        open_backend("tensorrt", built.checkpoint, engines=tmp_path)
+    assert open_backend("onnx", built.checkpoint, engines=tmp_path).backend.startswith("onnx")
+
+
+def test_no_gpu_is_a_sentence() -> None:
+    with pytest.raises(UnfitError, match="GPU|pip install"):
+        TensorRTBackend.open(GOLDEN, device="cuda:99")
+
+
+def test_no_engines_is_a_sentence_with_the_command(built: Built, tmp_path: Path) -> None:
+    with pytest.raises(EngineError, match="no engine for encode_geometry.*build_engines --plan"):
+        TensorRTBackend.on(built.cuda, built.flavour, GOLDEN, engines=tmp_path)

@@ -1,0 +1,305 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Engine records, refusals and device arrays; engines run on the STAND-IN, no GPU."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("onnxruntime", reason="the stand-in computes with onnxruntime")
+torch = pytest.importorskip("torch", reason="golden values are made by torch")
+
+from g2vlm_tests.built_engines import Built, build_stand_ins  # noqa: E402
+from g2vlm_tests.gpu_stand_in import StandInCuda, stand_in_flavour  # noqa: E402
+
+from g2vlm_ros.checkpoint.onnx_manifest import MANIFEST, Manifest  # noqa: E402
+from g2vlm_ros.inference.tensorrt import versions  # noqa: E402
+from g2vlm_ros.inference.tensorrt.backend import TensorRTCache  # noqa: E402
+from g2vlm_ros.inference.tensorrt.cuda import (  # noqa: E402
+    CudaPython,
+    DeviceLostError,
+    OutOfMemoryError,
+    failure,
+)
+from g2vlm_ros.inference.tensorrt.device_memory import DeviceMemory, from_element, to_element  # noqa: E402
+from g2vlm_ros.inference.tensorrt.engine import Engine, deviation, prove, read_proof  # noqa: E402
+from g2vlm_ros.inference.tensorrt.engine_metadata import EngineError, EngineRecord, Here  # noqa: E402
+from g2vlm_ros.inference.tensorrt.versions import installed  # noqa: E402
+from g2vlm_ros.records import UnfitError  # noqa: E402
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
+    return build_stand_ins(tmp_path_factory.mktemp("engines"))
+
+
+@pytest.fixture
+def copied(built: Built, tmp_path: Path) -> Built:
+    """Engines that a test may damage."""
+    cache = tmp_path / "cache"
+    shutil.copytree(built.cache, cache)
+    return replace(built, cache=cache)
+
+
+def engine_path(built: Built, stage: str = "geometry") -> Path:
+    (path,) = built.cache.glob(f"*/{stage}.*.engine")
+    return path
+
+
+def edit(path: Path, **changes: object) -> None:
+    values = json.loads(path.read_text())
+    path.write_text(json.dumps(values | changes))
+
+
+# --- refusals ------------------------------------------------------------------------------------
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (truncate, r"has \d+ bytes instead of \d+; run `python -m g2vlm_ros.export.build_engines"),
+        (flip, "is damaged or was changed; run `"),
+        (Path.unlink, "is missing; run `"),
+    ],
+)
+def test_a_damaged_engine_is_refused(
+    copied: Built, damage: Callable[[Path], None], message: str
+) -> None:
+    damage(engine_path(copied))
+    with pytest.raises(EngineError, match=message):
+        copied.open()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"tensorrt": "trt10.4.0"}, "built for TensorRT trt10.4.0, here it is trt10.3.0; run `"),
+        ({"gpu": "Other GPU"}, "built for GPU Other GPU, here it is Stand In GPU"),
+        ({"capability": "8.6"}, "built for compute capability 8.6, here it is 8.9"),
+        ({"onnx_sha256": "0" * 64}, "built for ONNX file 000000000000, here it is"),
+        ({"weights": "0" * 64}, "built for checkpoint 000000000000, here it is"),
+    ],
+)
+def test_an_engine_of_something_else_is_refused(copied: Built, change: dict, message: str) -> None:
+    edit(engine_path(copied).with_name(engine_path(copied).name + ".json"), **change)
+    with pytest.raises(EngineError, match=f"no engine for geometry: .*{message}"):
+        copied.open()
+
+
+def test_an_engine_built_elsewhere_for_this_capability_fits(copied: Built) -> None:
+    for path in copied.cache.glob("*/*.json"):
+        edit(path, gpu="sm89", proven=None)
+    assert isinstance(copied.open().backend, str)
+
+
+def test_a_stale_onnx_file_makes_its_engine_unfit(built: Built, tmp_path: Path) -> None:
+    checkpoint = tmp_path / "checkpoint"
+    shutil.copytree(built.checkpoint, checkpoint)
+    manifest = Manifest.read(checkpoint)
+    graphs = tuple(
+        replace(g, sha256="f" * 64) if g.stage == "heads" else g for g in manifest.graphs
+    )
+    (checkpoint / MANIFEST).unlink()
+    replace(manifest, graphs=graphs).write(checkpoint)
+    with pytest.raises(EngineError, match="no engine for heads: .* built for ONNX file"):
+        replace(built, checkpoint=checkpoint).open()
+
+
+def test_a_damaged_record_or_proof_is_refused(copied: Built) -> None:
+    folder = engine_path(copied).parent
+    (proof,) = folder.glob("geometry.*.proof.npz")
+    flip(proof)
+    with pytest.raises(EngineError, match="proof.npz is damaged or was changed"):
+        copied.open()
+    record = engine_path(copied, "heads").with_name(engine_path(copied, "heads").name + ".json")
+    record.write_text(record.read_text()[:-20])
+    with pytest.raises(EngineError, match="damaged or of another version"):
+        EngineRecord.read(record)
+    with pytest.raises(EngineError, match="no engine for heads"):
+        copied.open()
+
+
+def test_an_engine_that_went_wrong_is_noticed_at_the_start(built: Built) -> None:
+    cuda = StandInCuda()
+    wrong = replace(built, cuda=cuda, flavour=stand_in_flavour(cuda, {"fused": 0.01}))
+    with pytest.raises(EngineError, match=r"computes wrong values: .* is off by 0\.01.*run `"):
+        wrong.open()
+
+
+def test_tensorrt_that_cannot_load_an_engine(built: Built) -> None:
+    device, record = DeviceMemory(built.cuda), built.records[0]
+    with pytest.raises(EngineError, match="trt10.3.0 cannot load .*; it was built by trt10.3.0"):
+        Engine(built.flavour, device, record, b"rubbish")
+    other = replace(record, outputs={"else": ["FLOAT", [1]]})
+    with pytest.raises(EngineError, match="has the tensors features, images"):
+        Engine(built.flavour, device, other, engine_path(built, record.stage).read_bytes())
+
+
+def test_a_cut_batch_of_golden_values_does_not_pass(built: Built) -> None:
+    """The check itself can fail: with one wrong number in a thousand of double size."""
+    record = next(r for r in built.records if r.stage == "heads")
+    path = engine_path(built, "heads")
+    device = DeviceMemory(built.cuda)
+    engine = Engine(built.flavour, device, record, path.read_bytes())
+    cases = read_proof(path.parent, record)
+    assert max(prove(engine, device, cases).values()) < 2e-3
+    points = cases[0][1]["local_points"].reshape(-1)
+    points[::1000] *= 2
+    with pytest.raises(EngineError, match="local_points is off"):
+        prove(engine, device, cases)
+
+
+# --- numbers -------------------------------------------------------------------------------------
+
+
+def test_bfloat16_is_rounded_as_torch_does() -> None:
+    rng = np.random.default_rng(0)
+    values = rng.normal(size=10_000).astype(np.float32) * 10.0 ** rng.integers(-30, 30, 10_000)
+    values = np.concatenate((values, [0, -0.0, np.inf, -np.inf, 1.00390625, 3.3895e38]))
+    values = values.astype(np.float32)
+    want = torch.tensor(values).bfloat16().float().numpy()
+    assert np.array_equal(from_element(to_element(values, "BFLOAT16"), "BFLOAT16"), want)
+    assert np.isnan(from_element(to_element(np.float32([np.nan]), "BFLOAT16"), "BFLOAT16"))[0]
+
+
+def test_deviation_is_infinite_for_what_is_not_a_number() -> None:
+    want = np.ones(4, np.float32)
+    assert deviation(want, want) == 0.0
+    assert deviation(np.float32([1, 1, 1, np.nan]), want) == np.inf
+    assert deviation(np.ones(3, np.float32), want) == np.inf
+    assert deviation(2 * want, want) == pytest.approx(1.0)
+
+
+# --- streams -------------------------------------------------------------------------------------
+
+
+@pytest.fixture(params=[False, True], ids=["lazily", "others first"])
+def device(request: pytest.FixtureRequest) -> DeviceMemory:
+    return DeviceMemory(StandInCuda(others_first=request.param))
+
+
+def test_work_waits_for_its_upload(device: DeviceMemory) -> None:
+    source = device.upload(np.full(64, 3.0, np.float32), "FLOAT", "source")
+    target = device.empty((64,), "FLOAT", "target")
+    device.duplicate(target, source)
+    assert np.all(device.download([target])[0] == 3.0)
+
+
+def test_a_cache_whose_rows_are_not_aligned(device: DeviceMemory) -> None:
+    """TensorRT writes to multiples of 256 bytes; rows of 64 bytes need a copy."""
+    cache = TensorRTCache(device, (1, 1, 16), "FLOAT", 0)
+    rows = np.random.default_rng(0).normal(size=(5, 1, 1, 16)).astype(np.float32)
+    for part in np.split(rows, [2, 3]):
+        with cache.room(len(part)) as (past, new):
+            assert past["past_keys"].shape[0] == cache.length
+            for name in ("keys", "values"):
+                assert new[name].address % 256 == 0
+                device.duplicate(new[name], device.upload(part, "FLOAT", name))
+    with cache.room(1) as (past, _):
+        got = device.download([past["past_keys"], past["past_values"]])
+    assert cache.length == 6
+    assert np.array_equal(got[0], rows) and np.array_equal(got[1], rows)
+
+
+def test_a_block_used_again_waits_for_who_had_it(device: DeviceMemory) -> None:
+    """Upload, compute, let go, upload again into the same block: the first result stands."""
+    source = device.upload(np.full(64, 1.0, np.float32), "FLOAT", "first")
+    kept = device.empty((64,), "FLOAT", "kept")
+    device.duplicate(kept, source)
+    address = source.address
+    del source
+    again = device.upload(np.full(64, 2.0, np.float32), "FLOAT", "second")
+    assert again.address == address
+    (got,) = device.download([kept])
+    assert np.all(got == 1.0)
+
+
+def test_many_uploads_before_anything_runs(device: DeviceMemory) -> None:
+    """Staging memory is not written over while an upload still has to read it."""
+    arrays = [np.full(1000 + n, n, np.int64) for n in range(50)]
+    uploaded = [device.upload(a, "INT64", "ids") for a in arrays]
+    for got, want in zip(device.download(uploaded), arrays, strict=True):
+        assert np.array_equal(got, want)
+
+
+def test_idle_memory_is_given_back_before_a_refusal() -> None:
+    device = DeviceMemory(StandInCuda(total=1 << 20))
+    first = device.empty((700, 1000), "UINT8", "first")
+    del first
+    second = device.empty((900, 1000), "UINT8", "second")
+    assert device.cuda.used >= second.bytes
+
+
+def test_pinned_memory_that_the_host_has_not_is_a_sentence() -> None:
+    """Over the real module with a driver that answers as CUDA does."""
+    cuda = CudaPython.__new__(CudaPython)
+    status = type("CUresult", (), {"__int__": lambda self: 2})()
+    status.name = "CUDA_ERROR_OUT_OF_MEMORY"
+    cuda._driver = type("Driver", (), {"cuMemHostAlloc": lambda *_: (status, None)})()
+    with pytest.raises(OutOfMemoryError, match="no 64 MiB of pinned memory .* fewer views"):
+        cuda.alloc_host(64 << 20)
+
+
+@pytest.mark.parametrize(
+    ("name", "lost"),
+    [
+        ("CUDA_ERROR_ILLEGAL_ADDRESS", True),
+        ("cuStreamSynchronize failed: launch failed", True),
+        ("CUDA_ERROR_ECC_UNCORRECTABLE", True),
+        ("CUDA_ERROR_INVALID_VALUE", False),
+        ("CUDA_ERROR_NOT_READY", False),
+    ],
+)
+def test_which_errors_mean_a_lost_context(name: str, lost: bool) -> None:
+    assert isinstance(failure("call", name), DeviceLostError) is lost
+
+
+# --- versions ------------------------------------------------------------------------------------
+
+
+def test_which_tensorrt_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    there: dict[str, str] = {}
+
+    def fake_import(name: str) -> object:
+        if name not in there:
+            raise ImportError(f"no module {name}")
+        return type("Module", (), {"__version__": there[name]})
+
+    monkeypatch.setattr(versions, "import_module", fake_import)
+    with pytest.raises(UnfitError, match="no TensorRT here.*pip install tensorrt-rtx"):
+        installed()
+    there["tensorrt_rtx"] = "1.7.1.116"
+    assert installed(capability="8.9").label == "rtx1.7.1.116"
+    with pytest.raises(UnfitError, match="does not run on compute capability 8.7"):
+        installed(capability="8.7")
+    there["tensorrt"] = "10.3.0"
+    assert installed(capability="8.7").label == "trt10.3.0"
+    assert installed("rtx", "8.9").name == "rtx"
+    there["tensorrt"] = "8.6.1"
+    with pytest.raises(UnfitError, match="TensorRT 8.6.1 is older than 10.3"):
+        installed("tensorrt")
+    with pytest.raises(UnfitError, match="flavour is 'best'"):
+        installed("best")
+
+
+def test_here_is_part_of_every_name(built: Built) -> None:
+    here = Here(built.cuda.gpu, built.cuda.capability, built.flavour.label)
+    for record in built.records:
+        assert record.file.startswith(record.stage)
+        assert record.file.endswith(f"stand-in-gpu-{here.tensorrt}-float32.engine")

@@ -1,0 +1,338 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The ONNX backend on the graphs that are kept beside the reference checkpoint; needs no torch."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from unittest import mock
+
+import numpy as np
+import pytest
+
+pytest.importorskip("onnxruntime", reason="the backend needs onnxruntime")
+
+from g2vlm_ros.checkpoint.onnx_manifest import MANIFEST, Manifest, ManifestError, digest, has_all  # noqa: E402
+from g2vlm_ros.checkpoint.prompt_layout import SpecialTokens, TokenCursor, text_segment  # noqa: E402
+from g2vlm_ros.export.parity import check  # noqa: E402
+from g2vlm_ros.inference import backend as door  # noqa: E402
+from g2vlm_ros.inference.backend import open_backend  # noqa: E402
+from g2vlm_ros.inference.onnx_backend import OnnxBackend  # noqa: E402
+from g2vlm_ros.records import NonFiniteError, RawGeometry, UnfitError  # noqa: E402
+
+GOLDEN = Path(__file__).parents[1] / "data" / "golden" / "A"
+SPECIAL = SpecialTokens(401, 402, 409, 410, 198)
+GRID = (6, 10)
+PROMPT = np.arange(20, 31)
+NEEDED = ("model.safetensors", "*_config.json", "tokenizer.json", "*.onnx", MANIFEST)
+
+
+@pytest.fixture(scope="module")
+def stages() -> OnnxBackend:
+    return OnnxBackend.open(GOLDEN, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def views() -> np.ndarray:
+    return np.random.default_rng(5).integers(0, 256, (4, 84, 140, 3), dtype=np.uint8)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A copy of the checkpoint that a test may damage."""
+    target = tmp_path / "A"
+    target.mkdir()
+    for path in (path for pattern in NEEDED for path in GOLDEN.glob(pattern)):
+        shutil.copyfile(path, target / path.name)
+    return target
+
+
+def reconstruct(stages: OnnxBackend, views: np.ndarray) -> RawGeometry:
+    cache, walk = stages.new_cache(), TokenCursor(SPECIAL)
+    stages.language(walk.text(PROMPT), cache)
+    features = stages.encode_geometry(views)
+    hidden = stages.geometry(features, walk.geometry(len(views), GRID), cache)
+    return stages.heads(hidden, GRID)
+
+
+def answer(stages: OnnxBackend, views: np.ndarray, pieces: Sequence[int]) -> np.ndarray:
+    """Logits after prompt, views, one semantic image and a question fed in pieces."""
+    cache, walk = stages.new_cache(), TokenCursor(SPECIAL)
+    features = stages.encode_geometry(views[:2])
+    for part in np.split(PROMPT, [n for n in pieces if n < len(PROMPT)]):
+        stages.language(walk.text(part), cache)
+    stages.geometry(features, walk.geometry(2, GRID), cache)
+    semantic = stages.encode_semantics(views[0, :84, :84])
+    stages.language(walk.semantic((3, 3)), cache, semantic)
+    for part in np.split(np.arange(100, 112), pieces):
+        logits = stages.language(walk.text(part), cache)
+    assert cache.length == 11 + 2 * 62 + 11 + 12
+    return logits
+
+
+# --- right answers -------------------------------------------------------------------------------
+
+
+def test_every_array_of_the_reference_is_within_tolerance() -> None:
+    """Reconstructions, dialogues and greedy ids, with both kinds of DINO windows."""
+    assert has_all(GOLDEN, "float32"), "else this would export afresh, and the kept files be stale"
+    lines = list(check(GOLDEN, "onnx"))
+    assert len(lines) > 100 and not [str(line) for line in lines if line.missed]
+    assert {"decode.next_ids", "out.points", "out.camera_poses"} <= {line.array for line in lines}
+
+
+def test_text_in_one_piece_in_pieces_and_token_by_token(
+    stages: OnnxBackend, views: np.ndarray
+) -> None:
+    whole = answer(stages, views, [])
+    for pieces in ([3, 5], range(1, 12)):
+        np.testing.assert_allclose(answer(stages, views, pieces), whole, atol=1e-4, rtol=1e-4)
+
+
+def test_two_calls_give_the_same_bits(stages: OnnxBackend, views: np.ndarray) -> None:
+    first, second = (reconstruct(stages, views) for _ in range(2))
+    assert np.array_equal(first.local_points_u, second.local_points_u)
+    assert np.array_equal(answer(stages, views, [4]), answer(stages, views, [4]))
+
+
+def test_forks_never_change_each_other(stages: OnnxBackend) -> None:
+    """Interleaved appends to three caches that share a prefix, past the room of their buffer."""
+    cache, walk = stages.new_cache(), TokenCursor(SPECIAL)
+    stages.language(walk.text(PROMPT), cache)
+    forks, texts = [cache, cache.fork(), cache.fork()], [[], [], []]
+    for step in range(3):
+        for index, fork in enumerate(forks):
+            part = (100 * index + 7 * step + np.arange(100 + 40 * index)) % 400
+            position = len(PROMPT) + sum(map(len, texts[index]))
+            got = stages.language(text_segment(part, position), fork)
+            texts[index].append(part)
+            whole = np.concatenate([PROMPT, *texts[index]])
+            want = stages.language(text_segment(whole, 0), stages.new_cache())
+            np.testing.assert_allclose(got, want, atol=2e-4, rtol=1e-4)
+            assert fork.length == len(whole)
+
+
+def test_views_beyond_the_released_ones_run(stages: OnnxBackend, views: np.ndarray) -> None:
+    """The first view's points hardly know how many others are repeated behind it."""
+    for count in (1, 8, 32):
+        raw = reconstruct(stages, np.repeat(views[:1], count, axis=0))
+        assert raw.local_points_u.shape == (count, 84, 140, 3)
+        rotation = raw.window_from_camera[:, :3, :3]
+        np.testing.assert_allclose(
+            rotation @ rotation.transpose(0, 2, 1), np.tile(np.eye(3), (count, 1, 1)), atol=1e-5
+        )
+
+
+def test_it_runs_where_torch_cannot_be_imported() -> None:
+    """Reconstruction and answer through the one door, in a process in which torch is not there."""
+    program = f"""
+import sys
+sys.modules["torch"] = None
+import numpy as np
+from g2vlm_ros.settings import Settings
+from g2vlm_ros.perception import Perception
+perception = Perception.open(Settings.from_flat({{
+    "model.checkpoint": {str(GOLDEN)!r}, "model.device": "cpu", "model.image_width_px": 84,
+    "query.semantic_width_px": 56,
+}}))
+scene = perception.scene([np.full((60, 80, 3), 90, np.uint8)] * 2)
+points = perception.reconstruct(scene).geometry.local_points_u
+text = perception.ask(scene, "How far?", max_tokens=3)
+print(perception.backend, points.shape, len(text.token_ids))
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split("\n")[0] == "onnx cpu float32 (2, 56, 84, 3) 3"
+
+
+# --- the choice of a backend ---------------------------------------------------------------------
+
+
+def test_auto_takes_onnx_where_graphs_are_and_says_why(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(door, "GPU_DEVICES", ())
+    assert open_backend("auto", folder).backend == "onnx cpu float32"
+    (folder / MANIFEST).unlink()
+    pytest.importorskip("torch", reason="the other backend needs torch")
+    chosen = open_backend("auto", folder)
+    assert chosen.backend.startswith("torch") and "no ONNX files" in chosen.chosen_because
+
+
+def test_auto_prefers_torch_on_a_gpu(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("torch", reason="the preferred backend needs torch")
+    monkeypatch.setattr(door, "GPU_DEVICES", (str(folder),))
+    chosen = open_backend("auto", folder)
+    assert chosen.backend.startswith("torch") and "not tensorrt: " in chosen.chosen_because
+    assert open_backend("auto", folder, device="cpu").backend.startswith("onnx")
+
+
+def test_auto_without_any_backend_names_every_reason(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "g2vlm_ros.inference.torch_backend", None)
+    (folder / MANIFEST).unlink()
+    with pytest.raises(UnfitError, match="not onnx: .* no ONNX files.*; not torch: "):
+        open_backend("auto", folder, device="cpu")
+
+
+# --- bad input -----------------------------------------------------------------------------------
+
+
+def test_bad_images_are_refused(stages: OnnxBackend, views: np.ndarray) -> None:
+    for bad in (views.astype(np.float32), views[..., :2], views[0], views[:0]):
+        with pytest.raises(ValueError, match="must be uint8"):
+            stages.encode_geometry(bad)
+    with pytest.raises(ValueError, match="multiples of 14"):
+        stages.encode_geometry(views[:, :80])
+    with pytest.raises(ValueError, match="multiples of 28"):
+        stages.encode_semantics(views[0, :70, :70])
+    with pytest.raises(ManifestError, match="33 views; .* take 1 to 32; .*--views 1..33"):
+        stages.encode_geometry(np.zeros((33, 28, 28, 3), np.uint8))
+
+
+def test_segments_that_do_not_belong_to_the_images_are_refused(
+    stages: OnnxBackend, views: np.ndarray
+) -> None:
+    features, cache = stages.encode_geometry(views), stages.new_cache()
+    for segment in (TokenCursor(SPECIAL).geometry(3, GRID), TokenCursor(SPECIAL).text(PROMPT)):
+        with pytest.raises(ValueError, match="does not belong to 4 views of 60 tokens"):
+            stages.geometry(features, segment, cache)
+    with pytest.raises(ValueError, match="needs the features"):
+        stages.language(TokenCursor(SPECIAL).semantic((3, 3)), cache)
+    with pytest.raises(ValueError, match="token id 512 is outside"):
+        stages.language(TokenCursor(SPECIAL).text([3, 512]), cache)
+    hidden = stages.geometry(features, TokenCursor(SPECIAL).geometry(4, GRID), cache)
+    with pytest.raises(ValueError, match="63 patches"):
+        stages.heads(hidden, (7, 9))
+
+
+@pytest.mark.parametrize(
+    ("parameter", "stage"),
+    [
+        ("dino2llm.bias", "encode_geometry"),
+        ("language_model.model.norm_moe_geo.weight", "geometry"),
+        ("language_model.lm_head.weight", "language"),
+        ("point_head.proj.bias", "heads"),
+    ],
+)
+def test_not_a_number_names_its_stage_and_leaves_the_cache(
+    folder: Path, views: np.ndarray, parameter: str, stage: str
+) -> None:
+    with (folder / "model.safetensors").open("r+b") as file:
+        length = int.from_bytes(file.read(8), "little")
+        start, _ = json.loads(file.read(length))[parameter]["data_offsets"]
+        file.seek(8 + length + start)
+        file.write(np.float16(np.nan).tobytes())
+    replace(Manifest.read(folder), weights=digest(folder)).write(folder)
+    stages = OnnxBackend.open(folder, device="cpu")
+    with pytest.raises(NonFiniteError) as error:
+        reconstruct(stages, views)
+    assert error.value.stage == stage
+    cache = stages.new_cache()
+    if stage == "language":
+        with pytest.raises(NonFiniteError):
+            stages.language(text_segment(PROMPT, 0), cache)
+        assert cache.length == 0
+
+
+def edit(change: Callable[[dict], object]) -> Callable[[Path], None]:
+    """Damage to the manifest."""
+
+    def damage(folder: Path) -> None:
+        values = json.loads((folder / MANIFEST).read_text())
+        change(values)
+        (folder / MANIFEST).write_text(json.dumps(values))
+
+    return damage
+
+
+def stale(folder: Path) -> None:
+    with (folder / "model.safetensors").open("r+b") as file:
+        file.seek(-4, 2)
+        file.write(b"\1\2\3\4")
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda f: (f / MANIFEST).unlink(), "no ONNX files; make them with `python -m "),
+        (lambda f: (f / MANIFEST).write_text("{"), "damaged or of another version"),
+        (edit(lambda m: m.update(format=99)), "damaged or of another version"),
+        (edit(lambda m: m.pop("graphs")), "damaged or of another version"),
+        (stale, "made for other weights"),
+        (edit(lambda m: m.update(graphs=[])), "dtype none, not float32"),
+        (lambda f: (f / "geometry.onnx").unlink(), "geometry.onnx is missing; run `python -m "),
+        (lambda f: (f / "geometry.onnx").write_bytes(b"x"), "damaged or was changed"),
+        (
+            edit(lambda m: [g.update(size=[518, 392]) for g in m["graphs"] if g["dino_windows"]]),
+            "140x84 pixels; .* take 518x392; run `.* --sizes 140x84`",
+        ),
+    ],
+)
+def test_files_that_do_not_belong_here_are_one_sentence(
+    folder: Path, views: np.ndarray, damage: Callable[[Path], object], message: str
+) -> None:
+    damage(folder)
+    with pytest.raises(ManifestError, match=message):
+        reconstruct(OnnxBackend.open(folder, device="cpu"), views)
+
+
+def test_a_graph_that_onnxruntime_cannot_read_is_one_sentence(
+    folder: Path, views: np.ndarray
+) -> None:
+    """A file whose digest is right but whose content is not a graph."""
+    import hashlib
+
+    def swap(manifest: dict) -> None:
+        for graph in manifest["graphs"]:
+            graph["sha256"] = hashlib.sha256(b"not a graph").hexdigest()
+
+    edit(swap)(folder)
+    for path in folder.glob("*.onnx"):
+        path.write_bytes(b"not a graph")
+    with pytest.raises(ManifestError, match="cannot load .*language.onnx"):
+        reconstruct(OnnxBackend.open(folder, device="cpu"), views)
+
+
+class WithoutMemory:
+    """Stands in for a session of onnxruntime that finds no memory."""
+
+    def io_binding(self) -> mock.Mock:
+        return mock.Mock()
+
+    def get_outputs(self) -> list:
+        return []
+
+    def run(self, *_: object) -> None:
+        raise MemoryError("Failed to allocate memory for requested buffer")
+
+    run_with_iobinding = run
+
+
+@pytest.mark.parametrize("file", ["encode_geometry", "geometry", "heads", "language"])
+def test_out_of_memory_names_the_stage_and_what_helps(views: np.ndarray, file: str) -> None:
+    stages = OnnxBackend.open(GOLDEN, device="cpu")
+    stages._sessions[f"{file}.onnx"] = WithoutMemory()
+    message = f"failed in stage {file} .Failed to allocate memory.* use fewer views"
+    with pytest.raises(RuntimeError, match=message):
+        reconstruct(stages, views)
+    del stages._sessions[f"{file}.onnx"]
+    assert np.isfinite(reconstruct(stages, views).local_points_u).all()
+
+
+def test_options_that_were_not_exported_are_refused(folder: Path) -> None:
+    with pytest.raises(ManifestError, match="not bfloat16; run `.* --dtype bfloat16`"):
+        OnnxBackend.open(folder, dtype="bfloat16")
+    edit(lambda m: m.update(graphs=[g for g in m["graphs"] if g["dino_windows"] != "aligned"]))(
+        folder
+    )
+    with pytest.raises(ManifestError, match="dino_windows aligned; run `.*"):
+        OnnxBackend.open(folder, dino_windows="aligned")
+    with pytest.raises(ManifestError, match="onnxruntime-gpu"):
+        OnnxBackend.open(folder, device="cuda")

@@ -1,0 +1,211 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The torch backend: laws that hold whatever the weights, and bad input."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from g2vlm_ros.checkpoint.prompt_layout import SpecialTokens, TokenCursor, text_segment
+from g2vlm_ros.inference.backend import open_backend
+from g2vlm_ros.inference.torch_backend import TorchBackend
+from g2vlm_ros.records import NonFiniteError, RawGeometry
+
+GOLDEN = Path(__file__).parents[1] / "data" / "golden" / "A"
+SPECIAL = SpecialTokens(401, 402, 409, 410, 198)
+GRID = (6, 10)
+PROMPT = np.arange(20, 31)
+
+
+@pytest.fixture(scope="module", params=["released", "aligned"])
+def stages(request: pytest.FixtureRequest) -> TorchBackend:
+    return TorchBackend.open(GOLDEN, device="cpu", dino_windows=request.param)
+
+
+@pytest.fixture(scope="module")
+def views() -> np.ndarray:
+    return np.random.default_rng(5).integers(0, 256, (4, 84, 140, 3), dtype=np.uint8)
+
+
+def reconstruct(
+    stages: TorchBackend, views: np.ndarray, global_points: bool = False
+) -> RawGeometry:
+    cache, walk = stages.new_cache(), TokenCursor(SPECIAL)
+    stages.language(walk.text(PROMPT), cache)
+    features = stages.encode_geometry(views)
+    hidden = stages.geometry(features, walk.geometry(len(views), GRID), cache)
+    return stages.heads(hidden, GRID, global_points)
+
+
+def answer(stages: TorchBackend, views: np.ndarray, pieces: Sequence[int]) -> np.ndarray:
+    """Logits after prompt, views, one semantic image and a question fed in pieces."""
+    cache, walk = stages.new_cache(), TokenCursor(SPECIAL)
+    question, logits = np.arange(100, 112), []
+    for part in np.split(PROMPT, [n for n in pieces if n < len(PROMPT)]):
+        stages.language(walk.text(part), cache)
+    features = stages.encode_geometry(views[:2])
+    stages.geometry(features, walk.geometry(2, GRID), cache)
+    semantic = stages.encode_semantics(views[0, :84, :84])
+    stages.language(walk.semantic((3, 3)), cache, semantic)
+    for part in np.split(question, pieces):
+        logits.append(stages.language(walk.text(part), cache))
+    assert cache.length == 11 + 2 * 62 + 11 + 12
+    return logits[-1]
+
+
+def test_text_in_one_piece_in_pieces_and_token_by_token(
+    stages: TorchBackend, views: np.ndarray
+) -> None:
+    whole = answer(stages, views, [])
+    np.testing.assert_allclose(answer(stages, views, [3, 5]), whole, atol=1e-4, rtol=1e-4)
+    by_token = answer(stages, views, range(1, 12))
+    np.testing.assert_allclose(by_token, whole, atol=1e-4, rtol=1e-4)
+
+
+def test_two_calls_give_the_same_bits(stages: TorchBackend, views: np.ndarray) -> None:
+    first, second = (reconstruct(stages, views, global_points=True) for _ in range(2))
+    assert np.array_equal(first.local_points_u, second.local_points_u)
+    assert np.array_equal(first.window_from_camera, second.window_from_camera)
+    assert np.array_equal(first.global_points_u, second.global_points_u)
+    assert np.array_equal(answer(stages, views, [4]), answer(stages, views, [4]))
+
+
+def test_a_forked_cache_answers_as_a_fresh_one(stages: TorchBackend, views: np.ndarray) -> None:
+    cache, walk = stages.new_cache(), TokenCursor(SPECIAL)
+    stages.language(walk.text(PROMPT), cache)
+    questions = [np.arange(200, 207), np.arange(300, 304)]
+    forks = [cache.fork() for _ in questions]
+    for question, fork in zip(questions, forks, strict=True):
+        got = stages.language(text_segment(question, walk.position), fork)
+        fresh = stages.new_cache()
+        whole = stages.language(text_segment(np.concatenate([PROMPT, question]), 0), fresh)
+        np.testing.assert_allclose(got, whole, atol=1e-4, rtol=1e-4)
+    assert cache.length == len(PROMPT)
+
+
+def test_views_are_encoded_alone_only_with_aligned_windows(
+    stages: TorchBackend, views: np.ndarray
+) -> None:
+    order = [0, 3, 1, 2]
+    permuted = stages.encode_geometry(views[order])
+    error = (permuted - stages.encode_geometry(views)[order]).abs().max()
+    if stages.config.dino.windows == "aligned":
+        assert error < 1e-5
+    else:
+        assert error > 1e-2  # quirk Q1: the released windows mix neighbouring views
+
+
+def test_permuted_views_permute_points_and_poses(views: np.ndarray) -> None:
+    """With aligned windows views differ by nothing but their temporal positions.
+
+    The sequence gives those by place, so they are moved along with the views here. With released
+    windows the law does not hold, see the test above.
+    """
+    stages, order = TorchBackend.open(GOLDEN, device="cpu", dino_windows="aligned"), [0, 2, 3, 1]
+    cache, walk = stages.new_cache(), TokenCursor(SPECIAL)
+    stages.language(walk.text(PROMPT), cache)
+    segment = walk.geometry(4, GRID)
+    per_view = segment.positions.reshape(3, 4, -1)
+    moved = replace(segment, positions=per_view[:, order].reshape(3, -1))
+    straight, permuted = (
+        stages.heads(
+            stages.geometry(stages.encode_geometry(views[v]), s, cache.fork()), GRID, True
+        )
+        for v, s in ((range(4), segment), (order, moved))
+    )
+    for name in ("local_points_u", "window_from_camera", "global_points_u"):
+        want = getattr(straight, name)[order]
+        error = np.abs(getattr(permuted, name) - want) / (1 + np.abs(want))
+        assert error.max() < 5e-4, name
+
+
+def relative(got: np.ndarray, want: np.ndarray) -> float:
+    return float(np.linalg.norm(got - want) / np.linalg.norm(want))
+
+
+@pytest.mark.parametrize(("dtype", "bound"), [("bfloat16", 0.08), ("float16", 0.01)])
+def test_half_precision_is_near_float32(views: np.ndarray, dtype: str, bound: float) -> None:
+    whole, half = (TorchBackend.open(GOLDEN, device="cpu", dtype=d) for d in ("float32", dtype))
+    want, got = reconstruct(whole, views), reconstruct(half, views)
+    assert dtype in half.backend
+    assert relative(got.local_points_u, want.local_points_u) < bound
+    assert relative(got.window_from_camera, want.window_from_camera) < bound
+    assert relative(answer(half, views, []), answer(whole, views, [])) < bound
+
+
+def test_float64_runs_and_agrees(views: np.ndarray) -> None:
+    single, double = (TorchBackend.open(GOLDEN, "cpu", d) for d in ("float32", "float64"))
+    want, got = reconstruct(double, views), reconstruct(single, views)
+    assert relative(got.local_points_u, want.local_points_u) < 1e-4
+
+
+@pytest.mark.parametrize(
+    ("parameter", "stage"),
+    [
+        ("dino_model.encoder.layer.1.mlp.fc2.bias", "encode_geometry"),
+        ("vit_model.blocks.0.norm1.weight", "encode_semantics"),
+        ("language_model.model.layers.1.mlp_moe_geo.up_proj.weight", "geometry"),
+        ("point_head.proj.bias", "heads"),
+        ("camera_head.fc_rot.weight", "heads"),
+        ("language_model.lm_head.weight", "language"),
+    ],
+)
+def test_nan_is_an_error_with_the_name_of_its_stage(
+    views: np.ndarray, parameter: str, stage: str
+) -> None:
+    stages = TorchBackend.open(GOLDEN, device="cpu")
+    stages.network.get_parameter(parameter).view(-1)[0] = torch.nan
+    with pytest.raises(NonFiniteError) as error:
+        stages.encode_semantics(views[0, :84, :84])
+        reconstruct(stages, views)
+    assert error.value.stage == stage
+
+
+def test_bad_images_are_refused(stages: TorchBackend, views: np.ndarray) -> None:
+    for bad in (views.astype(np.float32), views[..., :2], views[0], views[:0]):
+        with pytest.raises(ValueError, match="must be uint8"):
+            stages.encode_geometry(bad)
+    with pytest.raises(ValueError, match="multiples of 14"):
+        stages.encode_geometry(views[:, :80])
+    with pytest.raises(ValueError, match="multiples of 28"):
+        stages.encode_semantics(views[0, :70, :70])
+
+
+def test_segments_that_do_not_belong_to_the_images_are_refused(
+    stages: TorchBackend, views: np.ndarray
+) -> None:
+    features, cache = stages.encode_geometry(views), stages.new_cache()
+    for segment in (TokenCursor(SPECIAL).geometry(3, GRID), TokenCursor(SPECIAL).text(PROMPT)):
+        with pytest.raises(ValueError, match="does not belong to 4 views of 60 tokens"):
+            stages.geometry(features, segment, cache)
+    with pytest.raises(ValueError, match="needs the features"):
+        stages.language(TokenCursor(SPECIAL).semantic((3, 3)), cache)
+    with pytest.raises(ValueError, match="token id 512 is outside"):
+        stages.language(TokenCursor(SPECIAL).text([3, 512]), cache)
+    hidden = stages.geometry(features, TokenCursor(SPECIAL).geometry(4, GRID), cache)
+    with pytest.raises(ValueError, match="63 patches"):
+        stages.heads(hidden, (7, 9))
+
+
+def test_unknown_backend_device_and_dtype_are_refused() -> None:
+    with pytest.raises(ValueError, match="backend 'abacus' is not there"):
+        open_backend("abacus", GOLDEN)
+    with pytest.raises(ValueError, match="dtype is 'int8'"):
+        open_backend("torch", GOLDEN, dtype="int8")
+    if not torch.cuda.is_available():
+        with pytest.raises(ValueError, match="needs CUDA"):
+            open_backend("torch", GOLDEN, device="cuda")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_cuda_agrees_with_the_cpu(views: np.ndarray) -> None:
+    cpu, cuda = (TorchBackend.open(GOLDEN, d, "float32") for d in ("cpu", "cuda"))
+    want, got = reconstruct(cpu, views), reconstruct(cuda, views)
+    assert relative(got.local_points_u, want.local_points_u) < 1e-4
+    again = reconstruct(cuda, views)
+    assert np.array_equal(got.local_points_u, again.local_points_u)

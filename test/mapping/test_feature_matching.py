@@ -1,0 +1,47 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Laws of turns found by features: any turn comes right, what is right or unseen stays."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from g2vlm_tests.noisy_windows import SPOILT, errors, window
+
+from g2vlm_ros.demo.sim.analytic_hall import rotation
+from g2vlm_ros.mapping.feature_matching import matched_poses
+
+
+def posed(result, poses):
+    moved = poses.astype(np.float32)
+    return replace(result, geometry=replace(result.geometry, window_from_camera=moved))
+
+
+@pytest.mark.parametrize("turn", [[0.0, 0.3, 0.0], [0.2, -1.0, 0.1], [0.0, 0.0, 2.0]])
+def test_any_wrong_turn_comes_right_and_later_views_turn_with_it(turn):
+    result, truth = window(SPOILT)
+    wrong = truth.copy()
+    at = wrong[1].copy()
+    at[:3, :3] = at[:3, :3] @ rotation(np.array(turn))
+    wrong[1:] = at @ np.linalg.inv(wrong[1]) @ wrong[1:]
+    found = matched_poses(result, wrong)
+    assert errors(posed(result, wrong), truth)[0] > 0.2
+    assert errors(posed(result, found), truth)[0] < 0.03
+    np.testing.assert_array_equal(found[0], truth[0])
+    later = np.linalg.inv(found[1]) @ found[2]
+    np.testing.assert_allclose(later, np.linalg.inv(wrong[1]) @ wrong[2], atol=1e-9)
+    np.testing.assert_allclose(found[1][:3, 3], truth[1][:3, 3], atol=1e-9)
+
+
+def test_turns_that_agree_stay_to_the_last_bit():
+    result, truth = window(SPOILT)
+    assert matched_poses(result, truth) is truth
+
+
+def test_views_without_features_or_camera_stay():
+    result, truth = window(replace(SPOILT, turn_rad=0.5))
+    wrong = result.window_from_camera.astype(float)
+    flat = replace(result, colours=np.full_like(result.colours, 90))
+    assert matched_poses(flat, wrong) is wrong
+    assert matched_poses(replace(result, intrinsics=(None,) * 4), wrong) is wrong
+    noise = np.random.default_rng(0).integers(0, 256, result.colours.shape, dtype=np.uint8)
+    assert matched_poses(replace(result, colours=noise), wrong) is wrong

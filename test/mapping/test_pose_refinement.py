@@ -1,0 +1,158 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Laws of poses mended by images: wrong ones come right, right ones stay, nothing is guessed."""
+
+from dataclasses import replace
+
+import cv2
+import numpy as np
+import pytest
+from g2vlm_tests.noisy_windows import SPOILT, WRONG, errors, window
+
+from g2vlm_ros.demo.sim.analytic_hall import (
+    Noise,
+    lap_poses,
+    random_unit,
+    rotation,
+)
+from g2vlm_ros.geometry.confidence import multi_view_confidence
+from g2vlm_ros.mapping import pose_refinement
+from g2vlm_ros.mapping.feature_matching import matched_poses
+from g2vlm_ros.mapping.pose_refinement import refine_poses
+
+
+def wider(result, factor):
+    """The same window from larger images."""
+    size = (result.colours.shape[2] * factor, result.colours.shape[1] * factor)
+    larger = lambda images: np.stack([cv2.resize(i, size) for i in images])  # noqa: E731
+    camera = result.intrinsics[0]
+    wide = replace(
+        camera,
+        fx_px=camera.fx_px * factor,
+        fy_px=camera.fy_px * factor,
+        cx_px=(camera.cx_px + 0.5) * factor - 0.5,
+        cy_px=(camera.cy_px + 0.5) * factor - 0.5,
+        width_px=size[0],
+        height_px=size[1],
+    )
+    points = result.local_points_u.repeat(factor, axis=1).repeat(factor, axis=2)
+    geometry = replace(result.geometry, local_points_u=points)
+    confidence = result.confidence.repeat(factor, axis=1).repeat(factor, axis=2)
+    cameras = (wide,) * result.views
+    return replace(
+        result,
+        geometry=geometry,
+        colours=larger(result.colours),
+        confidence=confidence,
+        intrinsics=cameras,
+    )
+
+
+@pytest.mark.parametrize("factor", [1, 4])
+def test_wrong_poses_come_right(factor):
+    before, after = [], []
+    for seed in range(4):
+        result, truth = window(WRONG, seed)
+        result = result if factor == 1 else wider(result, factor)
+        before.append(errors(result, truth))
+        after.append(errors(refine_poses(result), truth))
+    assert (np.mean(after, axis=0) < 0.5 * np.mean(before, axis=0)).all()
+
+
+@pytest.mark.parametrize("noise", [Noise(), SPOILT, replace(SPOILT, turn_rad=0.005, shift=0.005)])
+def test_poses_that_the_images_confirm_stay(noise):
+    result, _ = window(noise)
+    assert refine_poses(result) is result
+
+
+def test_the_first_view_points_and_camera_stay_and_confidence_follows():
+    result, _ = window(WRONG)
+    refined = refine_poses(result)
+    np.testing.assert_array_equal(refined.window_from_camera[0], result.window_from_camera[0])
+    np.testing.assert_array_equal(refined.local_points_u, result.local_points_u)
+    assert refined.intrinsics == result.intrinsics
+    expected = multi_view_confidence(
+        refined.local_points_u, refined.window_from_camera, refined.intrinsics
+    )
+    np.testing.assert_array_equal(refined.confidence, expected)
+
+
+def test_where_images_say_nothing_poses_stay():
+    result, _ = window(WRONG)
+    flat = replace(result, colours=np.full_like(result.colours, 90))
+    assert refine_poses(flat) is flat
+    blind = replace(result, intrinsics=(None,) * 4)
+    assert refine_poses(blind) is blind
+    alone, _ = window(WRONG, count=1)
+    assert refine_poses(alone) is alone
+
+
+def test_a_view_that_nothing_reaches_stays_with_the_view_before_it():
+    result, truth = window(WRONG)
+    colours = result.colours.copy()
+    colours[3] = 90
+    result = replace(result, colours=colours)
+    refined = refine_poses(result)
+    expected = matched_poses(result, result.window_from_camera.astype(float))[3]
+    np.testing.assert_allclose(refined.window_from_camera[3], expected, atol=1e-5)
+    assert errors(refined, truth)[0] < errors(result, truth)[0]
+
+
+def test_a_match_from_which_fewer_points_are_found_again_is_not_believed(monkeypatch):
+    """As on a wallpaper, whose pattern fits in many places."""
+    result, _ = window(WRONG)
+    colours = result.colours.copy()
+    colours[3] = 90
+    result = replace(result, colours=colours)
+    asked = []
+
+    def elsewhere(result, poses):
+        asked.append(poses)
+        turn = np.eye(4)
+        turn[:3, :3] = rotation(np.array([0.0, 0.6, 0.0]))
+        return np.concatenate([poses[:1], poses[1:] @ turn])
+
+    monkeypatch.setattr(pose_refinement, "matched_poses", lambda result, poses: poses)
+    alone = refine_poses(result)
+    monkeypatch.setattr(pose_refinement, "matched_poses", elsewhere)
+    misled = refine_poses(result)
+    assert asked, "the images do not confirm the last view"
+    np.testing.assert_array_equal(misled.window_from_camera, alone.window_from_camera)
+
+
+def by_odometry(count=4, slip_rad=0.0):
+    """Camera poses in a frame of odometry, each turned further by a slip."""
+    start = random_unit(np.random.default_rng(5))
+    poses = list(replace(start, scale=1.0).apply_pose(lap_poses(count, 0.2)))
+    for number, pose in enumerate(poses):
+        pose[:3, :3] = pose[:3, :3] @ rotation(np.array([0.0, number * slip_rad, 0.0]))
+    return poses
+
+
+def test_where_images_say_nothing_odometry_says_how_the_camera_turned():
+    result, truth = window(WRONG)
+    flat = replace(result, colours=np.full_like(result.colours, 90))
+    refined = refine_poses(flat, by_odometry())
+    assert errors(refined, truth)[0] < 1e-3 < errors(flat, truth)[0]
+    np.testing.assert_array_equal(
+        refined.window_from_camera[:, :3, 3], result.window_from_camera[:, :3, 3]
+    )
+    unknown = [None, *by_odometry()[1:]]
+    assert refine_poses(flat, unknown) is flat, "nothing to turn from"
+    two = refine_poses(flat, [*by_odometry()[:2], None, None])
+    np.testing.assert_array_equal(two.window_from_camera[2:], flat.window_from_camera[2:])
+
+
+def test_poses_beyond_the_reach_of_tracks_come_right():
+    for far in (0.35, 0.8):
+        result, truth = window(replace(SPOILT, turn_rad=far))
+        for odometry in ((), by_odometry(slip_rad=0.01)):
+            refined = refine_poses(result, odometry)
+            assert errors(refined, truth)[0] < 0.06
+
+
+def test_odometry_that_images_contradict_is_not_believed():
+    result, truth = window(SPOILT)
+    assert refine_poses(result, by_odometry(slip_rad=0.2)) is result
+    result, truth = window(WRONG)
+    refined = refine_poses(result, by_odometry(slip_rad=0.03))
+    assert errors(refined, truth)[0] < 0.5 * errors(result, truth)[0]

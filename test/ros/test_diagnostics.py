@@ -1,0 +1,163 @@
+# SPDX-License-Identifier: Apache-2.0
+"""/diagnostics says what is wrong, by task, from what changed since the last report."""
+
+from collections import Counter
+
+import numpy as np
+import pytest
+
+pytestmark = pytest.mark.ros
+pytest.importorskip("rclpy", reason="needs ROS 2")
+
+
+@pytest.fixture
+def report():
+    from std_msgs.msg import Header
+
+    from g2vlm_ros.pipeline import Counts
+    from g2vlm_ros.ros.diagnostics import Diagnostics
+    from g2vlm_ros.settings import Settings
+
+    diagnostics = Diagnostics("perception", "torch cpu", Settings())
+
+    def make(
+        now_s,
+        received=0,
+        dropped=None,
+        windows=0,
+        problem="",
+        listened=True,
+        silent=(),
+        loops=None,
+    ):
+        counts = Counts(received, 0, Counter(dropped or {}), windows, Counter(loops or {}), silent)
+        array = diagnostics.report(Header(), now_s, counts, None, 0.0, problem, listened)
+        return {status.name.removeprefix("perception: "): status for status in array.status}
+
+    return make
+
+
+def update_of(told_px=None, found_px=50.0, trusted=(True, True), **placement):
+    """An update with what the status reads of it."""
+    from g2vlm_ros.geometry.sim3 import Sim3
+    from g2vlm_ros.mapping.window_pose import WindowPose
+    from g2vlm_ros.pipeline import MappedWindow
+    from g2vlm_ros.records import Frame, Intrinsics, Reconstruction, ScaleState, Window
+    from g2vlm_ros.records import RawGeometry as Raw
+
+    told = None if told_px is None else Intrinsics(told_px, told_px, 63.5, 47.5, 128, 96)
+    found = Intrinsics(found_px, found_px, 31.5, 23.5, 64, 48)
+    frames = tuple(Frame(s, "front", "optical", lambda: None, intrinsics=told) for s in (1, 2))
+    poses = np.stack([np.eye(4, dtype=np.float32)] * 2)
+    raw = Raw(np.ones((2, 48, 64, 3), np.float32), poses, np.zeros((2, 9), np.float32))
+    grey = np.zeros((2, 48, 64, 3), np.uint8)
+    result = Reconstruction(raw, grey, np.ones((2, 48, 64), np.float32), (found,) * 2, {})
+    place = WindowPose(
+        Sim3.identity(), 3, ScaleState.METRIC, 1.0, None, trusted=trusted, **placement
+    )
+    return MappedWindow(Window(7, frames), None, result, place, poses.astype(float), (0, 1), {})
+
+
+@pytest.mark.parametrize(
+    ("update", "words"),
+    [
+        ({}, ""),
+        ({"new_map": "first"}, ""),
+        ({"new_map": "poor_registration"}, "map 3 starts: the window does not fit"),
+        ({"trusted": (False, True)}, "1 of 2 views have no pose"),
+        ({"scale_clash": "fixed", "scale_source": "odometry"}, "by fixed contradict .* odometry"),
+        ({"scale_refused": 2}, "2 measurements of scale in a row"),
+        ({"told_px": 101.0}, ""),
+        ({"told_px": 140.0}, "front says focal length 70 px, the points say 50 px"),
+    ],
+)
+def test_status_says_in_words_what_is_not_well(update, words):
+    import re
+
+    from std_msgs.msg import Header
+
+    from g2vlm_ros.pipeline import Counts
+    from g2vlm_ros.ros.diagnostics import status_message
+
+    made = update_of(**update)
+    message = status_message(Header(), Counts(0, 0, Counter(), 1), made, 0.1, "m", "b", "").message
+    assert re.search(words, message) if words else message == ""
+    broken = status_message(Header(), Counts(0, 0, Counter(), 1), made, 0.1, "m", "b", "no device")
+    assert broken.message == "no device", "a problem comes first"
+    silent = Counts(0, 0, Counter(), 1, silent=("rear",))
+    assert "do without rear" in status_message(Header(), silent, made, 0.1, "m", "b", "").message
+
+
+def test_a_pose_that_nothing_connects_with_the_map_is_not_published():
+    from types import SimpleNamespace
+
+    from g2vlm_ros.ros.publishers import Publishers
+    from g2vlm_ros.settings import Settings
+
+    sent = {}
+
+    def publisher(kind, topic, qos, **_):
+        keep = sent.setdefault(topic, [])
+        return SimpleNamespace(
+            publish=keep.append, get_subscription_count=lambda: 1, topic_name=topic
+        )
+
+    outputs = Publishers(SimpleNamespace(create_lifecycle_publisher=publisher), Settings())
+    covariance = np.stack([np.eye(6)] * 2)
+    outputs.publish(update_of(trusted=(False, True), covariance=covariance))
+    assert [pose.header.stamp.nanosec for pose in sent["~/pose"]] == [2]
+    assert len(sent["~/path"][-1].poses) == 1 and len(sent["/tf"][0].transforms) == 1
+    assert sent["~/points"][-1].width == 48 * 64, "one view's points"
+
+
+def test_every_thing_that_can_fail_has_a_task(report):
+    assert set(report(0.0)) == {
+        "input",
+        "windows",
+        "drops",
+        "latency",
+        "scale",
+        "loops",
+        "calibration",
+        "engine",
+    }
+
+
+def test_silence_of_the_cameras_is_a_warning_with_a_hint(report):
+    from diagnostic_msgs.msg import DiagnosticStatus
+
+    report(0.0, received=30)
+    status = report(1.0, received=30)["input"]
+    assert status.level == DiagnosticStatus.WARN and "QoS" in status.message
+    flowing = report(2.0, received=60)["input"]
+    assert flowing.level == DiagnosticStatus.OK
+    assert flowing.values[0].key == "rate_hz" and flowing.values[0].value == "30.00"
+    partial = report(3.0, received=90, silent=("rear",))["input"]
+    assert partial.level == DiagnosticStatus.WARN and "do without rear" in partial.message
+
+
+def test_bad_frames_warn_and_surplus_ones_do_not(report):
+    from diagnostic_msgs.msg import DiagnosticStatus
+
+    assert report(0.0, dropped={"too_close": 9})["drops"].level == DiagnosticStatus.OK
+    status = report(1.0, dropped={"too_close": 20, "encoding": 1})["drops"]
+    assert status.level == DiagnosticStatus.WARN and "encoding" in status.message
+    later = report(2.0, dropped={"too_close": 30, "encoding": 1})["drops"]
+    assert later.level == DiagnosticStatus.OK, "an old fault is not reported again"
+
+
+def test_a_failed_device_is_an_error_and_rest_is_not(report):
+    from diagnostic_msgs.msg import DiagnosticStatus
+
+    status = report(0.0, problem="NonFiniteError: stage 'heads'")["engine"]
+    assert status.level == DiagnosticStatus.ERROR and "heads" in status.message
+    assert "rests" in report(1.0, received=5, listened=False)["windows"].message
+    waiting = report(2.0, received=10)["windows"]
+    assert waiting.level == DiagnosticStatus.WARN and "waiting" in waiting.message
+
+
+def test_tries_to_close_loops_are_told_by_outcome(report):
+    assert report(0.0)["loops"].message == "no place was seen again"
+    told = report(1.0, loops={"no_overlap": 2, "closed": 1})["loops"]
+    assert told.message == "1 closed, 2 no_overlap"
+    assert {pair.key: pair.value for pair in told.values} == {"no_overlap": "2", "closed": "1"}

@@ -1,0 +1,50 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Wrong settings are refused with name, value and bound."""
+
+import pytest
+
+from g2vlm_ros.settings import SettingError, Settings, default_of, knobs
+
+
+def test_defaults_are_valid_and_every_knob_is_documented():
+    assert Settings.from_flat({}) == Settings()
+    for name, item in knobs():
+        assert item.metadata["doc"].endswith("."), name
+        Settings.from_flat({name: default_of(item)})
+
+
+def test_values_reach_their_group():
+    settings = Settings.from_flat({"window.views": 8, "cameras": ["a", "b"], "map.frame": "odom"})
+    assert (settings.window.views, settings.cameras) == (8, ["a", "b"])
+    assert settings.map.frame == "odom" and settings.window.overlap == 2
+
+
+def test_a_whole_number_serves_as_float_but_not_the_other_way():
+    assert Settings.from_flat({"window.max_age_s": 9}).window.max_age_s == 9.0
+    with pytest.raises(SettingError, match=r"window.views is 4.0 \(float\).*int"):
+        Settings.from_flat({"window.views": 4.0})
+    with pytest.raises(SettingError, match="bool"):
+        Settings.from_flat({"window.min_gap_s": True})
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"window.views": 99}, "window.views is 99; it must lie in 1 to 32"),
+        ({"window.max_age_s": float("nan")}, "must lie in"),
+        ({"model.backend": "magic"}, "one of auto, torch, onnx, tensorrt"),
+        ({"window.vews": 3}, "unknown setting 'window.vews'"),
+        ({"cameras": []}, "at least one camera"),
+        ({"cameras": ["a", "a"]}, "each once"),
+        ({"cameras": [1]}, "list of strings"),
+        ({"cameras": ["a", "b", "c"]}, "multiple of 3"),
+        ({"window.overlap": 4}, "below the 4 instants"),
+        ({"window.views": 2}, "window.overlap is 2; it must be below the 2 instants"),
+        ({"window.min_gap_s": 3.0}, "raise it or lower window.min_gap_s"),
+        ({"model.image_width_px": 500}, "multiple of 14"),
+        ({"window.min_baseline_m": 0.1}, "needs odometry_topic"),
+    ],
+)
+def test_wrong_values_are_refused(values, message):
+    with pytest.raises(SettingError, match=message):
+        Settings.from_flat(values)
