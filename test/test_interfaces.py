@@ -69,7 +69,7 @@ def test_error_codes_are_laid_out_as_those_of_nav2() -> None:
     others = [value for name, value in query.items() if name != "NONE"]
     assert others == sorted(set(others)), "codes are unique and in order"
     assert all(9900 <= value <= 9999 for value in others)
-    for file in ("GetPoints", "SaveMap", "LoadMap", "EditMap"):
+    for file in ("GetPoints", "SaveMap", "LoadMap", "EditMap", "FindObjects", "EditObject"):
         response = sections(ROOT / f"srv/{file}.srv")[1]
         assert constants(response, "uint16").items() <= query.items(), f"{file} uses other values"
         assert {"success", "error_code", "error_msg"} < set(fields(response))
