@@ -44,9 +44,14 @@ PIP_ONLY = {
     "tokenizers",
     "torch",
     "tqdm",
-    "vision_msgs",
     "viser",
 }
+
+USED_WITHOUT_IMPORT = {
+    "ros2launch": "the command that starts launch/perception.launch.py",
+    "rosidl_default_runtime": "what generated interfaces need to run",
+}
+"""Dependencies that no line of Python imports, each with its reason."""
 
 
 def dependencies(*kinds: str) -> set[str]:
@@ -83,7 +88,7 @@ def kept_files() -> list[Path]:
 def test_manifest_is_complete() -> None:
     assert MANIFEST.tag == "package"
     assert MANIFEST.get("format") == "3"
-    for tag in ("name", "version", "description", "maintainer", "license"):
+    for tag in ("name", "version", "description", "maintainer", "license", "url", "author"):
         assert MANIFEST.findtext(tag), f"package.xml lacks <{tag}>"
     assert MANIFEST.findtext("name") == "g2vlm_ros"
     assert MANIFEST.findtext("export/build_type") == "ament_cmake"
@@ -98,6 +103,12 @@ def test_manifest_names_what_the_code_imports() -> None:
         if ROSDEP_KEYS.get(name, name) not in named
     }
     assert not missing, f"package.xml has no exec_depend for the imports {sorted(missing)}"
+
+
+def test_manifest_names_nothing_that_nobody_uses() -> None:
+    used = {ROSDEP_KEYS.get(name, name) for name in third_party_imports()}
+    unused = dependencies("exec_depend") - used - USED_WITHOUT_IMPORT.keys()
+    assert not unused, f"package.xml depends on {sorted(unused)}, which no file imports"
 
 
 def test_manifest_names_what_cmake_and_the_interfaces_use() -> None:
