@@ -38,5 +38,6 @@ lint:
 	@$(SETUP) lint -m ruff format --check .
 
 clean:
-	rm -rf .venv .setup.lock build install log demo_output eval_output bench_output .pytest_cache .ruff_cache
+	rm -rf .venv .setup.lock build install log demo_output eval_output bench_output .pytest_cache .ruff_cache \
+	  g2vlm_ros/kernels/compiled
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -5,15 +5,41 @@ On a robot use colcon, which also builds the interfaces (CMakeLists.txt).
 """
 
 import re
+import sys
 from pathlib import Path
 
-from setuptools import find_namespace_packages, setup
+from setuptools import Distribution, find_namespace_packages, setup
+from setuptools.command.build_py import build_py
 
 HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE))
+from g2vlm_ros.kernels.build import compile_library, variants_for_packages  # noqa: E402
+
 VERSION = re.search(r'__version__ = "(.+)"', (HERE / "g2vlm_ros/__init__.py").read_text())[1]
+
+
+class BuildWithKernels(build_py):
+    """Compiles the kernels into the package; a C++ compiler is needed."""
+
+    def run(self) -> None:
+        super().run()
+        if not self.editable_mode:  # a checkout compiles them when they are first needed
+            folder = Path(self.build_lib) / "g2vlm_ros" / "kernels"
+            for name in variants_for_packages():
+                compile_library(name, folder / f"lib{name}.so")
+
+
+class PlatformDistribution(Distribution):
+    """A wheel that holds compiled kernels fits one kind of machine."""
+
+    def has_ext_modules(self) -> bool:
+        return True
+
 
 setup(
     name="g2vlm_ros",
+    cmdclass={"build_py": BuildWithKernels},
+    distclass=PlatformDistribution,
     version=VERSION,
     description="G²VLM: camera views in; 3D points, poses and answers to spatial questions out",
     license="Apache-2.0",

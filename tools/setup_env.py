@@ -91,6 +91,8 @@ def prepare(groups):
     if "ros" in groups and not sourced_ros():
         check_wheels_fit()
     install(groups)
+    if "base" in groups:
+        build_kernels()
     if "ros" in groups:
         build_interfaces()
         if "test" in groups:
@@ -203,6 +205,18 @@ def mend_wheels():
         mended = re.sub(r"/opt/python/[^;\"]*/include/python3\.\d+", python_include, mended)
         if mended != text:
             file.write_text(mended)
+
+
+def build_kernels():
+    """Compiles g2vlm_ros/kernels for this processor; without this it is done at first use."""
+    folder = ROOT / "g2vlm_ros" / "kernels"
+    key = digest(sorted([*folder.glob("*.cpp"), *folder.glob("*.h"), folder / "build.py"]))
+    compiled = folder / "compiled"
+    if done("kernels", key) and compiled.exists():
+        return
+    say("kernels")
+    run([str(VENV / "bin" / "python"), "-m", "g2vlm_ros.kernels.build"], "kernels")
+    stamp("kernels", key)
 
 
 def build_interfaces():

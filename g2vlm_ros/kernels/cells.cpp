@@ -1,0 +1,149 @@
+// SPDX-License-Identifier: Apache-2.0
+// Points and voxels summed up by the voxel cell that they fall into.
+#include <algorithm>
+#include <vector>
+
+#include "voxel.h"
+
+constexpr int TILE_PX = 16;
+constexpr float UNKNOWN_CONFIDENCE = 0.1f;  // of a NaN: it counts, but gives way to any known one
+constexpr float MIN_WEIGHT = 1e-3f;
+
+static float weight_of(float confidence)
+{
+    if (confidence != confidence) {
+        return UNKNOWN_CONFIDENCE;
+    }
+    return std::min(std::max(confidence, MIN_WEIGHT), 1.0f);
+}
+
+// Pixels from one sample to the next so that a voxel gets one sample at this depth: a power of two
+// up to TILE_PX. per_depth: pixels of a voxel's edge at depth 1, 0 where the camera is unknown.
+static int stride_at(float depth, double per_depth)
+{
+    const double pixels = depth > 0 ? per_depth / depth : 0.0;
+    int stride = 1;
+    while (stride < TILE_PX && 2 * stride <= pixels) {
+        stride *= 2;
+    }
+    return stride;
+}
+
+// Valid pixels of the views named, each taken by its affine (3, 4) to the map and added to its
+// cell. Pixels are thinned out tile by tile so that about one of them falls onto a voxel's edge.
+// per_depth (view_count): see stride_at; 0 takes every pixel. table: 2**table_bits entries.
+// points_seen (2): added, and left out because they are out of the map's range.
+// Returns the number of cells, or -1 when `capacity` is too small.
+KERNEL int64_t cells_of_views(
+    const float* points, const uint8_t* colours, const float* confidence, const uint8_t* valid,
+    const int64_t* views, int64_t view_count, int64_t height, int64_t width, const float* affines,
+    const double* per_depth, float min_confidence, double voxel_size, int64_t stamp_ns,
+    int32_t window, int32_t* table, int32_t table_bits, Cell* cells, int64_t capacity,
+    int64_t* points_seen)
+{
+    CellTable sums(table, table_bits, cells, capacity);
+    const double inverse_size = 1.0 / voxel_size;
+    const int64_t tiles = (width + TILE_PX - 1) / TILE_PX;
+    std::vector<int> strides(tiles);
+    points_seen[0] = points_seen[1] = 0;
+    for (int64_t i = 0; i < view_count; ++i) {
+        const int64_t first = views[i] * height * width;
+        const float* affine = affines + 12 * i;
+        Cell* cell = nullptr;  // of the pixel before: neighbours often share one
+        for (int64_t v0 = 0; v0 < height; v0 += TILE_PX) {
+            const int64_t middle = std::min(v0 + TILE_PX / 2, height - 1);
+            int least = TILE_PX;
+            for (int64_t t = 0; t < tiles; ++t) {
+                const int64_t u = std::min(t * TILE_PX + TILE_PX / 2, width - 1);
+                const float depth = points[3 * (first + middle * width + u) + 2];
+                strides[t] = stride_at(depth, per_depth[i]);
+                least = std::min(least, strides[t]);
+            }
+            for (int64_t v = v0; v < std::min(v0 + TILE_PX, height); v += least) {
+                const int64_t row = first + v * width;
+                for (int64_t t = 0; t < tiles; ++t) {
+                    const int stride = strides[t];
+                    if ((v - v0) % stride) {
+                        continue;
+                    }
+                    const int64_t end = std::min(t * TILE_PX + TILE_PX, width);
+                    for (int64_t u = t * TILE_PX; u < end; u += stride) {
+                        const int64_t at = row + u;
+                        if (!valid[at] || (min_confidence > 0 && !(confidence[at] >= min_confidence))) {
+                            continue;
+                        }
+                        float p[3];
+                        transform(affine, points + 3 * at, p);
+                        const int64_t key = key_of(p[0], p[1], p[2], inverse_size);
+                        if (key < 0) {
+                            ++points_seen[1];
+                            continue;
+                        }
+                        if (cell == nullptr || cell->key != key) {
+                            cell = sums.at(key);
+                            if (cell == nullptr) {
+                                return -1;
+                            }
+                            cell->stamp_ns = stamp_ns;
+                            cell->window = window;
+                        }
+                        const double weight = weight_of(confidence[at]);
+                        cell->weight += weight;
+                        ++cell->count;
+                        for (int k = 0; k < 3; ++k) {
+                            cell->position[k] += weight * p[k];
+                            cell->colour[k] += weight * 256.0 * colours[3 * at + k];
+                        }
+                        ++points_seen[0];
+                    }
+                }
+            }
+        }
+    }
+    return sums.size();
+}
+
+// Voxels that come to lie at positions (count, 3), each with the weight it has, added to the cells
+// there; the newest one gives the stamp and the window. kept (count) becomes 0 for those that are
+// out of the map's range, else 1. Returns as above.
+KERNEL int64_t cells_of_voxels(
+    const double* positions, const Voxel* voxels, int64_t count, double voxel_size, int32_t* table,
+    int32_t table_bits, Cell* cells, int64_t capacity, uint8_t* kept)
+{
+    CellTable sums(table, table_bits, cells, capacity);
+    const double inverse_size = 1.0 / voxel_size;
+    for (int64_t i = 0; i < count; ++i) {
+        const double* p = positions + 3 * i;
+        const int64_t key = key_of(p[0], p[1], p[2], inverse_size);
+        kept[i] = key >= 0;
+        if (key < 0) {
+            continue;
+        }
+        Cell* cell = sums.at(key);
+        if (cell == nullptr) {
+            return -1;
+        }
+        const Voxel& voxel = voxels[i];
+        if (cell->count == 0 || voxel.stamp_ns >= cell->stamp_ns) {
+            cell->stamp_ns = voxel.stamp_ns;
+            cell->window = voxel.window;
+        }
+        const double weight = voxel.count * double(voxel.confidence);
+        cell->weight += weight;
+        cell->count += voxel.count;
+        for (int k = 0; k < 3; ++k) {
+            cell->position[k] += weight * p[k];
+            cell->colour[k] += weight * voxel.colour[k];
+        }
+    }
+    return sums.size();
+}
+
+// Names of the cells that hold points (count, 3), -1 where there is none.
+KERNEL void keys_of_points(const double* points, int64_t count, double voxel_size, int64_t* keys)
+{
+    const double inverse_size = 1.0 / voxel_size;
+    for (int64_t i = 0; i < count; ++i) {
+        keys[i] = key_of(points[3 * i], points[3 * i + 1], points[3 * i + 2], inverse_size);
+    }
+}

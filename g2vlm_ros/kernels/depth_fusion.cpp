@@ -1,0 +1,129 @@
+// SPDX-License-Identifier: Apache-2.0
+// Depth of a window's views made to agree: every pixel moves along its ray to the least-squares
+// mean of what all views say of it, its own one included.
+#include <algorithm>
+#include <vector>
+
+#include "kernel.h"
+
+// The surface of one view on the small grid: inverse depth, and where there are depth edges.
+struct Surface {
+    std::vector<float> nearness;
+    std::vector<uint8_t> edge;
+
+    Surface(const float* points, int64_t height, int64_t width, float edge_step)
+        : nearness(height * width), edge(height * width, 0)
+    {
+        for (int64_t v = 0; v < height; ++v) {
+            for (int64_t u = 0; u < width; ++u) {
+                const int64_t at = v * width + u;
+                const float depth = points[3 * at + 2];
+                nearness[at] = 1 / depth;
+                if (u < width - 1 && is_step(depth, points[3 * (at + 1) + 2], edge_step)) {
+                    edge[at] = edge[at + 1] = 1;
+                }
+                if (v < height - 1 && is_step(depth, points[3 * (at + width) + 2], edge_step)) {
+                    edge[at] = edge[at + width] = 1;
+                }
+            }
+        }
+    }
+};
+
+// points (views, height, width, 3) on a small grid, j_from_i (views, views, 3, 4), pinholes
+// (views, 4) of that grid -> factor (views, height, width) on each depth. edge_step: depth steps
+// across which there is no surface. tolerance: relative error at which a view counts a quarter.
+KERNEL void fusion_factors(
+    const float* points, int64_t views, int64_t height, int64_t width, const float* j_from_i,
+    const float* pinholes, float edge_step, float tolerance, float* factor)
+{
+    const Pinhole* lens = reinterpret_cast<const Pinhole*>(pinholes);
+    const int64_t view = height * width;
+    std::vector<Surface> surfaces;
+    for (int64_t i = 0; i < views; ++i) {
+        surfaces.emplace_back(points + 3 * i * view, height, width, edge_step);
+    }
+    for (int64_t i = 0; i < views; ++i) {
+        for (int64_t at = 0; at < view; ++at) {
+            const float* p = points + 3 * (i * view + at);
+            // A pixel's own depth says with weight 1 that nothing is to change.
+            float pull = 0, weight = 1;
+            for (int64_t j = 0; j < views; ++j) {
+                if (j == i || !lens[j].known()) {
+                    continue;
+                }
+                const float* affine = j_from_i + 12 * (j * views + i);
+                float q[3];
+                transform(affine, p, q);
+                if (!(q[2] > 0)) {
+                    continue;
+                }
+                const float u = lens[j].fx * q[0] / q[2] + lens[j].cx;
+                const float v = lens[j].fy * q[1] / q[2] + lens[j].cy;
+                if (!(u > -0.5f && v > -0.5f && u < width - 0.5f && v < height - 0.5f)) {
+                    continue;
+                }
+                const float left = std::floor(u), top = std::floor(v), a = u - left, b = v - top;
+                const int64_t u0 = std::max<int64_t>(int64_t(left), 0);
+                const int64_t v0 = std::max<int64_t>(int64_t(top), 0) * width;
+                const int64_t u1 = std::min(int64_t(left) + 1, width - 1);
+                const int64_t v1 = std::min(int64_t(top) + 1, height - 1) * width;
+                const uint8_t* e = surfaces[j].edge.data();
+                if (e[v0 + u0] | (e[v0 + u1] & (a > 0)) | (e[v1 + u0] & (b > 0))
+                    | (e[v1 + u1] & (a > 0) & (b > 0))) {
+                    continue;
+                }
+                // The inverse depth of a plane is linear in the image.
+                const float* n = surfaces[j].nearness.data();
+                const float nearness = (n[v0 + u0] * (1 - a) + n[v0 + u1] * a) * (1 - b)
+                    + (n[v1 + u0] * (1 - a) + n[v1 + u1] * a) * b;
+                const float wanted = -std::log(nearness * q[2]);
+                if (!is_finite(wanted)) {
+                    continue;
+                }
+                // How fast the depth there changes with the point's own.
+                const float slope = (q[2] - affine[11]) / q[2];
+                const float relative = wanted / tolerance, doubt = 1 + relative * relative;
+                const float counts = 1 / (doubt * doubt);
+                pull += counts * slope * wanted;
+                weight += counts * slope * slope;
+            }
+            factor[i * view + at] = std::exp(pull / weight);
+        }
+    }
+}
+
+// points (views, height, width, 3) times factor (views, rows, columns), read linearly between the
+// middles of its larger pixels -> out, as points.
+KERNEL void scale_points(
+    const float* points, int64_t views, int64_t height, int64_t width, const float* factor,
+    int64_t rows, int64_t columns, float* out)
+{
+    std::vector<float> line(columns), share(width);
+    std::vector<int64_t> left(width), right(width);
+    for (int64_t u = 0; u < width; ++u) {
+        const float x = (u + 0.5f) * float(columns) / float(width) - 0.5f;
+        const float first = std::floor(x);
+        left[u] = std::clamp<int64_t>(int64_t(first), 0, columns - 1);
+        right[u] = std::clamp<int64_t>(int64_t(first) + 1, 0, columns - 1);
+        share[u] = x - first;
+    }
+    for (int64_t row = 0; row < views * height; ++row) {
+        const float y = (row % height + 0.5f) * float(rows) / float(height) - 0.5f;
+        const float first = std::floor(y), below = y - first;
+        const float* grid = factor + row / height * rows * columns;
+        const float* a = grid + std::clamp<int64_t>(int64_t(first), 0, rows - 1) * columns;
+        const float* b = grid + std::clamp<int64_t>(int64_t(first) + 1, 0, rows - 1) * columns;
+        for (int64_t c = 0; c < columns; ++c) {
+            line[c] = a[c] + (b[c] - a[c]) * below;
+        }
+        const float* p = points + 3 * row * width;
+        float* q = out + 3 * row * width;
+        for (int64_t u = 0; u < width; ++u) {
+            const float l = line[left[u]], scale = l + (line[right[u]] - l) * share[u];
+            q[3 * u] = p[3 * u] * scale;
+            q[3 * u + 1] = p[3 * u + 1] * scale;
+            q[3 * u + 2] = p[3 * u + 2] * scale;
+        }
+    }
+}

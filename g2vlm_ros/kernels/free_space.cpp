@@ -1,0 +1,267 @@
+// SPDX-License-Identifier: Apache-2.0
+// What a depth view proves empty: the voxels that its rays passed, and the ground below its rays.
+#include <algorithm>
+#include <vector>
+
+#include "voxel.h"
+
+constexpr float RELATIVE_SLACK = 0.05f;
+constexpr int TILES_AROUND = 3;
+
+// Where a posed camera sees a point of the map. pose: map_from_camera (4, 4), rigid.
+struct PosedCamera {
+    float turn[9], origin[3];
+    Pinhole lens;
+    float right, bottom;  // last column and row
+
+    PosedCamera(const double* pose, const float* pinhole, int64_t height, int64_t width)
+        : lens{pinhole[0], pinhole[1], pinhole[2], pinhole[3]}, right(float(width - 1)),
+          bottom(float(height - 1))
+    {
+        for (int row = 0; row < 3; ++row) {
+            for (int column = 0; column < 3; ++column) {
+                turn[3 * column + row] = float(pose[4 * row + column]);
+            }
+            origin[row] = float(pose[4 * row + 3]);
+        }
+    }
+
+    void to_camera(const float* point, float* out) const
+    {
+        const float d[3] = {point[0] - origin[0], point[1] - origin[1], point[2] - origin[2]};
+        for (int axis = 0; axis < 3; ++axis) {
+            const float* row = turn + 3 * axis;
+            out[axis] = row[0] * d[0] + row[1] * d[1] + row[2] * d[2];
+        }
+    }
+
+    // Nearest pixel of a point (x, y, z) of the camera's frame, z > 0; false outside the image
+    // grown by a margin, inside the image otherwise.
+    bool pixel(float x, float y, float z, float margin, int64_t* column, int64_t* row) const
+    {
+        const float u = x / z * lens.fx + lens.cx, v = y / z * lens.fy + lens.cy;
+        const float least = -0.5f - margin, more = 0.5f + margin;
+        if (!(u >= least && v >= least && u <= right + more && v <= bottom + more)) {
+            return false;
+        }
+        *column = int64_t(std::min(std::max(std::nearbyint(u), 0.0f), right));
+        *row = int64_t(std::min(std::max(std::nearbyint(v), 0.0f), bottom));
+        return true;
+    }
+};
+
+static bool is_trusted(float depth, float confidence, float min_confidence)
+{
+    return depth > 0 && is_finite(depth) && confidence >= min_confidence;
+}
+
+// Of one view, depth (height, width) apart by `stride` floats and confidence (height, width):
+// nearest (height, width), the least depth of the 3 x 3 pixels around, times scale, 0 where one of
+// them is unknown or outside; farthest (tile_rows, tile_columns), the largest of these in the tiles
+// of tile x tile pixels up to TILES_AROUND around. Returns the largest depth.
+KERNEL float free_depth(
+    const float* depth, int64_t stride, const float* confidence, int64_t height, int64_t width,
+    float scale, float min_confidence, int64_t tile, int64_t tile_rows, int64_t tile_columns,
+    float* nearest, float* farthest)
+{
+    const int64_t line = width + 2;
+    std::vector<float> rows(3 * line, 0.0f), low(line);
+    std::vector<float> tiles(tile_rows * tile_columns, 0.0f);
+    float reach = 0;
+    for (int64_t v = 0; v <= height; ++v) {  // the row that arrives; the one before is finished
+        float* arriving = rows.data() + v % 3 * line;
+        std::fill(arriving, arriving + line, 0.0f);
+        for (int64_t u = 0; v < height && u < width; ++u) {
+            const float z = depth[(v * width + u) * stride] * scale;
+            arriving[u + 1] = is_trusted(z, confidence[v * width + u], min_confidence) ? z : 0.0f;
+            reach = std::max(reach, arriving[u + 1]);
+        }
+        if (v == 0) {
+            continue;
+        }
+        const float *a = rows.data(), *b = a + line, *c = b + line;
+        for (int64_t u = 0; u < line; ++u) {
+            low[u] = std::min(std::min(a[u], b[u]), c[u]);
+        }
+        float* out = nearest + (v - 1) * width;
+        for (int64_t u = 0; u < width; ++u) {
+            out[u] = std::min(std::min(low[u], low[u + 1]), low[u + 2]);
+        }
+        float* best = tiles.data() + (v - 1) / tile * tile_columns;
+        for (int64_t u = 0; u < width; ++u) {
+            best[u / tile] = std::max(best[u / tile], out[u]);
+        }
+    }
+    for (int64_t r = 0; r < tile_rows; ++r) {
+        for (int64_t c = 0; c < tile_columns; ++c) {
+            float most = 0;
+            const int64_t last_row = std::min(r + TILES_AROUND, tile_rows - 1);
+            const int64_t last_column = std::min(c + TILES_AROUND, tile_columns - 1);
+            for (int64_t y = std::max<int64_t>(r - TILES_AROUND, 0); y <= last_row; ++y) {
+                for (int64_t x = std::max<int64_t>(c - TILES_AROUND, 0); x <= last_column; ++x) {
+                    most = std::max(most, tiles[y * tile_columns + x]);
+                }
+            }
+            farthest[r * tile_columns + c] = most;
+        }
+    }
+    return reach;
+}
+
+// Rows of the blocks that may hold voxels which the view sees through: balls of `radius` around
+// the centres (blocks, 3) that are neither empty nor waiting for a correction (stale), not beyond
+// the view's reach, and not hidden behind everything around them in the image.
+KERNEL int64_t blocks_in_view(
+    const float* centres, const int32_t* voxel_counts, const int32_t* stale, int64_t blocks,
+    const double* pose, const float* pinhole, int64_t height, int64_t width, float reach,
+    float radius, int64_t tile, int64_t tile_columns, const float* farthest, int64_t* rows)
+{
+    const PosedCamera camera(pose, pinhole, height, width);
+    const float focal = std::max(camera.lens.fx, camera.lens.fy);
+    int64_t found = 0;
+    for (int64_t block = 0; block < blocks; ++block) {
+        if (voxel_counts[block] == 0 || stale[block] != 0) {
+            continue;
+        }
+        float p[3];
+        camera.to_camera(centres + 3 * block, p);
+        if (!(p[2] > -radius && p[2] < reach + radius)) {
+            continue;
+        }
+        const float z = std::max(p[2], radius), footprint = focal * radius / z;
+        int64_t u, v;
+        if (!camera.pixel(p[0], p[1], z, footprint, &u, &v)) {
+            continue;
+        }
+        const bool open = farthest[v / tile * tile_columns + u / tile] > p[2] - radius;
+        if (open || footprint > float(TILES_AROUND * tile)) {
+            rows[found++] = block;
+        }
+    }
+    return found;
+}
+
+// Slots of the voxels in blocks (count) that a ray of the view passed on its way to a surface
+// clearly behind, and that were not seen as late as the view. Writes at most `capacity` of them.
+KERNEL int64_t seen_through(
+    const int64_t* rows, int64_t count, const int32_t* index, const Voxel* voxels,
+    const float* nearest, int64_t height, int64_t width, const double* pose, const float* pinhole,
+    float slack, int64_t stamp_ns, int64_t* slots, int64_t capacity)
+{
+    const PosedCamera camera(pose, pinhole, height, width);
+    int64_t found = 0;
+    for (int64_t i = 0; i < count; ++i) {
+        const int32_t* entries = index + CELLS * rows[i];
+        for (int cell = 0; cell < CELLS && found < capacity; ++cell) {
+            if (entries[cell] == 0) {
+                continue;
+            }
+            const int64_t slot = entries[cell] - 1;
+            const Voxel& voxel = voxels[slot];
+            float p[3];
+            camera.to_camera(voxel.position, p);
+            int64_t u, v;
+            if (voxel.stamp_ns >= stamp_ns || !(p[2] > 0)
+                || !camera.pixel(p[0], p[1], p[2], 0.0f, &u, &v)) {
+                continue;
+            }
+            if (nearest[v * width + u] > p[2] * (1 + RELATIVE_SLACK) + slack) {
+                slots[found++] = slot;
+            }
+        }
+    }
+    return found;
+}
+
+// Fractions of a ray between which its height is in bottom..top; first >= last if never. start and
+// end: heights of its ends.
+static void crossing(double start, double end, double bottom, double top, double* first, double* last)
+{
+    const double rise = end - start;
+    if (rise == 0) {
+        const bool within = bottom <= start && start <= top;
+        *first = within ? 0.0 : 1.0;
+        *last = within ? 1.0 : 0.0;
+        return;
+    }
+    const double a = (bottom - start) / rise, b = (top - start) / rise;
+    *first = std::clamp(std::min(a, b), 0.0, 1.0);
+    *last = std::clamp(std::max(a, b), 0.0, 1.0);
+}
+
+// The ground below rays: every step-th pixel of depth (height, width), apart by `stride` floats.
+// plane: a x + b y + c z + d is the height above the floor. edges (2, rays, 3): near and far edge
+// of the fan of ground that rays crossed in -low..high before they met an obstacle in low..high,
+// less one cell of `resolution`; z is 0. Returns 0 when no ray crossed it.
+KERNEL int32_t ground_fan(
+    const float* depth, int64_t stride, const float* confidence, int64_t height, int64_t width,
+    float scale, float min_confidence, int64_t step, const double* pose, const double* pinhole,
+    const double* plane, double low, double high, double resolution, int64_t rays, double* edges)
+{
+    struct Ray {
+        double x, y, first, last, reach, height, turn;
+    };
+    std::vector<Ray> crossed;
+    const double origin[3] = {pose[3], pose[7], pose[11]};
+    const double start =
+        origin[0] * plane[0] + origin[1] * plane[1] + origin[2] * plane[2] + plane[3];
+    double sum_x = 0, sum_y = 0;
+    for (int64_t v = 0; v < height; v += step) {
+        for (int64_t u = 0; u < width; u += step) {
+            const float z = depth[(v * width + u) * stride] * scale;
+            if (!is_trusted(z, confidence[v * width + u], min_confidence)) {
+                continue;
+            }
+            const double p[3] = {
+                (u - pinhole[2]) / pinhole[0] * z, (v - pinhole[3]) / pinhole[1] * z, z};
+            double d[3], end = start, first, last;
+            for (int row = 0; row < 3; ++row) {
+                d[row] = pose[4 * row] * p[0] + pose[4 * row + 1] * p[1] + pose[4 * row + 2] * p[2];
+                end += d[row] * plane[row];
+            }
+            crossing(start, end, -low, high, &first, &last);
+            const double reach = std::hypot(d[0], d[1]);
+            if (first < last && reach > 0) {
+                crossed.push_back({d[0], d[1], first * reach, last * reach, reach, end, 0.0});
+                sum_x += d[0];
+                sum_y += d[1];
+            }
+        }
+    }
+    if (crossed.empty()) {
+        return 0;
+    }
+    // Angles from the middle direction, so that no fan is cut at 180 degrees.
+    const double ahead = std::atan2(sum_y, sum_x), c = std::cos(ahead), s = std::sin(ahead);
+    double least = M_PI, most = -M_PI;
+    for (Ray& ray : crossed) {
+        ray.turn = std::atan2(ray.y * c - ray.x * s, ray.x * c + ray.y * s);
+        least = std::min(least, ray.turn);
+        most = std::max(most, ray.turn);
+    }
+    const double width_rad = (most - least + 1e-9) / double(rays);
+    std::vector<double> near(rays, INFINITY), far(rays, 0.0), obstacle(rays, INFINITY);
+    for (const Ray& ray : crossed) {
+        const int64_t sector = std::clamp<int64_t>(int64_t((ray.turn - least) / width_rad), 0, rays - 1);
+        near[sector] = std::min(near[sector], ray.first);
+        far[sector] = std::max(far[sector], ray.last);
+        if (low < ray.height && ray.height < high) {
+            obstacle[sector] = std::min(obstacle[sector], ray.reach);
+        }
+    }
+    for (int64_t i = 0; i < rays; ++i) {
+        double end = std::min(far[i], obstacle[i] - resolution), begin = std::min(near[i], end);
+        if (!(end > 0)) {
+            begin = end = 0;
+        }
+        const double angle = ahead + least + (double(i) + 0.5) * width_rad;
+        for (int side = 0; side < 2; ++side) {
+            double* edge = edges + 3 * (side * rays + i);
+            const double reach = side == 0 ? begin : end;
+            edge[0] = origin[0] + reach * std::cos(angle);
+            edge[1] = origin[1] + reach * std::sin(angle);
+            edge[2] = 0.0;
+        }
+    }
+    return 1;
+}

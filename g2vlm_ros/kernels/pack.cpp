@@ -1,0 +1,62 @@
+// SPDX-License-Identifier: Apache-2.0
+// The bytes of a PointCloud2: x, y, z, 0x00RRGGBB, confidence; 20 bytes a point.
+#include <limits>
+
+#include "kernel.h"
+
+static bool passes(uint8_t valid, float confidence, float min_confidence)
+{
+    return valid && (!(min_confidence > 0) || confidence >= min_confidence);
+}
+
+// How many points `pack` writes for a dense cloud.
+KERNEL int64_t count_points(
+    const float* confidence, const uint8_t* valid, const int64_t* views, int64_t view_count,
+    int64_t height, int64_t width, int64_t stride, float min_confidence)
+{
+    int64_t count = 0;
+    for (int64_t i = 0; i < view_count; ++i) {
+        for (int64_t v = 0; v < height; v += stride) {
+            const int64_t row = (views[i] * height + v) * width;
+            for (int64_t u = 0; u < width; u += stride) {
+                count += passes(valid[row + u], confidence[row + u], min_confidence);
+            }
+        }
+    }
+    return count;
+}
+
+// Points of the views named, every `stride`-th row and column, taken by affines (view_count, 3, 4)
+// to the cloud's frame and unit. organised keeps invalid points, with x, y and z NaN. Writes at
+// most `capacity` points; returns how many.
+KERNEL int64_t pack_points(
+    const float* points, const uint8_t* colours, const float* confidence, const uint8_t* valid,
+    const int64_t* views, int64_t view_count, int64_t height, int64_t width, int64_t stride,
+    const float* affines, float min_confidence, int32_t organised, PackedPoint* out,
+    int64_t capacity)
+{
+    constexpr float nan = std::numeric_limits<float>::quiet_NaN();
+    PackedPoint* const first = out;
+    PackedPoint* const end = out + capacity;
+    for (int64_t i = 0; i < view_count; ++i) {
+        const float* affine = affines + 12 * i;
+        for (int64_t v = 0; v < height; v += stride) {
+            const int64_t row = (views[i] * height + v) * width;
+            for (int64_t u = 0; u < width; u += stride) {
+                const int64_t at = row + u;
+                const bool pass = passes(valid[at], confidence[at], min_confidence);
+                if (!(pass || organised) || out == end) {
+                    continue;
+                }
+                float place[3] = {nan, nan, nan};
+                if (pass) {
+                    transform(affine, points + 3 * at, place);
+                }
+                const uint8_t* c = colours + 3 * at;
+                const uint32_t rgb = uint32_t(c[0]) << 16 | uint32_t(c[1]) << 8 | c[2];
+                *out++ = {place[0], place[1], place[2], rgb, confidence[at]};
+            }
+        }
+    }
+    return out - first;
+}

@@ -1,0 +1,46 @@
+// SPDX-License-Identifier: Apache-2.0
+// Which pixels of point maps belong into clouds and maps: finite, in front of the camera, not at a
+// depth step to one of the four neighbours.
+#include <vector>
+
+#include "kernel.h"
+
+static void depths_of(const float* points, int64_t width, float* depth)
+{
+    for (int64_t u = 0; u < width; ++u) {
+        depth[u] = points[3 * u + 2];
+    }
+}
+
+// points (views, height, width, 3) -> valid (views, height, width) of 0 and 1. edge_step: fraction
+// of the nearer depth; 0 keeps depth steps.
+KERNEL void valid_points(
+    const float* points, int64_t views, int64_t height, int64_t width, float edge_step,
+    uint8_t* valid)
+{
+    // Rows of depth with one pixel of margin that repeats the border, where there is no step.
+    std::vector<float> above(width + 2), here(width + 2), below(width + 2);
+    for (int64_t row = 0; row < views * height; ++row) {
+        const int64_t v = row % height;
+        const float* p = points + 3 * row * width;
+        uint8_t* out = valid + row * width;
+        for (int64_t u = 0; u < width; ++u) {
+            const float sum = p[3 * u] + p[3 * u + 1] + p[3 * u + 2];
+            out[u] = uint8_t(is_finite(sum) & (p[3 * u + 2] > 0.0f));
+        }
+        if (!(edge_step > 0)) {
+            continue;
+        }
+        depths_of(v > 0 ? p - 3 * width : p, width, above.data() + 1);
+        depths_of(p, width, here.data() + 1);
+        depths_of(v < height - 1 ? p + 3 * width : p, width, below.data() + 1);
+        here[0] = here[1];
+        here[width + 1] = here[width];
+        const float *a = above.data() + 1, *h = here.data() + 1, *b = below.data() + 1;
+        for (int64_t u = 0; u < width; ++u) {
+            const int step = is_step(h[u], h[u - 1], edge_step) | is_step(h[u], h[u + 1], edge_step)
+                | is_step(h[u], a[u], edge_step) | is_step(h[u], b[u], edge_step);
+            out[u] &= uint8_t(!step);
+        }
+    }
+}
