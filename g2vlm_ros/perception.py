@@ -28,7 +28,7 @@ from g2vlm_ros.checkpoint.prompt_layout import (
     reconstruction_segments,
 )
 from g2vlm_ros.checkpoint.tokenizer import Tokenizer
-from g2vlm_ros.geometry.camera import intrinsics_from_points
+from g2vlm_ros.geometry.camera import intrinsics_of_views
 from g2vlm_ros.geometry.confidence import multi_view_confidence
 from g2vlm_ros.images.preprocessing import PATCH_PX, resize_views, semantic_image
 from g2vlm_ros.inference.backend import Backend, Cache, Features, open_backend
@@ -153,7 +153,7 @@ class Perception:
         with clock.measure("heads"):
             raw = self._stages.heads(hidden, scene.grid_hw)
         with clock.measure("confidence"):
-            intrinsics = tuple(_intrinsics_or_none(points) for points in raw.local_points_u)
+            intrinsics = intrinsics_of_views(raw.local_points_u)
             confidence = _confidence(raw, intrinsics)
         return Reconstruction(
             raw,
@@ -274,13 +274,6 @@ class Perception:
             if on_text is not None:
                 on_text(self._tokenizer.decode(ids))
         return ids, False
-
-
-def _intrinsics_or_none(local_points: np.ndarray) -> Intrinsics | None:
-    try:
-        return intrinsics_from_points(local_points)
-    except ValueError:
-        return None
 
 
 def _confidence(raw: RawGeometry, intrinsics: Sequence[Intrinsics | None]) -> np.ndarray:

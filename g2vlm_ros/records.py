@@ -9,10 +9,12 @@ at integer coordinates. Arrays inside records are read-only.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntEnum
 
 import numpy as np
+
+from g2vlm_ros.kernels import api
 
 
 class BackendGoneError(RuntimeError):
@@ -201,6 +203,10 @@ class Reconstruction:
     stage_times_s: dict[str, float]
     descriptors: np.ndarray | None = None
     """float32 (N, C): a compact signature of each view, near where views look alike; or None."""
+    _valid: dict[float, np.ndarray] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
+    """What `valid` found, by its argument."""
 
     def __post_init__(self) -> None:
         shape = self.geometry.local_points_u.shape
@@ -225,6 +231,17 @@ class Reconstruction:
     def window_from_camera(self) -> np.ndarray:
         """float32 (N, 4, 4), see RawGeometry."""
         return self.geometry.window_from_camera
+
+    def valid(self, max_edge_step: float) -> np.ndarray:
+        """bool (N, H, W): pixels that belong into clouds and maps; found once per window.
+
+        Out go points that are not finite or not in front of the camera, and those at depth steps
+        above a fraction of the nearer depth (0 keeps them), across which networks smear surfaces.
+        """
+        if max_edge_step not in self._valid:
+            mask = api.valid_points(self.local_points_u, max_edge_step)
+            self._valid[max_edge_step] = frozen(mask, "valid", mask.shape, np.bool_)
+        return self._valid[max_edge_step]
 
     def points_u(self, stride_px: int = 1) -> np.ndarray:
         """float32 (N, H, W, 3): the points of all views, or every n-th, in the window frame."""

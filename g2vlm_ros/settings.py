@@ -116,7 +116,7 @@ class WindowSettings:
 
 @dataclass(frozen=True)
 class CloudSettings:
-    """What of the point map becomes ~/points."""
+    """What of the point map becomes ~/points; the map has settings of its own (voxel)."""
 
     stride_px: int = parameter(1, "Take every n-th pixel in x and y.", low=1, high=64)
     organised: bool = parameter(
@@ -230,6 +230,15 @@ class VoxelSettings:
     size_m: float = parameter(0.05, "Edge of a voxel.", low=0.001, high=10)
     memory_mib: int = parameter(
         256, "Bound of the map's memory; far and old voxels go first.", low=1, high=32768
+    )
+    min_confidence: float = parameter(
+        0.0, "Leave points below this confidence out of the map.", low=0.0, high=1.0
+    )
+    max_edge_step: float = parameter(
+        0.1,
+        "Leave pixels at depth steps above this fraction of depth out of the map; 0 keeps all.",
+        low=0.0,
+        high=10,
     )
     min_ray_confidence: float = parameter(
         0.3, "Rays below this confidence prove nothing empty.", low=0.0, high=1.0

@@ -10,6 +10,7 @@ import numpy as np
 
 from g2vlm_ros.dense_map.voxel_grid import VOXEL, pick
 from g2vlm_ros.geometry.sim3 import Sim3
+from g2vlm_ros.kernels import api
 
 
 @dataclass(frozen=True)
@@ -33,13 +34,9 @@ class Deformation:
 
     def apply(self, voxels: np.ndarray, positions: np.ndarray) -> np.ndarray:
         """Move those of the positions (n, 3) whose voxels are older than it; which, bool (n,)."""
-        place = np.searchsorted(self.windows, voxels["window"])
-        place = np.minimum(place, len(self.windows) - 1)
-        due = self.windows[place] == voxels["window"]
-        due &= (voxels["revision"] < self.revision) & (voxels["count"] > 0)
-        which = place[due]
-        positions[due] = (
-            np.einsum("nij,nj->ni", self.linear[which], positions[due]) + self.offset[which]
+        due = np.zeros(len(voxels), bool)
+        api.correct_voxels(
+            voxels, self.windows, self.linear, self.offset, self.revision, positions, due
         )
         return due
 
@@ -82,14 +79,18 @@ class Deformations:
         indices = np.flatnonzero(moved)
         return positions[indices], pick(voxels, indices), indices
 
-    def displace(self, voxels: np.ndarray) -> None:
-        """Blank, in voxels about to be written, those that wait, and keep them aside."""
+    def displace(self, voxels: np.ndarray) -> bool:
+        """Blank, in voxels about to be written, those that wait, and keep them aside.
+
+        Whether there were any.
+        """
         positions, old, indices = self.due(voxels)
         if len(indices):
             self._displaced.append((positions, old))
             blank = np.zeros(len(indices), VOXEL)
             blank["cell"] = old["cell"]
             voxels[indices] = blank
+        return bool(len(indices))
 
     def take_displaced(self) -> list[tuple[np.ndarray, np.ndarray]]:
         """Positions and voxels that keep aside; they are the caller's now."""

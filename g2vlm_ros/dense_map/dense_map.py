@@ -14,15 +14,16 @@ from pathlib import Path
 import numpy as np
 
 from g2vlm_ros.dense_map.free_space import DepthView
-from g2vlm_ros.dense_map.map_changes import ChangeSet, PointMirror
+from g2vlm_ros.dense_map.map_changes import POINT, ChangeSet
 from g2vlm_ros.dense_map.map_editor import Edit, MapEditor
 from g2vlm_ros.dense_map.map_files import MapFileError, MapInfo, load_map, save_map
 from g2vlm_ros.dense_map.occupancy import Occupancy, OccupancyMapper
+from g2vlm_ros.dense_map.voxel_fusion import PointViews
 from g2vlm_ros.dense_map.voxel_map import VoxelMap
-from g2vlm_ros.geometry.point_cloud import valid_points
+from g2vlm_ros.geometry.point_cloud import affines
 from g2vlm_ros.geometry.sim3 import Sim3
 from g2vlm_ros.pipeline import MappedWindow
-from g2vlm_ros.records import Intrinsics, ScaleState
+from g2vlm_ros.records import ScaleState
 from g2vlm_ros.settings import Settings
 
 VOXELS_PER_DEPTH = 100
@@ -33,8 +34,6 @@ REMEMBERED_WINDOWS = 4096
 """Windows whose place is remembered, to know how far a correction moved them."""
 MOVED_VOXELS = 0.5
 """Voxel edges by which a window's content must have moved before its voxels follow."""
-SAMPLES = 2
-"""Pixels along the edge of a voxel, at a view's median depth, from which on more add nothing."""
 NO_SUB_MAP = -1
 """No window yet: the next one enters whatever map is there."""
 EARLIER_SESSION = 0
@@ -98,11 +97,9 @@ class DenseMap:
             self._start_over()
 
     def points(self) -> np.ndarray:
-        """Packed points (n,) of `changes.POINT`, map frame; only changes are repacked."""
+        """Packed points (n,) of `changes.POINT`, map frame."""
         with self._lock:
-            if self._voxels is not None:
-                self._mirror.apply(self._voxels.changes(self._mirror.revision))
-            return self._mirror.dense()
+            return np.empty(0, POINT) if self._voxels is None else self._voxels.packed()
 
     def changes(self, since: Version | None) -> tuple[ChangeSet, Version] | None:
         """What changed since a version (None: everything) and the version now.
@@ -178,7 +175,7 @@ class DenseMap:
     def edit(self, change: Callable[[MapEditor], Edit | None]) -> Edit | None:
         """Let `change` edit the map; what it returns. ValueError for an empty map, or as it says.
 
-        Later windows respect the edit (`core.mapping.edit`).
+        Later windows respect the edit (`dense_map.map_editor`).
         """
         with self._lock:
             if self._voxels is None:
@@ -199,7 +196,6 @@ class DenseMap:
         self._voxels: VoxelMap | None = None
         self._occupancy: OccupancyMapper | None = None
         self._editor: MapEditor | None = None
-        self._mirror = PointMirror()
         self._places: dict[int, _Held] = {}
         self._scale = ScaleState.UNKNOWN
         self._stamp_ns = 0
@@ -239,7 +235,6 @@ class DenseMap:
         self._voxels.merge(voxels["position"].astype(np.float64), voxels)
         if self._editor is not None:
             self._editor.move_to(self._voxels)
-        self._mirror = PointMirror()
         self._maps += 1
 
     def _correct(self, places: dict[int, Sim3]) -> None:
@@ -270,55 +265,37 @@ class DenseMap:
         return place, update.map_from_camera[:, :3, 3].mean(0), reach
 
     def _integrate(self, update: MappedWindow) -> None:
-        result, placement, window = update.result, update.placement, update.window
-        cloud = self._settings.cloud
-        keep = valid_points(
-            result.local_points_u, result.confidence, cloud.min_confidence, cloud.max_edge_step
+        result, window, settings = update.result, update.window, self._settings.voxel
+        sound, scale = update.trusted_views, update.placement.map_from_window.scale
+        poses = update.map_from_camera
+        focal_px = [0.0 if camera is None else camera.fx_px for camera in result.intrinsics]
+        views = PointViews(
+            result.local_points_u,
+            result.colours,
+            result.confidence,
+            result.valid(settings.max_edge_step),
+            sound,
+            affines(len(sound), poses[list(sound)], scale).astype(np.float32),
+            np.array(focal_px)[list(sound)] / scale,
+            settings.min_confidence,
         )
-        sound, scale = update.trusted_views, np.float32(placement.map_from_window.scale)
-        poses = update.map_from_camera.astype(np.float32)
-        points, colours, confidence = [], [], []
-        for i in sound:
-            local = result.local_points_u[i]
-            sparse = local[::4, ::4, 2][keep[i, ::4, ::4]]
-            step = self._stride_px(scale * sparse, result.intrinsics[i])
-            some = keep[i, ::step, ::step]
-            points.append(
-                scale * local[::step, ::step][some] @ poses[i, :3, :3].T + poses[i, :3, 3]
-            )
-            colours.append(result.colours[i, ::step, ::step][some])
-            confidence.append(result.confidence[i, ::step, ::step][some])
-        stamp_ns, origins = window.stamp_ns, update.map_from_camera[:, :3, 3]
-        self._voxels.integrate(
-            np.concatenate(points),
-            np.concatenate(colours),
-            np.concatenate(confidence),
-            origins,
-            stamp_ns,
-            window.id,
-        )
-        floor = 0.0 if np.isnan(placement.floor_z) else placement.floor_z
-        self._floor = (0.0, 0.0, 1.0, -floor)
+        self._voxels.integrate_views(views, poses[:, :3, 3], window.stamp_ns, window.id)
+        floor_z = update.placement.floor_z
+        self._floor = (0.0, 0.0, 1.0, 0.0 if np.isnan(floor_z) else -floor_z)
         for i in update.new_views:
             if result.intrinsics[i] is None or i not in sound:
                 continue
             view = DepthView(
-                result.local_points_u[i, ..., 2] * scale,
+                result.local_points_u[i, ..., 2],
                 result.confidence[i],
-                update.map_from_camera[i],
+                poses[i],
                 result.intrinsics[i],
                 window.frames[i].stamp_ns,
+                scale,
             )
             self._voxels.carve(view)
             self._occupancy.observe(view, window.id, self._floor)
-        self._stamp_ns, self._camera = stamp_ns, origins[-1]
-
-    def _stride_px(self, depth: np.ndarray, camera: Intrinsics | None) -> int:
-        """So many pixels of a view lie as close as its voxels need; depth (n,) in map units."""
-        if camera is None or not len(depth):
-            return 1
-        apart = float(np.median(depth)) / camera.fx_px
-        return max(1, int(self._voxels.size / (SAMPLES * apart)))
+        self._stamp_ns, self._camera = window.stamp_ns, poses[-1, :3, 3]
 
 
 def _is_identity(motion: Sim3) -> bool:

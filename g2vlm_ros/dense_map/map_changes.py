@@ -1,5 +1,4 @@
-# SPDX-License-Identifier: Apache-2.0
-"""What changed in a map: counts, what is new since a revision, a copy kept up to date by it."""
+"""What changed in a map: counts, and what is new since a revision."""
 
 from __future__ import annotations
 
@@ -8,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from g2vlm_ros.geometry.point_cloud import POINT_BYTES, POINT_FIELDS
+from g2vlm_ros.kernels import api
 
 POINT = np.dtype([(name, "<u4" if name == "rgb" else "<f4") for name, _ in POINT_FIELDS])
 """A packed point of `cloud`, 20 bytes: x, y, z, rgb (0x00RRGGBB), confidence."""
@@ -24,15 +24,10 @@ def rgb_of(voxels: np.ndarray) -> np.ndarray:
     return (voxels["colour"] + np.uint16(128) >> 8).astype(np.uint8)
 
 
-def points_of(voxels: np.ndarray, kind: np.dtype = POINT) -> np.ndarray:
-    """`kind` (n,), POINT or one with more fields: VOXEL records as packed points."""
-    points = np.empty(len(voxels), kind)
-    for axis, name in enumerate("xyz"):
-        points[name] = voxels["position"][:, axis]
-    red, green, blue = (voxels["colour"][:, i].astype(np.uint32) + 128 >> 8 for i in range(3))
-    points["rgb"] = red << 16 | green << 8 | blue
-    points["confidence"] = voxels["confidence"]
-    return points
+def points_of(voxels: np.ndarray) -> np.ndarray:
+    """POINT (n,): VOXEL records as packed points; free slots (count 0) are left out."""
+    points = np.empty(len(voxels), POINT)
+    return points[: api.pack_voxels(voxels, None, points)]
 
 
 @dataclass(frozen=True)
@@ -91,56 +86,10 @@ def change_rows(change: ChangeSet) -> np.ndarray:
     gone = change.removed
     if change.start_over:
         gone = np.concatenate([[EVERYTHING], gone]).astype(np.int32)
-    rows = np.zeros(len(gone), CHANGED_POINT)
+    rows = np.zeros(len(gone) + len(change.ids), CHANGED_POINT)
+    removed, present = rows[: len(gone)], rows[len(gone) :]
     for axis in "xyz":
-        rows[axis] = np.nan
-    rows["id"] = gone
-    present = points_of(change.voxels, CHANGED_POINT)
-    present["id"] = change.ids
-    return np.concatenate([rows, present])
-
-
-class PointMirror:
-    """The map as packed points, by id, brought up to date by change sets.
-
-    For `~/map`: only changed points are packed again. Holes are points with NaN position.
-    """
-
-    def __init__(self) -> None:
-        self.revision = 0
-        self._points = np.empty(0, POINT)
-        self._end = 0
-
-    def apply(self, change: ChangeSet) -> None:
-        """Bring the mirror to `change.revision`; ValueError when it starts after this mirror."""
-        if change.since > self.revision and not change.start_over:
-            raise ValueError(
-                f"the change set starts at revision {change.since}, the copy is at "
-                f"{self.revision}; ask for changes since {self.revision}"
-            )
-        if change.start_over:
-            self._points = np.empty(0, POINT)
-            self._end = 0
-        self._grow(change.ids_end)
-        self._points["x"][change.removed] = np.nan
-        self._points[change.ids] = points_of(change.voxels)
-        self.revision = change.revision
-
-    def points(self) -> np.ndarray:
-        """POINT (n,) by id, holes included (x NaN); a read-only view until the next `apply`."""
-        view = self._points[: self._end]
-        view.flags.writeable = False
-        return view
-
-    def dense(self) -> np.ndarray:
-        """POINT (n,) without holes, a copy."""
-        points = self._points[: self._end]
-        return points[~np.isnan(points["x"])]
-
-    def _grow(self, end: int) -> None:
-        if end > len(self._points):
-            grown = np.zeros(max(end, 3 * len(self._points) // 2), POINT)
-            grown["x"] = np.nan
-            grown[: self._end] = self._points[: self._end]
-            self._points = grown
-        self._end = max(self._end, end)
+        removed[axis] = np.nan
+    removed["id"] = gone
+    api.pack_voxels(change.voxels, change.ids, present)
+    return rows

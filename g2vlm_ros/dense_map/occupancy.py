@@ -90,11 +90,12 @@ class OccupancyMapper:
 
         `floor`: (a, b, c, d), with (a, b, c) of length 1: points are a x + b y + c z + d above it.
         """
-        ends = _ray_ends(view, self._min_confidence)
-        if len(ends):
-            fan = self._fan(view.origin, ends, _plane(floor))
-            if fan is not None:
-                self._fans.append(_Fan(window_id, fan.astype(np.float32)))
+        step = max(1, int(np.sqrt(view.depth.size / RAYS_PER_VIEW)))
+        band = self._low, self._high, self._resolution
+        space = view.free_space(self._min_confidence)
+        edges = space.ground(_plane(floor), *band, FAN_RAYS, step)
+        if edges is not None:
+            self._fans.append(_Fan(window_id, edges.astype(np.float32)))
 
     def correct(self, moves: Mapping[int, Sim3]) -> None:
         """Windows moved (map_from_map); their views go with them."""
@@ -130,36 +131,6 @@ class OccupancyMapper:
         data[self._cells(walls, lower, size)] = OCCUPIED
         return Occupancy(data, self._resolution, float(lower[0]), float(lower[1]))
 
-    def _fan(self, origin: np.ndarray, ends: np.ndarray, plane: np.ndarray) -> np.ndarray | None:
-        """Edges (2, FAN_RAYS, 3) of the ground that rays to `ends` (n, 3) crossed in the band."""
-        height, heights = origin @ plane[:3] + plane[3], ends @ plane[:3] + plane[3]
-        flat = ends[:, :2] - origin[:2]
-        reach = np.hypot(*flat.T)
-        near, far = _crossing(height, heights, -self._low, self._high)
-        crossed = (near < far) & (reach > 0)
-        if not crossed.any():
-            return None
-        flat, reach, heights = flat[crossed], reach[crossed], heights[crossed]
-        near, far = near[crossed] * reach, far[crossed] * reach
-        ahead = np.arctan2(*flat.mean(0)[::-1])
-        turn = (np.arctan2(flat[:, 1], flat[:, 0]) - ahead + np.pi) % (2 * np.pi) - np.pi
-        edges = np.linspace(turn.min(), turn.max() + 1e-9, FAN_RAYS + 1)
-        sector = np.minimum(np.searchsorted(edges, turn, side="right") - 1, FAN_RAYS - 1)
-        nearest, farthest = np.full(FAN_RAYS, np.inf), np.zeros(FAN_RAYS)
-        np.minimum.at(nearest, sector, near)
-        np.maximum.at(farthest, sector, far)
-        stop = (heights > self._low) & (heights < self._high)
-        obstacle = np.full(FAN_RAYS, np.inf)
-        np.minimum.at(obstacle, sector[stop], reach[stop])
-        farthest = np.minimum(farthest, obstacle - self._resolution)
-        nearest = np.minimum(nearest, farthest)
-        seen = farthest > 0
-        nearest, farthest = np.where(seen, nearest, 0.0), np.where(seen, farthest, 0.0)
-        angle = ahead + 0.5 * (edges[1:] + edges[:-1])
-        ray = np.stack([np.cos(angle), np.sin(angle), np.zeros(FAN_RAYS)], axis=-1)
-        foot = np.array([origin[0], origin[1], 0.0])
-        return foot + np.stack([nearest, farthest])[..., None] * ray
-
     def _extent(
         self, parts: list[np.ndarray], middle: np.ndarray
     ) -> tuple[np.ndarray, tuple[int, int]]:
@@ -188,33 +159,3 @@ def _plane(floor: tuple[float, ...]) -> np.ndarray:
     if plane.shape != (4,) or not abs(np.linalg.norm(plane[:3]) - 1) < 1e-3:
         raise ValueError(f"floor {floor} must be (a, b, c, d) with (a, b, c) of length 1")
     return plane
-
-
-def _ray_ends(view: DepthView, min_confidence: float) -> np.ndarray:
-    """float64 (n, 3): where the confident rays of a view end in the map."""
-    depth = view.trusted_depth(min_confidence)
-    v, u = np.nonzero(depth)
-    step = -(-len(u) // RAYS_PER_VIEW) or 1
-    u, v = u[::step], v[::step]
-    z = depth[v, u].astype(np.float64)
-    camera = view.camera
-    x, y = (u - camera.cx_px) / camera.fx_px * z, (v - camera.cy_px) / camera.fy_px * z
-    pose = view.map_from_camera
-    return np.stack([x, y, z], axis=-1) @ pose[:3, :3].T + pose[:3, 3]
-
-
-def _crossing(
-    start: float, ends: np.ndarray, bottom: float, top: float
-) -> tuple[np.ndarray, np.ndarray]:
-    """Fractions (n,) of rays between which their height is in bottom..top; first >= last if never.
-
-    start: height of the rays' origin; ends (n,): heights of their ends.
-    """
-    rise = ends - start
-    with np.errstate(divide="ignore", invalid="ignore"):
-        a, b = (bottom - start) / rise, (top - start) / rise
-    level = rise == 0
-    within = bottom <= start <= top
-    first = np.where(level, 0.0 if within else 1.0, np.clip(np.minimum(a, b), 0.0, 1.0))
-    last = np.where(level, 1.0 if within else 0.0, np.clip(np.maximum(a, b), 0.0, 1.0))
-    return first, last

@@ -12,19 +12,9 @@ from __future__ import annotations
 
 import numpy as np
 
-VOXEL = np.dtype(
-    [
-        ("position", "<f4", 3),  # mean of the points that fell in, map frame
-        ("confidence", "<f4"),  # mean confidence of those points, 0..1
-        ("stamp_ns", "<i8"),  # newest acquisition time
-        ("window", "<i4"),  # window that contributed last
-        ("revision", "<i4"),  # of the map when the voxel changed last
-        ("born", "<i4"),  # revision at which it came into being
-        ("cell", "<u4"),  # row of its block << 9 | cell within the block
-        ("colour", "<u2", 3),  # mean RGB in 1/256 steps
-        ("count", "<u2"),  # points seen, less what free space took; 0 in a free slot
-    ]
-)
+from g2vlm_ros.kernels import api
+from g2vlm_ros.kernels.records import VOXEL
+
 BLOCK_EDGE = 8
 CELLS = BLOCK_EDGE**3
 VOXELS_PER_BLOCK = 48
@@ -47,31 +37,6 @@ _BLOCK = np.dtype(
 )
 _BYTES_PER_BLOCK = CELLS * 4 + _BLOCK.itemsize + 16
 _BYTES_PER_VOXEL = VOXEL.itemsize + 8
-
-
-def distinct(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(first, inverse): indices of one of each distinct int64 key, and which of them each is.
-
-    `keys[first][inverse] == keys`, as np.unique but unsorted and without sorting: all keys write
-    their index into a hash table, one per entry survives, and the others compare with it.
-    """
-    size = len(keys)
-    bits = max(4, int(2 * size).bit_length())
-    table = np.empty(1 << bits, np.int32)
-    leader = np.empty(size, np.int32)
-    rest = np.arange(size, dtype=np.int32)
-    mixed = keys.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
-    entry = (mixed >> np.uint64(64 - bits)).astype(np.int64)
-    while rest.size:
-        table[entry] = rest
-        winner = table[entry]
-        same = keys[winner] == keys[rest]
-        leader[rest[same]] = winner[same]
-        rest, entry = rest[~same], entry[~same]
-    first = np.flatnonzero(leader == np.arange(size, dtype=np.int32))
-    number = np.empty(size, np.int32)
-    number[first] = np.arange(first.size, dtype=np.int32)
-    return first, number[leader].astype(np.intp)
 
 
 def pick(voxels: np.ndarray, which: np.ndarray) -> np.ndarray:
@@ -138,19 +103,10 @@ class VoxelGrid:
         """Bytes of the pools that have been in use; never above the bound."""
         return self.high_water * _BYTES_PER_VOXEL + self._fresh_row * _BYTES_PER_BLOCK
 
-    def keys_at(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(keys int64 (n,), inside bool (n,)) of points (n, 3); a key outside means nothing.
-
-        Inside is what is finite and less than 2**20 voxels from the origin along each axis.
-        """
-        cells = np.floor(np.multiply(points.T, 1.0 / self.size, dtype=np.float64, order="C"))
-        good = np.abs(cells) < _BIAS
-        inside = good.all(0)
-        if not inside.all():
-            cells[~good] = 0
-        x, y, z = cells.astype(np.int64) + _BIAS
-        blocks = (x >> 3 << _AXIS_BITS | y >> 3) << _AXIS_BITS | z >> 3
-        return blocks << _CELL_BITS | (x & 7) << 6 | (y & 7) << 3 | z & 7, inside
+    def keys_at(self, points: np.ndarray) -> np.ndarray:
+        """int64 (n,): keys of the cells of points (n, 3); -1 where they are not finite, or 2**20
+        voxels or more from the origin along an axis."""
+        return api.keys_of_points(points.astype(np.float64), self.size)
 
     @staticmethod
     def centres_of(keys: np.ndarray, size: float) -> np.ndarray:
@@ -175,53 +131,47 @@ class VoxelGrid:
         return self.blocks["key"][cells >> _CELL_BITS] << _CELL_BITS | cells & (CELLS - 1)
 
     def find(self, keys: np.ndarray) -> np.ndarray:
-        """Slots intp of keys, -1 where there is no voxel."""
-        blocks = keys >> _CELL_BITS
-        first, inverse = distinct(blocks)
-        rows = self._find_rows(blocks[first])[inverse]
-        slots = self._index[rows, keys & (CELLS - 1)].astype(np.intp) - 1
+        """Slots int64 of keys, -1 where there is no voxel."""
+        rows = self._find_rows(keys >> _CELL_BITS)
+        slots = self._index[rows, keys & (CELLS - 1)].astype(np.int64) - 1
         slots[rows < 0] = -1
         return slots
+
+    def find_cells(self, cells: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
+        """(slots, rows of the blocks, each -1 where there is none, absent voxels) of CELL (m,)."""
+        return api.find_cells(cells, self._keys, self._rows, self._index)
 
     def missing_blocks(self, keys: np.ndarray) -> int:
         """How many blocks `add` would have to make for these keys."""
         blocks = keys >> _CELL_BITS
-        return int((self._find_rows(blocks[distinct(blocks)[0]]) < 0).sum())
+        return len(np.unique(blocks[self._find_rows(blocks) < 0]))
 
     def add(self, keys: np.ndarray) -> np.ndarray:
         """Slots int32 of new voxels, zero but for `cell`; the keys are distinct and absent.
 
         The caller has made sure of `free_voxels` and `free_blocks`.
         """
-        blocks = keys >> _CELL_BITS
-        first, inverse = distinct(blocks)
-        block_rows = self._make_rows(blocks[first])
-        rows, cells = block_rows[inverse], keys & (CELLS - 1)
+        rows = self._rows_of(keys >> _CELL_BITS)
         slots = self._take_slots(len(keys))
-        self._index[rows, cells] = slots + 1
-        self._words[slots] = 0
-        self.voxels["cell"][slots] = rows << _CELL_BITS | cells
-        self.blocks["voxels"][block_rows] += np.bincount(inverse, minlength=len(first))
+        api.open_voxels(keys, rows, slots, self._index, self.voxels, self.blocks["voxels"])
         return slots
+
+    def fold(self, cells: np.ndarray, slots: np.ndarray, revision: int) -> None:
+        """Fold CELL (m,) into the voxels at slots (m,)."""
+        api.fold_cells(cells, slots, revision, self.voxels, self.blocks)
 
     def remove(self, slots: np.ndarray, revision: int) -> None:
         """Free voxels, and blocks that are left empty; `revision` never decreases."""
-        cells = self.voxels["cell"][slots].astype(np.int64)
-        self._index.reshape(-1)[cells] = 0
-        self._words[slots] = 0
+        slots = slots.astype(np.int64)
+        emptied = api.close_voxels(slots, self._index, self.voxels, self.blocks["voxels"])
         end = self._free_size + len(slots)
         self._free[self._free_size : end] = slots
         self._freed[self._free_size : end] = revision
         self._free_size = end
-        rows = cells >> _CELL_BITS
-        first, inverse = distinct(rows)
-        rows = rows[first]
-        self.blocks["voxels"][rows] -= np.bincount(inverse, minlength=len(first))
-        empty = rows[self.blocks["voxels"][rows] == 0]
-        if empty.size:
+        if emptied.size:
             kept = self.blocks["voxels"][self._rows] > 0
             self._keys, self._rows = self._keys[kept], self._rows[kept]
-            self._free_rows.extend(empty.tolist())
+            self._free_rows.extend(emptied.tolist())
 
     def freed_since(self, revision: int) -> np.ndarray:
         """Slots int32 that are free now and were freed after `revision`.
@@ -239,35 +189,36 @@ class VoxelGrid:
         """Overwrite voxels; their `cell` must not change."""
         self._words[slots] = voxels.view(np.uint32).reshape(-1, self._words.shape[1])
 
-    def slots_in(self, rows: np.ndarray) -> np.ndarray:
-        """Slots intp of all voxels of blocks."""
-        entries = self._index.take(rows, axis=0).reshape(-1)
-        return entries[np.flatnonzero(entries)].astype(np.intp) - 1
+    def slots_in(self, rows: np.ndarray, since: int = -1) -> np.ndarray:
+        """Slots int64 of the voxels of blocks that changed after revision `since`."""
+        room = int(self.blocks["voxels"][rows].sum())
+        rows = rows.astype(np.int64)
+        return api.slots_in_blocks(rows, self._index, self.voxels, room, since)
+
+    def seen_through(
+        self, space: api.FreeSpace, rows: np.ndarray, slack: float, stamp_ns: int
+    ) -> np.ndarray:
+        """Slots int64 of the voxels of blocks that a view sees through (`FreeSpace`)."""
+        room = int(self.blocks["voxels"][rows].sum())
+        return space.seen_through(rows, self._index, self.voxels, room, slack, stamp_ns)
+
+    def rows_in_view(self, space: api.FreeSpace) -> np.ndarray:
+        """Rows int64 of blocks that may hold voxels which a view sees through."""
+        radius = 0.5 * BLOCK_EDGE * self.size * 3**0.5
+        return space.blocks(self.blocks, self._fresh_row, radius)
+
+    def packed(self, out: np.ndarray) -> int:
+        """Write all voxels as packed points into `out` (`api.pack_voxels`); returns how many."""
+        return api.pack_voxels(self.voxels[: self.high_water], None, out)
 
     def touch(self, slots: np.ndarray, revision: int, voxels: np.ndarray | None = None) -> None:
         """Tell blocks that voxels in them changed; `voxels` also brings stamps and windows."""
         rows = (self.voxels["cell"][slots] >> np.uint32(_CELL_BITS)).astype(np.int64)
-        first, inverse = distinct(rows)
-        rows = rows[first]
         self.blocks["revision"][rows] = revision
-        if voxels is None:
-            return
-        for name, source, fold in (
-            ("stamp_ns", "stamp_ns", np.maximum),
-            ("first_window", "window", np.minimum),
-            ("last_window", "window", np.maximum),
-        ):
-            folded = self.blocks[name][rows]
-            fold.at(folded, inverse, voxels[source])
-            self.blocks[name][rows] = folded
-
-    def rows_around(self, place: np.ndarray, distance: float) -> np.ndarray:
-        """Rows intp of blocks whose centre is within `distance` of `place` along every axis."""
-        near = self.blocks["voxels"][: self._fresh_row] > 0
-        for axis in range(3):
-            centre = self.blocks["centre"][: self._fresh_row, axis]
-            near &= np.abs(centre - np.float32(place[axis])) <= np.float32(distance)
-        return np.flatnonzero(near)
+        if voxels is not None:
+            np.maximum.at(self.blocks["stamp_ns"], rows, voxels["stamp_ns"])
+            np.minimum.at(self.blocks["first_window"], rows, voxels["window"])
+            np.maximum.at(self.blocks["last_window"], rows, voxels["window"])
 
     def by_remoteness(self, origin: np.ndarray) -> np.ndarray:
         """Rows of all blocks, those first that are far from `origin` (3,) and old.
@@ -289,24 +240,26 @@ class VoxelGrid:
         place = np.minimum(np.searchsorted(self._keys, block_keys), len(self._keys) - 1)
         return np.where(self._keys[place] == block_keys, self._rows[place], -1)
 
-    def _make_rows(self, block_keys: np.ndarray) -> np.ndarray:
-        """Rows of distinct blocks, made where they do not exist yet."""
+    def _rows_of(self, block_keys: np.ndarray) -> np.ndarray:
+        """Rows int64 of blocks, made where they do not exist yet."""
         rows = self._find_rows(block_keys)
-        new = np.flatnonzero(rows < 0)
-        if not new.size:
-            return rows
-        reused = self._free_rows[max(0, len(self._free_rows) - new.size) :]
+        missing = np.unique(block_keys[rows < 0])
+        if missing.size:
+            self._make_rows(missing)
+            rows = self._find_rows(block_keys)
+        return rows.astype(np.int64)
+
+    def _make_rows(self, keys: np.ndarray) -> None:
+        """Open blocks of ascending, distinct and absent keys."""
+        reused = self._free_rows[max(0, len(self._free_rows) - keys.size) :]
         del self._free_rows[len(self._free_rows) - len(reused) :]
-        fresh = np.arange(self._fresh_row, self._fresh_row + new.size - len(reused))
+        fresh = np.arange(self._fresh_row, self._fresh_row + keys.size - len(reused))
         self._fresh_row += fresh.size
-        rows[new] = np.concatenate([np.array(reused, np.int64), fresh])
-        keys = block_keys[new]
-        self._open_blocks(rows[new], keys)
-        order = np.argsort(keys)
-        place = np.searchsorted(self._keys, keys[order])
-        self._keys = np.insert(self._keys, place, keys[order])
-        self._rows = np.insert(self._rows, place, rows[new][order])
-        return rows
+        rows = np.concatenate([np.array(reused, np.int64), fresh])
+        self._open_blocks(rows, keys)
+        place = np.searchsorted(self._keys, keys)
+        self._keys = np.insert(self._keys, place, keys)
+        self._rows = np.insert(self._rows, place, rows.astype(np.int32))
 
     def _open_blocks(self, rows: np.ndarray, keys: np.ndarray) -> None:
         for field in self.blocks.values():

@@ -17,11 +17,12 @@ import numpy as np
 
 from g2vlm_ros.dense_map.deformation import Deformation, Deformations
 from g2vlm_ros.dense_map.edit_rules import EditRules
-from g2vlm_ros.dense_map.free_space import DepthView, Sight
-from g2vlm_ros.dense_map.map_changes import ChangeSet, MapCounts
-from g2vlm_ros.dense_map.voxel_fusion import Observations
+from g2vlm_ros.dense_map.free_space import DepthView
+from g2vlm_ros.dense_map.map_changes import POINT, ChangeSet, MapCounts
+from g2vlm_ros.dense_map.voxel_fusion import SAMPLES_PER_VOXEL, PointViews
 from g2vlm_ros.dense_map.voxel_grid import BLOCK_EDGE, VOXEL, VoxelGrid, pick
 from g2vlm_ros.geometry.sim3 import Sim3
+from g2vlm_ros.kernels.api import CellSums
 
 EVICTION_SHARE = 0.02
 """Short of memory, this share of it is freed at once, so that it is not done every time."""
@@ -57,6 +58,7 @@ class VoxelMap:
         self._origin = np.zeros(3)
         self._corrections = Deformations()
         self._counts = MapCounts()
+        self._sums = CellSums()
 
     def __len__(self) -> int:
         return len(self._grid)
@@ -131,27 +133,36 @@ class VoxelMap:
         NaN where unknown; origin (3,) or (n, 3): the camera or cameras, the last being the newest,
         from which distance is judged when memory is short. Invalid points are to be left out.
         """
-        points, colours = points.reshape(-1, 3), colours.reshape(-1, 3)
-        confidence = confidence.reshape(-1)
-        if not len(points) == len(colours) == len(confidence):
-            raise ValueError(
-                f"{len(points)} points, {len(colours)} colours and {len(confidence)} confidences "
-                "given; it must be one number"
-            )
+        views = PointViews.of_points(points, colours, confidence)
+        return self.integrate_views(views, origin, stamp_ns, window_id)
+
+    def integrate_views(
+        self, views: PointViews, origin: np.ndarray, stamp_ns: int, window_id: int
+    ) -> int:
+        """Add views of a window, thinned out so that each voxel gets few points of each.
+
+        origin, stamp_ns, window_id and the result as for `integrate`.
+        """
         with self.lock:
             self._revision += 1
             self._origin = np.array(origin, np.float64).reshape(-1, 3)[-1]
             self._replace(self._replaced_per_update)
-            points, colours, confidence = self._screened(points, colours, confidence)
-            keys, inside = self._grid.keys_at(points)
-            if not inside.all():
-                self._count(out_of_range=int((~inside).sum()))
-                keys, points = keys[inside], points[inside]
-                colours, confidence = colours[inside], confidence[inside]
-            self._count(integrated=len(points))
-            self._merge(
-                Observations.of_points(keys, points, colours, confidence, stamp_ns, window_id)
+            cells, added, outside = self._sums.of_views(
+                views.points,
+                views.colours,
+                views.confidence,
+                views.valid,
+                views.views,
+                views.affines,
+                views.pixels_per_unit * (self.size / SAMPLES_PER_VOXEL),
+                voxel_size=self.size,
+                stamp_ns=stamp_ns,
+                window=window_id,
+                min_confidence=views.min_confidence,
             )
+            cells = self._screened(cells)
+            self._count(integrated=added, out_of_range=outside)
+            self._merge(cells)
             return self._revision
 
     def carve(self, view: DepthView) -> int:
@@ -163,20 +174,17 @@ class VoxelMap:
         with self.lock:
             self._revision += 1
             grid = self._grid
-            sight = Sight(view, self._min_confidence, 2 * self.size)
-            rows = grid.rows_around(view.origin, sight.range + self._block_radius)
-            rows = rows[sight.may_pass(grid.blocks["centre"][rows], self._block_radius)]
-            rows = rows[grid.blocks["stale"][rows] == 0]
+            space = view.free_space(self._min_confidence)
+            rows = grid.rows_in_view(space)
             if len(rows) > CARVED_BLOCKS:
                 # Scattered, so that of several cameras none is tied to the same part for ever.
                 parts = -(-len(rows) // CARVED_BLOCKS)
                 rows = rows[(self._revision * 2654435761 >> 16) % parts :: parts]
-            slots = grid.slots_in(rows)
+            slots = grid.seen_through(space, rows, 2 * self.size, view.stamp_ns)
             voxels = grid.take(slots)
-            passed = sight.passes(voxels["position"]) & (voxels["stamp_ns"] < view.stamp_ns)
             if self.rules is not None:
-                passed &= ~self.rules.shields(voxels["position"])
-            slots, voxels = slots[passed], pick(voxels, np.flatnonzero(passed))
+                passed = np.flatnonzero(~self.rules.shields(voxels["position"]))
+                slots, voxels = slots[passed], pick(voxels, passed)
             voxels["count"] //= 2
             voxels["revision"] = self._revision
             grid.put(slots, voxels)
@@ -221,18 +229,22 @@ class VoxelMap:
             start_over = since < self._reset_revision
             since = 0 if start_over else since
             rows = grid.rows[grid.blocks["revision"][grid.rows] > since]
-            slots = grid.slots_in(rows)
-            voxels = grid.take(slots)
-            changed = np.flatnonzero(voxels["revision"] > since)
+            slots = grid.slots_in(rows, since)
             return ChangeSet(
                 since,
                 self._revision,
                 start_over,
-                slots[changed].astype(np.int32),
-                pick(voxels, changed),
+                slots.astype(np.int32),
+                grid.take(slots),
                 grid.freed_since(since),
                 grid.high_water,
             )
+
+    def packed(self) -> np.ndarray:
+        """POINT (n,): all voxels as points of a cloud."""
+        with self.lock:
+            points = np.empty(self._grid.high_water, POINT)
+            return points[: self._grid.packed(points)]
 
     def voxels(
         self, lower: np.ndarray | None = None, upper: np.ndarray | None = None
@@ -258,8 +270,8 @@ class VoxelMap:
             return self._grid.keys_of(ids)
 
     def keys_at(self, points: np.ndarray) -> np.ndarray:
-        """int64: the names of the cells that hold points (n, 3), which must be within range."""
-        return self._grid.keys_at(points)[0]
+        """int64: the names of the cells that hold points (n, 3), -1 out of the map's range."""
+        return self._grid.keys_at(points)
 
     def find(self, keys: np.ndarray) -> np.ndarray:
         """Ids of the voxels of cells, -1 where there is none."""
@@ -310,43 +322,50 @@ class VoxelMap:
             self._revision += 1
             return self._merge_voxels(positions, voxels)
 
-    @property
-    def _block_radius(self) -> float:
-        return 0.5 * BLOCK_EDGE * self.size * 3**0.5
-
     def _count(self, **more: int) -> None:
         values = {name: getattr(self._counts, name) + value for name, value in more.items()}
         self._counts = replace(self._counts, **values)
 
-    def _screened(self, *columns: np.ndarray) -> tuple[np.ndarray, ...]:
-        if self.rules is None:
-            return columns
-        points, colours, confidence = columns
-        keep, colours = self.rules.admit(points, colours)
-        self._count(screened=int((~keep).sum()))
-        return points[keep], colours[keep], confidence[keep]
+    def _screened(self, cells: np.ndarray) -> np.ndarray:
+        """The CELL records that edits let in, in the colours that they ask for."""
+        if self.rules is None or not len(cells):
+            return cells
+        weight = cells["weight"][:, None]
+        keep, colours = self.rules.admit(
+            cells["position"] / weight, cells["colour"] / weight / 256
+        )
+        cells["colour"] = colours * 256 * weight
+        self._count(screened=int(cells["count"][~keep].sum()))
+        return cells[keep]
 
-    def _merge(self, seen: Observations) -> None:
-        slots = self._make_room(seen.keys)
-        if (refused := slots == -2).any():
-            self._count(refused=int(refused.sum()))
-            seen, slots = seen[~refused], slots[~refused]
-        absent = slots < 0
-        slots[absent] = self._grid.add(seen.keys[absent])
-        voxels = self._grid.take(slots)
+    def _merge(self, cells: np.ndarray) -> None:
+        """Fold CELL records into their voxels, which are made where they do not exist."""
+        grid = self._grid
+        slots, rows, absent = grid.find_cells(cells)
+        if absent > grid.free_voxels or (rows < 0).any() and self._lacks_blocks(cells, slots):
+            slots = self._make_room(cells["key"])
+            refused = slots == -2
+            if refused.any():
+                self._count(refused=int(refused.sum()))
+                cells, slots = cells[~refused], slots[~refused]
+        if absent:
+            new = slots < 0
+            slots[new] = grid.add(cells["key"][new])
         if self._corrections:
-            self._corrections.displace(voxels)
-        seen.fold_into(voxels, self._revision)
-        self._grid.put(slots, voxels)
-        self._grid.touch(slots, self._revision, voxels)
+            voxels = grid.take(slots)
+            if self._corrections.displace(voxels):
+                grid.put(slots, voxels)
+        grid.fold(cells, slots, self._revision)
+
+    def _lacks_blocks(self, cells: np.ndarray, slots: np.ndarray) -> bool:
+        return self._grid.missing_blocks(cells["key"][slots < 0]) > self._grid.free_blocks
 
     def _merge_voxels(self, positions: np.ndarray, voxels: np.ndarray) -> np.ndarray:
-        keys, inside = self._grid.keys_at(positions)
-        self._count(out_of_range=int((~inside).sum()))
-        kept = np.flatnonzero(inside)
-        seen = Observations.of_voxels(keys[kept], positions[kept], pick(voxels, kept))
-        self._merge(seen)
-        return seen.keys
+        cells, inside = self._sums.of_voxels(positions, voxels, self.size)
+        self._count(out_of_range=len(inside) - int(inside.sum()))
+        keys = cells["key"].copy()
+        self._merge(cells)
+        return keys
 
     def _remove(self, slots: np.ndarray) -> None:
         if len(slots):

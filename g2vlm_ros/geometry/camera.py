@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from g2vlm_ros.kernels import api
 from g2vlm_ros.records import Intrinsics
 
 
@@ -31,32 +32,21 @@ def unproject(pixels: np.ndarray, depth: np.ndarray, camera: Intrinsics) -> np.n
     return np.stack([x, y, np.broadcast_to(depth, x.shape)], axis=-1)
 
 
-def intrinsics_from_points(local_points: np.ndarray) -> Intrinsics:
-    """The pinhole camera that explains a point map (H, W, 3) best, by least squares.
+def intrinsics_of_views(local_points: np.ndarray) -> tuple[Intrinsics | None, ...]:
+    """The pinhole camera that explains each point map float32 (N, H, W, 3) best; None for none.
 
-    u = fx * x/z + cx and v = fy * y/z + cy are linear in the four unknowns. Raises ValueError
-    when the rays of the map do not spread as a camera's do (focal length not above 0).
+    u = fx * x/z + cx and v = fy * y/z + cy are linear in the four unknowns. There is none where
+    the rays of a map do not spread as a camera's do (focal length not above 0).
     """
-    height, width, _ = local_points.shape
+    height, width = local_points.shape[1:3]
     step = max(1, min(height, width) // 64)
-    sample = local_points[::step, ::step].astype(np.float64)
-    rows, columns = np.mgrid[0:height:step, 0:width:step]
-    rays = sample[..., :2] / sample[..., 2:]
-    fx, cx = _fit_line(rays[..., 0], columns)
-    fy, cy = _fit_line(rays[..., 1], rows)
-    return Intrinsics(fx, fy, cx, cy, width, height)
-
-
-def _fit_line(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
-    """Slope and offset of the least-squares line y = slope * x + offset over finite pairs."""
-    good = np.isfinite(x)
-    x, y = x[good], y[good]
-    if x.size < 2:
-        return np.nan, np.nan
-    centred = x - x.mean()
-    variance = float((centred * centred).sum())
-    slope = float((centred * y).sum()) / variance if variance > 0 else np.nan
-    return slope, float(y.mean() - slope * x.mean())
+    cameras = []
+    for fx, fy, cx, cy in api.pinholes_of_points(local_points, step).tolist():
+        try:
+            cameras.append(Intrinsics(fx, fy, cx, cy, width, height))
+        except ValueError:
+            cameras.append(None)
+    return tuple(cameras)
 
 
 def depth_edges(depth: np.ndarray, relative_step: float) -> np.ndarray:

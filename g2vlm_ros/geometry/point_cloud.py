@@ -11,22 +11,20 @@ import array
 import csv
 import io
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-import cv2
 import numpy as np
 
-from g2vlm_ros.geometry.camera import depth_edges
 from g2vlm_ros.geometry.sim3 import quaternion_xyzw
+from g2vlm_ros.kernels import api
 
 POINT_FIELDS = (("x", 0), ("y", 4), ("z", 8), ("rgb", 12), ("confidence", 16))
 """Name and byte offset of the float32 fields of a packed point."""
 POINT_BYTES = 20
 
-_POINT = np.dtype(f"V{POINT_BYTES}")
 _PLY_CHUNK = 1 << 18
 
 
@@ -43,20 +41,9 @@ def valid_points(
     (an unknown, NaN confidence passes only when that is 0) and those at depth steps above the
     fraction `edge_step` (0 keeps them).
     """
-    x, y, depth = (local_points[..., axis] for axis in range(3))
-    keep = np.isfinite(x + y + depth) & (depth > 0)
-    if min_confidence > 0:
-        keep &= confidence >= min_confidence
-    if edge_step > 0:
-        keep &= ~depth_edges(depth, edge_step)
-    return keep
-
-
-def subsample(stride_px: int, *maps: np.ndarray) -> tuple[np.ndarray, ...]:
-    """Every `stride_px`-th row and column of maps (N, H, W, ...), as views."""
-    if stride_px < 1:
-        raise ValueError(f"stride_px is {stride_px}; it must be at least 1")
-    return tuple(each[:, ::stride_px, ::stride_px] for each in maps)
+    shape = local_points.shape
+    keep = api.valid_points(local_points.reshape(-1, *shape[-3:]), edge_step).reshape(shape[:-1])
+    return keep & (confidence >= min_confidence) if min_confidence > 0 else keep
 
 
 def pack(
@@ -65,56 +52,50 @@ def pack(
     confidence: np.ndarray,
     valid: np.ndarray,
     *,
+    views: Sequence[int] | None = None,
     poses: np.ndarray | None = None,
     scale: float = 1.0,
+    stride_px: int = 1,
+    min_confidence: float = 0.0,
     organised: bool = False,
     out: array.array | None = None,
 ) -> array.array:
     """The bytes of a PointCloud2, in the `array('B')` that rclpy messages hold.
 
     points float32 (N, ..., 3), colours uint8 (N, ..., 3) RGB, confidence float32 (N, ...), valid
-    bool (N, ...): N views that are packed one after the other. Dense (the default) leaves invalid
-    points out; organised keeps them, with x, y and z NaN. With `poses` (N, 4, 4), points of view i
-    become ``poses[i] @ (scale * point)``: from the camera's frame and unit to the cloud's.
-    `out` is filled and returned, resized if need be: fresh memory costs more than the packing.
+    bool (N, ...): N views, of which `views` (all by default) are packed one after the other, of
+    each every `stride_px`-th row and column. Dense (the default) leaves out points that are
+    invalid or below min_confidence; organised keeps them, with x, y and z NaN. With `poses`
+    (V, 4, 4), points of the i-th view become ``poses[i] @ (scale * point)``: from the camera's
+    frame and unit to the cloud's. `out` is filled and returned, resized if need be: fresh memory
+    costs more than the packing.
     """
     _check_maps(points, colours, confidence, valid)
-    views = points.shape[0]
-    affine = affines(views, poses, scale)
-    counts = [valid[i].size if organised else np.count_nonzero(valid[i]) for i in range(views)]
-    ends = np.cumsum(counts, dtype=np.int64) * POINT_BYTES
-    data = sized(sum(counts) * POINT_BYTES, out)
-    buffer = np.frombuffer(data, np.uint8) if data else np.empty(0, np.uint8)
-
-    for i in range(views):
-        target = buffer[ends[i] - counts[i] * POINT_BYTES : ends[i]]
-        if target.size:
-            row = np.ascontiguousarray(points[i]).reshape(1, -1, 3)
-            posed = row if affine is None else cv2.transform(row, affine[i])
-            _pack_view(posed, colours[i], confidence[i], valid[i], organised, target)
-    return data
-
-
-def _pack_view(
-    points: np.ndarray,
-    colours: np.ndarray,
-    confidence: np.ndarray,
-    valid: np.ndarray,
-    organised: bool,
-    out: np.ndarray,
-) -> None:
-    """Pack the points (1, M, 3) of one view and its other maps into the bytes `out`."""
-    keep = np.ascontiguousarray(valid).reshape(-1)
-    if keep.all():
-        _interleave(points, colours, confidence, out)
-    elif organised:
-        marked = np.full_like(points, np.nan)
-        cv2.copyTo(points, keep.view(np.uint8)[None], marked)
-        _interleave(marked, colours, confidence, out)
+    if stride_px < 1:
+        raise ValueError(f"stride_px is {stride_px}; it must be at least 1")
+    index = range(points.shape[0]) if views is None else list(views)
+    affine = affines(len(index), poses, scale).astype(np.float32)
+    flat = points.ndim != 4  # not an image: a line of points
+    size = (points.shape[0], 1, -1) if flat else points.shape[:3]
+    maps = (points.reshape(*size, 3), colours.reshape(*size, 3))
+    maps = (*maps, confidence.reshape(size), valid.reshape(size))
+    if organised:
+        rows, columns = (-(-length // stride_px) for length in maps[3].shape[1:])
+        count = len(index) * rows * columns
     else:
-        everything = np.empty(keep.size * POINT_BYTES, np.uint8)
-        _interleave(points, colours, confidence, everything)
-        out.view(_POINT)[:] = everything.view(_POINT)[keep]
+        count = api.count_points(maps[2], maps[3], index, stride_px, min_confidence)
+    data = sized(count * POINT_BYTES, out)
+    if data:
+        api.pack_points(
+            *maps,
+            index,
+            affine,
+            np.frombuffer(data, np.uint8),
+            stride=stride_px,
+            min_confidence=min_confidence,
+            organised=organised,
+        )
+    return data
 
 
 def sized(size: int, reused: array.array | None) -> array.array:
@@ -129,22 +110,8 @@ def sized(size: int, reused: array.array | None) -> array.array:
     return data
 
 
-def _interleave(
-    points: np.ndarray, colours: np.ndarray, confidence: np.ndarray, out: np.ndarray
-) -> None:
-    """Write the fields of M points (1, M, 3) into `out` (20 M bytes)."""
-    bgra = cv2.cvtColor(np.ascontiguousarray(colours).reshape(1, -1, 3), cv2.COLOR_RGB2BGRA)
-    rgb = bgra.view(np.uint32)
-    rgb &= 0x00FFFFFF
-    sources = [points, rgb.view(np.float32), np.ascontiguousarray(confidence).reshape(1, -1, 1)]
-    fields = out.view(np.float32).reshape(1, -1, len(POINT_FIELDS))
-    cv2.mixChannels(sources, [fields], [0, 0, 1, 1, 2, 2, 3, 3, 4, 4])
-
-
-def affines(views: int, poses: np.ndarray | None = None, scale: float = 1.0) -> np.ndarray | None:
-    """float64 (N, 3, 4) that scale and then pose points, or None when nothing changes."""
-    if poses is None and scale == 1.0:
-        return None
+def affines(views: int, poses: np.ndarray | None = None, scale: float = 1.0) -> np.ndarray:
+    """float64 (N, 3, 4) that scale and then pose points."""
     poses = np.broadcast_to(np.eye(4), (views, 4, 4)) if poses is None else np.asarray(poses)
     if poses.shape != (views, 4, 4):
         raise ValueError(f"poses are {poses.shape}; they must be ({views}, 4, 4), one per view")

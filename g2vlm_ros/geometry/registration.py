@@ -13,7 +13,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from g2vlm_ros.geometry.sim3 import Sim3, cross_matrix
+from g2vlm_ros.geometry.sim3 import Sim3
+from g2vlm_ros.kernels import api
 from g2vlm_ros.records import Reconstruction
 
 ROBUST_STEPS = 4
@@ -196,15 +197,23 @@ def _fit_view(view: SharedView) -> tuple[Sim3, np.ndarray]:
     the range from the camera, each with the spread that it shows: depth errs along the ray, and
     squared distances would shrink the scale a little with every window.
     """
-    fit = _robust_closed_form(view)
-    for _ in range(POLISH_STEPS):
-        equations = _equations(fit, view)
-        step = _solve(equations.hessian, -equations.gradient.sum(0))
-        fit = Sim3.exp(step) @ fit
-        if np.abs(step[[0, 1, 2, 6]]).max() < 1e-6:
-            break
-    covariance = _covariance(_equations(fit, view), view.blocks, view.patches)
-    return fit, covariance + about(view.centre, SYSTEMATIC * _units(view.reach))
+    found = api.fit_view(
+        view.source,
+        view.target,
+        view.weights,
+        view.range,
+        view.direction,
+        view.blocks.astype(np.int64),
+        view.centre,
+        robust_steps=ROBUST_STEPS,
+        polish_steps=POLISH_STEPS,
+    )
+    if found is None:
+        raise ValueError("the points lie on a line or in one spot; they cannot fix a similarity")
+    fit, hessian, curvature, pulls = found
+    similarity = Sim3(float(fit[0]), fit[1:10].reshape(3, 3), fit[10:])
+    covariance = _covariance(hessian, curvature, pulls, view.patches)
+    return similarity, covariance + about(view.centre, SYSTEMATIC * _units(view.reach))
 
 
 def _mean(
@@ -227,101 +236,18 @@ def _mean(
     return mean, covariance * spread, spread
 
 
-@dataclass(frozen=True)
-class _Equations:
-    """Weighted normal equations of the seven unknowns about a fit."""
-
-    hessian: np.ndarray
-    """(7, 7) with the weights, which converges safely."""
-    curvature: np.ndarray
-    """(7, 7) with the second derivative of the Cauchy loss, which the covariance needs."""
-    gradient: np.ndarray
-    """(n, 7), one row per point."""
-
-
-def _robust_closed_form(view: SharedView) -> Sim3:
-    # A relative error of depth grows with depth: weigh each point by its inverse variance.
-    base = view.weights / view.range**2
-    current = base
-    for _ in range(ROBUST_STEPS):
-        fit = fit_sim3(view.source, view.target, current)
-        error = np.linalg.norm(fit.apply(view.source) - view.target, axis=1) / view.range
-        spread = max(1.4826 * float(np.median(error)), 1e-6)
-        current = base / (1.0 + (error / spread) ** 2)
-    return fit
-
-
-def _equations(fit: Sim3, view: SharedView) -> _Equations:
-    moved = fit.apply(view.source)
-    ray = moved - view.centre
-    reach = np.maximum(np.linalg.norm(ray, axis=1), 1e-9)
-    unit = ray / reach[:, None]
-    log_range = np.log(reach / view.range)
-    turn = unit - view.direction
-    angle = np.linalg.norm(turn, axis=1)
-    w_range, c_range = _cauchy(log_range, np.median(np.abs(log_range)) * 1.4826, 1, view.weights)
-    w_turn, c_turn = _cauchy(angle, np.median(angle) / 1.1774, 2, view.weights)
-    along, square = _row(moved, unit), reach**2
-    # Across the ray is everything less what is along it.
-    hessian, curvature = (
-        _moments(moved, across / square)
-        + (along * ((range_ - across) / square)[:, None]).T @ along
-        for range_, across in ((w_range, w_turn), (c_range, c_turn))
-    )
-    across = turn - unit * (unit * turn).sum(1, keepdims=True)
-    pull = unit * (w_range * log_range)[:, None] + across * w_turn[:, None]
-    return _Equations(hessian, curvature, _row(moved, pull / reach[:, None]))
-
-
-def _row(points: np.ndarray, functional: np.ndarray) -> np.ndarray:
-    """(n, 7) derivative of functional . point by (rotation, translation, log scale).
-
-    The motion of a point p under them is w x p + v + l p.
-    """
-    (x, y, z), (a, b, c) = points.T, functional.T
-    turn = (y * c - z * b, z * a - x * c, x * b - y * a)
-    return np.stack([*turn, a, b, c, a * x + b * y + c * z], axis=1)
-
-
-def _moments(points: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """(7, 7) sum of weight times J' J, with J (3, 7) the motion of a point as in `_row`."""
-    second, first = (points * weights[:, None]).T @ points, weights @ points
-    total = np.zeros((7, 7))
-    total[:3, :3] = np.trace(second) * np.eye(3) - second
-    total[:3, 3:6] = cross_matrix(first)
-    total[3:6, :3] = total[:3, 3:6].T
-    total[3:6, 3:6] = weights.sum() * np.eye(3)
-    total[3:6, 6] = total[6, 3:6] = first
-    total[6, 6] = np.trace(second)
-    return total
-
-
-def _cauchy(
-    error: np.ndarray, spread: float, degrees: int, weights: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Weights (n,) of the reweighted step, and mean second derivatives (n,) of the loss."""
-    spread = max(CAUCHY * float(spread), 1e-6)
-    squared = (error / spread) ** 2
-    robust = 1.0 / (1.0 + squared)
-    weighted = weights * robust / spread**2
-    return weighted, weighted * (1.0 - 2.0 * robust * squared / degrees)
-
-
-def _solve(hessian: np.ndarray, right: np.ndarray) -> np.ndarray:
-    """The step of Gauss-Newton; zero in directions of which the points say nothing."""
-    return np.linalg.lstsq(hessian, right, rcond=1e-14)[0]
-
-
-def _covariance(equations: _Equations, blocks: np.ndarray, patches: int) -> np.ndarray:
+def _covariance(
+    hessian: np.ndarray, curvature: np.ndarray, pulls: np.ndarray, patches: int
+) -> np.ndarray:
     """(7, 7) by the sandwich over patches: what the patches pull in different directions.
 
-    It counts correlated pixels of a patch as one observation. (Liang & Zeger, Biometrika 1986.)
+    hessian (7, 7) with the weights of the reweighted step, curvature (7, 7) with the second
+    derivative of the Cauchy loss; pulls (p, 7), the gradient by patch. It counts correlated pixels
+    of a patch as one observation. (Liang & Zeger, Biometrika 1986.)
     """
-    pulls = np.zeros((int(blocks.max()) + 1, 7))
-    np.add.at(pulls, blocks, equations.gradient)
-    bread = equations.curvature
-    if np.linalg.eigvalsh(bread - 0.1 * equations.hessian)[0] <= 0:
-        bread = equations.hessian
+    bread = curvature
+    if np.linalg.eigvalsh(bread - 0.1 * hessian)[0] <= 0:
+        bread = hessian
     inverse = np.linalg.pinv(bread, rcond=1e-14, hermitian=True)
     return inverse @ (pulls.T @ pulls) @ inverse * patches / (patches - 7)
 

@@ -32,3 +32,5 @@ CELL = np.dtype(
     ]
 )
 """What is to be folded into one cell of the map, 80 bytes."""
+MAX_COUNT = 1000
+"""Counts of voxels end here, so that the mean keeps following and a parked car can still leave."""

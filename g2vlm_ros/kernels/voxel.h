@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The records of the voxel map, as dense_map/voxel_grid.py and voxel_fusion.py have them in numpy.
+// The records of the voxel map, as records.py has them in numpy.
 #pragma once
 
 #include <cstdint>
@@ -10,9 +10,9 @@ constexpr int CELL_BITS = 9;  // 8 x 8 x 8 cells in a block
 constexpr int CELLS = 1 << CELL_BITS;
 constexpr int AXIS_BITS = 18;
 constexpr int64_t BIAS = 8ll << (AXIS_BITS - 1);
-constexpr int32_t MAX_COUNT = 1000;
+constexpr int32_t MAX_COUNT = 1000;  // MAX_COUNT of records.py
 
-// VOXEL of voxel_grid.py.
+// VOXEL of records.py.
 struct Voxel {
     float position[3];
     float confidence;
@@ -22,9 +22,9 @@ struct Voxel {
     uint16_t colour[3];  // in 1/256 steps
     uint16_t count;
 };
-static_assert(sizeof(Voxel) == 48, "VOXEL of voxel_grid.py");
+static_assert(sizeof(Voxel) == 48, "VOXEL of records.py");
 
-// CELL of voxel_fusion.py: what is to be folded into one cell, sums weighted by confidence.
+// CELL of records.py: what is to be folded into one cell, sums weighted by confidence.
 struct Cell {
     int64_t key;
     int64_t stamp_ns;  // of the newest contribution
@@ -32,7 +32,7 @@ struct Cell {
     double position[3], colour[3];  // sums; colour in 1/256 steps
     int32_t count, window;  // of the newest contribution
 };
-static_assert(sizeof(Cell) == 80, "CELL of voxel_fusion.py");
+static_assert(sizeof(Cell) == 80, "CELL of records.py");
 
 inline int64_t floor_of(double x)
 {

@@ -15,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from g2vlm_ros.geometry.sim3 import Sim3, cross_matrix
+from g2vlm_ros.kernels import api
 from g2vlm_ros.mapping.pose_graph import PoseGraph
 from g2vlm_ros.records import Frame, Reconstruction
 
@@ -100,38 +101,18 @@ class Surfaces(NamedTuple):
 
 def surfaces_of(result: Reconstruction) -> Surfaces:
     """Points on a grid of pixels of every view, where depth does not bend."""
-    points = result.local_points_u
-    poses = result.window_from_camera.astype(np.float64)
+    points, poses = result.local_points_u, result.window_from_camera
     height, width = points.shape[1:3]
-    k = max(1, width // NORMAL_SIDE)
-    step = max(1, int(np.sqrt(height * width / NORMALS_PER_VIEW)))
-    rows, columns = np.arange(k, height - k, step), np.arange(k, width - k, step)
-
-    def moved(down: int, right: int) -> np.ndarray:
-        return points[:, rows[:, None] + down, columns + right].astype(np.float64)
-
-    middle, left, right, above, below = (
-        moved(*by) for by in ((0, 0), (0, -k), (0, k), (-k, 0), (k, 0))
+    places, normals, blocks = api.surfaces(
+        points,
+        poses,
+        reach=max(1, width // NORMAL_SIDE),
+        step=max(1, int(np.sqrt(height * width / NORMALS_PER_VIEW))),
+        max_bend=MAX_BEND,
+        side=BLOCKS_PER_SIDE,
     )
-    normal = np.cross(below - above, right - left)
-    length = np.linalg.norm(normal, axis=-1)
-    depth = middle[..., 2]
-    bends = (np.abs(a[..., 2] + b[..., 2] - 2 * depth) for a, b in ((left, right), (above, below)))
-    good = (length > 0) & np.all([bend < MAX_BEND * depth for bend in bends], axis=0)
-    patch = (rows * BLOCKS_PER_SIDE // height)[:, None] * BLOCKS_PER_SIDE
-    patch = patch + columns * BLOCKS_PER_SIDE // width
-    blocks = patch + np.arange(len(points))[:, None, None] * BLOCKS_PER_SIDE**2
-    turned, normals = (
-        np.einsum("nij,nhwj->nhwi", poses[:, :3, :3], x)[good] for x in (middle, normal)
-    )
-    centres = poses[:, :3, 3]
-    return Surfaces(
-        turned + centres[np.nonzero(good)[0]],
-        normals / length[good][:, None],
-        blocks[good],
-        centres,
-        float(np.median(depth)),
-    )
+    reach = float(np.median(points[:, ::4, ::4, 2]))
+    return Surfaces(places, normals, blocks, poses[:, :3, 3].astype(np.float64), reach)
 
 
 def gravity_up(frames: Sequence[Frame], result: Reconstruction) -> Up | None:
@@ -164,24 +145,14 @@ def structure_up(surfaces: Surfaces, near: np.ndarray) -> Up | None:
     normals = surfaces.normals
     if len(normals) < MIN_NORMALS:
         return None
-    up = near
-    for gate in GATES_RAD:
-        rise = np.arcsin(np.clip(np.abs(normals @ up), 0.0, 1.0))
-        flat = rise > np.pi / 4
-        off = np.minimum(rise, np.pi / 2 - rise)
-        weights = (off < gate) / (1.0 + (off / SOFT_RAD) ** 2)
-        walls, floors = (_moment(normals[part], weights[part]) for part in (~flat, flat))
-        # What no surface tells stays as it was.
-        still = OPEN * weights.sum() * across(up)
-        found = np.linalg.eigh(walls - floors + still)[1][:, 0]
-        up = found if found @ up > 0 else -found
+    up, off, walls, level = api.structure_up(normals, near, GATES_RAD, SOFT_RAD, OPEN)
     if (off < NEAR_RAD).mean() < MIN_NEAR or up @ near < np.cos(FARTHEST_RAD):
         return None
     # Two axes of the plane across: along `up` there is nothing to invert.
     axes = np.linalg.svd(across(up))[0][:, :2]
     independent = len(np.unique(surfaces.blocks)) / len(normals)
     spread = max(1.4826 * float(np.median(off)), 1e-3)
-    known = (axes.T @ walls @ axes + weights[flat].sum() * np.eye(2)) * independent / spread**2
+    known = (axes.T @ walls @ axes + level * np.eye(2)) * independent / spread**2
     covariance = np.linalg.inv(known + 1e-6 * np.eye(2)) + STRUCTURE_STD_RAD**2 * np.eye(2)
     return Up(up, axes @ np.linalg.inv(covariance) @ axes.T, "structure")
 
@@ -214,10 +185,6 @@ def find_floor(surfaces: Surfaces, up: np.ndarray) -> Floor | None:
 def across(direction: np.ndarray) -> np.ndarray:
     """(3, 3): the projection on the plane across a unit vector."""
     return np.eye(3) - np.outer(direction, direction)
-
-
-def _moment(vectors: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    return (vectors * weights[:, None]).T @ vectors
 
 
 def upright(up: np.ndarray) -> np.ndarray:

@@ -16,8 +16,10 @@ import cv2
 import numpy as np
 
 from g2vlm_ros.geometry.camera import project
+from g2vlm_ros.geometry.confidence import pinholes
 from g2vlm_ros.geometry.registration import ViewSample
 from g2vlm_ros.geometry.sim3 import Sim3
+from g2vlm_ros.kernels import api
 from g2vlm_ros.records import Frame, Reconstruction
 
 OVERLAP_POINTS = 600
@@ -207,23 +209,20 @@ class Covisibility:
 
 def measure_covisibility(result: Reconstruction) -> Covisibility:
     """Every view's points projected into every other view: depth and brightness compared."""
-    views, height, width, _ = result.local_points_u.shape
+    height, width = result.local_points_u.shape[1:3]
     step = max(1, int(np.sqrt(height * width / OVERLAP_POINTS)))
-    points = result.points_u(step).reshape(views, -1, 3)
-    own = result.colours[:, ::step, ::step].mean(-1).reshape(views, -1)
-    shared, alike, stretch = np.full((3, views, views), np.nan)
-    for j, camera in enumerate(result.intrinsics):
-        if camera is None:
-            continue
-        shared[j, j] = alike[j, j] = 1.0
-        for i in set(range(views)) - {j}:
-            row, column, off = _against(result, j, points[i])
-            same = np.abs(off) < AGREEMENT
-            near = off[np.abs(off) < NEAR]
-            stretch[i, j] = np.median(near) if len(near) >= MIN_POINTS else np.nan
-            shared[i, j] = same.mean()
-            alike[i, j] = _correlation(own[i][same], result.colours[j, row, column][same].mean(-1))
-    return Covisibility(shared, alike, stretch)
+    return Covisibility(
+        *api.covisibility(
+            result.local_points_u,
+            result.colours,
+            result.window_from_camera,
+            pinholes(result.intrinsics),
+            step=step,
+            agreement=AGREEMENT,
+            nearness=NEAR,
+            min_points=MIN_POINTS,
+        )
+    )
 
 
 def _against(
@@ -240,12 +239,6 @@ def _against(
     surface = result.local_points_u[view, row, column, 2]
     off = np.log(np.maximum(moved[:, 2], 1e-9) / surface)
     return row, column, np.where(inside, off, np.nan)
-
-
-def _correlation(a: np.ndarray, b: np.ndarray) -> float:
-    if len(a) < MIN_POINTS or a.std() < 1 or b.std() < 1:
-        return float("nan")
-    return float(np.corrcoef(a, b)[0, 1])
 
 
 def loop_refusal(bridge: Reconstruction, old: int) -> str:

@@ -158,21 +158,15 @@ class Publishers:
 
     def _packed_here(self, header: Header, update: MappedWindow, views: np.ndarray) -> PointCloud2:
         chosen, result = self._settings.cloud, update.result
-        local, colours, confidence = point_cloud.subsample(
-            chosen.stride_px,
-            result.local_points_u[views],
-            result.colours[views],
-            result.confidence[views],
-        )
-        valid = point_cloud.valid_points(
-            local, confidence, chosen.min_confidence, chosen.max_edge_step
-        )
         return messages.cloud_message(
             header,
-            local,
-            colours,
-            confidence,
-            valid,
+            result.local_points_u,
+            result.colours,
+            result.confidence,
+            result.valid(chosen.max_edge_step),
+            views=views,
+            stride_px=chosen.stride_px,
+            min_confidence=chosen.min_confidence,
             organised=chosen.organised,
             poses=update.map_from_camera[views],
             scale=update.placement.map_from_window.scale,

@@ -5,10 +5,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from g2vlm_tests.point_mirror import PointMirror
 from numpy.lib.recfunctions import repack_fields
 
 from g2vlm_ros.dense_map.free_space import DepthView
-from g2vlm_ros.dense_map.map_changes import PointMirror
 from g2vlm_ros.dense_map.map_editor import MapEditor, OrientedBox
 from g2vlm_ros.dense_map.voxel_map import VoxelMap
 from g2vlm_ros.geometry.sim3 import ZUP_FROM_OPTICAL, Sim3

@@ -7,13 +7,15 @@ import threading
 
 import numpy as np
 import pytest
+from g2vlm_tests.point_mirror import PointMirror
 
 from g2vlm_ros.dense_map.free_space import DepthView
-from g2vlm_ros.dense_map.map_changes import POINT, ChangeSet, PointMirror, points_of
-from g2vlm_ros.dense_map.voxel_fusion import MAX_COUNT
-from g2vlm_ros.dense_map.voxel_grid import BLOCK_EDGE, distinct
+from g2vlm_ros.dense_map.map_changes import POINT, ChangeSet, points_of
+from g2vlm_ros.dense_map.voxel_grid import BLOCK_EDGE
 from g2vlm_ros.dense_map.voxel_map import VoxelMap
-from g2vlm_ros.geometry.sim3 import ZUP_FROM_OPTICAL, Sim3
+from g2vlm_ros.geometry.camera import ZUP_FROM_OPTICAL
+from g2vlm_ros.geometry.sim3 import Sim3
+from g2vlm_ros.kernels.records import MAX_COUNT
 from g2vlm_ros.records import Intrinsics
 
 SIZE = 0.1
@@ -126,14 +128,6 @@ def test_inputs_that_do_not_belong_together_are_refused():
         VoxelMap(0.0, MEMORY)
     with pytest.raises(ValueError, match="voxel memory is 1000 bytes"):
         VoxelMap(SIZE, 1000)
-
-
-@pytest.mark.parametrize("size", [0, 1, 5, 1000])
-def test_distinct_finds_each_key_once(size):
-    keys = np.random.default_rng(size).integers(-5, 300, size) << 40
-    first, inverse = distinct(keys)
-    np.testing.assert_array_equal(keys[first][inverse], keys)
-    assert len(first) == len(np.unique(keys))
 
 
 # --- change sets

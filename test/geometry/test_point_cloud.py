@@ -112,13 +112,11 @@ def test_a_reused_buffer_holds_exactly_the_new_cloud(maps):
 def test_nothing_valid_gives_an_empty_cloud_and_views_may_be_strided(maps):
     points, colours, confidence, valid = maps
     assert len(point_cloud.pack(points, colours, confidence, np.zeros_like(valid))) == 0
-    thin = point_cloud.subsample(2, *maps)
-    assert thin[0].shape == (N, 2, 3, 3)
     keep = valid[:, ::2, ::2]
     want = expected(
         points[:, ::2, ::2][keep], colours[:, ::2, ::2][keep], confidence[:, ::2, ::2][keep]
     )
-    assert parsed(point_cloud.pack(*thin)) == want
+    assert parsed(point_cloud.pack(*maps, stride_px=2)) == want
 
 
 @pytest.mark.parametrize(
@@ -142,9 +140,19 @@ def test_poses_of_another_number_of_views_are_refused(maps):
         point_cloud.pack(*maps, poses=np.eye(4)[None])
 
 
-def test_subsample_refuses_a_stride_below_one(maps):
+def test_a_stride_below_one_is_refused(maps):
     with pytest.raises(ValueError, match="at least 1"):
-        point_cloud.subsample(0, *maps)
+        point_cloud.pack(*maps, stride_px=0)
+
+
+def test_views_are_chosen_and_the_unsure_left_out(maps):
+    points, colours, confidence, valid = maps
+    chosen = [view[1:] for view in maps]
+    least = float(np.nanmedian(confidence))
+    keep = chosen[3] & (chosen[2] >= least)
+    assert 0 < keep.sum() < chosen[3].sum()
+    want = expected(chosen[0][keep], chosen[1][keep], chosen[2][keep])
+    assert parsed(point_cloud.pack(*maps, views=range(1, N), min_confidence=least)) == want
 
 
 @pytest.fixture

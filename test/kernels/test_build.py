@@ -10,11 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from g2vlm_tests.noisy_room import window
 
 from g2vlm_ros.kernels import api, build
 from g2vlm_ros.kernels import library as loader
-
-from .room import window
 
 ROOT = Path(__file__).resolve().parents[2]
 

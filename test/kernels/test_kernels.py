@@ -5,13 +5,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from g2vlm_tests import kernel_oracles as oracles
+from g2vlm_tests.noisy_room import window
 from PIL import Image
 
 from g2vlm_ros.kernels import api
 from g2vlm_ros.kernels.records import CELL, VOXEL
-
-from . import oracles
-from .room import window
 
 SIZE = 0.05
 AFFINE_SHIFT = np.array([0.3, -0.2, 0.1])

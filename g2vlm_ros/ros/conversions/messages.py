@@ -9,7 +9,7 @@ constructor copies it twice. Time is integer nanoseconds. Poses are (4, 4) matri
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
 from typing import Any
 
@@ -218,24 +218,34 @@ def cloud_message(
     confidence: np.ndarray,
     valid: np.ndarray,
     *,
+    views: Sequence[int] | None = None,
     poses: np.ndarray | None = None,
     scale: float = 1.0,
+    stride_px: int = 1,
+    min_confidence: float = 0.0,
     organised: bool = False,
     out: PointCloud2 | None = None,
 ) -> PointCloud2:
-    """A PointCloud2 with x, y, z, rgb, confidence of N views; arguments as `core.cloud.pack`.
+    """A PointCloud2 with x, y, z, rgb, confidence of some views; arguments as `point_cloud.pack`.
 
-    Dense: height 1, valid points only, is_dense. Organised: the views (N, H, W) below each other,
-    height N * H and width W, invalid points NaN; is_dense only where there are none. `out` is a
+    Dense: height 1, valid points only, is_dense. Organised: the views (H, W) below each other,
+    height V * H and width W, invalid points NaN; is_dense only where there are none. `out` is a
     message of an earlier call, published meanwhile, whose memory is used again.
     """
     msg = PointCloud2() if out is None else out
-    maps = (points, colours, confidence, valid)
-    point_cloud.pack(*maps, poses=poses, scale=scale, organised=organised, out=msg.data)
+    views = range(len(valid)) if views is None else views
+    point_cloud.pack(
+        points, colours, confidence, valid, views=views, poses=poses, scale=scale,
+        stride_px=stride_px, min_confidence=min_confidence, organised=organised, out=msg.data,
+    )  # fmt: skip
     if not organised:
         return _described(msg, header)
-    height = valid.size // valid.shape[-1]
-    return _described(msg, header, height=height, is_dense=bool(valid.all()))
+    pixels = (list(views), slice(None, None, stride_px), slice(None, None, stride_px))
+    whole = valid[pixels]
+    if min_confidence > 0:
+        whole = whole & (confidence[pixels] >= min_confidence)
+    height = whole.shape[0] * whole.shape[1]
+    return _described(msg, header, height=height, is_dense=bool(whole.all()))
 
 
 def cloud_of_bytes(
