@@ -7,7 +7,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from g2vlm_tests.point_mirror import PointMirror
-from test.drive import (
+
+from g2vlm_ros.demo.sim.analytic_hall import (
     BLOCK_M,
     GAP_NS,
     HALL_M,
@@ -18,7 +19,6 @@ from test.drive import (
     lap_poses,
     pose_on_lap,
 )
-
 from g2vlm_ros.dense_map.dense_map import DenseMap
 from g2vlm_ros.dense_map.map_changes import EVERYTHING, POINT, change_rows
 from g2vlm_ros.dense_map.map_editor import OrientedBox

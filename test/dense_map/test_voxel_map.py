@@ -13,8 +13,7 @@ from g2vlm_ros.dense_map.free_space import DepthView
 from g2vlm_ros.dense_map.map_changes import POINT, ChangeSet, points_of
 from g2vlm_ros.dense_map.voxel_grid import BLOCK_EDGE
 from g2vlm_ros.dense_map.voxel_map import VoxelMap
-from g2vlm_ros.geometry.camera import ZUP_FROM_OPTICAL
-from g2vlm_ros.geometry.sim3 import Sim3
+from g2vlm_ros.geometry.sim3 import ZUP_FROM_OPTICAL, Sim3
 from g2vlm_ros.kernels.records import MAX_COUNT
 from g2vlm_ros.records import Intrinsics
 
