@@ -1,0 +1,205 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A recorded sequence with true camera poses: the records that every reader returns.
+
+A reader is a module with `FORMAT`, `recognises(path)` and `read(path, options)`; `open_sequence`
+asks them in turn. Poses are camera-to-world, optical axes (x right, y down, z forward), metres
+unless `metric` is False. Pictures and depth are decoded when they are asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import cv2
+import numpy as np
+
+from g2vlm_ros.core.datatypes import Intrinsics
+
+MAX_TRUTH_GAP_NS = 200_000_000
+"""True poses further apart are not interpolated: a hand turns by tens of degrees meanwhile."""
+GAP_FACTOR = 5.0
+"""Times the usual distance of two frames from which on a pause is mentioned."""
+
+
+class SequenceError(ValueError):
+    """A sequence that cannot be evaluated: one sentence with the file, the fault and the remedy."""
+
+
+@dataclass(frozen=True)
+class SequenceFrame:
+    """One picture of one camera, with what is known of that moment."""
+
+    stamp_ns: int
+    camera: str
+    image: Callable[[], np.ndarray]
+    """Returns uint8 (h, w, 3) RGB without lens distortion; ValueError where it is damaged."""
+    world_from_camera: np.ndarray
+    """float64 (4, 4), the true pose."""
+    intrinsics: Intrinsics
+    """Of the picture at its full size."""
+    depth_m: Callable[[], np.ndarray] | None = None
+    """Returns float32 (h', w') metres along z, 0 where unknown, registered to the picture but
+    maybe of another size; None where the sequence has no depth."""
+    up: np.ndarray | None = None
+    """Up by an accelerometer, unit float64 (3,) in optical axes, or None."""
+
+
+@dataclass(frozen=True)
+class PosedSequence:
+    """All frames of a sequence, oldest first."""
+
+    path: Path
+    format: str
+    frames: tuple[SequenceFrame, ...]
+    metric: bool = True
+    """Whether the true poses are in metres; those of structure from motion are not."""
+    notes: tuple[str, ...] = ()
+    """What was left out, assumed or odd, one sentence each."""
+
+    @property
+    def cameras(self) -> tuple[str, ...]:
+        """Names of the cameras, in the order of their first frames."""
+        return tuple(dict.fromkeys(frame.camera for frame in self.frames))
+
+    @property
+    def has_depth(self) -> bool:
+        """Whether every frame has a depth image."""
+        return all(frame.depth_m is not None for frame in self.frames)
+
+
+@dataclass(frozen=True)
+class ReaderOptions:
+    """What a user may say about a recording that its files leave open."""
+
+    rate_hz: float = 5.0
+    """Frames per second of formats without stamps."""
+    image_topic: str = ""
+    depth_topic: str = ""
+    truth_topic: str = ""
+    """Topics of a recording; empty for the only one there is."""
+
+
+class SequenceReader(Protocol):
+    """The module of one format."""
+
+    FORMAT: str
+    """Its name, for people."""
+
+    def recognises(self, path: Path) -> bool:
+        """Whether the files at `path` look like this format."""
+
+    def read(self, path: Path, options: ReaderOptions) -> PosedSequence:
+        """The sequence; SequenceError says what is wrong with it."""
+
+
+@dataclass(frozen=True)
+class TrueTrajectory:
+    """True poses over time, of a camera or of a body that carries it."""
+
+    stamps_ns: np.ndarray
+    """int64 (n,), rising."""
+    poses: np.ndarray
+    """float64 (n, 4, 4)."""
+    source: str
+    """Which file or topic, for messages."""
+
+    def __post_init__(self) -> None:
+        if not len(self.stamps_ns):
+            raise SequenceError(
+                f"{self.source} holds no true poses; an evaluation compares against them"
+            )
+        if not np.isfinite(self.poses).all():
+            raise SequenceError(f"{self.source} holds a pose that is not finite; leave it out")
+        check_rising(self.stamps_ns, self.source)
+
+    def at(self, stamp_ns: int) -> np.ndarray | None:
+        """The pose (4, 4) at a moment, between its neighbours; None where they are too far apart
+        (MAX_TRUTH_GAP_NS) or the moment lies outside."""
+        after = int(np.searchsorted(self.stamps_ns, stamp_ns))
+        if after < len(self.stamps_ns) and self.stamps_ns[after] == stamp_ns:
+            return self.poses[after]
+        if after == 0 or after == len(self.stamps_ns):
+            return None
+        start_ns, end_ns = (int(ns) for ns in self.stamps_ns[after - 1 : after + 1])
+        if end_ns - start_ns > MAX_TRUTH_GAP_NS:
+            return None
+        share = (stamp_ns - start_ns) / (end_ns - start_ns)
+        return interpolated_pose(self.poses[after - 1], self.poses[after], share)
+
+
+def interpolated_pose(start: np.ndarray, end: np.ndarray, share: float) -> np.ndarray:
+    """The pose (4, 4) at a share 0..1 of the way: straight, and turning about one axis."""
+    pose = np.eye(4)
+    turn, _ = cv2.Rodrigues(start[:3, :3].T @ end[:3, :3])
+    pose[:3, :3] = start[:3, :3] @ cv2.Rodrigues(share * turn)[0]
+    pose[:3, 3] = (1 - share) * start[:3, 3] + share * end[:3, 3]
+    return pose
+
+
+def check_rising(stamps_ns: np.ndarray | Sequence[int], source: str) -> None:
+    """SequenceError where stamps do not rise."""
+    steps = np.diff(np.asarray(stamps_ns, dtype=np.int64))
+    if len(steps) and steps.min() <= 0:
+        entry = int(np.argmax(steps <= 0)) + 2
+        raise SequenceError(
+            f"{source}: stamp {stamps_ns[entry - 1]} of entry {entry} is not after the one before; "
+            "sort the entries by time"
+        )
+
+
+def finished_sequence(
+    path: Path,
+    format: str,
+    frames: Sequence[SequenceFrame],
+    notes: Sequence[str] = (),
+    metric: bool = True,
+) -> PosedSequence:
+    """The record, once the first picture of each camera fits its calibration; pauses are noted.
+
+    SequenceError where there are fewer than two frames, or a picture's size is not that of its
+    calibration.
+    """
+    if len(frames) < 2:
+        said = "; ".join(notes)
+        raise SequenceError(
+            f"{path} has {len(frames)} frames with a true pose; an evaluation needs at least 2"
+            + (f" ({said})" if said else "")
+        )
+    frames = sorted(frames, key=lambda frame: frame.stamp_ns)
+    for camera in dict.fromkeys(frame.camera for frame in frames):
+        first = next(frame for frame in frames if frame.camera == camera)
+        try:
+            height, width = first.image().shape[:2]
+        except (OSError, ValueError) as error:
+            raise SequenceError(f"{path}: the first picture cannot be read: {error}") from error
+        known = first.intrinsics
+        if (width, height) != (known.width_px, known.height_px):
+            raise SequenceError(
+                f"{path}: the calibration of '{camera}' is for {known.width_px}x{known.height_px} "
+                f"pictures, but they are {width}x{height}; give the one of these pictures"
+            )
+    return PosedSequence(path, format, tuple(frames), metric, (*notes, *_pauses(frames)))
+
+
+def _pauses(frames: Sequence[SequenceFrame]) -> list[str]:
+    """A sentence about the longest pause between frames, if there is one."""
+    stamps_ns = np.unique([frame.stamp_ns for frame in frames])
+    steps_s = np.diff(stamps_ns) * 1e-9
+    long = steps_s > GAP_FACTOR * np.median(steps_s)
+    if not long.any():
+        return []
+    at_s = (stamps_ns[int(np.argmax(steps_s))] - stamps_ns[0]) * 1e-9
+    return [
+        f"{int(long.sum())} pauses between frames, the longest {steps_s.max():.1f} s after "
+        f"{at_s:.1f} s: a map may end there"
+    ]
+
+
+def without_truth(missing: int, source: str) -> list[str]:
+    """A sentence about frames that have no true pose, if there are any."""
+    if not missing:
+        return []
+    return [f"{missing} frames are left out: {source} has no pose within their time"]

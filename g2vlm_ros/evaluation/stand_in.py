@@ -1,0 +1,165 @@
+# SPDX-License-Identifier: Apache-2.0
+"""True depth and poses with errors like a network's, in the network's place.
+
+Judges everything behind the network on real pixels where there are no weights for them. Every
+window comes in a unit and a frame of its own, as from the network.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+import cv2
+import numpy as np
+
+from g2vlm_ros.core.confidence import multi_view_confidence
+from g2vlm_ros.core.datatypes import RawGeometry, Reconstruction
+from g2vlm_ros.core.geometry import Similarity, unproject
+from g2vlm_ros.core.preprocess import PATCH_PX
+from g2vlm_ros.datasets.sequence import SequenceError, SequenceFrame
+
+WIDTH_PX = 252
+"""Of the views, as a small network has them; a multiple of PATCH_PX."""
+THUMBNAIL_PX = (16, 12)
+"""Survives the compression of stored keyframes."""
+FIELD_SHAPE = (4, 6)
+"""Knots of the smooth error of a view's depth."""
+
+
+@dataclass(frozen=True)
+class StandInErrors:
+    """Standard deviations of what is wrong, drawn anew for each view of each window."""
+
+    turn: float = 0.0
+    """Degrees about each axis."""
+    shift: float = 0.0
+    """Of each coordinate of a camera's place, as a share of the window's median depth."""
+    depth: float = 0.0
+    """Relative: of a view's depth as a whole, and again of a smooth field over the view."""
+    blur: float = 0.0
+    """Pixels by which depth is blurred (Gauss), as over edges."""
+    every: int = 1
+    """Every n-th frame of the sequence is used."""
+    seed: int = 0
+
+    @classmethod
+    def parse(cls, text: str) -> StandInErrors:
+        """Of "turn=1,shift=0.015,depth=0.04"; ValueError names what is not understood."""
+        kinds = {field.name: type(field.default) for field in fields(cls)}
+        values: dict[str, float] = {}
+        for entry in filter(None, (part.strip() for part in text.split(","))):
+            name, _, word = entry.partition("=")
+            try:
+                value = kinds[name.strip()](word)
+            except (KeyError, ValueError) as error:
+                raise ValueError(
+                    f"--stand-in has {entry!r}; it takes NAME=NUMBER of {', '.join(kinds)}"
+                ) from error
+            if not 0 <= value < np.inf:
+                raise ValueError(f"--stand-in has {entry!r}; it must be 0 or more")
+            values[name.strip()] = value
+        if values.get("every", 1) < 1:
+            raise ValueError("--stand-in has every=0; it must be at least 1")
+        return cls(**values)
+
+
+class StandInPerception:
+    """In place of `Perception`: knows every view by its looks, and what is true there."""
+
+    backend = "stand-in: true geometry with errors"
+
+    def __init__(
+        self, frames: Sequence[SequenceFrame], errors: StandInErrors, width_px: int = WIDTH_PX
+    ):
+        if any(frame.depth_m is None for frame in frames):
+            raise SequenceError(
+                "the sequence has frames without depth, which the stand-in needs; evaluate a "
+                "checkpoint on it, or name its depth topic"
+            )
+        self._errors, self._rng = errors, np.random.default_rng(errors.seed)
+        self._poses = np.stack([frame.world_from_camera for frame in frames])
+        known = frames[0].intrinsics
+        rows = max(1, round(width_px * known.height_px / known.width_px / PATCH_PX))
+        self._size = width_px, rows * PATCH_PX
+        self._cameras = [frame.intrinsics.resized(*self._size) for frame in frames]
+        self._views, self.depths_m, small = [], [], []
+        for frame in frames:
+            image = frame.image()
+            self._views.append(cv2.resize(image, self._size, interpolation=cv2.INTER_AREA))
+            small.append(_thumbnail(image))
+            depth_m = _filled(frame.depth_m(), self._size)
+            if errors.blur:
+                depth_m = cv2.GaussianBlur(depth_m, (0, 0), errors.blur)
+            self.depths_m.append(depth_m)
+        self._small = np.stack(small)
+        rows, columns = np.mgrid[0 : self._size[1], 0 : self._size[0]]
+        self._pixels = np.stack([columns, rows], -1)
+        self.spent_s = 0.0
+        """CPU seconds spent here, which are not the pipeline's."""
+
+    def scene(self, images: Sequence[np.ndarray]) -> list[int]:
+        """Which views these are."""
+        start = time.process_time()
+        differences = (np.abs(self._small - _thumbnail(image)).sum((1, 2, 3)) for image in images)
+        numbers = [int(np.argmin(difference)) for difference in differences]
+        self.spent_s += time.process_time() - start
+        return numbers
+
+    def reconstruct(self, numbers: Sequence[int]) -> Reconstruction:
+        """Their geometry with errors, in a random unit and frame."""
+        start, rng, errors = time.process_time(), self._rng, self._errors
+        turn, _ = np.linalg.qr(rng.normal(size=(3, 3)))
+        turn *= np.sign(np.linalg.det(turn))
+        unit = Similarity(float(rng.uniform(0.3, 3)), turn, rng.normal(size=3))
+        reach_m = np.median([np.median(self.depths_m[n]) for n in numbers])
+        local, poses = [], []
+        for n in numbers:
+            local.append(unproject(self._pixels, self._depth_m(n), self._cameras[n]))
+            pose = self._poses[n].copy()
+            if errors.turn:
+                vector = rng.normal(size=3) * np.radians(errors.turn)
+                pose[:3, :3] = pose[:3, :3] @ cv2.Rodrigues(vector)[0]
+            if errors.shift:
+                pose[:3, 3] += rng.normal(size=3) * errors.shift * reach_m
+            poses.append(unit.apply_pose(pose))
+        local = (unit.scale * np.stack(local)).astype(np.float32)
+        poses = np.stack(poses)
+        nine = poses[:, :3, :3].reshape(-1, 9).astype(np.float32)
+        raw = RawGeometry(local, poses.astype(np.float32), nine)
+        cameras = tuple(self._cameras[n] for n in numbers)
+        confidence = multi_view_confidence(raw.local_points_u, raw.window_from_camera, cameras)
+        views = np.stack([self._views[n] for n in numbers])
+        self.spent_s += time.process_time() - start
+        return Reconstruction(raw, views, confidence, cameras, {})
+
+    def _depth_m(self, number: int) -> np.ndarray:
+        depth_m, share = self.depths_m[number], self._errors.depth
+        if not share:
+            return depth_m
+        depth_m = depth_m * (1 + share * self._rng.normal())
+        knots = self._rng.normal(size=FIELD_SHAPE).astype(np.float32)
+        field = cv2.resize(knots, self._size, interpolation=cv2.INTER_CUBIC)
+        return np.maximum(depth_m * (1 + share * field), 1e-3)
+
+
+def _thumbnail(image: np.ndarray) -> np.ndarray:
+    """float32 (12, 16, 3)."""
+    return cv2.resize(image, THUMBNAIL_PX, interpolation=cv2.INTER_AREA).astype(np.float32)
+
+
+def _filled(depth_m: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """float32 at a size (width, height); unknown pixels get the nearest known depth."""
+    depth_m = cv2.resize(depth_m, size, interpolation=cv2.INTER_NEAREST_EXACT)
+    hole = (depth_m <= 0).astype(np.uint8)
+    if hole.all():
+        raise SequenceError("a depth image knows no depth at all; leave its frame out")
+    if hole.any():
+        _, labels = cv2.distanceTransformWithLabels(
+            hole, cv2.DIST_L2, 5, labelType=cv2.DIST_LABEL_PIXEL
+        )
+        values = np.zeros(labels.max() + 1, np.float32)
+        values[labels[hole == 0]] = depth_m[hole == 0]
+        depth_m = values[labels]
+    return depth_m
