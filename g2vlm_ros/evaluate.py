@@ -25,11 +25,6 @@ import cv2
 import numpy as np
 import yaml
 
-from g2vlm_ros.core.cloud import write_ply
-from g2vlm_ros.core.datatypes import Frame, NonFiniteError
-from g2vlm_ros.core.geometry import Similarity, quaternion_xyzw
-from g2vlm_ros.core.picture import picture
-from g2vlm_ros.core.settings import Settings
 from g2vlm_ros.datasets.open_sequence import open_sequence
 from g2vlm_ros.datasets.sequence import (
     PosedSequence,
@@ -37,16 +32,23 @@ from g2vlm_ros.datasets.sequence import (
     SequenceError,
     SequenceFrame,
 )
+from g2vlm_ros.dense_map.dense_map import DenseMap
 from g2vlm_ros.evaluation.map_metrics import map_errors, true_surfaces
 from g2vlm_ros.evaluation.map_record import MapRecord, ViewKey
 from g2vlm_ros.evaluation.stand_in import StandInErrors, StandInPerception
 from g2vlm_ros.evaluation.trajectory_metrics import consistency, trajectory_errors
-from g2vlm_ros.live import LiveMapping
+from g2vlm_ros.geometry.point_cloud import write_ply
+from g2vlm_ros.geometry.sim3 import Sim3, quaternion_xyzw
+from g2vlm_ros.images.map_preview import picture
 from g2vlm_ros.perception import Perception
-from g2vlm_ros.scene_map import SceneMap
+from g2vlm_ros.pipeline import MappingPipeline
+from g2vlm_ros.records import Frame, NonFiniteError
+from g2vlm_ros.settings import Settings
 
 ODOMETRY_DRIFT = 0.01
 """Standard deviation of each step of the simulated odometry, as a share of its way and turn."""
+INSTANTS = 3
+"""Of a window of several cameras, unless --set says otherwise."""
 DIGITS = 5
 """Decimals of the figures."""
 
@@ -91,7 +93,7 @@ class SequenceRun:
         self._frames = sequence.frames if frames is None else tuple(frames)
         self._true = {(f.camera, f.stamp_ns): f.world_from_camera for f in self._frames}
         self._odometry = _odometry(self._frames, seed) if odometry else {}
-        self._pipeline, self.dense_map = LiveMapping(perception, settings), SceneMap(settings)
+        self._pipeline, self.dense_map = MappingPipeline(perception, settings), DenseMap(settings)
         self.record, self._cpu_s, self._views = MapRecord(), [], 0
 
     def play(self) -> None:
@@ -153,13 +155,11 @@ class SequenceRun:
             fit = errors.world_from_map
             figures |= {k: v for k, v in asdict(errors).items() if k != "world_from_map"}
             figures |= {"scale_state": "METRIC" if metric else "RELATIVE"}
-            figures |= asdict(
-                consistency(self.record.published(maps[0], self._true, fit.scale))
-            )
+            figures |= asdict(consistency(self.record.published(maps[0], self._true, fit.scale)))
             figures |= self._map_errors(maps[0], fit)
         return {name: _plain(value) for name, value in figures.items()}
 
-    def _map_errors(self, map_id: int, world_from_map: Similarity) -> dict[str, float]:
+    def _map_errors(self, map_id: int, world_from_map: Sim3) -> dict[str, float]:
         """Of the dense map, which is that of the newest window: NaN where that is another one."""
         views = self.record.track(map_id)
         newest = max(self._true, key=lambda view: view[1])
@@ -216,7 +216,9 @@ def _odometry(frames: Sequence[SequenceFrame], seed: int) -> dict[ViewKey, np.nd
         if frame.camera == leader:
             step = np.linalg.inv(true) @ frame.world_from_camera
             vector, _ = cv2.Rodrigues(step[:3, :3])
-            step[:3, :3] = cv2.Rodrigues(vector * (1 + ODOMETRY_DRIFT * rng.normal(size=(3, 1))))[0]
+            step[:3, :3] = cv2.Rodrigues(vector * (1 + ODOMETRY_DRIFT * rng.normal(size=(3, 1))))[
+                0
+            ]
             step[:3, 3] *= 1 + ODOMETRY_DRIFT * rng.normal(size=3)
             odom, true = odom @ step, frame.world_from_camera
         poses[frame.camera, frame.stamp_ns] = odom @ np.linalg.inv(true) @ frame.world_from_camera
@@ -245,7 +247,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("sequence", metavar="SEQUENCE", type=Path,
-        help="HoloLens folder, TUM RGB-D, EuRoC/ASL, transforms.json, rosbag2 or MCAP")  # fmt: skip
+        help="HoloLens, TUM RGB-D, EuRoC/ASL, transforms.json, rosbag2 or MCAP")  # fmt: skip
     network = parser.add_mutually_exclusive_group(required=True)
     network.add_argument("--checkpoint", metavar="DIR", help="folder of a G2VLM checkpoint")
     network.add_argument(
@@ -282,6 +284,8 @@ def _run(options: argparse.Namespace) -> dict[str, Any]:
         )
     frames = [frame for frame in sequence.frames if frame.camera in cameras]
     values: dict[str, Any] = {"cameras": cameras, "model.image_width_px": options.width}
+    if len(cameras) > 1:
+        values["window.views"] = INSTANTS * len(cameras)
     for entry in options.set:
         name, separator, value = entry.partition("=")
         if not separator:

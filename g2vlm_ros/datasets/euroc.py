@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import yaml
 
-from g2vlm_ros.core.datatypes import Intrinsics
 from g2vlm_ros.datasets.picture_files import Undistortion, colour_loader, numbers, pose
 from g2vlm_ros.datasets.sequence import (
     PosedSequence,
@@ -26,6 +25,7 @@ from g2vlm_ros.datasets.sequence import (
     finished_sequence,
     without_truth,
 )
+from g2vlm_ros.records import Intrinsics
 
 FORMAT = "EuRoC / ASL"
 TRUTH_FOLDERS = ("state_groundtruth_estimate0", "mocap0", "vicon0")

@@ -11,9 +11,6 @@ from pathlib import Path
 
 import numpy as np
 
-from g2vlm_ros.core.datatypes import Intrinsics
-from g2vlm_ros.core.preprocess import image_size
-from g2vlm_ros.core.sources import IMAGE_SUFFIXES
 from g2vlm_ros.datasets.picture_files import colour_loader, depth_loader, numbers
 from g2vlm_ros.datasets.sequence import (
     PosedSequence,
@@ -22,6 +19,9 @@ from g2vlm_ros.datasets.sequence import (
     SequenceFrame,
     finished_sequence,
 )
+from g2vlm_ros.images.preprocessing import image_size
+from g2vlm_ros.images.sources import IMAGE_SUFFIXES
+from g2vlm_ros.records import Intrinsics
 
 FORMAT = "HoloLens folder"
 DEPTH_UNIT_M = 1e-3
@@ -67,8 +67,6 @@ def read(path: Path, options: ReaderOptions) -> PosedSequence:
         depth = path / "depth" / f"{file.stem}.png"
         loader = depth_loader(depth, DEPTH_UNIT_M) if depth.is_file() else None
         stamp_ns = FIRST_NS + i * step_ns
-        frames.append(
-            SequenceFrame(stamp_ns, "camera", colour_loader(file), pose, camera, loader)
-        )
+        frames.append(SequenceFrame(stamp_ns, "camera", colour_loader(file), pose, camera, loader))
     notes = [f"no stamps in this format: {options.rate_hz:g} Hz assumed"]
     return finished_sequence(path, FORMAT, frames, notes)

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 
-from g2vlm_ros.core.datatypes import Intrinsics
 from g2vlm_ros.datasets.picture_files import (
     Undistortion,
     colour_loader,
@@ -28,6 +27,7 @@ from g2vlm_ros.datasets.sequence import (
     check_rising,
     finished_sequence,
 )
+from g2vlm_ros.records import Intrinsics
 
 FORMAT = "nerfstudio"
 FIRST_NS = 1_000_000_000
@@ -61,7 +61,7 @@ def read(path: Path, options: ReaderOptions) -> PosedSequence:
     notes = [] if timed else [f"no time in {file.name}: {options.rate_hz:g} Hz assumed"]
     metric = bool(content.get("metric", False))
     if not metric:
-        notes.append(f"{file.name} does not say that its unit is the metre (\"metric\": true)")
+        notes.append(f'{file.name} does not say that its unit is the metre ("metric": true)')
     return finished_sequence(path, FORMAT, frames, notes, metric)
 
 

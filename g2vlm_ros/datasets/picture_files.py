@@ -12,10 +12,10 @@ from typing import Any
 import cv2
 import numpy as np
 
-from g2vlm_ros.core.datatypes import Intrinsics
-from g2vlm_ros.core.geometry import rotation_from_xyzw
-from g2vlm_ros.core.preprocess import load_image
 from g2vlm_ros.datasets.sequence import SequenceError
+from g2vlm_ros.geometry.sim3 import rotation_from_xyzw
+from g2vlm_ros.images.preprocessing import load_image
+from g2vlm_ros.records import Intrinsics
 
 
 def numbers(path: Path, columns: int, what: str, separator: str | None = None) -> np.ndarray:

@@ -16,8 +16,6 @@ from typing import Any
 
 import numpy as np
 
-from g2vlm_ros.core import images
-from g2vlm_ros.core.datatypes import Intrinsics
 from g2vlm_ros.datasets.picture_files import Undistortion, pose
 from g2vlm_ros.datasets.sequence import (
     PosedSequence,
@@ -28,6 +26,8 @@ from g2vlm_ros.datasets.sequence import (
     finished_sequence,
     without_truth,
 )
+from g2vlm_ros.images import decoding
+from g2vlm_ros.records import Intrinsics
 
 FORMAT = "rosbag2 / MCAP"
 SUFFIXES = (".mcap", ".db3")
@@ -125,7 +125,9 @@ def _only(path: Path, wanted: str, topics: set[str], what: str, option: str) -> 
     if wanted:
         return "/" + wanted.lstrip("/")
     if len(topics) != 1:
-        raise SequenceError(f"{path} must have one {what}, or {option} name it; there are: {listed}")
+        raise SequenceError(
+            f"{path} must have one {what}, or {option} name it; there are: {listed}"
+        )
     return next(iter(topics))
 
 
@@ -168,7 +170,7 @@ def _calibration(path: Path, info: Any) -> tuple[Intrinsics, Undistortion | None
 
 
 def _truth(bag: Any, topic: str) -> tuple[TrueTrajectory, str]:
-    """Poses by the stamps of their headers, and the frame that they are of ("" if none is said)."""
+    """Poses by the stamps of their headers, and the frame that they are of, "" if none."""
     stamps_ns, poses, frame = [], [], ""
     for at_ns, message in _messages(bag, topic):
         stamps_ns.append(_stamp_ns(message, at_ns))
@@ -185,7 +187,9 @@ def _pose(message: Any) -> np.ndarray:
     place = getattr(body, "translation", None) or body.position
     turn = getattr(body, "rotation", None) or body.orientation
     try:
-        return pose(np.array([place.x, place.y, place.z]), np.array([turn.x, turn.y, turn.z, turn.w]))
+        return pose(
+            np.array([place.x, place.y, place.z]), np.array([turn.x, turn.y, turn.z, turn.w])
+        )
     except ValueError as error:
         raise SequenceError(f"a true pose is no pose: {error}") from error
 
@@ -226,12 +230,12 @@ def _load(path: Path, topic: str, at_ns: int, decode: Callable[[Any], np.ndarray
 
 def _picture(undistort: Undistortion | None, message: Any) -> np.ndarray:
     if hasattr(message, "encoding"):
-        image = images.decode(
+        image = decoding.decode(
             message.data, message.encoding, message.width, message.height, message.step,
             bool(message.is_bigendian),
         )  # fmt: skip
     else:
-        image = images.decode_compressed(message.data, message.format)
+        image = decoding.decode_compressed(message.data, message.format)
     return image if undistort is None else undistort(image)
 
 

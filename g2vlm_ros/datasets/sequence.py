@@ -16,7 +16,7 @@ from typing import Protocol
 import cv2
 import numpy as np
 
-from g2vlm_ros.core.datatypes import Intrinsics
+from g2vlm_ros.records import Intrinsics
 
 MAX_TRUTH_GAP_NS = 200_000_000
 """True poses further apart are not interpolated: a hand turns by tens of degrees meanwhile."""
@@ -25,7 +25,7 @@ GAP_FACTOR = 5.0
 
 
 class SequenceError(ValueError):
-    """A sequence that cannot be evaluated: one sentence with the file, the fault and the remedy."""
+    """A sequence that cannot be evaluated: one sentence with file, fault and remedy."""
 
 
 @dataclass(frozen=True)
@@ -145,8 +145,8 @@ def check_rising(stamps_ns: np.ndarray | Sequence[int], source: str) -> None:
     if len(steps) and steps.min() <= 0:
         entry = int(np.argmax(steps <= 0)) + 2
         raise SequenceError(
-            f"{source}: stamp {stamps_ns[entry - 1]} of entry {entry} is not after the one before; "
-            "sort the entries by time"
+            f"{source}: stamp {stamps_ns[entry - 1]} of entry {entry} is not after the one before "
+            "it; sort the entries by time"
         )
 
 

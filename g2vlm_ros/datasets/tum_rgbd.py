@@ -13,8 +13,6 @@ from pathlib import Path
 
 import numpy as np
 
-from g2vlm_ros.core.datatypes import Intrinsics
-from g2vlm_ros.core.preprocess import image_size
 from g2vlm_ros.datasets.picture_files import (
     Undistortion,
     colour_loader,
@@ -32,6 +30,8 @@ from g2vlm_ros.datasets.sequence import (
     finished_sequence,
     without_truth,
 )
+from g2vlm_ros.images.preprocessing import image_size
+from g2vlm_ros.records import Intrinsics
 
 FORMAT = "TUM RGB-D"
 DEPTH_UNIT_M = 1 / 5000

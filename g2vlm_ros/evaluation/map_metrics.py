@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 
-from g2vlm_ros.core.geometry import unproject
 from g2vlm_ros.datasets.sequence import SequenceFrame
+from g2vlm_ros.geometry.camera import unproject
 
 NEAR_M = 0.1
 """A true surface within this distance of a map point counts as mapped."""

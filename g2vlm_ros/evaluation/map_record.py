@@ -9,10 +9,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from g2vlm_ros.core.datatypes import ScaleState
-from g2vlm_ros.core.geometry import Similarity
 from g2vlm_ros.evaluation.trajectory_metrics import PublishedPose, fit_poses
-from g2vlm_ros.live import Update
+from g2vlm_ros.geometry.sim3 import Sim3
+from g2vlm_ros.pipeline import MappedWindow
+from g2vlm_ros.records import ScaleState
 
 ViewKey = tuple[str, int]
 """Camera and stamp."""
@@ -47,7 +47,7 @@ class MapRecord:
 
     def __init__(self) -> None:
         self._windows: dict[int, list[_Window]] = defaultdict(list)
-        self._places: dict[int, Similarity] = {}
+        self._places: dict[int, Sim3] = {}
         self._published: list[_Published] = []
         self._metric: dict[int, bool] = {}
         self.reasons: list[str] = []
@@ -58,14 +58,14 @@ class MapRecord:
         """Ids of the maps, the one with the most views first."""
         return sorted(self._windows, key=lambda map_id: -len(self.track(map_id)))
 
-    def add(self, update: Update) -> None:
+    def add(self, update: MappedWindow) -> None:
         """Take in one window."""
         placement, frames = update.placement, update.window.frames
-        map_id = placement.sub_map
-        if placement.new_sub_map:
-            self.reasons.append(placement.new_sub_map)
-        if placement.joined_sub_map is not None:
-            joined = self._windows.pop(placement.joined_sub_map, [])
+        map_id = placement.map_id
+        if placement.new_map:
+            self.reasons.append(placement.new_map)
+        if placement.merged_map_id is not None:
+            joined = self._windows.pop(placement.merged_map_id, [])
             self._windows[map_id] = sorted(
                 self._windows[map_id] + joined, key=lambda window: window.id
             )

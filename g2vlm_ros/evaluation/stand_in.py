@@ -14,11 +14,12 @@ from dataclasses import dataclass, fields
 import cv2
 import numpy as np
 
-from g2vlm_ros.core.confidence import multi_view_confidence
-from g2vlm_ros.core.datatypes import RawGeometry, Reconstruction
-from g2vlm_ros.core.geometry import Similarity, unproject
-from g2vlm_ros.core.preprocess import PATCH_PX
 from g2vlm_ros.datasets.sequence import SequenceError, SequenceFrame
+from g2vlm_ros.geometry.camera import unproject
+from g2vlm_ros.geometry.confidence import multi_view_confidence
+from g2vlm_ros.geometry.sim3 import Sim3
+from g2vlm_ros.images.preprocessing import PATCH_PX
+from g2vlm_ros.records import RawGeometry, Reconstruction
 
 WIDTH_PX = 252
 """Of the views, as a small network has them; a multiple of PATCH_PX."""
@@ -112,7 +113,7 @@ class StandInPerception:
         start, rng, errors = time.process_time(), self._rng, self._errors
         turn, _ = np.linalg.qr(rng.normal(size=(3, 3)))
         turn *= np.sign(np.linalg.det(turn))
-        unit = Similarity(float(rng.uniform(0.3, 3)), turn, rng.normal(size=3))
+        unit = Sim3(float(rng.uniform(0.3, 3)), turn, rng.normal(size=3))
         reach_m = np.median([np.median(self.depths_m[n]) for n in numbers])
         local, poses = [], []
         for n in numbers:

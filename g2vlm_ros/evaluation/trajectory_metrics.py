@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from g2vlm_ros.core.alignment import fit_similarity
-from g2vlm_ros.core.geometry import Similarity
+from g2vlm_ros.geometry.registration import fit_sim3
+from g2vlm_ros.geometry.sim3 import Sim3
 
 RPE_WAY_M = 1.0
 """Way between the two poses that a relative error compares."""
@@ -22,15 +22,15 @@ MIN_POSES = 3
 """With fewer, any track fits."""
 
 
-def fit_rigid(source: np.ndarray, target: np.ndarray) -> Similarity:
+def fit_rigid(source: np.ndarray, target: np.ndarray) -> Sim3:
     """target_from_source of scale 1 between points (n, 3), least squares; ValueError as
-    `fit_similarity`."""
-    similarity = fit_similarity(source, target, np.ones(len(source)))
+    `fit_sim3`."""
+    similarity = fit_sim3(source, target, np.ones(len(source)))
     rotation = similarity.rotation
-    return Similarity(1.0, rotation, target.mean(0) - rotation @ source.mean(0))
+    return Sim3(1.0, rotation, target.mean(0) - rotation @ source.mean(0))
 
 
-def fit_poses(source: np.ndarray, target: np.ndarray, scale: float | None) -> Similarity:
+def fit_poses(source: np.ndarray, target: np.ndarray, scale: float | None) -> Sim3:
     """target_from_source between poses (n, 4, 4) whose positions may lie on a line or in a spot:
     turned by their orientations. scale: as given, or by their extents."""
     u, _, vt = np.linalg.svd(np.einsum("tij,tkj->ik", target[:, :3, :3], source[:, :3, :3]))
@@ -42,7 +42,7 @@ def fit_poses(source: np.ndarray, target: np.ndarray, scale: float | None) -> Si
             for poses, middle in zip((source, target), middles, strict=True)
         ]
         scale = float(extents[1] / extents[0]) if min(extents) > 1e-6 else 1.0
-    return Similarity(scale, rotation, middles[1] - scale * rotation @ middles[0])
+    return Sim3(scale, rotation, middles[1] - scale * rotation @ middles[0])
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class TrajectoryErrors:
     rpe_deg_per_m: float
     """Root mean squares over ways of RPE_WAY_M, lengths after the similarity; NaN on shorter
     ways."""
-    world_from_map: Similarity
+    world_from_map: Sim3
 
 
 def trajectory_errors(
@@ -76,7 +76,7 @@ def trajectory_errors(
         return None
     places, goals = estimated[:, :3, 3], true[:, :3, 3]
     try:
-        fit = fit_similarity(places, goals, np.ones(len(true)))
+        fit = fit_sim3(places, goals, np.ones(len(true)))
         rigid = fit_rigid(places, goals)
     except ValueError:
         fit, rigid = (fit_poses(estimated, true, scale) for scale in (None, 1.0))
@@ -102,9 +102,7 @@ def rms(values: Sequence[float] | np.ndarray) -> float:
     return float(np.sqrt((values**2).mean())) if len(values) else float("nan")
 
 
-def _relative_errors(
-    estimated: np.ndarray, true: np.ndarray, scale: float
-) -> tuple[float, float]:
+def _relative_errors(estimated: np.ndarray, true: np.ndarray, scale: float) -> tuple[float, float]:
     """Errors of ways of RPE_WAY_M (or a little more), per metre: metres and radians."""
     steps_m = np.linalg.norm(np.diff(true[:, :3, 3], axis=0), axis=1)
     way_m = np.concatenate([[0.0], np.cumsum(steps_m)])

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Each format gives back the poses, pictures, depth, stamps and calibration that it was made of."""
+"""Each format gives back poses, pictures, depth, stamps and calibration as they were written."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import shutil
 import cv2
 import numpy as np
 import pytest
+from g2vlm_tests import posed_sequences as small
 
 from g2vlm_ros.datasets.open_sequence import open_sequence
 from g2vlm_ros.datasets.sequence import ReaderOptions, SequenceError
-from test.datasets import small_sequence as small
 
 OPTIONS = ReaderOptions(rate_hz=small.RATE, depth_topic="/camera/depth")
 WRITERS = {

@@ -15,22 +15,20 @@ import yaml
 from rosbags.rosbag2 import StoragePlugin, Writer
 from rosbags.typesys import Stores, get_typestore
 
-from g2vlm_ros.core.datatypes import Intrinsics
-from g2vlm_ros.core.geometry import quaternion_xyzw
-from g2vlm_ros.sim.camera import lens
-from g2vlm_ros.sim.render import render
-from g2vlm_ros.sim.scenes import make_scene
-from g2vlm_ros.sim.splits import home_seed
-from g2vlm_ros.sim.walk import RATE_HZ
+from g2vlm_ros.demo.sim.camera import lens
+from g2vlm_ros.demo.sim.renderer import render
+from g2vlm_ros.demo.sim.robot_path import RATE_HZ
+from g2vlm_ros.demo.sim.scenes import make_scene
+from g2vlm_ros.demo.sim.splits import home_seed
+from g2vlm_ros.geometry.sim3 import quaternion_xyzw
+from g2vlm_ros.records import Intrinsics
 
-WIDTH_PX, HEIGHT_PX, RATE = 112, 84, 5.0
+WIDTH_PX, HEIGHT_PX, RATE = 112, 84, 2.5
 FIRST_NS = 1_700_000_000_000_000_000
 """As cameras stamp: too long for a float."""
-STEP_NS = 200_000_000
+STEP_NS = 400_000_000
 OPENGL = np.diag([1.0, -1.0, -1.0, 1.0])
-BODY_FROM_CAMERA = np.array(
-    [[0.0, 0, 1, 0.1], [-1, 0, 0, 0.02], [0, -1, 0, 0.05], [0, 0, 0, 1]]
-)
+BODY_FROM_CAMERA = np.array([[0.0, 0, 1, 0.1], [-1, 0, 0, 0.02], [0, -1, 0, 0.05], [0, 0, 0, 1]])
 """A mount, as on /tf_static or in T_BS."""
 
 
