@@ -8,6 +8,7 @@ README's table and `config/perception.yaml` are tested against them.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields
 from typing import Any
@@ -17,6 +18,26 @@ class SettingError(ValueError):
     """A setting that is unknown, of the wrong type or outside its bounds."""
 
 
+@dataclass(frozen=True)
+class NameRule:
+    """What a name of ROS may look like."""
+
+    pattern: re.Pattern[str]
+    sentence: str
+    """Follows "it must be"."""
+
+
+_TOKEN = "[A-Za-z_][A-Za-z0-9_]*"
+TOPIC = NameRule(
+    re.compile(f"(~/|/)?{_TOKEN}(/{_TOKEN})*"),
+    "a ROS name: parts of letters, digits and _ that do not begin with a digit, joined by /",
+)
+FRAME = NameRule(
+    re.compile(r"[^/\s\x00-\x1f\x7f][^\s\x00-\x1f\x7f]*"),
+    "a tf frame: no spaces, and no / at the beginning",
+)
+
+
 def parameter(
     default: Any,
     doc: str,
@@ -24,9 +45,13 @@ def parameter(
     low: float | None = None,
     high: float | None = None,
     choices: tuple[str, ...] = (),
+    name: NameRule | None = None,
 ) -> Any:
-    """A dataclass field with its documentation and bounds (inclusive)."""
-    meta = {"doc": doc, "low": low, "high": high, "choices": choices}
+    """A dataclass field with its documentation and bounds (inclusive).
+
+    name: the rule that a text, or every entry of a list, keeps to; an empty text stands for none.
+    """
+    meta = {"doc": doc, "low": low, "high": high, "choices": choices, "name": name}
     if isinstance(default, list):
         return field(default_factory=lambda: list(default), metadata=meta)
     return field(default=default, metadata=meta)
@@ -138,7 +163,7 @@ class CloudSettings:
 class MapSettings:
     """The map frame, and how windows are joined into it."""
 
-    frame: str = parameter("map", "Frame of all published geometry (z up, REP-105).")
+    frame: str = parameter("map", "Frame of all published geometry (z up, REP-105).", name=FRAME)
     publish_tf: bool = parameter(True, "Publish the pose of the newest view on /tf.")
     tf_child_suffix: str = parameter(
         "_g2vlm",
@@ -300,10 +325,14 @@ class QuerySettings:
         high=10,
     )
     detections_topic: str = parameter(
-        "", "vision_msgs/Detection2DArray whose labels questions may use; empty for none."
+        "",
+        "vision_msgs/Detection2DArray whose labels questions may use; empty for none.",
+        name=TOPIC,
     )
     target_tf: str = parameter(
-        "", "Child frame under which the last place asked about goes on /tf; empty for none."
+        "",
+        "Child frame under which the last place asked about goes on /tf; empty for none.",
+        name=FRAME,
     )
 
 
@@ -311,17 +340,22 @@ class QuerySettings:
 class Settings:
     """All settings of the perception node."""
 
-    cameras: list[str] = parameter(["camera"], "Namespaces of the cameras: <camera>/image_raw.")
+    cameras: list[str] = parameter(
+        ["camera"], "Namespaces of the cameras: <camera>/image_raw.", name=TOPIC
+    )
     image_transport: str = parameter(
         "raw", "raw or compressed images.", choices=("raw", "compressed")
     )
-    odometry_topic: str = parameter("", "nav_msgs/Odometry, for scale and gaps; empty for none.")
+    odometry_topic: str = parameter(
+        "", "nav_msgs/Odometry, for scale and gaps; empty for none.", name=TOPIC
+    )
     depth_topic: str = parameter(
         "",
         "Depth images (32FC1, 16UC1) registered to the camera of their frame_id, for scale.",
+        name=TOPIC,
     )
     imu_topic: str = parameter(
-        "", "sensor_msgs/Imu: which way is up. Empty: floors and walls tell."
+        "", "sensor_msgs/Imu: which way is up. Empty: floors and walls tell.", name=TOPIC
     )
     max_image_px: int = parameter(
         50_000_000,
@@ -398,7 +432,15 @@ def check(name: str, item: Field, value: Any) -> Any:
     low, high = meta["low"], meta["high"]
     if low is not None and not low <= value <= high:
         raise SettingError(f"{name} is {value}; it must lie in {low} to {high}")
+    if meta["name"] is not None:
+        _check_name(name, meta["name"], value)
     return value
+
+
+def _check_name(name: str, rule: NameRule, value: str | list[str]) -> None:
+    for entry in value if isinstance(value, list) else [value]:
+        if entry and not rule.pattern.fullmatch(entry):
+            raise SettingError(f"{name} has {entry!r}; it must be {rule.sentence}")
 
 
 def _get(settings: Settings, name: str) -> Any:
@@ -411,6 +453,8 @@ def _get(settings: Settings, name: str) -> Any:
 def _check_together(settings: Settings) -> None:
     """Bounds that involve several knobs."""
     cameras, window = settings.cameras, settings.window
+    if not settings.map.frame:
+        raise SettingError("map.frame is empty; it must name a frame such as map")
     if not cameras or len(set(cameras)) != len(cameras) or not all(cameras):
         raise SettingError(f"cameras is {cameras!r}; it must name at least one camera, each once")
     if window.views % len(cameras):

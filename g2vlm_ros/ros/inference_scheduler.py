@@ -84,12 +84,18 @@ class InferenceScheduler:
         if job is not None:
             self._run(WINDOWS if due else QUESTIONS, job)
 
-    def shutdown(self) -> None:
-        """Run what waits, then end the thread."""
+    def running_for_s(self) -> float:
+        """How long the running job has not come to a pause; 0 while the device rests."""
+        with self._changed:
+            return time.perf_counter() - self._since if self._running else 0.0
+
+    def shutdown(self, timeout_s: float | None = None) -> bool:
+        """Run what waits, then end the thread; False where that takes longer than `timeout_s`."""
         with self._changed:
             self._closing = True
             self._changed.notify()
-        self._thread.join()
+        self._thread.join(timeout_s)
+        return not self._thread.is_alive()
 
     def _work(self) -> None:
         while True:

@@ -23,6 +23,7 @@ from g2vlm_ros.ros.point_service import (
     invalid,
     reply_errors,
 )
+from g2vlm_ros.settings import MapSettings
 from g2vlm_ros.srv import EditMap, LoadMap, SaveMap
 
 MAP_FORMATS = ("ply", "pcd", "npz")
@@ -31,8 +32,8 @@ MAP_FORMATS = ("ply", "pcd", "npz")
 class MapServices:
     """Answers SaveMap, LoadMap and EditMap; `services` knows whether and from what."""
 
-    def __init__(self, map_frame: str, dense_map: DenseMap, services: PointService):
-        self._map_frame, self._map, self._services = map_frame, dense_map, services
+    def __init__(self, settings: MapSettings, dense_map: DenseMap, services: PointService):
+        self._map_frame, self._map, self._services = settings.frame, dense_map, services
         self.log_failure = services.log_failure
 
     @reply_errors

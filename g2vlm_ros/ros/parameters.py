@@ -3,16 +3,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import Field
 from typing import Any
 
 from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor
 from rclpy.node import Node
 
-from g2vlm_ros.settings import build, check, default_of, knobs
+from g2vlm_ros.settings import SettingError, build, check, default_of, knobs
 
 OF_ROS = ("use_sim_time", "start_type_description_service", "qos_overrides.")
 """How the names begin of parameters that rclpy declares itself."""
+
+
+@contextmanager
+def empty_lists_named() -> Iterator[None]:
+    """Around the making of a node: says what rclpy means where a params file has an empty list."""
+    try:
+        yield
+    except ValueError as error:
+        if "PARAMETER_NOT_SET" not in str(error):
+            raise
+        raise SettingError(
+            "a parameter is an empty list, such as cameras: []; ROS cannot tell its type. Name at "
+            "least one entry, or leave the line out"
+        ) from error
 
 
 def declare(node: Node, kind: type) -> None:

@@ -7,19 +7,17 @@ questions as jobs; what a window adds is published from that thread.
 
 from __future__ import annotations
 
-import functools
 import math
 import threading
 import traceback
+from concurrent.futures import TimeoutError as FutureTimeoutError
 from concurrent.futures import wait
 
 import numpy as np
-import rclpy
 from diagnostic_msgs.msg import DiagnosticArray
 from rcl_interfaces.msg import SetParametersResult
 from rclpy.callback_groups import MutuallyExclusiveCallbackGroup, ReentrantCallbackGroup
-from rclpy.executors import ExternalShutdownException, MultiThreadedExecutor
-from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
+from rclpy.lifecycle import LifecycleState, TransitionCallbackReturn
 from rclpy.qos import QoSProfile
 from std_msgs.msg import Header
 from std_srvs.srv import Trigger
@@ -35,87 +33,90 @@ from g2vlm_ros.ros.conversions import messages
 from g2vlm_ros.ros.diagnostics import Diagnostics, status_message
 from g2vlm_ros.ros.inference_scheduler import InferenceScheduler
 from g2vlm_ros.ros.inputs.cameras import Cameras
+from g2vlm_ros.ros.lifecycle import FAILURE, SafeLifecycleNode, all_or_nothing
 from g2vlm_ros.ros.map_services import MapServices
 from g2vlm_ros.ros.point_service import PointService
 from g2vlm_ros.ros.publishers import LATCHED, Publishers
 from g2vlm_ros.ros.query_server import QueryServer
-from g2vlm_ros.ros.rclpy_workarounds import SafeWaitables
+from g2vlm_ros.ros.run_node import run
 from g2vlm_ros.settings import SettingError, Settings, knobs
 from g2vlm_ros.srv import EditMap, GetPoints, LoadMap, SaveMap
 
 SETTINGS = frozenset(name for name, _ in knobs())
 
 
-def reported(transition):
-    """A transition whose failure is logged: rclpy itself would swallow the exception."""
-
-    @functools.wraps(transition)
-    def run(self, state: LifecycleState) -> TransitionCallbackReturn:
-        try:
-            return transition(self, state)
-        except (ValueError, OSError) as error:
-            self.get_logger().error(f"{transition.__name__}: {error}")
-        except Exception:
-            self.get_logger().error(f"{transition.__name__} failed:\n{traceback.format_exc()}")
-        return TransitionCallbackReturn.FAILURE
-
-    return run
+DEVICE_WAIT_S = 2.0
+"""How long deactivating waits for the running job; what it brings later is thrown away."""
+THREADS = 16
+"""Of the executor: besides sensors and reports, each waiting question holds a thread."""
 
 
-class PerceptionNode(SafeWaitables, LifecycleNode):
+class PerceptionNode(SafeLifecycleNode):
     """Lifecycle: configure loads the model, activate subscribes, deactivate waits for the device.
 
-    A job that fails on the device is logged, shown in /diagnostics and ~/status, and the next
-    window is tried. Raises SettingError when a parameter is wrong at start.
+    Every transition is done as a whole or leaves nothing behind. A job that fails on the device
+    is logged, shown in /diagnostics and ~/status, and the next window is tried. Raises
+    SettingError when a parameter is wrong at start.
     """
 
     def __init__(self, **node_arguments):
-        super().__init__(
-            "perception", automatically_declare_parameters_from_overrides=True, **node_arguments
-        )
-        parameters.declare(self, Settings)
-        self._configured = False
-        self._active = False
+        with parameters.empty_lists_named():
+            super().__init__(
+                "perception",
+                automatically_declare_parameters_from_overrides=True,
+                **node_arguments,
+            )
+        self._configured = self._active = False
+        self._failures = 0
+        self._device: InferenceScheduler | None = None
+        self._perception: Perception | None = None
+        self._queries: QueryServer | None = None
+        self._outputs: Publishers | None = None
+        self._cameras: Cameras | None = None
+        self._live: MappingPipeline | None = None
+        self._map: DenseMap | None = None
+        self._newest: MappedWindow | None = None
+        self._report_publishers: list = []
+        self._map_and_point_services: list = []
+        self._report_timers: list = []
+        try:
+            parameters.declare(self, Settings)
+        except BaseException:
+            self.destroy_node()
+            raise
         self.add_on_set_parameters_callback(self._check_parameters)
 
     # Lifecycle -------------------------------------------------------------------------------
 
-    @reported
+    @all_or_nothing(undo="_close")
     def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Validate settings, load and warm up the model, make topics and services."""
-        settings = parameters.read(self, Settings)
-        self._settings = settings
+        self._configured = True
+        self._settings = settings = parameters.read(self, Settings)
         self._device = InferenceScheduler(
             settings.query.reconstruction_share, settings.query.queue
         )
-        try:
-            self._perception = self._device.submit(open_and_warm_up, settings).result()
-            self._version = fingerprint(settings.model.checkpoint)
-        except BaseException:
-            self._device.shutdown()
-            raise
+        self._perception = self._device.submit(open_and_warm_up, settings).result()
+        self._version = fingerprint(settings.model.checkpoint)
         self._live, self._map = MappingPipeline(self._perception, settings), DenseMap(settings)
-        self._newest: MappedWindow | None = None
+        self._newest = None
         self._latency_s = math.nan
         self._problem = ""
         self._device_gone = False
         self._job_waiting, self._job_running = threading.Event(), threading.Event()
         self._outputs = Publishers(self, settings)
-        self._status = self.create_lifecycle_publisher(ReconstructionStatus, "~/status", LATCHED)
-        self._make_diagnostics()
+        self._make_reports()
         self._make_services()
-        self._configured = True
         self.get_logger().info(
             f"model {self._version} on {self._perception.backend} "
             f"({self._perception.chosen_because})"
         )
         return super().on_configure(state)
 
-    @reported
+    @all_or_nothing(undo="_stop")
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Subscribe to the cameras and start reporting."""
         result = super().on_activate(state)
-        self._active = True
         self._cameras = Cameras(self, self._settings, self._on_frame, self._live.reject)
         self._report_timers = [
             self.create_timer(self._settings.status_period_s, self._report),
@@ -125,49 +126,83 @@ class PerceptionNode(SafeWaitables, LifecycleNode):
                 callback_group=MutuallyExclusiveCallbackGroup(),
             ),
         ]
+        self._active = True
         return result
 
-    @reported
     def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
-        """Stop listening, wait for the running job, forget waiting frames."""
+        """Stop listening, wait at most DEVICE_WAIT_S for the running job, forget frames."""
         self._stop()
         return super().on_deactivate(state)
 
-    @reported
     def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
-        """Give the model, the topics and the services back."""
+        """Give the model, the topics and the services back; FAILURE while the device hangs."""
+        if not self._device_rests():
+            return FAILURE
         self._close()
         return super().on_cleanup(state)
 
-    @reported
     def on_shutdown(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Stop and close from whatever state."""
         self._stop()
         self._close()
         return super().on_shutdown(state)
 
+    def on_error(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Back to unconfigured."""
+        return self.on_shutdown(state)
+
     def _stop(self) -> None:
-        if not self._active:
-            return
+        """Undo on_activate, whatever of it was done."""
         self._active = False
-        self._cameras.close()
-        for timer in self._report_timers:
-            self.destroy_timer(timer)
-        self._device.submit(lambda: None).result()
-        self._live.reset()
+        cameras, self._cameras = self._cameras, None
+        if cameras is not None:
+            self.attempt("unsubscribing", cameras.close)
+        timers, self._report_timers = self._report_timers, []
+        for timer in timers:
+            self.attempt("stopping reports", lambda timer=timer: self.destroy_timer(timer))
+        if self._live is not None:
+            self._live.reset()
+            self._device_rests()
 
     def _close(self) -> None:
-        if not self._configured:
-            return
+        """Undo on_configure, whatever of it was done."""
+        device, self._device = self._device, None
+        # What waits there comes to an end first: every question gets its response.
+        if device is not None and not device.shutdown(DEVICE_WAIT_S):
+            self.get_logger().error("the device's thread does not end; it is left to itself")
+        if self._queries is not None:
+            self.attempt("closing questions", self._queries.close)
+        if self._outputs is not None:
+            self.attempt("closing topics", self._outputs.close)
+        publishers, self._report_publishers = self._report_publishers, []
+        for publisher in publishers:
+            self.attempt("closing reports", lambda p=publisher: self.destroy_publisher(p))
+        services, self._map_and_point_services = self._map_and_point_services, []
+        for service in services:
+            self.attempt("closing services", lambda s=service: self.destroy_service(s))
+        self._perception = self._queries = self._outputs = self._live = self._map = None
+        self._newest = None
         self._configured = False
-        self._outputs.close()
-        for publisher in (self._status, self._diagnostics_publisher):
-            self.destroy_publisher(publisher)
-        for service in self._services_made:
-            self.destroy_service(service)
-        self._device.shutdown()
-        self._queries.close()
-        del self._perception, self._live, self._map, self._newest, self._queries
+
+    def _device_rests(self) -> bool:
+        """Wait for what runs on the device; False, with a word in the log, where it hangs."""
+        if self._device is None:
+            return True
+        try:
+            self._device.submit(lambda: None).result(DEVICE_WAIT_S)
+            return True
+        except FutureTimeoutError:
+            self.get_logger().error(
+                f"the device has been busy with one job for {self._device.running_for_s():.1f} s; "
+                "its result will be thrown away"
+            )
+            return False
+        except RuntimeError:
+            return True
+
+    def count_failure(self, _error: Exception) -> None:
+        """A callback raised: seen by the executor, shown in /diagnostics."""
+        self._failures += 1
 
     # Wiring ----------------------------------------------------------------------------------
 
@@ -186,11 +221,14 @@ class PerceptionNode(SafeWaitables, LifecycleNode):
             return SetParametersResult(successful=False, reason=str(error))
         return SetParametersResult(successful=True)
 
-    def _make_diagnostics(self) -> None:
+    def _make_reports(self) -> None:
+        self._status = self.create_lifecycle_publisher(ReconstructionStatus, "~/status", LATCHED)
+        self._report_publishers.append(self._status)
         self._diagnostics = Diagnostics(self.get_name(), self._perception.backend, self._settings)
         self._diagnostics_publisher = self.create_lifecycle_publisher(
             DiagnosticArray, "/diagnostics", QoSProfile(depth=1)
         )
+        self._report_publishers.append(self._diagnostics_publisher)
 
     def _make_services(self) -> None:
         services = PointService(
@@ -211,18 +249,20 @@ class PerceptionNode(SafeWaitables, LifecycleNode):
             active=lambda: self._active,
             log_failure=self._log_failure,
         )
-        maps = MapServices(self._settings.map.frame, self._map, services)
-        group = ReentrantCallbackGroup()
-        self._services_made = [
-            self.create_service(kind, name, handler, callback_group=group)
-            for kind, name, handler in (
-                (GetPoints, "~/get_points", services.get_points),
-                (SaveMap, "~/save_map", maps.save_map),
-                (LoadMap, "~/load_map", maps.load_map),
-                (EditMap, "~/edit_map", maps.edit_map),
-                (Trigger, "~/reset", self._reset),
-            )
-        ]
+        maps = MapServices(self._settings.map, self._map, services)
+        geometry = ReentrantCallbackGroup()
+        # One at a time: two that write one file, or read a large one, do not help each other, and
+        # what hangs here must not take the threads of everything else.
+        files = MutuallyExclusiveCallbackGroup()
+        for kind, name, handler, group in (
+            (GetPoints, "~/get_points", services.get_points, geometry),
+            (SaveMap, "~/save_map", maps.save_map, files),
+            (LoadMap, "~/load_map", maps.load_map, files),
+            (EditMap, "~/edit_map", maps.edit_map, files),
+            (Trigger, "~/reset", self._reset, geometry),
+        ):
+            service = self.create_service(kind, name, handler, callback_group=group)
+            self._map_and_point_services.append(service)
 
     def _on_frame(self, frame: Frame) -> None:
         self._live.offer(frame)
@@ -234,7 +274,10 @@ class PerceptionNode(SafeWaitables, LifecycleNode):
         """Queue a window job unless one is queued already; a running one does not count."""
         if self._active and not self._job_waiting.is_set() and self._outputs.wanted():
             self._job_waiting.set()
-            self._device.submit(self._run_window)
+            try:
+                self._device.submit(self._run_window)
+            except (AttributeError, RuntimeError):  # cleaned up meanwhile
+                self._job_waiting.clear()
 
     def _run_window(self) -> None:
         self._job_running.set()
@@ -274,9 +317,13 @@ class PerceptionNode(SafeWaitables, LifecycleNode):
         wait([self._device.submit(self._run_window)], timeout_s)
 
     def _reset(self, _request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
-        self._map.reset(self._live.reset())
+        device, live = self._device, self._live
+        if device is None or live is None:
+            response.success, response.message = False, "the node is not configured"
+            return response
+        self._map.reset(live.reset())
         self._newest = None
-        self._device.submit(self._queries.forget)
+        device.submit(self._queries.forget)
         response.success, response.message = True, "frames and map are forgotten"
         return response
 
@@ -359,25 +406,13 @@ def open_and_warm_up(settings: Settings) -> Perception:
 
 def main(arguments: list[str] | None = None) -> int:
     """``ros2 run g2vlm_ros perception``: starts unconfigured; a launch file drives it."""
-    rclpy.init(args=arguments)
-    # Besides sensors and reports, each waiting question of the service holds a thread.
-    executor = MultiThreadedExecutor(num_threads=16)
-    try:
-        node = PerceptionNode()
-    except SettingError as error:
-        rclpy.logging.get_logger("perception").fatal(str(error))
-        rclpy.try_shutdown()
-        return 2
-    executor.add_node(node)
-    try:
-        executor.spin()
-    except (KeyboardInterrupt, ExternalShutdownException):
-        pass
-    finally:
-        node.on_shutdown(None)
-        node.destroy_node()
-        rclpy.try_shutdown()
-    return 0
+    return run(
+        "perception",
+        PerceptionNode,
+        arguments,
+        threads=THREADS,
+        end=lambda node: node.trigger_shutdown(),
+    )
 
 
 if __name__ == "__main__":

@@ -1,37 +1,99 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Nodes whose parts may be destroyed by one thread while another spins them."""
+"""Nodes whose parts may be destroyed by one thread while another spins them.
+
+rclpy keeps the memory of an entity that is in use, but raises InvalidHandle or RCLError in the
+executor's thread where an entity goes between "ready", "take" and "reply". Jazzy forgives that of
+subscriptions and timers that are taken, not of what their events wait for, of action servers, nor
+of services whose callback is still running; the exception would end the executor.
+"""
+
+from __future__ import annotations
+
+from typing import Any
 
 from rclpy.exceptions import InvalidHandle
 from rclpy.impl.implementation_singleton import rclpy_implementation
 
 RCLError = rclpy_implementation.RCLError
+GONE = (InvalidHandle, RCLError)
+"""What rclpy raises where an entity is used that another thread has destroyed."""
 
 
-class SafeWaitables:
-    """Mixed into a node: its event handlers and actions may go while an executor lists them."""
+class SafeEntities:
+    """Mixed into a node: its services, actions and event handlers may go while they are spun."""
 
     def add_waitable(self, waitable) -> None:
         """Add an event handler, an action server or an action client."""
         super().add_waitable(safe_waitable(waitable))
 
+    def create_service(self, *arguments, **named):
+        """A service whose late reply is dropped where it was destroyed meanwhile."""
+        return safe_service(super().create_service(*arguments, **named))
+
+    def destroy_publisher(self, publisher) -> bool:
+        """Destroy it; transitions of a lifecycle node do not touch it any more."""
+        getattr(self, "_managed_entities", set()).discard(publisher)
+        return super().destroy_publisher(publisher)
+
+
+def safe_service(service):
+    """The service, whose reply goes nowhere once it is destroyed."""
+    send = service.send_response
+
+    def send_response(response: Any, header: Any) -> None:
+        try:
+            send(response, header)
+        except GONE:
+            if not _destroyed(service.handle):
+                raise
+
+    service.send_response = send_response
+    return service
+
 
 def safe_waitable(waitable):
-    """The waitable, which lets itself be left out of a wait set once it is destroyed.
-
-    An executor's thread that has just listed it would end otherwise: with InvalidHandle, or with
-    RCLError where it is destroyed meanwhile (rclpy of Jazzy forgives that of subscriptions and
-    services, but not of what their events wait for, nor of action servers).
-    """
-    add, ready, added = waitable.add_to_wait_set, waitable.is_ready, [False]
+    """The waitable, which an executor passes over once it is destroyed."""
+    add, ready = waitable.add_to_wait_set, waitable.is_ready
+    take, run = waitable.take_data, waitable.execute
+    in_wait_set, nothing = [False], object()
 
     def add_to_wait_set(wait_set) -> None:
-        added[0] = False
+        in_wait_set[0] = False
         try:
             add(wait_set)
-        except (InvalidHandle, RCLError):
+        except GONE:
             return
-        added[0] = True
+        in_wait_set[0] = True
 
-    waitable.add_to_wait_set = add_to_wait_set
-    waitable.is_ready = lambda wait_set: added[0] and ready(wait_set)
+    def is_ready(wait_set) -> bool:
+        try:
+            return in_wait_set[0] and ready(wait_set)
+        except GONE:
+            return False
+
+    def take_data() -> Any:
+        try:
+            return take()
+        except GONE:
+            return nothing
+
+    async def execute(data: Any) -> None:
+        if data is nothing:
+            return
+        try:
+            await run(data)
+        except InvalidHandle:
+            return
+
+    waitable.add_to_wait_set, waitable.is_ready = add_to_wait_set, is_ready
+    waitable.take_data, waitable.execute = take_data, execute
     return waitable
+
+
+def _destroyed(handle: Any) -> bool:
+    """Whether a handle of rclpy cannot be used any more."""
+    try:
+        with handle:
+            return False
+    except GONE:
+        return True

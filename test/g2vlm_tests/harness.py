@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections import defaultdict
 from contextlib import contextmanager
@@ -40,9 +39,10 @@ class Bench:
         from rclpy.parameter import Parameter
 
         from g2vlm_ros.ros.perception_node import PerceptionNode
-        from g2vlm_ros.ros.rclpy_workarounds import SafeWaitables
+        from g2vlm_ros.ros.rclpy_workarounds import SafeEntities
+        from g2vlm_ros.ros.run_node import Spinner
 
-        class Peer(SafeWaitables, rclpy.node.Node):
+        class Peer(SafeEntities, rclpy.node.Node):
             """Its subscriptions are destroyed beside the executor."""
 
         self.context = rclpy.Context()
@@ -53,8 +53,9 @@ class Bench:
         self.executor = MultiThreadedExecutor(num_threads=4, context=self.context)
         for node in (self.node, self.peer):
             self.executor.add_node(node)
-        self._thread = threading.Thread(target=self.executor.spin, daemon=True)
-        self._thread.start()
+        self.escaped = []
+        """What callbacks let out to the executor."""
+        self.spinner = Spinner(self.executor, self.escaped.append).start()
         self.received = defaultdict(list)
         self._publishers = {}
 
@@ -109,8 +110,7 @@ class Bench:
         import rclpy
 
         self.node.trigger_shutdown()
-        self.executor.shutdown()
-        self._thread.join(timeout=5)
+        self.spinner.stop(5.0)
         for node in (self.node, self.peer):
             node.destroy_node()
         rclpy.try_shutdown(context=self.context)

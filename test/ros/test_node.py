@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The node over real DDS: frames in, clouds and poses out, bad input counted, never a crash."""
 
+import asyncio
 import math
 from dataclasses import replace
 
@@ -439,11 +440,24 @@ def test_a_destroyed_event_handler_does_not_end_the_executor(error):
         def is_ready(self, wait_set):
             return wait_set.index(self) == 0
 
+        def take_data(self):
+            if self.destroyed:
+                raise getattr(rclpy_implementation, error)("it is destroyed")
+            return "data"
+
+        async def execute(self, data):
+            executed.append(data)
+
+    executed = []
     handler = safe_waitable(Handler())
     wait_set = []
     assert not handler.is_ready(wait_set), "never added"
     handler.add_to_wait_set(wait_set)
     assert handler.is_ready(wait_set)
+    asyncio.run(handler.execute(handler.take_data()))
+    assert executed == ["data"]
     handler.destroyed = True
     handler.add_to_wait_set([])
     assert not handler.is_ready([])
+    asyncio.run(handler.execute(handler.take_data()))
+    assert executed == ["data"], "there is nothing to execute any more"

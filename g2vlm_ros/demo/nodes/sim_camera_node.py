@@ -15,10 +15,8 @@ import traceback
 from dataclasses import dataclass
 
 import numpy as np
-import rclpy
 from geometry_msgs.msg import PoseStamped
 from nav_msgs.msg import Odometry
-from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.qos import DurabilityPolicy, QoSProfile, qos_profile_sensor_data
 from rosgraph_msgs.msg import Clock
@@ -33,6 +31,7 @@ from g2vlm_ros.demo.sim.splits import SPLITS, home_seed
 from g2vlm_ros.demo.sim.wheel_odometry import base_poses, mount, odometry
 from g2vlm_ros.ros import parameters
 from g2vlm_ros.ros.conversions import messages
+from g2vlm_ros.ros.run_node import run
 from g2vlm_ros.settings import SettingError, parameter
 
 HOME_FRAME, ODOM_FRAME, BASE_FRAME = "home", "odom", "base_link"
@@ -214,24 +213,7 @@ class SimCamera(Node):
 
 def main(arguments: list[str] | None = None) -> int:
     """``ros2 run g2vlm_ros sim_camera --ros-args -p home:=3``; ends with the walk."""
-    rclpy.init(args=arguments)
-    try:
-        node = SimCamera()
-    except ValueError as error:
-        rclpy.logging.get_logger("sim_camera").fatal(str(error))
-        rclpy.try_shutdown()
-        return 2
-    executor = SingleThreadedExecutor()
-    executor.add_node(node)
-    try:
-        while not node.finished:
-            executor.spin_once(timeout_sec=0.2)
-    except (KeyboardInterrupt, ExternalShutdownException):
-        pass
-    finally:
-        node.destroy_node()
-        rclpy.try_shutdown()
-    return 0
+    return run("sim_camera", SimCamera, arguments, ended=lambda node: node.finished)
 
 
 if __name__ == "__main__":

@@ -35,7 +35,7 @@ from sensor_msgs.msg import Image
 
 from g2vlm_ros.action import AnswerSpatialQuery
 from g2vlm_ros.ros.conversions import messages
-from g2vlm_ros.ros.rclpy_workarounds import SafeWaitables
+from g2vlm_ros.ros.rclpy_workarounds import SafeEntities
 from g2vlm_ros.srv import GetPoints, SpatialQuery
 
 PATIENCE_S = 2.0
@@ -52,7 +52,7 @@ class UnreachableError(ConnectionError):
     """The node does not offer the service, or does not respond."""
 
 
-class _Peer(SafeWaitables, Node):
+class _Peer(SafeEntities, Node):
     """Pictures are listened to and let go of beside the thread that spins."""
 
 

@@ -53,42 +53,49 @@ class Cameras:
         )
         kind, suffix = (CompressedImage, "/compressed") if compressed else (Image, "")
         self._subscriptions = []
-        for camera in settings.cameras:
-            self._listen(kind, f"{camera}/image_raw{suffix}", self._on_image, camera)
-            self._listen(CameraInfo, f"{camera}/camera_info", self._on_camera_info, camera)
-        self._depth = self._gravity = self._odometry = None
+        self._depth: DepthImages | None = None
+        self._gravity: ImuGravity | None = None
+        self._odometry: OdometryPoses | None = None
         self.mounts = StaticTf(self._warn)
+        # Subscribing comes last: another thread may deliver a frame at once.
+        topics = self._sensor_topics(settings)
+        for camera in settings.cameras:
+            image = functools.partial(self._on_image, camera)
+            topics.append((kind, f"{camera}/image_raw{suffix}", image, qos_profile_sensor_data))
+            info = functools.partial(self._on_camera_info, camera)
+            topics.append((CameraInfo, f"{camera}/camera_info", info, qos_profile_sensor_data))
+        try:
+            for topic in topics:
+                self._listen(*topic)
+        except BaseException:
+            self.close()
+            raise
+
+    def _sensor_topics(self, settings: Settings) -> list[tuple]:
+        """Kind, name, callback and QoS of what is listened to beside the cameras."""
+        topics = []
         if settings.odometry_topic or settings.imu_topic:
-            self._listen(TFMessage, "/tf_static", self.mounts.update, qos=TF_STATIC)
+            topics.append((TFMessage, "/tf_static", self.mounts.update, TF_STATIC))
         if settings.odometry_topic:
             self._odometry = OdometryPoses(self.mounts, self._warn)
-            self._listen(Odometry, settings.odometry_topic, self._odometry.update)
+            topics.append((Odometry, settings.odometry_topic, self._odometry.update))
         if settings.depth_topic:
             self._depth = DepthImages(settings.window.sync_slop_s, self._warn)
-            self._listen(Image, settings.depth_topic, self._depth.update)
+            topics.append((Image, settings.depth_topic, self._depth.update))
         if settings.imu_topic:
             self._gravity = ImuGravity(self.mounts, self._warn)
-            self._listen(Imu, settings.imu_topic, self._gravity.update)
+            topics.append((Imu, settings.imu_topic, self._gravity.update))
+        return [(*topic, qos_profile_sensor_data)[:4] for topic in topics]
 
     def close(self) -> None:
         """Stop listening."""
-        for subscription in self._subscriptions:
-            self._node.destroy_subscription(subscription)
-        self._subscriptions.clear()
+        while self._subscriptions:
+            self._node.destroy_subscription(self._subscriptions.pop())
 
     def _warn(self, sentence: str) -> None:
         self._log.warning(sentence, throttle_duration_sec=5.0)
 
-    def _listen(
-        self,
-        kind: type,
-        topic: str,
-        callback: Callable,
-        *before: str,
-        qos: QoSProfile = qos_profile_sensor_data,
-    ) -> None:
-        """Subscribe; the callback gets `before` and the message."""
-
+    def _listen(self, kind: type, topic: str, callback: Callable, qos: QoSProfile) -> None:
         def incompatible(event) -> None:
             self._log.error(
                 f"a publisher of {topic} offers an incompatible QoS ({event.last_policy_kind}); "
@@ -98,7 +105,7 @@ class Cameras:
         subscription = self._node.create_subscription(
             kind,
             topic,
-            functools.partial(callback, *before),
+            callback,
             qos,
             callback_group=self._group,
             event_callbacks=SubscriptionEventCallbacks(incompatible_qos=incompatible),

@@ -15,9 +15,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 
-import rclpy
 from rcl_interfaces.msg import SetParametersResult
-from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.parameter import Parameter
 from rclpy.qos import DurabilityPolicy, QoSProfile, qos_profile_sensor_data
@@ -30,6 +28,7 @@ from std_srvs.srv import SetBool
 from g2vlm_ros.ros import parameters
 from g2vlm_ros.ros.conversions import messages
 from g2vlm_ros.ros.replay.source import CameraFrame, Recording
+from g2vlm_ros.ros.run_node import run
 from g2vlm_ros.settings import SettingError, parameter
 
 CLOCK_PERIOD_S = 0.02
@@ -318,24 +317,13 @@ def main(arguments: list[str] | None = None) -> int:
 
     Exit code 1 if playing failed, 2 if a parameter or the recording was refused.
     """
-    rclpy.init(args=arguments)
-    try:
-        node = ReplayNode()
-    except (OSError, ValueError) as error:
-        rclpy.logging.get_logger("replay").fatal(str(error))
-        rclpy.try_shutdown()
-        return 2
-    executor = SingleThreadedExecutor()
-    executor.add_node(node)
-    try:
-        while not node.ended:
-            executor.spin_once(timeout_sec=0.2)
-    except (KeyboardInterrupt, ExternalShutdownException):
-        pass
-    finally:
-        node.destroy_node()
-        rclpy.try_shutdown()
-    return 1 if node.failure else 0
+    return run(
+        "replay",
+        ReplayNode,
+        arguments,
+        ended=lambda node: node.ended,
+        exit_code=lambda node: 1 if node.failure else 0,
+    )
 
 
 if __name__ == "__main__":

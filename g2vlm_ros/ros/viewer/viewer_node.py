@@ -20,11 +20,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-import rclpy
 from g2vlm_ros.msg import ReconstructionStatus, SpatialExample
 from geometry_msgs.msg import PoseArray, PoseStamped
 from nav_msgs.msg import Path
-from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.qos import QoSProfile, qos_profile_sensor_data
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image, PointCloud2
@@ -33,6 +31,7 @@ from g2vlm_ros.geometry.sim3 import quaternion_xyzw
 from g2vlm_ros.ros import parameters
 from g2vlm_ros.ros.conversions import messages
 from g2vlm_ros.ros.publishers import LATCHED
+from g2vlm_ros.ros.run_node import run
 from g2vlm_ros.ros.viewer.scene import (
     Cloud,
     Frustum,
@@ -347,23 +346,7 @@ def start(port: int) -> subprocess.Popen:
 
 def main(arguments: list[str] | None = None) -> int:
     """``ros2 run g2vlm_ros viewer``; exit code 2 if it cannot serve."""
-    rclpy.init(args=arguments)
-    try:
-        node = ViewerNode()
-    except (OSError, RuntimeError, ValueError) as error:
-        rclpy.logging.get_logger("viewer").fatal(str(error))
-        rclpy.try_shutdown()
-        return 2
-    executor = SingleThreadedExecutor()
-    executor.add_node(node)
-    try:
-        executor.spin()
-    except (KeyboardInterrupt, ExternalShutdownException):
-        pass
-    finally:
-        node.destroy_node()
-        rclpy.try_shutdown()
-    return 0
+    return run("viewer", ViewerNode, arguments)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,190 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The life of a node's process: one main() for all nodes of the package.
+
+A callback that fails is logged and counted, and the node goes on. SIGINT and SIGTERM, however
+often they come, end the process in order while its context is still valid; what does not end
+within END_S is cut off.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import rclpy
+from rclpy.executors import (
+    Executor,
+    ExternalShutdownException,
+    MultiThreadedExecutor,
+    ShutdownException,
+    SingleThreadedExecutor,
+)
+from rclpy.node import Node
+from rclpy.signals import SignalHandlerOptions
+
+END_S = 4.5
+"""From the first signal to the end of the process at the latest; `ros2 launch` waits 5 s between
+SIGINT, SIGTERM and SIGKILL."""
+POLL_S = 0.1
+"""How often the main thread looks whether the node has ended by itself."""
+MAX_FAILURES_IN_A_ROW = 100
+"""An executor that fails this often without one success in between will not recover."""
+PAUSE_S = 0.02
+"""Between two failures in a row, so that a lasting one does not occupy a core."""
+
+AnyNode = TypeVar("AnyNode", bound=Node)
+
+
+class Spinner:
+    """Spins an executor on a thread of its own and outlives callbacks that raise.
+
+    on_failure: called with each exception that reaches the executor.
+    """
+
+    def __init__(self, executor: Executor, on_failure: Callable[[Exception], None]):
+        self.executor = executor
+        self.failures = 0
+        """Exceptions that reached the executor so far."""
+        self._on_failure = on_failure
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._spin, name="executor", daemon=True)
+
+    def start(self) -> Spinner:
+        """Begin to spin."""
+        self._thread.start()
+        return self
+
+    @property
+    def alive(self) -> bool:
+        """Whether callbacks are still run."""
+        return self._thread.is_alive()
+
+    def stop(self, timeout_s: float) -> bool:
+        """Stop spinning and shut the executor down; False where a callback still runs."""
+        self._stopping.set()
+        self.executor.shutdown(timeout_sec=timeout_s)
+        self._thread.join(timeout_s)
+        return not self._thread.is_alive()
+
+    def _spin(self) -> None:
+        in_a_row = 0
+        while not self._stopping.is_set() and self.executor.context.ok():
+            try:
+                self.executor.spin_once()
+                in_a_row = 0
+            except (ExternalShutdownException, ShutdownException):
+                return
+            except Exception as error:
+                if self._stopping.is_set() or not self.executor.context.ok():
+                    return
+                self.failures += 1
+                in_a_row += 1
+                self._on_failure(error)
+                if in_a_row >= MAX_FAILURES_IN_A_ROW:
+                    return
+                self._stopping.wait(PAUSE_S)
+
+
+def log_failure(node: Node) -> Callable[[Exception], None]:
+    """Logs what escaped a callback of a node, and counts it where the node does so."""
+
+    def report(error: Exception) -> None:
+        text = "".join(traceback.format_exception(error))
+        node.get_logger().error(f"a callback failed: {text}", throttle_duration_sec=5.0)
+        count = getattr(node, "count_failure", None)
+        if count is not None:
+            count(error)
+
+    return report
+
+
+def run(
+    name: str,
+    make_node: Callable[[], AnyNode],
+    arguments: list[str] | None = None,
+    *,
+    threads: int = 1,
+    ended: Callable[[AnyNode], bool] = lambda node: False,
+    end: Callable[[AnyNode], None] = lambda node: None,
+    exit_code: Callable[[AnyNode], int] = lambda node: 0,
+) -> int:
+    """Run a node until a signal comes or it has `ended`; returns the exit code of the process.
+
+    end: called while the node still spins and its context is valid. Exit code 2, with one
+    sentence in the log, where the node cannot be made (SettingError, ValueError, OSError,
+    RuntimeError); 1 where its executor gave up.
+    """
+    signalled = threading.Event()
+    _on_signals(signalled.set)
+    rclpy.init(args=arguments, signal_handler_options=SignalHandlerOptions.NO)
+    try:
+        node = make_node()
+    except (ValueError, OSError, RuntimeError) as error:
+        rclpy.logging.get_logger(name).fatal(str(error))
+        rclpy.try_shutdown()
+        return 2
+    executor = MultiThreadedExecutor(threads) if threads > 1 else SingleThreadedExecutor()
+    executor.add_node(node)
+    spinner = Spinner(executor, log_failure(node)).start()
+    while not signalled.wait(POLL_S) and spinner.alive and not ended(node):
+        pass
+    gave_up = not spinner.alive and rclpy.ok() and not signalled.is_set()
+    watchdog = threading.Timer(END_S, _cut_off, [name])
+    watchdog.daemon = True
+    watchdog.start()
+    for step in (lambda: end(node), lambda: spinner.stop(1.0), node.destroy_node):
+        _attempt(step)
+    rclpy.try_shutdown()
+    if not _callbacks_running(executor):
+        watchdog.cancel()
+    _leave_signals_to_the_system()
+    return 1 if gave_up else exit_code(node)
+
+
+def _on_signals(handler: Callable[[], None]) -> None:
+    """From now on SIGINT and SIGTERM only call `handler`; a second one interrupts no clean-up."""
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda *_: handler())
+
+
+def _leave_signals_to_the_system() -> None:
+    """While the interpreter ends, SIGINT is ignored, and SIGTERM ends it at once.
+
+    A handler of Python's would be replaced by death through the signal.
+    """
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _attempt(step: Callable[[], Any]) -> None:
+    """One step of the end; that it failed must not keep the next from being done."""
+    try:
+        step()
+    except Exception:
+        traceback.print_exc()
+
+
+def _callbacks_running(executor: Executor) -> bool:
+    """Whether a thread of the executor's pool would keep the process from ending."""
+    pool = getattr(executor, "_executor", None)
+    if pool is None:
+        return False
+    pool.shutdown(wait=False, cancel_futures=True)
+    threads = list(getattr(pool, "_threads", ()))
+    for thread in threads:
+        thread.join(0.5)
+    return any(thread.is_alive() for thread in threads)
+
+
+def _cut_off(name: str) -> None:
+    """End the process at once: something that does not come back keeps it from ending."""
+    message = f"{name}: does not end by itself within {END_S} s; cut off"
+    print(message, file=sys.stderr, flush=True)
+    os._exit(1)

@@ -1,0 +1,255 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Transitions are all or nothing, whenever they come and whatever goes on meanwhile."""
+
+import random
+import threading
+import time
+
+import pytest
+from g2vlm_tests.harness import Bench, bench, image
+
+rclpy = pytest.importorskip("rclpy")
+
+START_S = 100.0
+
+
+def change_state(made, transition_id):
+    """The answer of ~/change_state."""
+    from lifecycle_msgs.msg import Transition
+    from lifecycle_msgs.srv import ChangeState
+
+    request = ChangeState.Request(transition=Transition(id=transition_id))
+    return made.call(ChangeState, "/perception/change_state", request).success
+
+
+def state(made):
+    return made.node._state_machine.current_state[1]
+
+
+class CameraStream:
+    """Publishes frames from a thread until it is left; nobody needs to listen."""
+
+    def __init__(self, made, rate_hz=30.0):
+        from sensor_msgs.msg import Image
+
+        self._topic = made.peer.create_publisher(Image, "/camera/image_raw", 5)
+        self._period_s, self._ending = 1 / rate_hz, threading.Event()
+        self._thread = threading.Thread(target=self._publish, daemon=True)
+
+    def __enter__(self):
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_):
+        self._ending.set()
+        self._thread.join()
+
+    def _publish(self):
+        seconds = START_S
+        while not self._ending.wait(self._period_s):
+            seconds += 0.1
+            self._topic.publish(image(seconds))
+
+
+def test_a_transition_out_of_turn_is_answered_false_and_changes_nothing():
+    from lifecycle_msgs.msg import Transition
+
+    made = Bench()
+    try:
+        assert not change_state(made, Transition.TRANSITION_ACTIVATE)
+        assert not change_state(made, 200)
+        assert state(made) == "unconfigured"
+        assert change_state(made, Transition.TRANSITION_CONFIGURE)
+        assert change_state(made, Transition.TRANSITION_ACTIVATE)
+        assert not change_state(made, Transition.TRANSITION_ACTIVATE)
+        assert not change_state(made, Transition.TRANSITION_CONFIGURE)
+        assert state(made) == "active" and not made.escaped
+        made.send("/camera/image_raw", image(START_S))
+    finally:
+        made.close()
+
+
+def test_shutting_down_twice_is_refused_the_second_time():
+    from rclpy.lifecycle import TransitionCallbackReturn
+
+    made = Bench()
+    try:
+        assert made.node.trigger_shutdown() == TransitionCallbackReturn.SUCCESS
+        assert made.node.trigger_shutdown() == TransitionCallbackReturn.FAILURE
+    finally:
+        made.close()
+
+
+@pytest.mark.parametrize("name", ["front-left", "1st", "a//b", "a b", "cam/", "ca\nm"])
+def test_a_camera_that_is_no_ros_name_is_refused_when_it_is_set(name):
+    from rclpy.parameter import Parameter
+
+    made = Bench()
+    try:
+        result = made.node.set_parameters([Parameter("cameras", value=["cam", name])])[0]
+        assert not result.successful
+        assert "cameras" in result.reason and repr(name) in result.reason
+        good = [Parameter("cameras", value=["/robot/front_left"])]
+        assert made.node.set_parameters(good)[0].successful
+    finally:
+        made.close()
+
+
+@pytest.mark.parametrize("broken", ["last_subscription", "timer", "odometry"])
+def test_an_activation_that_fails_leaves_nothing_behind(monkeypatch, broken):
+    from rclpy.lifecycle import TransitionCallbackReturn
+
+    from g2vlm_ros.ros.inputs import cameras
+
+    settings = {"odometry_topic": "/odom"} if broken == "odometry" else {}
+    made = Bench(**settings)
+    try:
+        assert made.node.trigger_configure() == TransitionCallbackReturn.SUCCESS
+
+        def fail(*_, **__):
+            raise RuntimeError("out of resources")
+
+        if broken == "timer":
+            monkeypatch.setattr(made.node, "create_timer", fail)
+        elif broken == "odometry":
+            monkeypatch.setattr(cameras, "OdometryPoses", fail)
+        else:
+            create = made.node.create_subscription
+
+            def refuse_camera_info(kind, topic, *arguments, **named):
+                if topic.endswith("camera_info"):
+                    fail()
+                return create(kind, topic, *arguments, **named)
+
+            monkeypatch.setattr(made.node, "create_subscription", refuse_camera_info)
+        assert made.node.trigger_activate() == TransitionCallbackReturn.FAILURE
+        assert state(made) == "inactive" and not made.node._active
+        made.until(lambda: made.peer.count_subscribers("/camera/image_raw") == 0, "no listener")
+        monkeypatch.undo()
+        assert made.node.trigger_activate() == TransitionCallbackReturn.SUCCESS
+        made.send("/camera/image_raw", image(START_S))
+        assert made.node.counts().received == 1 and not made.escaped
+    finally:
+        made.close()
+
+
+def test_a_configuration_that_fails_half_way_leaves_no_topic(monkeypatch):
+    from rclpy.lifecycle import TransitionCallbackReturn
+
+    from g2vlm_ros.ros import perception_node
+
+    made = Bench()
+    try:
+        before = len(list(made.node.publishers)), len(list(made.node.services))
+
+        def fail(*_, **__):
+            raise OSError("no more topics")
+
+        monkeypatch.setattr(perception_node, "PointService", fail)
+        assert made.node.trigger_configure() == TransitionCallbackReturn.FAILURE
+        assert state(made) == "unconfigured"
+        assert (len(list(made.node.publishers)), len(list(made.node.services))) == before
+        monkeypatch.undo()
+        made.start()
+    finally:
+        made.close()
+
+
+def test_the_executor_survives_a_callback_that_raises_and_counts_it():
+    with bench() as made:
+
+        def fail(_message):
+            raise KeyError("a bug")
+
+        from std_msgs.msg import Empty
+
+        made.peer.create_subscription(Empty, "/trouble", fail, 10)
+        made.publish("/trouble", Empty())
+        made.until(lambda: made.escaped, "the failure")
+        made.send("/camera/image_raw", image(START_S))
+        assert made.spinner.failures == 1 and made.spinner.alive
+        assert isinstance(made.escaped[0], KeyError)
+
+
+def test_cleaning_up_while_goals_arrive_leaves_a_node_that_can_be_configured():
+    from g2vlm_ros.action import AnswerSpatialQuery
+    from g2vlm_ros.srv import SpatialQuery
+    from rclpy.action import ActionClient
+    from rclpy.lifecycle import TransitionCallbackReturn
+
+    with bench() as made:
+        client = ActionClient(made.peer, AnswerSpatialQuery, "/perception/answer")
+        service = made.peer.create_client(SpatialQuery, "/perception/query")
+        for _ in range(6):
+            made.until(client.server_is_ready, "the action")
+            for k in range(6):
+                goal = AnswerSpatialQuery.Goal(question=f"What is there? {k}", max_wait_s=1.0)
+                client.send_goal_async(goal)
+                service.call_async(SpatialQuery.Request(question="What?", max_wait_s=1.0))
+            time.sleep(0.02)
+            assert made.node.trigger_deactivate() == TransitionCallbackReturn.SUCCESS
+            assert made.node.trigger_cleanup() == TransitionCallbackReturn.SUCCESS
+            assert made.spinner.alive
+            made.start()
+        assert not made.escaped
+
+
+def test_random_transitions_under_load_keep_node_and_executor_alive():
+    """A slice of what benchmarks cannot say: 60 of the 1 000 transitions of the long run."""
+    made = Bench()
+    try:
+        random_transitions(made, 60, seed=1)
+        assert not made.escaped, made.escaped[0]
+    finally:
+        made.close()
+
+
+def random_transitions(made, count, seed):
+    """Transitions, possible ones and others, beside a camera at 30 Hz and a listener."""
+    from rclpy.lifecycle import TransitionCallbackReturn
+    from sensor_msgs.msg import PointCloud2
+
+    made.peer.create_subscription(PointCloud2, "/perception/points", lambda _: None, 2)
+    draw = random.Random(seed)
+    names = ("configure", "activate", "deactivate", "cleanup")
+    possible = {"unconfigured": "configure", "inactive": "activate", "active": "deactivate"}
+    with CameraStream(made):
+        for _ in range(count):
+            before = state(made)
+            wanted = draw.choice((possible[before], *names))
+            result = getattr(made.node, f"trigger_{wanted}")()
+            assert made.spinner.alive
+            allowed = wanted in (possible[before], "cleanup" if before == "inactive" else None)
+            assert (result == TransitionCallbackReturn.SUCCESS) == allowed, (before, wanted)
+            time.sleep(draw.choice((0.0, 0.0, 0.02, 0.1)))
+
+
+def test_deactivating_does_not_wait_for_a_device_that_hangs(monkeypatch):
+    from rclpy.lifecycle import TransitionCallbackReturn
+    from sensor_msgs.msg import PointCloud2
+
+    from g2vlm_ros.perception import Perception
+    from g2vlm_ros.ros import perception_node
+
+    monkeypatch.setattr(perception_node, "DEVICE_WAIT_S", 0.2)
+    released = threading.Event()
+    with bench() as made:
+        reconstruct = Perception.reconstruct
+
+        def hang(self, scene):
+            released.wait(20)
+            return reconstruct(self, scene)
+
+        monkeypatch.setattr(Perception, "reconstruct", hang)
+        made.listen(PointCloud2, "/perception/points")
+        for k in range(2):
+            made.publish("/camera/image_raw", image(START_S + k))
+        made.until(lambda: made.node._device.running_for_s() > 0, "the job that hangs")
+        start = time.monotonic()
+        assert made.node.trigger_deactivate() == TransitionCallbackReturn.SUCCESS
+        assert time.monotonic() - start < 5.0
+        assert made.node.trigger_cleanup() == TransitionCallbackReturn.FAILURE
+        assert state(made) == "inactive"
+        released.set()
+        made.until(lambda: made.node._device.running_for_s() == 0, "the end of the job")
+        assert made.node.trigger_cleanup() == TransitionCallbackReturn.SUCCESS

@@ -1,0 +1,152 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A node's process ends in order, in bounded time, however often it is told to."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from g2vlm_tests.harness import SMALL
+
+pytest.importorskip("rclpy")
+
+PERCEPTION = [sys.executable, "-m", "g2vlm_ros.ros.perception_node", "--ros-args"]
+STEADY = """
+import sys, threading, time
+from rclpy.node import Node
+from std_srvs.srv import Trigger
+from g2vlm_ros.ros.run_node import run
+
+class Steady(Node):
+    def __init__(self):
+        super().__init__("steady")
+        self.create_timer(0.05, self.tick)
+        self.ticks = 0
+
+    def tick(self):
+        self.ticks += 1
+        if self.ticks == 2:
+            raise KeyError("a bug in a callback")
+        if self.ticks == 4:
+            print("alive", flush=True)
+        {tick}
+
+    def destroy_node(self):
+        {destroy}
+        super().destroy_node()
+
+sys.exit(run("steady", Steady, []))
+"""
+
+
+class Process:
+    """A node's process; its output is read to the end."""
+
+    def __init__(self, *command):
+        environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+        self.popen = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
+        )
+
+    def wait_for(self, text):
+        lines = []
+        for line in self.popen.stdout:
+            lines.append(line)
+            if text in line:
+                return "".join(lines)
+        raise AssertionError(f"no '{text}' in:\n{''.join(lines)}")
+
+    def signal(self, *numbers):
+        for number in numbers:
+            self.popen.send_signal(number)
+            time.sleep(0.05)
+
+    def end(self, timeout_s=20):
+        output, _ = self.popen.communicate(timeout=timeout_s)
+        return self.popen.returncode, output
+
+
+def steady(tick="pass", destroy="pass"):
+    return Process(sys.executable, "-c", STEADY.format(tick=tick, destroy=destroy))
+
+
+def test_a_callback_that_raises_is_logged_and_the_node_goes_on():
+    process = steady()
+    before = process.wait_for("alive")
+    assert "a callback failed" in before and "a bug in a callback" in before
+    process.signal(signal.SIGTERM)
+    code, output = process.end()
+    assert code == 0 and "Traceback" not in output
+
+
+@pytest.mark.parametrize("signals", [[signal.SIGINT] * 3, [signal.SIGTERM] * 2])
+def test_signals_that_come_again_interrupt_no_clean_up(signals):
+    process = steady(destroy="time.sleep(0.5); print('cleaned up', flush=True)")
+    process.wait_for("alive")
+    process.signal(*signals)
+    code, output = process.end()
+    assert code == 0 and "cleaned up" in output and "Traceback" not in output
+
+
+@pytest.mark.parametrize("what", ["tick", "destroy"])
+def test_what_hangs_is_cut_off_in_the_stated_time(what):
+    from g2vlm_ros.ros.run_node import END_S
+
+    hang = "self.ticks > 4 and time.sleep(60)" if what == "tick" else "time.sleep(60)"
+    process = steady(**{what: hang})
+    process.wait_for("alive")
+    time.sleep(0.3)
+    start = time.monotonic()
+    process.signal(signal.SIGTERM)
+    code, output = process.end()
+    assert time.monotonic() - start < END_S + 3
+    assert code == (1 if what == "destroy" else 0)
+    assert ("cut off" in output) == (what == "destroy")
+
+
+def test_an_active_perception_node_ends_without_a_traceback_at_a_second_sigint():
+    from lifecycle_msgs.msg import Transition
+
+    settings = {**SMALL, "cameras": "[camera]"}
+    arguments = [part for k, v in settings.items() for part in ("-p", f"{k}:={v}")]
+    process = Process(*PERCEPTION, "-r", "__ns:=/ends", *arguments)
+    try:
+        change_state("/ends/perception", Transition.TRANSITION_CONFIGURE)
+        change_state("/ends/perception", Transition.TRANSITION_ACTIVATE)
+        assert not change_state("/ends/perception", Transition.TRANSITION_ACTIVATE)
+        process.signal(signal.SIGINT, signal.SIGINT)
+        code, output = process.end()
+        assert code == 0 and "Traceback" not in output, output
+    finally:
+        process.popen.kill()
+
+
+@pytest.mark.parametrize("parameter", ["cameras:=[]", "cameras:=[front-left]", "window.views:=77"])
+def test_a_wrong_parameter_is_one_sentence_and_exit_code_2(parameter):
+    code, output = Process(*PERCEPTION, "-p", parameter).end(60)
+    assert code == 2 and "Traceback" not in output, output
+    assert parameter.split(":=")[0] in output
+
+
+def change_state(node, transition_id):
+    import rclpy
+    from lifecycle_msgs.msg import Transition
+    from lifecycle_msgs.srv import ChangeState
+
+    context = rclpy.Context()
+    rclpy.init(args=[], context=context)
+    asker = rclpy.create_node("asker", context=context)
+    executor = rclpy.executors.SingleThreadedExecutor(context=context)
+    executor.add_node(asker)
+    try:
+        client = asker.create_client(ChangeState, f"{node}/change_state")
+        assert client.wait_for_service(60)
+        request = ChangeState.Request(transition=Transition(id=transition_id))
+        future = client.call_async(request)
+        executor.spin_until_future_complete(future, 60)
+        return future.result().success
+    finally:
+        asker.destroy_node()
+        rclpy.shutdown(context=context)
