@@ -36,10 +36,11 @@ from g2vlm_ros.demo.sim.scenes import make_scene
 from g2vlm_ros.demo.sim.splits import home_seed
 from g2vlm_ros.demo.sim.wheel_odometry import base_poses, mount, odometry
 from g2vlm_ros.dense_map.dense_map import DenseMap
+from g2vlm_ros.parameter_schema import flattened
 from g2vlm_ros.perception import Perception, SimulatedScene
 from g2vlm_ros.pipeline import MappedWindow, MappingPipeline
 from g2vlm_ros.records import Frame, Reconstruction, ScaleState
-from g2vlm_ros.settings import Settings, flattened
+from g2vlm_ros.settings import Settings
 
 ROOT = Path(__file__).parents[1]
 CAMERA_HZ, WIDTH_PX, LEGS, ODOMETRY_NOISE = 5.0, 224, 8, 0.02

@@ -1,69 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every knob of the node, once: default, bounds, unit in the name and one line of documentation.
+"""Every parameter of the node, once: default, bounds, unit in the name, one line of documentation.
 
-`ros/parameters.py` declares these as ROS parameters (groups become prefixes: ``window.views``),
-the
-README's table and `config/perception.yaml` are tested against them.
+`ros/parameters.py` declares these as ROS parameters (groups become prefixes: ``window.views``);
+`tools/write_parameters.py` makes docs/parameters.md and config/perception.yaml of them.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Mapping
-from dataclasses import MISSING, Field, dataclass, field, fields
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
-
-class SettingError(ValueError):
-    """A setting that is unknown, of the wrong type or outside its bounds."""
-
-
-@dataclass(frozen=True)
-class NameRule:
-    """What a name of ROS may look like."""
-
-    pattern: re.Pattern[str]
-    sentence: str
-    """Follows "it must be"."""
-
-
-_TOKEN = "[A-Za-z_][A-Za-z0-9_]*"
-TOPIC = NameRule(
-    re.compile(f"(~/|/)?{_TOKEN}(/{_TOKEN})*"),
-    "a ROS name: parts of letters, digits and _ that do not begin with a digit, joined by /",
+from g2vlm_ros.parameter_schema import (
+    FRAME,
+    TOPIC,
+    SettingError,
+    build,
+    check,
+    parameter,
+    parameters_of,
 )
-FRAME = NameRule(
-    re.compile(r"[^/\s\x00-\x1f\x7f][^\s\x00-\x1f\x7f]*"),
-    "a tf frame: no spaces, and no / at the beginning",
-)
-
-
-def parameter(
-    default: Any,
-    doc: str,
-    *,
-    low: float | None = None,
-    high: float | None = None,
-    choices: tuple[str, ...] = (),
-    name: NameRule | None = None,
-) -> Any:
-    """A dataclass field with its documentation and bounds (inclusive).
-
-    name: the rule that a text, or every entry of a list, keeps to; an empty text stands for none.
-    """
-    meta = {"doc": doc, "low": low, "high": high, "choices": choices, "name": name}
-    if isinstance(default, list):
-        return field(default_factory=lambda: list(default), metadata=meta)
-    return field(default=default, metadata=meta)
-
-
-def flattened(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{"window.views": 2} of {"window": {"views": 2}}, as parameter files nest names."""
-    found: dict[str, Any] = {}
-    for name, value in tree.items():
-        inside = isinstance(value, Mapping)
-        found |= flattened(value, f"{prefix}{name}.") if inside else {prefix + name: value}
-    return found
 
 
 @dataclass(frozen=True)
@@ -374,7 +330,7 @@ class Settings:
     query: QuerySettings = field(default_factory=QuerySettings)
 
     def __post_init__(self) -> None:
-        for name, item in knobs():
+        for name, item in parameters_of(Settings):
             check(name, item, _get(self, name))
         _check_together(self)
 
@@ -382,65 +338,6 @@ class Settings:
     def from_flat(cls, values: Mapping[str, Any]) -> Settings:
         """Settings from ``{"window.views": 8, ...}``; SettingError names an unknown key."""
         return build(cls, values)
-
-
-def knobs(kind: type = Settings) -> Iterator[tuple[str, Field]]:
-    """Every knob of a settings class as (dotted name, field), in order of declaration."""
-    for item in fields(kind):
-        if item.metadata:
-            yield item.name, item
-        else:
-            for leaf in fields(item.default_factory):
-                yield f"{item.name}.{leaf.name}", leaf
-
-
-def build(kind: type, values: Mapping[str, Any]) -> Any:
-    """An instance of a settings class from dotted names; SettingError as `check` raises it."""
-    known = dict(knobs(kind))
-    for name in values:
-        if name not in known:
-            raise SettingError(f"unknown setting '{name}'; known: {', '.join(sorted(known))}")
-    groups: dict[str, dict[str, Any]] = {}
-    for name, value in values.items():
-        group, _, leaf = name.rpartition(".")
-        groups.setdefault(group, {})[leaf] = check(name, known[name], value)
-    top = groups.pop("", {})
-    types = {item.name: item.default_factory for item in fields(kind) if not item.metadata}
-    return kind(**top, **{name: types[name](**leaves) for name, leaves in groups.items()})
-
-
-def default_of(item: Field) -> Any:
-    """The default value of a knob."""
-    return item.default if item.default is not MISSING else item.default_factory()
-
-
-def check(name: str, item: Field, value: Any) -> Any:
-    """The value in the knob's type, or SettingError naming value, bound and remedy."""
-    meta, default = item.metadata, default_of(item)
-    if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
-    if isinstance(default, list) and isinstance(value, tuple):
-        value = list(value)
-    if type(value) is not type(default):
-        raise SettingError(
-            f"{name} is {value!r} ({type(value).__name__}); it must be a {type(default).__name__}"
-        )
-    if isinstance(default, list) and not all(isinstance(entry, str) for entry in value):
-        raise SettingError(f"{name} is {value!r}; it must be a list of strings")
-    if meta["choices"] and value not in meta["choices"]:
-        raise SettingError(f"{name} is {value!r}; it must be one of {', '.join(meta['choices'])}")
-    low, high = meta["low"], meta["high"]
-    if low is not None and not low <= value <= high:
-        raise SettingError(f"{name} is {value}; it must lie in {low} to {high}")
-    if meta["name"] is not None:
-        _check_name(name, meta["name"], value)
-    return value
-
-
-def _check_name(name: str, rule: NameRule, value: str | list[str]) -> None:
-    for entry in value if isinstance(value, list) else [value]:
-        if entry and not rule.pattern.fullmatch(entry):
-            raise SettingError(f"{name} has {entry!r}; it must be {rule.sentence}")
 
 
 def _get(settings: Settings, name: str) -> Any:
@@ -451,7 +348,7 @@ def _get(settings: Settings, name: str) -> Any:
 
 
 def _check_together(settings: Settings) -> None:
-    """Bounds that involve several knobs."""
+    """Bounds that involve several parameters."""
     cameras, window = settings.cameras, settings.window
     if not settings.map.frame:
         raise SettingError("map.frame is empty; it must name a frame such as map")

@@ -4,13 +4,16 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
 import pytest
 import yaml
 
-from g2vlm_ros.settings import Settings, default_of, knobs
+from g2vlm_ros.parameter_schema import default_of, parameters_of
+from g2vlm_ros.settings import Settings
 
 CONFIG = Path(__file__).parents[1] / "config"
 OVERLAYS = ("cpu", "desktop", "jetson_orin")
@@ -46,10 +49,16 @@ def comments(name):
 
 
 def test_every_parameter_with_its_default():
-    assert parameters("perception") == {name: default_of(item) for name, item in knobs()}
+    assert parameters("perception") == {
+        name: default_of(item) for name, item in parameters_of(Settings)
+    }
 
 
-@pytest.mark.parametrize(("name", "item"), list(knobs()), ids=[name for name, _ in knobs()])
+@pytest.mark.parametrize(
+    ("name", "item"),
+    list(parameters_of(Settings)),
+    ids=[name for name, _ in parameters_of(Settings)],
+)
 def test_every_parameter_is_explained(name, item):
     expected, meta = item.metadata["doc"], item.metadata
     if meta["choices"]:
@@ -57,6 +66,18 @@ def test_every_parameter_is_explained(name, item):
     if meta["low"] is not None:
         expected += f" Bounds: {meta['low']} to {meta['high']}."
     assert comments("perception").get(name) == expected
+
+
+def test_parameter_files_are_those_that_the_settings_make():
+    command = [sys.executable, str(CONFIG.parent / "tools" / "write_parameters.py"), "--check"]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout + "run: python3 tools/write_parameters.py"
+
+
+def test_the_table_of_parameters_is_complete():
+    text = (CONFIG.parent / "docs" / "parameters.md").read_text()
+    named = re.findall(r"^\| `([^`]+)` \|", text, re.M)
+    assert named == [name for name, _ in parameters_of(Settings)]
 
 
 @pytest.mark.parametrize("name", OVERLAYS)
@@ -103,7 +124,9 @@ def test_cyclone_profile_asks_for_large_buffers():
 def test_rviz_shows_the_topics_of_the_node():
     view = yaml.safe_load((CONFIG / "perception.rviz").read_text())
     manager = view["Visualization Manager"]
-    assert manager["Global Options"]["Fixed Frame"] == default_of(dict(knobs())["map.frame"])
+    assert manager["Global Options"]["Fixed Frame"] == default_of(
+        dict(parameters_of(Settings))["map.frame"]
+    )
     shown = {
         display["Class"]: display["Topic"]["Value"]
         for display in manager["Displays"]

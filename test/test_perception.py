@@ -9,8 +9,9 @@ import pytest
 pytest.importorskip("torch", reason="the golden checkpoint runs on the torch backend here")
 
 from g2vlm_ros.images.preprocessing import load_image  # noqa: E402
+from g2vlm_ros.parameter_schema import SettingError  # noqa: E402
 from g2vlm_ros.perception import Example, Perception  # noqa: E402
-from g2vlm_ros.settings import SettingError, Settings  # noqa: E402
+from g2vlm_ros.settings import Settings  # noqa: E402
 
 GOLDEN = Path(__file__).parent / "data" / "golden" / "A"
 VALUES = {

@@ -3,12 +3,13 @@
 
 import pytest
 
-from g2vlm_ros.settings import SettingError, Settings, default_of, knobs
+from g2vlm_ros.parameter_schema import SettingError, default_of, parameters_of
+from g2vlm_ros.settings import Settings
 
 
 def test_defaults_are_valid_and_every_knob_is_documented():
     assert Settings.from_flat({}) == Settings()
-    for name, item in knobs():
+    for name, item in parameters_of(Settings):
         assert item.metadata["doc"].endswith("."), name
         Settings.from_flat({name: default_of(item)})
 

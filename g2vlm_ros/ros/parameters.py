@@ -11,7 +11,7 @@ from typing import Any
 from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor
 from rclpy.node import Node
 
-from g2vlm_ros.settings import SettingError, build, check, default_of, knobs
+from g2vlm_ros.parameter_schema import SettingError, build, check, default_of, parameters_of
 
 OF_ROS = ("use_sim_time", "start_type_description_service", "qos_overrides.")
 """How the names begin of parameters that rclpy declares itself."""
@@ -32,13 +32,13 @@ def empty_lists_named() -> Iterator[None]:
 
 
 def declare(node: Node, kind: type) -> None:
-    """Declare the knobs of a settings class on a node and report what nobody will read.
+    """Declare the parameters of a settings class on a node and report what nobody will read.
 
     The node must be made with automatically_declare_parameters_from_overrides. Raises
     SettingError naming value, bound and remedy when a params file or ``-p`` gives a wrong value.
     A whole number is taken where a float is wanted.
     """
-    for name, item in knobs(kind):
+    for name, item in parameters_of(kind):
         value = default_of(item)
         if node.has_parameter(name):
             value = check(name, item, node.get_parameter(name).value)
@@ -50,13 +50,13 @@ def declare(node: Node, kind: type) -> None:
 
 def read(node: Node, kind: type, changed: dict[str, object] | None = None) -> Any:
     """The node's parameters, with `changed` on top, as checked settings; raises SettingError."""
-    values = {name: node.get_parameter(name).value for name, _ in knobs(kind)}
+    values = {name: node.get_parameter(name).value for name, _ in parameters_of(kind)}
     return build(kind, {**values, **(changed or {})})
 
 
 def unknown(node: Node, kind: type) -> list[str]:
     """Names that were given to this node and that nothing reads."""
-    known = {name for name, _ in knobs(kind)}
+    known = {name for name, _ in parameters_of(kind)}
     given = node.get_parameters_by_prefix("")
     return sorted(n for n in given if n not in known and not n.startswith(OF_ROS))
 

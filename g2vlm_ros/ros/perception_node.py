@@ -25,6 +25,7 @@ from std_srvs.srv import Trigger
 from g2vlm_ros.checkpoint.digest import fingerprint
 from g2vlm_ros.dense_map.dense_map import DenseMap
 from g2vlm_ros.msg import ReconstructionStatus
+from g2vlm_ros.parameter_schema import SettingError, parameters_of
 from g2vlm_ros.perception import Perception
 from g2vlm_ros.pipeline import Counts, MappedWindow, MappingPipeline
 from g2vlm_ros.records import BackendGoneError, Frame
@@ -39,10 +40,10 @@ from g2vlm_ros.ros.point_service import PointService
 from g2vlm_ros.ros.publishers import LATCHED, Publishers
 from g2vlm_ros.ros.query_server import QueryServer
 from g2vlm_ros.ros.run_node import run
-from g2vlm_ros.settings import SettingError, Settings, knobs
+from g2vlm_ros.settings import Settings
 from g2vlm_ros.srv import EditMap, GetPoints, LoadMap, SaveMap
 
-SETTINGS = frozenset(name for name, _ in knobs())
+SETTINGS = frozenset(name for name, _ in parameters_of(Settings))
 
 
 DEVICE_WAIT_S = 2.0

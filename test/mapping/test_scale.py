@@ -27,8 +27,8 @@ from g2vlm_ros.mapping.scale_measurements import (
     from_rig,
     rig_baselines_m,
 )
+from g2vlm_ros.parameter_schema import SettingError
 from g2vlm_ros.records import Window
-from g2vlm_ros.settings import SettingError
 
 
 @pytest.fixture

@@ -348,7 +348,7 @@ def test_wrong_parameters_are_refused_with_name_value_and_bound():
     import rclpy
     from rclpy.parameter import Parameter
 
-    from g2vlm_ros.settings import SettingError
+    from g2vlm_ros.parameter_schema import SettingError
 
     with pytest.raises(SettingError, match="window.views is 77; it must lie in 1 to 32"):
         Bench(**{"window.views": 77})

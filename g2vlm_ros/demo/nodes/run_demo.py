@@ -132,7 +132,7 @@ def _questions(questions, out: Path) -> dict:
 
 def _settings(chosen: argparse.Namespace) -> dict:
     """config/demo.yaml with what the command line says on top."""
-    from g2vlm_ros.settings import flattened
+    from g2vlm_ros.parameter_schema import flattened
 
     document = yaml.safe_load((ROOT / "config" / "demo.yaml").read_text())
     made = flattened(document["/**/perception"]["ros__parameters"])

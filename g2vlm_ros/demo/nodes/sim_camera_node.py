@@ -29,10 +29,10 @@ from g2vlm_ros.demo.sim.robot_path import RATE_HZ
 from g2vlm_ros.demo.sim.scenes import make_scene
 from g2vlm_ros.demo.sim.splits import SPLITS, home_seed
 from g2vlm_ros.demo.sim.wheel_odometry import base_poses, mount, odometry
+from g2vlm_ros.parameter_schema import SettingError, parameter
 from g2vlm_ros.ros import parameters
 from g2vlm_ros.ros.conversions import messages
 from g2vlm_ros.ros.run_node import run
-from g2vlm_ros.settings import SettingError, parameter
 
 HOME_FRAME, ODOM_FRAME, BASE_FRAME = "home", "odom", "base_link"
 FIRST_NS = 1_000_000_000

@@ -25,11 +25,11 @@ from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from std_msgs.msg import Bool
 from std_srvs.srv import SetBool
 
+from g2vlm_ros.parameter_schema import SettingError, parameter
 from g2vlm_ros.ros import parameters
 from g2vlm_ros.ros.conversions import messages
 from g2vlm_ros.ros.replay.source import CameraFrame, Recording
 from g2vlm_ros.ros.run_node import run
-from g2vlm_ros.settings import SettingError, parameter
 
 CLOCK_PERIOD_S = 0.02
 PROGRESS_PERIOD_S = 3.0

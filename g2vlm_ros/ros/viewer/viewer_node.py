@@ -28,6 +28,7 @@ from rclpy.qos import QoSProfile, qos_profile_sensor_data
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image, PointCloud2
 
 from g2vlm_ros.geometry.sim3 import quaternion_xyzw
+from g2vlm_ros.parameter_schema import parameter
 from g2vlm_ros.ros import parameters
 from g2vlm_ros.ros.conversions import messages
 from g2vlm_ros.ros.publishers import LATCHED
@@ -42,7 +43,6 @@ from g2vlm_ros.ros.viewer.scene import (
     status_lines,
     table,
 )
-from g2vlm_ros.settings import parameter
 
 LOOK_PERIOD_S = 0.2
 """How often the node looks whether a browser is open."""

@@ -24,10 +24,10 @@ from tf2_msgs.msg import TFMessage  # noqa: E402
 
 from g2vlm_ros.demo.nodes.sim_camera_node import SimCamera, SimCameraSettings  # noqa: E402
 from g2vlm_ros.geometry.camera import unproject  # noqa: E402
+from g2vlm_ros.parameter_schema import SettingError  # noqa: E402
 from g2vlm_ros.ros.conversions import messages  # noqa: E402
 from g2vlm_ros.ros.inputs.odometry import OdometryPoses  # noqa: E402
 from g2vlm_ros.ros.inputs.static_tf import StaticTf  # noqa: E402
-from g2vlm_ros.settings import SettingError  # noqa: E402
 
 
 @pytest.fixture(scope="module")
