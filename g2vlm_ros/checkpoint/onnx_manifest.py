@@ -14,17 +14,15 @@ from pathlib import Path
 from typing import Any
 
 from g2vlm_ros.checkpoint.config import DINO_WINDOWS
+from g2vlm_ros.checkpoint.digest import digest
 from g2vlm_ros.records import UnfitError
 
 MANIFEST = "onnx.manifest"
-"""JSON, but not named so: `core.fingerprint` is of the checkpoint, not of what is made from it."""
+"""JSON, but not named so: what is made from a checkpoint is no part of it."""
 FORMAT = 1
 STAGES = ("encode_geometry", "geometry", "heads", "encode_semantics", "language")
 GLOBAL = "heads_global"
 """`heads` with the global points, which only training needs: a graph of its own."""
-BLOCK_BYTES = 1 << 20
-INDEX = "model.safetensors.index.json"
-CONFIGS = ("text_config.json", "vit_config.json", "dino_config.json", "decoder_config.json")
 
 
 class ManifestError(UnfitError):
@@ -127,37 +125,3 @@ def check_graph(folder: str | Path, graph: GraphFile) -> Path:
     if hashlib.sha256(path.read_bytes()).hexdigest() != graph.sha256:
         raise ManifestError(f"{path} is damaged or was changed; run `{command(folder)}`")
     return path
-
-
-def digest(folder: str | Path) -> str:
-    """Changes when the weights or the configuration files of a checkpoint change.
-
-    Hashes the configuration files whole, and of each weight file its size with the first and last
-    MiB (an 18 GB checkpoint would take a minute to read).
-    """
-    folder, sha = Path(folder), hashlib.sha256()
-    for path in [folder / name for name in CONFIGS]:
-        sha.update(path.read_bytes() if path.exists() else b"-")
-    for path in weight_files(folder):
-        size = path.stat().st_size
-        sha.update(f"{path.name} {size}".encode())
-        with path.open("rb") as file:
-            sha.update(file.read(BLOCK_BYTES))
-            file.seek(max(0, size - BLOCK_BYTES))
-            sha.update(file.read(BLOCK_BYTES))
-    return sha.hexdigest()
-
-
-def weight_files(folder: str | Path) -> list[Path]:
-    """The weight files of a checkpoint folder: one, or the shards of its index."""
-    folder, names = Path(folder), ["model.safetensors"]
-    if (index := folder / INDEX).exists():
-        try:
-            shard_of = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-            names = sorted({Path(name).name for name in shard_of.values()})
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ManifestError(f"{index} is not a weight index; copy it again") from error
-    absent = [name for name in names if not (folder / name).exists()]
-    if absent:
-        raise ManifestError(f"{folder} lacks {', '.join(absent)}; complete the download")
-    return [folder / name for name in names]

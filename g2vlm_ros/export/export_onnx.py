@@ -36,6 +36,7 @@ from onnxscript.optimizer import fold_constants
 from torch import Tensor, nn
 
 from g2vlm_ros.checkpoint.config import DINO_WINDOWS, PATCH_PX, ModelConfig
+from g2vlm_ros.checkpoint.digest import digest, weight_files
 from g2vlm_ros.checkpoint.onnx_manifest import (
     GLOBAL,
     MANIFEST,
@@ -43,8 +44,6 @@ from g2vlm_ros.checkpoint.onnx_manifest import (
     GraphFile,
     Manifest,
     ManifestError,
-    digest,
-    weight_files,
 )
 from g2vlm_ros.export.int8 import quantise
 from g2vlm_ros.export.precision_study import near_overflow

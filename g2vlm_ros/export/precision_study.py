@@ -22,7 +22,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from g2vlm_ros.checkpoint.onnx_manifest import STAGES, digest
+from g2vlm_ros.checkpoint.digest import digest
+from g2vlm_ros.checkpoint.onnx_manifest import STAGES
 from g2vlm_ros.export.build_plan import BuildPlan
 from g2vlm_ros.export.golden_cases import Arrays, Chain, Oracle, load_network
 from g2vlm_ros.export.weight_only import MAX

@@ -22,7 +22,7 @@ from rclpy.qos import QoSProfile
 from std_msgs.msg import Header
 from std_srvs.srv import Trigger
 
-from g2vlm_ros.checkpoint.digest import fingerprint
+from g2vlm_ros.checkpoint.digest import model_version
 from g2vlm_ros.dense_map.dense_map import DenseMap
 from g2vlm_ros.msg import ReconstructionStatus
 from g2vlm_ros.parameter_schema import SettingError, parameters_of
@@ -98,7 +98,7 @@ class PerceptionNode(SafeLifecycleNode):
             settings.query.reconstruction_share, settings.query.queue
         )
         self._perception = self._device.submit(open_and_warm_up, settings).result()
-        self._version = fingerprint(settings.model.checkpoint)
+        self._version = model_version(settings.model.checkpoint)
         self._live, self._map = MappingPipeline(self._perception, settings), DenseMap(settings)
         self._newest = None
         self._latency_s = math.nan

@@ -17,7 +17,8 @@ onnxruntime = pytest.importorskip("onnxruntime", reason="DynamicQuantizeLinear i
 from onnx import TensorProto, helper  # noqa: E402
 from safetensors.torch import load_file, save_file  # noqa: E402
 
-from g2vlm_ros.checkpoint.onnx_manifest import STAGES, digest  # noqa: E402
+from g2vlm_ros.checkpoint.digest import digest  # noqa: E402
+from g2vlm_ros.checkpoint.onnx_manifest import STAGES  # noqa: E402
 from g2vlm_ros.export.precision_study import (  # noqa: E402
     ANGLE,
     DEPTH,

@@ -17,7 +17,8 @@ import pytest
 
 pytest.importorskip("onnxruntime", reason="the backend needs onnxruntime")
 
-from g2vlm_ros.checkpoint.onnx_manifest import MANIFEST, Manifest, ManifestError, digest, has_all  # noqa: E402
+from g2vlm_ros.checkpoint.digest import digest  # noqa: E402
+from g2vlm_ros.checkpoint.onnx_manifest import MANIFEST, Manifest, ManifestError, has_all  # noqa: E402
 from g2vlm_ros.checkpoint.prompt_layout import SpecialTokens, TokenCursor, text_segment  # noqa: E402
 from g2vlm_ros.export.parity import check  # noqa: E402
 from g2vlm_ros.inference import backend as door  # noqa: E402
