@@ -37,7 +37,7 @@ from g2vlm_ros.demo.sim.splits import home_seed
 from g2vlm_ros.demo.sim.wheel_odometry import base_poses, mount, odometry
 from g2vlm_ros.dense_map.dense_map import DenseMap
 from g2vlm_ros.parameter_schema import flattened
-from g2vlm_ros.perception import Perception, SimulatedScene
+from g2vlm_ros.perception import Perception, Scene
 from g2vlm_ros.pipeline import MappedWindow, MappingPipeline
 from g2vlm_ros.records import Frame, Reconstruction, ScaleState
 from g2vlm_ros.settings import Settings
@@ -86,7 +86,7 @@ class Network:
         self.scene = perception.scene
         self.said: dict[int, Reconstruction] = {}
 
-    def reconstruct(self, scene: SimulatedScene) -> Reconstruction:
+    def reconstruct(self, scene: Scene) -> Reconstruction:
         self.said[id(scene)] = result = self._perception.reconstruct(scene)
         return result
 

@@ -18,7 +18,7 @@ from benchmarks.record import record
 from g2vlm_ros.demo.sim.camera import lens
 from g2vlm_ros.demo.sim.renderer import render
 from g2vlm_ros.demo.sim.robot_path import RATE_HZ
-from g2vlm_ros.demo.sim.scenes import Scene, make_scene
+from g2vlm_ros.demo.sim.scenes import SimulatedScene, make_scene
 from g2vlm_ros.demo.sim.splits import home_seed
 from g2vlm_ros.dense_map.dense_map import DenseMap
 from g2vlm_ros.geometry.camera import unproject
@@ -36,7 +36,7 @@ WIDTH_PX, GAP_S = 224, 0.4
 class ExactPerception:
     """Knows the depth and pose of every view; tells views by their looks."""
 
-    def __init__(self, scene: Scene, most_views: int, width_px: int = WIDTH_PX):
+    def __init__(self, scene: SimulatedScene, most_views: int, width_px: int = WIDTH_PX):
         steps = np.arange(0, len(scene.walk.time_s), round(GAP_S * RATE_HZ))[:most_views]
         self.time_s = scene.walk.time_s[steps]
         self.world_from_camera = scene.walk.world_from_camera[steps]

@@ -10,6 +10,7 @@ clouds itself does on the device). Messages are not sent.
 from __future__ import annotations
 
 import argparse
+import array
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
@@ -76,14 +77,20 @@ class ReadyEngines:
         return np.ones((len(features), 64), np.float32)
 
 
-def packed(update: MappedWindow) -> int:
-    """The bytes of the window's cloud, as `~/points` has them."""
+def packed(update: MappedWindow, out: array.array | None = None) -> array.array:
+    """The bytes of the window's cloud, as `~/points` has them; `out` is a message's memory."""
     chosen, result, views = Settings().cloud, update.result, list(update.trusted_views)
-    maps = (result.local_points_u[views], result.colours[views], result.confidence[views])
-    limits = (chosen.min_confidence, chosen.max_edge_step)
-    valid = point_cloud.valid_points(maps[0], maps[2], *limits)
-    poses, scale = update.map_from_camera[views], update.placement.map_from_window.scale
-    return len(point_cloud.pack(*maps, valid, poses=poses, scale=scale))
+    return point_cloud.pack(
+        result.local_points_u,
+        result.colours,
+        result.confidence,
+        result.valid(chosen.max_edge_step),
+        views=views,
+        poses=update.map_from_camera[views],
+        scale=update.placement.map_from_window.scale,
+        min_confidence=chosen.min_confidence,
+        out=out,
+    )
 
 
 def walk(home: int, views: int) -> dict[str, Any]:
@@ -93,6 +100,7 @@ def walk(home: int, views: int) -> dict[str, Any]:
     engines = ReadyEngines(exact)
     live = MappingPipeline(Perception(engines, Tokenizer.open(GOLDEN), settings), settings)
     dense_map, clock, processor = DenseMap(settings), defaultdict(list), defaultdict(list)
+    message = None
     for number in range(views):
         live.offer(exact.frame(number))
         engines.spent_s, times = 0.0, [now()]
@@ -101,7 +109,7 @@ def walk(home: int, views: int) -> dict[str, Any]:
         times.append(now())
         dense_map.add(update)
         times.append(now())
-        packed(update)
+        message = packed(update, message)
         times.append(now())
         (step, step_processor), *rest = np.diff(times, axis=0).tolist()
         stages = update.stage_times_s

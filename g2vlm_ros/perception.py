@@ -91,6 +91,9 @@ class Perception:
         self._model = settings.model
         self._query = settings.query
         self._reconstruction_prefix: Cache | None = None
+        self._resized: list[
+            tuple[np.ndarray, np.ndarray]
+        ] = []  # images and views of the last scene
 
     @classmethod
     def open(cls, settings: Settings) -> Perception:
@@ -131,8 +134,19 @@ class Perception:
         return self._stages.chosen_because
 
     def scene(self, images: Sequence[np.ndarray]) -> Scene:
-        """Views of one window: uint8 (h, w, 3) RGB each, the first one fixes the model's size."""
-        views = resize_views(images, self._model.image_width_px, self._model.resample)
+        """Views of one window: uint8 (h, w, 3) RGB each, the first one fixes the model's size.
+
+        An image that is the same object as one of the scene before is not resized again.
+        """
+        earlier = {id(image): view for image, view in self._resized}
+        views = resize_views(
+            images,
+            self._model.image_width_px,
+            self._model.resample,
+            [earlier.get(id(image)) for image in images],
+        )
+        # The images are held with their views, so that no other one can get their id.
+        self._resized = list(zip(images, views, strict=True))
         return Scene(tuple(images), views)
 
     def reconstruct(self, scene: Scene | Sequence[np.ndarray]) -> Reconstruction:

@@ -93,6 +93,7 @@ class MappingPipeline:
         self._last_expected = self._last_alike = 0
         self._lock = threading.Lock()
         self._seen: set[tuple[str, int]] = set()
+        self._images: dict[tuple[str, int], np.ndarray] = {}  # of the last window, decoded
         self._restart = False
         self._session = 0
         self._windows = 0
@@ -182,19 +183,28 @@ class MappingPipeline:
         self._slam.reset()
         self._keyframes.clear()
         self._seen.clear()
+        self._images.clear()
         self._last_expected = self._last_alike = 0
 
     def _decode(self, window: Window) -> tuple[Window, list[np.ndarray]]:
-        """The window without the frames that cannot be used, and the images of the rest."""
+        """The window without the frames that cannot be used, and the images of the rest.
+
+        An image that the window before had is the same object: it is neither decoded nor resized
+        (`Perception.scene`) twice.
+        """
+        earlier, self._images = self._images, {}
         frames, images = [], []
         for frame in window.frames:
+            image, fault = earlier.get(_key(frame)), None
             try:
-                image, fault = frame.decode(), None
+                if image is None:
+                    image = frame.decode()
                 if _key(frame) not in self._seen:
                     fault = self._quality.fault(frame.camera, image)
             except ValueError:
                 fault = "undecodable"
             if fault is None:
+                self._images[_key(frame)] = image
                 frames.append(frame)
                 images.append(image)
             else:

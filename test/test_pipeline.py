@@ -59,6 +59,22 @@ def test_a_drive_comes_out_in_one_frame_and_unit():
     np.testing.assert_allclose(poses[max(poses)][2, :3], perception.poses[-1, 2, :3], atol=1e-3)
 
 
+def test_a_frame_is_decoded_once_however_many_windows_show_it():
+    decoded = []
+
+    def change(number, frame):
+        def decode():
+            decoded.append(number)
+            return frame.decode()
+
+        return replace(frame, decode=decode)
+
+    perception, live = make(lap_poses(24, 0.2))
+    updates = list(run(perception, live, range(9), change))
+    assert sum(len(update.window.frames) for update in updates) > len(decoded)
+    assert sorted(decoded) == sorted(set(decoded))
+
+
 def test_map_points_of_a_shared_view_are_the_same_in_both_windows():
     """Before they are averaged with those of each window's other views."""
     first, second = run(*make(lap_poses(24, 0.2), map__fuse_depth=False), range(5))

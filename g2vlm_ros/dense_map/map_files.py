@@ -9,24 +9,28 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 import zipfile
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO, BinaryIO
 
 import numpy as np
 
 from g2vlm_ros.dense_map.map_changes import POINT, points_of, rgb_of
 from g2vlm_ros.dense_map.voxel_grid import VOXEL, VoxelGrid
 from g2vlm_ros.dense_map.voxel_map import VoxelMap
-from g2vlm_ros.geometry.point_cloud import _replacing as replacing
-from g2vlm_ros.geometry.point_cloud import write_ply
+from g2vlm_ros.geometry.point_cloud import replaced, write_ply
 from g2vlm_ros.records import ScaleState
 
 FORMAT = "g2vlm_ros voxel map"
 VERSION = 1
 COLUMNS = ("position", "colour", "count", "confidence", "stamp_ns", "window")
 """What is kept of a voxel; revisions belong to the running map."""
+
+MAX_META_BYTES = 1 << 20
+"""Of the description of a map; ours has a kilobyte."""
 
 _PCD_FIELDS = "x y z rgb confidence"
 
@@ -69,24 +73,21 @@ def load_map(path: str | os.PathLike, voxel_map: VoxelMap) -> MapInfo:
     The caller compares frame and scale with its own.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
-            meta = _checked_meta(path, json.loads(str(file["meta"])))
-            keys = file["keys"]
-            columns = {name: file[name] for name in COLUMNS}
-    except FileNotFoundError as error:
-        raise MapFileError(f"there is no map file {path}") from error
-    except (OSError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        with _regular_file(path) as file, zipfile.ZipFile(file) as archive:
+            meta = _read_meta(path, archive, voxel_map.max_voxels)
+            keys, voxels = _read_voxels(path, archive, meta)
+    except MapFileError:
+        raise
+    except (OSError, KeyError, EOFError, zipfile.BadZipFile, zlib.error, MemoryError) as error:
         raise MapFileError(f"{path} is no map file or is damaged ({error})") from error
-    except (ValueError, TypeError, AttributeError) as error:
-        if isinstance(error, MapFileError):
-            raise
+    except (ValueError, TypeError, AttributeError, NotImplementedError) as error:
         raise MapFileError(f"{path} is no map file or is damaged ({error})") from error
     if meta["voxel_size"] != voxel_map.size:
         raise MapFileError(
             f"{path} has voxels of {meta['voxel_size']}, this map of {voxel_map.size}; "
             "set the voxel size to the file's"
         )
-    voxels = _checked_voxels(path, keys, columns, meta)
+    _check_voxels(path, keys, voxels, meta)
     try:
         voxel_map.replace_all(keys, voxels)
     except ValueError as error:
@@ -128,7 +129,7 @@ def _write_npz(
         "metres_per_unit": info.metres_per_unit if known else None,
     }
     columns = {name: np.ascontiguousarray(voxels[name]) for name in COLUMNS}
-    with replacing(path) as file:
+    with replaced(path) as file:
         np.savez(file, meta=np.array(json.dumps(meta)), keys=keys, **columns)
 
 
@@ -141,7 +142,7 @@ def _write_ply(
 def _write_pcd(
     path: str | os.PathLike, keys: np.ndarray, voxels: np.ndarray, size: float, info: MapInfo
 ) -> None:
-    with replacing(path) as file:
+    with replaced(path) as file:
         scale = info.scale_state.name.lower()
         file.write(f"# frame {info.frame!r}, lengths {scale}, voxels of {size}\n".encode())
         file.write(_pcd_header(len(voxels)).encode())
@@ -164,35 +165,86 @@ def _pcd_header(size: int) -> str:
     return "\n".join([*lines, ""])
 
 
-def _checked_meta(path: str | os.PathLike, meta: dict) -> dict:
-    if meta.get("format") != FORMAT:
+def _regular_file(path: str | os.PathLike) -> BinaryIO:
+    """The file, opened for reading; MapFileError for devices, pipes and folders, at once."""
+    try:
+        # Without O_NONBLOCK, opening a pipe would wait for somebody to write into it.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except FileNotFoundError as error:
+        raise MapFileError(f"there is no map file {path}") from error
+    except OSError as error:
+        raise MapFileError(f"{path} cannot be read ({error.strerror})") from error
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise MapFileError(f"{path} is no regular file; give a map that this program saved")
+    return open(descriptor, "rb")
+
+
+def _read_meta(path: str | os.PathLike, archive: zipfile.ZipFile, max_voxels: int) -> dict:
+    """What the file says of itself, checked before anything large is read."""
+    with archive.open("meta.npy") as member:
+        _, _, dtype = _array_header(member)
+        if dtype.kind != "U" or dtype.itemsize > MAX_META_BYTES:
+            raise MapFileError(f"{path} holds no voxel map; give one that this program saved")
+        meta = json.loads(member.read(dtype.itemsize).decode("utf-32-le").rstrip("\0"))
+    if not isinstance(meta, dict) or meta.get("format") != FORMAT:
         raise MapFileError(f"{path} holds no voxel map; give one that this program saved")
-    if meta["version"] != VERSION:
+    if meta.get("version") != VERSION:
         raise MapFileError(
-            f"{path} is of version {meta['version']}; this program reads version {VERSION}"
+            f"{path} is of version {meta.get('version')}; this program reads version {VERSION}"
         )
+    kinds = {"voxel_size": (int, float), "voxels": int, "frame": str, "scale_state": int}
+    kinds["metres_per_unit"] = (int, float, type(None))
+    for name, kind in kinds.items():
+        if name not in meta or not isinstance(meta[name], kind) or isinstance(meta[name], bool):
+            raise MapFileError(f"{path} is damaged: its '{name}' is {meta.get(name)!r}")
     ScaleState(meta["scale_state"])
+    if not 0 < meta["voxel_size"] < np.inf:
+        raise MapFileError(f"{path} is damaged: its 'voxel_size' is {meta['voxel_size']}")
+    if not 0 <= meta["voxels"] <= max_voxels:
+        raise MapFileError(
+            f"{path} has {meta['voxels']} voxels and does not fit: the map's memory holds "
+            f"{max_voxels}; raise its memory bound"
+        )
     return meta
 
 
-def _checked_voxels(
-    path: str | os.PathLike, keys: np.ndarray, columns: dict[str, np.ndarray], meta: dict
-) -> np.ndarray:
-    """VOXEL (n,) of the columns, or MapFileError when they are not those of a map."""
+def _read_voxels(
+    path: str | os.PathLike, archive: zipfile.ZipFile, meta: dict
+) -> tuple[np.ndarray, np.ndarray]:
+    """Keys int64 (n,) and VOXEL (n,); nothing is read whose type or size is not as it must be."""
     size = meta["voxels"]
+    voxels = np.zeros(size, VOXEL)
     wanted = {name: (VOXEL[name].base, (size, *VOXEL[name].shape)) for name in COLUMNS}
     wanted["keys"] = (np.dtype("<i8"), (size,))
     for name, (dtype, shape) in wanted.items():
-        got = keys if name == "keys" else columns[name]
-        if got.dtype != dtype or got.shape != shape:
-            raise MapFileError(f"{path} is damaged: '{name}' is {got.dtype} {got.shape}")
-    voxels = np.zeros(size, VOXEL)
-    for name, column in columns.items():
-        voxels[name] = column
+        with archive.open(f"{name}.npy") as member:
+            got = _array_header(member)
+            if got != (shape, False, dtype):
+                raise MapFileError(f"{path} is damaged: '{name}' is {got[2]} {got[0]}")
+            count = int(np.prod(shape))
+            column = np.frombuffer(member.read(count * dtype.itemsize), dtype).reshape(shape)
+        if name == "keys":
+            keys = column
+        else:
+            voxels[name] = column
+    return keys, voxels
+
+
+def _array_header(member: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
+    """Shape, memory order and type of a .npy file as np.savez writes it."""
+    if np.lib.format.read_magic(member) != (1, 0):
+        raise ValueError("an array of another version of the format")
+    return np.lib.format.read_array_header_1_0(member)
+
+
+def _check_voxels(
+    path: str | os.PathLike, keys: np.ndarray, voxels: np.ndarray, meta: dict
+) -> None:
+    """MapFileError for voxels that are not in their cells, or not what a map has."""
     off = np.abs(voxels["position"] - VoxelGrid.centres_of(keys, meta["voxel_size"]))
     reach = 0.501 * meta["voxel_size"] + 1e-6 * np.abs(voxels["position"])
     sane = (off <= reach).all() and (voxels["count"] > 0).all()
     sane &= ((voxels["confidence"] > 0) & (voxels["confidence"] <= 1.001)).all()
-    if not sane or len(np.unique(keys)) != size:
+    if not sane or len(np.unique(keys)) != len(keys):
         raise MapFileError(f"{path} is damaged: its voxels contradict each other")
-    return voxels

@@ -9,8 +9,12 @@ from __future__ import annotations
 
 import array
 import csv
+import glob
 import io
 import os
+import secrets
+import stat
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -157,7 +161,7 @@ def write_ply(
             f"points, colours and confidence have {sorted(lengths)} entries; it must be one number"
         )
     size = lengths.pop()
-    with _replacing(path) as file:
+    with replaced(path) as file:
         file.write(_ply_header(dtype, size).encode("ascii"))
         for start in range(0, size, _PLY_CHUNK):
             part = slice(start, start + _PLY_CHUNK)
@@ -206,7 +210,7 @@ def write_poses_csv(
     x, y, z (unit of the poses), qx, qy, qz, qw (ROS order).
     """
     names = "stamp_s stamp_nanosec camera frame x y z qx qy qz qw".split()
-    with _replacing(path) as file:
+    with replaced(path) as file:
         text = io.TextIOWrapper(file, encoding="utf-8", newline="")
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(names)
@@ -217,14 +221,42 @@ def write_poses_csv(
         text.detach()
 
 
+STALE_S = 3600.0
+"""Age of an unfinished file beside another's name from which on nobody is writing it any more."""
+
+
 @contextmanager
-def _replacing(path: str | os.PathLike) -> Iterator[BinaryIO]:
-    """A file beside `path` that becomes `path` when the block ends well, and else disappears."""
-    partial = Path(f"{os.fspath(path)}.part")
+def replaced(path: str | os.PathLike) -> Iterator[BinaryIO]:
+    """A new file that becomes `path` when the block ends well, and else disappears.
+
+    It is made beside `path` under a name nobody else has (O_EXCL, no link is followed), is on the
+    disk before it takes its name, and gets the rights of a file that it takes the place of. What
+    killed processes left of earlier ones is removed.
+    """
+    target = Path(path)
+    prefix = f".{target.name[:100]}."
+    _remove_stale(target.parent, prefix)
+    partial = target.parent / f"{prefix}{secrets.token_hex(8)}.part"
+    flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC
+    descriptor = os.open(partial, flags, 0o666)
     try:
-        with partial.open("wb") as file:
+        with open(descriptor, "wb") as file:
             yield file
-        partial.replace(path)
+            file.flush()
+            if target.is_file():
+                os.fchmod(descriptor, stat.S_IMODE(target.stat().st_mode))
+            os.fsync(descriptor)
+        partial.replace(target)
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
+
+
+def _remove_stale(folder: Path, prefix: str) -> None:
+    """Remove unfinished files of a name that are older than STALE_S."""
+    for left in folder.glob(f"{glob.escape(prefix)}{'?' * 16}.part"):
+        try:
+            if time.time() - left.lstat().st_mtime > STALE_S:
+                left.unlink()
+        except OSError:  # gone already, or not ours to remove
+            continue

@@ -23,6 +23,8 @@ USUAL = 15
 MIN_USUAL = 5
 """Images remembered per camera, and how many it takes to know what is usual."""
 
+MEAN_OF_CHANNELS = np.full((1, 3), 1 / 3, np.float32)
+
 
 @dataclass
 class _Usual:
@@ -60,10 +62,11 @@ class ImageQualityFilter:
             small = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
         same = usual.last is not None and np.array_equal(small, usual.last)
         usual.last, usual.repeats = small, usual.repeats + 1 if same else 0
-        grey = small.mean(-1).astype(np.float32)
-        brightness, contrast = float(grey.mean()), float(grey.std())
+        grey = cv2.transform(small.astype(np.float32), MEAN_OF_CHANNELS)
+        brightness, contrast = _mean_and_deviation(grey)
         # Divided by the brightness, so that sharpness does not follow the exposure.
-        sharpness = float(cv2.Laplacian(grey, cv2.CV_32F).std()) / max(brightness, 1.0)
+        _, edges = _mean_and_deviation(cv2.Laplacian(grey, cv2.CV_32F))
+        sharpness = edges / max(brightness, 1.0)
         if usual.repeats >= FROZEN_RUN:
             return "frozen"
         if contrast < FLAT:
@@ -72,3 +75,8 @@ class ImageQualityFilter:
         # What lasts becomes usual: a dim or plain room must not be refused for ever.
         usual.lately.append((brightness, contrast, sharpness))
         return verdict
+
+
+def _mean_and_deviation(image: np.ndarray) -> tuple[float, float]:
+    mean, deviation = cv2.meanStdDev(image)
+    return float(mean[0, 0]), float(deviation[0, 0])

@@ -17,7 +17,7 @@ from g2vlm_ros.kernels.records import CELL, VOXEL
 
 TABLE_SHARE = 2
 """Entries of a hash table per cell: at half full, a look-up meets 1.5 entries."""
-FIRST_CELLS = 1 << 15
+FIRST_CELLS = 1 << 16
 MAX_CELLS = 1 << 26
 """Cells of one window, more than any has pixels."""
 CELLS_PER_BLOCK = 512
@@ -166,7 +166,7 @@ class CellSums:
         if not len(self._cells):
             self._resize(FIRST_CELLS)
         while (size := attempt()) < 0:
-            self._resize(2 * len(self._cells))
+            self._resize(4 * len(self._cells))
         return self._cells[:size]
 
     def _resize(self, cells: int) -> None:

@@ -4,13 +4,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 from geometry_msgs.msg import Pose
 
 from g2vlm_ros.dense_map.dense_map import DenseMap
-from g2vlm_ros.dense_map.map_editor import Edit, MapEditor, OrientedBox
+from g2vlm_ros.dense_map.map_editor import Edit, MapEditError, MapEditor, OrientedBox
 from g2vlm_ros.dense_map.map_files import MapFileError
 from g2vlm_ros.geometry.sim3 import Sim3
 from g2vlm_ros.ros.conversions import messages
@@ -88,20 +89,27 @@ class MapServices:
         edits = self._map.edits
         response.edits, response.undoable = len(edits), bool(edits) and edits[-1].undoable
 
+    def _edit(self, change: Callable[[MapEditor], Edit]) -> Edit:
+        """Let `change` edit the map; INVALID_REQUEST where that cannot be done."""
+        try:
+            return self._map.edit(change)
+        except MapEditError as error:
+            raise invalid(str(error)) from error
+
     def _remove(self, request: EditMap.Request) -> Edit:
         box = self._filled_box(request)
-        return self._map.edit(lambda editor: editor.remove(box))
+        return self._edit(lambda editor: editor.remove(box))
 
     def _keep(self, request: EditMap.Request) -> Edit:
         box = self._filled_box(request)
-        return self._map.edit(lambda editor: editor.keep(box))
+        return self._edit(lambda editor: editor.keep(box))
 
     def _move(self, request: EditMap.Request) -> Edit:
         check_map_frame("target_pose frame", request.target_pose.header.frame_id, self._map_frame)
         target = _rigid("target_pose", request.target_pose.pose)
         box = self._filled_box(request)
         motion = target @ Sim3(1.0, box.rotation, box.centre).inverse()
-        return self._map.edit(lambda editor: editor.move(box, motion))
+        return self._edit(lambda editor: editor.move(box, motion))
 
     def _recolour(self, request: EditMap.Request) -> Edit:
         colour = (request.colour.r, request.colour.g, request.colour.b)
@@ -109,7 +117,7 @@ class MapServices:
             raise invalid(f"colour is {colour}; r, g and b must lie in 0 to 1")
         red, green, blue = (round(255 * part) for part in colour)
         box = self._filled_box(request)
-        return self._map.edit(lambda editor: editor.recolour(box, (red, green, blue)))
+        return self._edit(lambda editor: editor.recolour(box, (red, green, blue)))
 
     def _undo(self, request: EditMap.Request) -> Edit:
         try:

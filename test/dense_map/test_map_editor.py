@@ -9,7 +9,7 @@ from g2vlm_tests.point_mirror import PointMirror
 from numpy.lib.recfunctions import repack_fields
 
 from g2vlm_ros.dense_map.free_space import DepthView
-from g2vlm_ros.dense_map.map_editor import MapEditor, OrientedBox
+from g2vlm_ros.dense_map.map_editor import MAX_RULES, MapEditError, MapEditor, OrientedBox
 from g2vlm_ros.dense_map.voxel_map import VoxelMap
 from g2vlm_ros.geometry.sim3 import ZUP_FROM_OPTICAL, Sim3
 from g2vlm_ros.records import Intrinsics
@@ -227,3 +227,44 @@ def test_bad_boxes_and_colours_are_refused(scene):
         OrientedBox(np.zeros(3), np.ones(3), np.eye(3) * 2)
     with pytest.raises(ValueError, match="colour is"):
         editor.recolour(BOX, (1, 2, 300))
+
+
+def test_a_move_beyond_the_range_of_the_map_is_refused_and_changes_nothing(scene):
+    voxel_map, editor = scene
+    before, revision = voxel_map.packed(), voxel_map.revision
+    for far in (SIZE * 2.0**20, 1e300):
+        away = Sim3(1.0, np.eye(3), np.array([far, 0.0, 0.0]))
+        with pytest.raises(MapEditError, match="nearer target"):
+            editor.move(BOX, away)
+    np.testing.assert_array_equal(voxel_map.packed(), before)
+    assert voxel_map.revision == revision and not editor.edits
+
+
+def test_edits_that_hold_are_bounded(scene):
+    _, editor = scene
+    for _ in range(MAX_RULES):
+        editor.recolour(BOX, (1, 2, 3))
+    actions = (
+        lambda: editor.remove(BOX),
+        lambda: editor.keep(BOX),
+        lambda: editor.move(BOX, SIDEWAYS),
+        lambda: editor.recolour(BOX, (1, 2, 3)),
+    )
+    for action in actions:
+        with pytest.raises(MapEditError, match="RELEASE"):
+            action()
+    assert len(editor.edits) == MAX_RULES
+    editor.undo()
+    editor.remove(BOX)
+    with pytest.raises(MapEditError, match="RELEASE"):
+        editor.remove(BOX)
+    editor.release()
+    editor.recolour(BOX, (1, 2, 3))
+
+
+def test_a_box_contains_what_its_planes_enclose():
+    points = np.random.default_rng(3).uniform(-2, 2, (5000, 3)).astype(np.float32)
+    local = (points.astype(np.float64) - BOX.centre) @ BOX.rotation
+    wanted = (np.abs(local) <= BOX.half_size).all(1)
+    assert 20 < wanted.sum() < 1000
+    np.testing.assert_array_equal(BOX.contains(points), wanted)

@@ -3,8 +3,12 @@
 
 from __future__ import annotations
 
+import io
 import json
+import os
 import struct
+import tracemalloc
+import zipfile
 
 import numpy as np
 import pytest
@@ -182,6 +186,13 @@ def first_to(value):
         (lambda path: rewritten(path, version=2), "version 2"),
         (lambda path: rewritten(path, voxel_size=0.2), "voxels of 0.2, this map of 0.1"),
         (lambda path: rewritten(path, scale_state=9), "damaged"),
+        (lambda path: rewritten(path, voxels="many"), "'voxels' is 'many'"),
+        (lambda path: rewritten(path, voxels=True), "'voxels' is True"),
+        (lambda path: rewritten(path, voxels=-1), "does not fit"),
+        (lambda path: rewritten(path, voxel_size=None), "'voxel_size' is None"),
+        (lambda path: rewritten(path, voxel_size=float("nan")), "'voxel_size' is nan"),
+        (lambda path: rewritten(path, frame=3), "'frame' is 3"),
+        (lambda path: rewritten(path, metres_per_unit="1"), "'metres_per_unit' is '1'"),
         (lambda path: rewritten(path, keys=lambda a: a[:-1]), "'keys' is int64"),
         (lambda path: rewritten(path, keys=first_to(5)), "contradict"),
         (lambda path: rewritten(path, position=first_to(np.nan)), "contradict"),
@@ -209,6 +220,44 @@ def test_a_map_beyond_the_bound_is_refused_and_changes_nothing(tmp_path):
     with pytest.raises(MapFileError, match="raise its memory bound"):
         load_map(tmp_path / "a.npz", small)
     assert len(small) == 1
+
+
+def test_a_bomb_of_zeros_is_refused_before_it_is_read(tmp_path):
+    save_map(tmp_path / "a.npz", some_map(), INFO)
+    with zipfile.ZipFile(tmp_path / "a.npz") as archive:
+        meta = archive.read("meta.npy")
+    header = io.BytesIO()
+    size = 40_000_000
+    np.lib.format.write_array_header_1_0(
+        header, {"descr": "<i8", "fortran_order": False, "shape": (size,)}
+    )
+    with zipfile.ZipFile(tmp_path / "bomb.npz", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("meta.npy", meta)
+        with archive.open("keys.npy", "w", force_zip64=True) as member:
+            member.write(header.getvalue())
+            for _ in range(8):
+                member.write(bytes(size))
+        archive.writestr("position.npy", header.getvalue())
+    target = VoxelMap(0.1, MEMORY)
+    tracemalloc.start()
+    with pytest.raises(MapFileError, match="damaged"):
+        load_map(tmp_path / "bomb.npz", target)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 8 << 20
+
+
+@pytest.mark.parametrize("kind", ["pipe", "folder", "device"])
+def test_only_regular_files_are_opened(tmp_path, kind):
+    path = tmp_path / "a.npz"
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "folder":
+        path.mkdir()
+    else:
+        path = "/dev/ptmx"
+    with pytest.raises(MapFileError, match="no regular file|cannot be read|there is no map file"):
+        load_map(path, some_map())
 
 
 def test_other_endings_are_refused(tmp_path):

@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import csv
+import os
 import struct
+import threading
 
 import numpy as np
 import pytest
@@ -259,3 +261,52 @@ def test_poses_csv_has_whole_nanoseconds_and_ros_quaternions(tmp_path):
     assert [float(row[n]) for n in ("x", "y", "z")] == [1.5, -2.0, 0.25]
     got = [float(row[n]) for n in ("qx", "qy", "qz", "qw")]
     np.testing.assert_allclose(got, [0, 0, 0.5**0.5, 0.5**0.5], atol=1e-8)
+
+
+def test_a_link_beside_the_target_is_not_followed_and_no_name_can_be_guessed(tmp_path):
+    victim, path = tmp_path / "victim", tmp_path / "cloud.ply"
+    victim.write_text("precious")
+    for name in ("cloud.ply.part", ".cloud.ply.part"):
+        (tmp_path / name).symlink_to(victim)
+    names = set()
+    for _ in range(2):
+        with point_cloud.replaced(path) as file:
+            file.write(b"new")
+            names |= {each.name for each in tmp_path.iterdir()}
+    assert victim.read_text() == "precious" and path.read_bytes() == b"new"
+    assert len(names - {"victim", "cloud.ply", "cloud.ply.part", ".cloud.ply.part"}) == 2
+
+
+def test_saves_to_one_path_at_once_all_succeed(tmp_path):
+    path, errors = tmp_path / "cloud.ply", []
+
+    def save(number):
+        try:
+            for _ in range(20):
+                with point_cloud.replaced(path) as file:
+                    file.write(bytes([number]) * 1000)
+        except OSError as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=save, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not errors and len(set(path.read_bytes())) == 1
+    assert [each.name for each in tmp_path.iterdir()] == ["cloud.ply"]
+
+
+def test_a_file_keeps_its_rights_and_what_the_killed_left_goes(tmp_path):
+    path = tmp_path / "cloud.ply"
+    path.write_text("old")
+    path.chmod(0o640)
+    stale = tmp_path / f".cloud.ply.{'0' * 16}.part"
+    fresh = tmp_path / f".cloud.ply.{'1' * 16}.part"
+    for left in (stale, fresh):
+        left.write_text("half")
+    os.utime(stale, (0, 0))
+    with point_cloud.replaced(path) as file:
+        file.write(b"new")
+    assert path.stat().st_mode & 0o777 == 0o640 and path.read_bytes() == b"new"
+    assert not stale.exists() and fresh.exists()

@@ -268,3 +268,22 @@ def test_files_that_are_no_images_are_refused(tmp_path, colours, monkeypatch):
     monkeypatch.setattr(preprocessing, "MAX_IMAGE_PX", 1000)
     with pytest.raises(ValueError, match="400x240, above 1000 pixels"):
         preprocessing.load_image(tmp_path / "whole.jpg")
+
+
+def test_a_view_of_the_scene_before_is_not_resized_again(monkeypatch):
+    rng = np.random.default_rng(0)
+    images = [rng.integers(0, 256, (48, 64, 3), np.uint8) for _ in range(3)]
+    resized, real = [], preprocessing.api.resize_lanczos
+
+    def counted(image, *rest):
+        resized.append(image)
+        real(image, *rest)
+
+    monkeypatch.setattr(preprocessing.api, "resize_lanczos", counted)
+    first = preprocessing.resize_views(images[:2], 28)
+    again = preprocessing.resize_views(images[1:], 28, resized=[first[1], None])
+    assert len(resized) == 3 and resized[2] is images[2]
+    np.testing.assert_array_equal(again, preprocessing.resize_views(images[1:], 28))
+    # A view of another size is of no use.
+    preprocessing.resize_views(images[1:], 42, resized=[first[1], None])
+    assert len(resized) == 7
