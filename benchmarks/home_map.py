@@ -86,7 +86,7 @@ def _thumbnail(image: np.ndarray) -> np.ndarray:
 
 def drive(home: int, most_views: int) -> dict:
     """Drive through a held-out home; returns the figures and writes the picture."""
-    settings = Settings.from_flat({"window.max_age_s": 10.0, "cloud.max_edge_step": 0.1})
+    settings = Settings.from_flat({"window.max_age_s": 10.0, "voxel.max_edge_step": 0.1})
     perception = ExactPerception(make_scene(home_seed("heldout", home), legs=12), most_views)
     live, dense_map, places, windows = (
         MappingPipeline(perception, settings),

@@ -93,6 +93,16 @@ def test_pixels_that_share_a_voxel_are_not_all_taken(monkeypatch):
     assert taken < 0.3 * all_taken and voxels > 0.9 * all_voxels
 
 
+def test_settings_of_the_published_cloud_do_not_thin_the_map():
+    def filled(**values):
+        dense_map, _, _ = drive(lap_poses(6, 0.3), odometry=True, **values)
+        return len(dense_map.points())
+
+    everything = filled()
+    assert filled(cloud__min_confidence=1.0, cloud__max_edge_step=1e-4) == everything
+    assert filled(voxel__max_edge_step=0.002) < 0.8 * everything
+
+
 def test_points_are_what_the_changes_add_up_to(lap):
     scene_map, _, _ = lap
     mirror = PointMirror()
@@ -149,7 +159,7 @@ def test_views_that_nothing_connects_stay_out_of_the_map():
     """The robot looked elsewhere between two frames: where the old views lie is a guess."""
     poses = lap_poses(5, 0.2)
     poses[4] = pose_on_lap(0.8, np.pi)
-    dense_map, updates, _ = drive(poses, map__loop_closure=False, cloud__max_edge_step=0.0)
+    dense_map, updates, _ = drive(poses, map__loop_closure=False, voxel__max_edge_step=0.0)
     turned = updates[-1]
     assert turned.placement.new_map == "no_overlap" and turned.trusted_views == (2,)
     positions = np.stack([dense_map.points()[axis] for axis in "xyz"], -1)
@@ -202,7 +212,7 @@ def test_what_moves_less_than_a_voxel_stays_until_it_adds_up():
     assert moves == [False, False, True, False, False]
 
 
-SHORT = {"map__loop_closure": False, "cloud__max_edge_step": 0.1}
+SHORT = {"map__loop_closure": False, "voxel__max_edge_step": 0.1}
 
 
 def apply_rows(voxels, rows):

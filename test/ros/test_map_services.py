@@ -12,7 +12,7 @@ from g2vlm_tests.harness import bench, image  # noqa: E402
 START_S = 1000.0
 SETTINGS = {
     "voxel.publish_period_s": 0.1,
-    "cloud.max_edge_step": 0.0,
+    "voxel.max_edge_step": 0.0,
     "map.metres_per_unit": 1.0,
     "voxel.size_m": 0.02,
 }

@@ -28,7 +28,7 @@ def stream(made, count, start=START_S, camera="camera", step=0.1):
 def test_frames_become_a_cloud_with_their_stamp_frame_fields_and_points():
     from sensor_msgs.msg import PointCloud2
 
-    with bench(**{"cloud.max_edge_step": 0.0}) as made:
+    with bench(**{"cloud.max_edge_step": 0.0, "voxel.max_edge_step": 0.0}) as made:
         made.listen(PointCloud2, "/perception/points")
         stream(made, 2)
         made.until(lambda: made.received["/perception/points"], "a cloud")
@@ -398,7 +398,7 @@ def test_the_map_and_its_grid_are_latched_and_saved_in_every_format(tmp_path):
 
     from g2vlm_ros.ros.publishers import LATCHED
 
-    with bench(**{"voxel.publish_period_s": 0.1, "cloud.max_edge_step": 0.0}) as made:
+    with bench(**{"voxel.publish_period_s": 0.1, "voxel.max_edge_step": 0.0}) as made:
         made.listen(PointCloud2, "/perception/points")
         stream(made, 3)
         made.listen(PointCloud2, "/perception/map", LATCHED)

@@ -15,7 +15,7 @@ START_S = 1000.0
 @pytest.fixture(scope="module")
 def made():
     """A node with one window of two frames, taken long ago."""
-    with bench(**{"cloud.max_edge_step": 0.0}) as made:
+    with bench(**{"cloud.max_edge_step": 0.0, "voxel.max_edge_step": 0.0}) as made:
         for k in range(2):
             made.send("/camera/image_raw", image(START_S + 0.1 * k))
         made.settle()
