@@ -39,6 +39,7 @@ BUILD = STAMPS / "build"  # beside the stamps: the symbolic links in .venv lead 
 STAND_IN = STAMPS / "stand_in"  # the same for test/nav2_msgs
 LOCK = ROOT / ".setup.lock"
 CONSTRAINTS = ROOT / "requirements" / "constraints.txt"
+SIDE_BY_SIDE = ROOT / "requirements" / "side_by_side.txt"
 
 # The requirements/*.txt of each purpose; "ros" stands for ROS itself and the built interfaces.
 PURPOSES = {
@@ -97,6 +98,8 @@ def prepare(groups):
         build_interfaces()
         if "test" in groups:
             build_stand_in()
+    if "test" in groups:
+        install_side_by_side()
 
 
 def sourced_ros():
@@ -156,6 +159,33 @@ def install(groups):
     for group in missing:
         stamp(group, keys[group])
     UNFINISHED.unlink()
+
+
+def install_side_by_side():
+    """Puts each wheel of requirements/side_by_side.txt into a folder of its own.
+
+    Several versions of one package cannot be in one environment. What has no wheel for this Python
+    or cannot be had now is left out: its tests skip and say so.
+    """
+    key = digest([SIDE_BY_SIDE])
+    if done("side_by_side", key):
+        return
+    say("wheels of several versions side by side")
+    lines = [line.strip() for line in SIDE_BY_SIDE.read_text().splitlines()]
+    absent = []
+    for line in (line for line in lines if line and not line.startswith("#")):
+        folder = STAMPS / "wheels" / line.split(";")[0].strip()
+        shutil.rmtree(str(folder), ignore_errors=True)
+        command = [str(VENV / "bin" / "python"), "-m", "pip", "install", "--no-deps"]
+        command += ["--disable-pip-version-check", "--only-binary", ":all:"]
+        try:
+            run([*command, "--target", str(folder), line], "side_by_side")
+        except SetupError as error:
+            shutil.rmtree(str(folder), ignore_errors=True)
+            absent.append(line)
+            say(f"  without {line}: {error}")
+    if not absent:
+        stamp("side_by_side", key)
 
 
 def requirements_key(group):

@@ -1,17 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Builds TensorRT engines from ONNX files, stage by stage, and lets each one prove itself.
+"""Builds TensorRT engines from ONNX files, stage by stage, and verifies each one.
 
 `python -m g2vlm_ros.export.build_engines --plan engines/plan.yaml --profile NAME --onnx DIR
-[--out CACHE]`
-runs on the machine that will use the engines. What is there already and fits is not built again,
-so an interrupted build goes on where it stopped. `--target 8.9` builds with TensorRT-RTX for a GPU
-that is not here; such engines prove themselves when a node first loads them.
+[--out CACHE]` runs on the machine that will use the engines. What is there already and fits is not
+built again, so an interrupted build goes on where it stopped. `--target 8.9` builds with
+TensorRT-RTX for a GPU that is not here; such engines are verified when a node first loads them.
 """
 
 from __future__ import annotations
 
 import argparse
 import hashlib
+import re
 import shutil
 import sys
 import time
@@ -23,22 +23,34 @@ from typing import Any
 from g2vlm_ros.checkpoint.config import DINO_WINDOWS, ModelConfig
 from g2vlm_ros.checkpoint.onnx_manifest import STAGES, GraphFile, Manifest, check_graph
 from g2vlm_ros.export.build_plan import BuildPlan
-from g2vlm_ros.export.golden_cases import load_network, make_proofs, proof_name
-from g2vlm_ros.export.trt_attention import arranged, forbid_fusion, read_graph, ways_for
+from g2vlm_ros.export.golden_cases import golden_name, load_network, make_golden_cases
+from g2vlm_ros.export.trt_attention import (
+    arranged,
+    count_attentions,
+    forbid_fusion,
+    read_graph,
+    ways_for,
+)
 from g2vlm_ros.inference.tensorrt.cuda import Cuda, CudaError, open_cuda
 from g2vlm_ros.inference.tensorrt.device_memory import DeviceMemory
-from g2vlm_ros.inference.tensorrt.engine import Engine, prove, read_proof
+from g2vlm_ros.inference.tensorrt.engine import Engine, read_golden, verify
 from g2vlm_ros.inference.tensorrt.engine_metadata import (
     EngineError,
-    EngineRecord,
+    EngineMetadata,
     Here,
+    cached_engines,
     default_cache,
     engine_folder,
     file_name,
-    listed,
+    map_file,
     prune,
 )
-from g2vlm_ros.inference.tensorrt.versions import TensorRTVersion, installed
+from g2vlm_ros.inference.tensorrt.versions import (
+    TensorRTVersion,
+    check_precision,
+    doubt,
+    installed,
+)
 
 Progress = Callable[[str], None]
 
@@ -51,22 +63,28 @@ class BuildError(ValueError):
 class Machine:
     """What engines are built with and for."""
 
-    flavour: TensorRTVersion
+    version: TensorRTVersion
     here: Here
     cuda: Cuda | None
-    """None when the GPU is not here: engines stay unproven."""
+    """None when the GPU is not here: engines stay unverified."""
 
     @staticmethod
     def of(flavour: str, target: str | None) -> Machine:
         """This machine, or TensorRT-RTX for a compute capability such as "8.9"."""
         if target is not None:
-            chosen = installed("rtx" if flavour == "auto" else flavour)
+            version = installed("rtx" if flavour == "auto" else flavour)
             gpu = f"sm{target.replace('.', '')}"
-            return Machine(chosen, Here(gpu, target, chosen.label), None)
+            return Machine(version, Here(gpu, target, version.label), None)
         cuda = open_cuda()
-        chosen = installed(flavour, cuda.capability)
-        here = Here(cuda.gpu, cuda.capability, chosen.label, cuda.driver)
-        return Machine(chosen, here, cuda)
+        version = installed(flavour, cuda.capability)
+        here = Here(cuda.gpu, cuda.capability, version.label, cuda.driver)
+        return Machine(version, here, cuda)
+
+    @property
+    def timings(self) -> str:
+        """File of the kernel timings: they are of one TensorRT on one kind of GPU."""
+        gpu = re.sub(r"[^a-z0-9]+", "-", self.here.gpu.lower()).strip("-")
+        return f"tactics.{gpu}-{self.here.tensorrt}.timing"
 
 
 def build(
@@ -77,27 +95,32 @@ def build(
     stages: Sequence[str] = STAGES,
     progress: Progress = lambda line: None,
     dino_windows: str | None = None,
-) -> list[EngineRecord]:
-    """Builds what is missing, stage by stage. Raises BuildError, PlanError, ManifestError.
+) -> list[EngineMetadata]:
+    """Builds what is missing, stage by stage.
 
-    dino_windows overrides the checkpoint's setting.
+    dino_windows overrides the checkpoint's setting. Raises BuildError, PlanError, ManifestError,
+    and UnfitError where the GPU has no such precision.
     """
+    check_precision(plan.precision, machine.here.capability)
+    if warning := doubt(machine.here.tensorrt):
+        progress(f"warning: {warning}")
     manifest = Manifest.read(folder)
     manifest.check_weights(folder)
     out = engine_folder(cache, manifest.weights)
     out.mkdir(parents=True, exist_ok=True)
     windows = dino_windows or ModelConfig.read(folder).dino.windows
-    made = []
+    engines = []
     for stage, size in plan.engines(tuple(stages)):
         graph = plan.graph(manifest, stage, size, windows)
         check_graph(folder, graph)
         wanted = _wanted(machine, manifest, plan, graph, size)
-        if (done := _standing(out, wanted)) is not None:
-            progress(f"{done.file}: there already")
+        engine = _standing(out, wanted)
+        if engine is not None:
+            progress(f"{engine.file}: there already")
         else:
-            done = _build_proven(folder, out, plan, machine, graph, wanted, progress)
-        made.append(done)
-    return made
+            engine = _build_verified(folder, out, plan, machine, graph, wanted, progress)
+        engines.append(engine)
+    return engines
 
 
 def _wanted(
@@ -106,10 +129,10 @@ def _wanted(
     plan: BuildPlan,
     graph: GraphFile,
     size: tuple[int, int] | None,
-) -> EngineRecord:
+) -> EngineMetadata:
     """The record of an engine before it is built."""
     aligned = graph.dino_windows == "aligned"
-    return EngineRecord(
+    return EngineMetadata(
         file=file_name(graph.stage, size, aligned, machine.here, plan.precision),
         stage=graph.stage,
         precision=plan.precision,
@@ -127,20 +150,20 @@ def _wanted(
         driver=machine.here.driver,
         inputs=graph.inputs,
         outputs=graph.outputs,
-        profiles=plan.profiles(graph, size),
-        proof=proof_name(graph, size, manifest.weights),
-        proof_sha256=None,
-        proven=None,
+        profiles=plan.profiles(graph, size, one=machine.version.name == "rtx"),
+        golden=golden_name(graph, size, manifest.weights),
+        golden_sha256=None,
+        verified=None,
     )
 
 
-def _standing(out: Path, wanted: EngineRecord) -> EngineRecord | None:
+def _standing(out: Path, wanted: EngineMetadata) -> EngineMetadata | None:
     """The engine that an earlier build made of the same things."""
     path = out / f"{wanted.file}.json"
     if not path.exists():
         return None
     try:
-        old = EngineRecord.read(path)
+        old = EngineMetadata.read(path)
         old.load(out, "")
     except EngineError:
         return None
@@ -148,47 +171,61 @@ def _standing(out: Path, wanted: EngineRecord) -> EngineRecord | None:
     return old if all(getattr(old, name) == getattr(wanted, name) for name in same) else None
 
 
-def _build_proven(
+def _build_verified(
     folder: Path,
     out: Path,
     plan: BuildPlan,
     machine: Machine,
     graph: GraphFile,
-    wanted: EngineRecord,
+    wanted: EngineMetadata,
     progress: Progress,
-) -> EngineRecord:
+) -> EngineMetadata:
     """Builds with fused attention, then with ever safer ones until the values are right."""
     model = read_graph(folder / graph.file)
+    wanted = replace(wanted, attentions=count_attentions(model))
     failures = []
     for way in ways_for(model, plan.precision):
         start = time.monotonic()
+        engine = replace(wanted, attention=way)
         try:
-            data = build_engine(
+            build_engine(
                 machine,
                 arranged(model, way, plan.precision),
                 folder / graph.file,
                 wanted.profiles,
                 plan,
-                out / "tactics.timing",
+                out / f"{engine.file}.part",
+                out / machine.timings,
                 way,
                 progress,
             )
-            record = _keep(folder, out, replace(wanted, attention=way), data)
+            engine = _keep(folder, out, engine)
             if machine.cuda is not None:
-                record = replace(record, proven=_prove(machine, out, record, data))
+                engine = _verify(machine, out, engine)
         except (BuildError, EngineError) as error:
             failures.append(f"{way} attention: {error}")
             progress(failures[-1])
             continue
-        record.write(out)
-        proven = "not proven, its GPU is not here"
-        if record.proven is not None:
-            proven = f"largest error {max(record.proven.values()):.2g}"
-        seconds = time.monotonic() - start
-        progress(f"{record.file}: {len(data) / 1e6:.1f} MB, {seconds:.0f} s, {way}, {proven}")
-        return record
+        engine.write(out)
+        _report(engine, time.monotonic() - start, progress)
+        return engine
     (out / wanted.file).unlink(missing_ok=True)
     raise BuildError(f"no usable engine of stage {graph.stage}: {'; '.join(failures)}")
+
+
+def _report(engine: EngineMetadata, seconds: float, progress: Progress) -> None:
+    verified = "not verified, its GPU is not here"
+    if engine.verified is not None:
+        verified = f"largest error {max(engine.verified.values()):.2g}"
+    fused = ""
+    if engine.fused_attentions is not None:
+        fused = f" ({engine.fused_attentions} of {engine.attentions} by one kernel)"
+    progress(
+        f"{engine.file}: {engine.engine_bytes / 1e6:.1f} MB, {seconds:.0f} s, "
+        f"{engine.attention} attention{fused}, {verified}"
+    )
+    if engine.unfused and engine.attention == "fused":
+        progress(f"warning: {engine.unfused}")
 
 
 def build_engine(
@@ -197,42 +234,55 @@ def build_engine(
     path: Path,
     profiles: list[dict[str, list[list[int]]]],
     plan: BuildPlan,
-    timing: Path,
+    target: Path,
+    timings: Path,
     way: str = "fused",
     progress: Progress = lambda line: None,
-) -> bytes:
-    """One serialised engine from a graph whose weights lie beside `path`."""
-    flavour, trt = machine.flavour, machine.flavour.trt
+) -> None:
+    """Writes one serialised engine, made from a graph whose weights lie beside `path`.
+
+    timings: kernel timings of earlier builds, gone on with. Raises BuildError, EngineError.
+    """
+    version, trt = machine.version, machine.version.trt
     logger = trt.Logger(trt.Logger.ERROR)
-    builder = trt.Builder(logger)
-    if builder is None:
-        raise BuildError(f"{flavour.label} cannot build here; is there an NVIDIA driver?")
-    network = flavour.network(builder)
+    builder = version.builder(logger)
+    network = version.network(builder)
     parser = trt.OnnxParser(network, logger)
     if not parser.parse(model, str(path)):
         errors = "; ".join(parser.get_error(i).desc() for i in range(parser.num_errors))
-        raise BuildError(f"{flavour.label} refuses {path.name}: {errors}")
+        raise BuildError(f"{version.label} refuses {path.name}: {errors}")
     if way == "decomposed":
         forbid_fusion(network, trt.LayerType.SOFTMAX)
-    config = flavour.builder_config(builder, plan.memory_gib, plan.level)
+    config = version.builder_config(builder, plan.memory_gib, plan.level)
     for shapes in profiles:
-        profile = builder.create_optimization_profile()
-        for name, bounds in shapes.items():
-            profile.set_shape(name, *(tuple(shape) for shape in bounds))
-        if config.add_optimization_profile(profile) < 0:
-            raise BuildError(f"the shapes of the plan do not fit {path.name}: {shapes}")
+        _add_profile(builder, config, shapes, path.name)
     if machine.cuda is None:
-        flavour.set_target(config, machine.here.capability)
+        version.set_target(config, machine.here.capability)
     config.progress_monitor = _monitor(trt, progress)
-    flavour.load_timings(config, timing)
+    if not version.load_timings(config, timings):
+        progress(f"{timings.name} is damaged or of another machine; kernels are timed anew")
     engine = builder.build_serialized_network(network, config)
     if engine is None:
         raise BuildError(
-            f"{flavour.label} could not build {path.name}; its messages are above. If memory ran "
+            f"{version.label} could not build {path.name}; its messages are above. If memory ran "
             f"out, lower memory_gib ({plan.memory_gib}) or views in the plan"
         )
-    flavour.save_timings(config, timing)
-    return bytes(memoryview(engine))
+    target.write_bytes(memoryview(engine))
+    version.save_timings(config, timings)
+
+
+def _add_profile(builder: Any, config: Any, shapes: dict[str, list[list[int]]], name: str) -> None:
+    profile = builder.create_optimization_profile()
+    try:
+        for input_name, bounds in shapes.items():
+            profile.set_shape(input_name, *(tuple(shape) for shape in bounds))
+        accepted = config.add_optimization_profile(profile) >= 0
+    except RuntimeError as error:  # what the bindings make of a shape that TensorRT refuses
+        raise BuildError(
+            f"the shapes of the plan do not fit {name} ({error}): {shapes}"
+        ) from error
+    if not accepted:
+        raise BuildError(f"the shapes of the plan do not fit {name}: {shapes}")
 
 
 def _monitor(trt: Any, progress: Progress) -> Any:
@@ -259,44 +309,52 @@ def _monitor(trt: Any, progress: Progress) -> Any:
     return Monitor()
 
 
-def _keep(folder: Path, out: Path, record: EngineRecord, data: bytes) -> EngineRecord:
-    """Writes the engine and its golden values; without a record they do not count yet."""
-    partial = out / f"{record.file}.part"
-    partial.write_bytes(data)
-    partial.replace(out / record.file)
-    proof = folder / str(record.proof)
-    if not proof.exists():
+def _keep(folder: Path, out: Path, engine: EngineMetadata) -> EngineMetadata:
+    """Puts engine and golden values in their place; without a record they do not count yet."""
+    golden = folder / str(engine.golden)
+    if not golden.exists():
         raise BuildError(
-            f"{proof.name} is not in {folder}; make it where torch is installed with `python -m "
+            f"{golden.name} is not in {folder}; make it where torch is installed with `python -m "
             "g2vlm_ros.export.golden_cases` and copy it there"
         )
-    shutil.copyfile(proof, out / proof.name)
+    (out / f"{engine.file}.part").replace(out / engine.file)
+    (out / engine.kernels).unlink(missing_ok=True)  # of the engine that was here before
+    shutil.copyfile(golden, out / golden.name)
+    data = map_file(out / engine.file)
     return replace(
-        record,
+        engine,
         engine_bytes=len(data),
         engine_sha256=hashlib.sha256(data).hexdigest(),
-        proof_sha256=hashlib.sha256(proof.read_bytes()).hexdigest(),
+        golden_sha256=hashlib.sha256(golden.read_bytes()).hexdigest(),
     )
 
 
-def _prove(machine: Machine, out: Path, record: EngineRecord, data: bytes) -> dict[str, float]:
-    device = DeviceMemory(machine.cuda)
+def _verify(machine: Machine, out: Path, metadata: EngineMetadata) -> EngineMetadata:
+    """Runs an engine on its golden values; the record with their errors."""
     try:
-        engine = Engine(machine.flavour, device, record, data)
-        return prove(engine, device, read_proof(out, record))
+        with machine.cuda.active():
+            device = DeviceMemory(machine.cuda)
+            try:
+                data = map_file(out / metadata.file)
+                engine = Engine(machine.version, device, metadata, data, out)
+                del data
+                errors = verify(engine, device, read_golden(out, metadata))
+                engine.save_kernels()
+                fused = engine.fused_attentions
+            finally:
+                device.close()
     except CudaError as error:
-        raise BuildError(f"{record.file} could not be tried: {error}") from error
-    finally:
-        device.close()
+        raise BuildError(f"{metadata.file} could not be tried: {error}") from error
+    return replace(metadata, verified=errors, fused_attentions=fused)
 
 
-def _ensure_proofs(
+def _ensure_golden_cases(
     folder: Path, plan: BuildPlan, stages: Sequence[str], progress: Progress, windows: str
 ) -> None:
     """Makes golden values where torch is installed; without it they must be there."""
     manifest = Manifest.read(folder)
     names = [
-        proof_name(plan.graph(manifest, *engine, windows), engine[1], manifest.weights)
+        golden_name(plan.graph(manifest, *engine, windows), engine[1], manifest.weights)
         for engine in plan.engines(tuple(stages))
     ]
     if all((folder / name).exists() for name in names):
@@ -305,7 +363,7 @@ def _ensure_proofs(
         network = load_network(folder, windows)
     except ImportError:
         return
-    make_proofs(folder, plan, network, tuple(stages), progress)
+    make_golden_cases(folder, plan, network, tuple(stages), progress)
 
 
 # --- the command ---------------------------------------------------------------------------------
@@ -314,7 +372,7 @@ def _ensure_proofs(
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--plan", type=Path, default=Path("engines/plan.yaml"))
-    parser.add_argument("--profile", help="of the plan: jetson_orin, desktop, h200")
+    parser.add_argument("--profile", help="of the plan, as desktop")
     parser.add_argument("--onnx", metavar="DIR", type=Path, help="checkpoint with ONNX files")
     parser.add_argument("--out", metavar="CACHE", type=Path, default=default_cache())
     parser.add_argument("--stages", nargs="+", default=STAGES)
@@ -354,16 +412,23 @@ def _build(options: argparse.Namespace) -> None:
             f"this is {machine.here.capability}"
         )
     windows = options.dino_windows or ModelConfig.read(options.onnx).dino.windows
-    _ensure_proofs(options.onnx, plan, options.stages, show, windows)
-    made = build(options.onnx, plan, machine, options.out, options.stages, show, windows)
-    show(f"{len(made)} engines in {engine_folder(options.out, made[0].weights)}")
+    check_precision(plan.precision, machine.here.capability)
+    _ensure_golden_cases(options.onnx, plan, options.stages, show, windows)
+    engines = build(options.onnx, plan, machine, options.out, options.stages, show, windows)
+    show(f"{len(engines)} engines in {engine_folder(options.out, engines[0].weights)}")
 
 
 def _list(cache: Path) -> None:
-    for folder, record in listed(cache):
-        size = f"{record.engine_bytes / 1e6:.1f} MB"
-        proven = "proven" if record.proven is not None else "not proven"
-        print(f"{folder / record.file}  {size}  {record.attention} attention  {proven}")
+    versions = set()
+    for folder, engine in cached_engines(cache):
+        size = f"{engine.engine_bytes / 1e6:.1f} MB"
+        verified = "verified" if engine.verified is not None else "not verified"
+        print(f"{folder / engine.file}  {size}  {engine.attention} attention  {verified}")
+        if engine.unfused and engine.attention == "fused":
+            print(f"  {engine.unfused}")
+        versions.add(engine.tensorrt)
+    for warning in filter(None, map(doubt, sorted(versions))):
+        print(f"warning: {warning}")
 
 
 if __name__ == "__main__":

@@ -17,7 +17,9 @@ Range = tuple[int, int, int]
 """Smallest, usual and largest."""
 PRECISIONS = ("float32", "float16", "bfloat16")
 SIZED = ("encode_geometry", "heads", "heads_global", "encode_semantics")
-RANGES = ("views", "text_tokens", "cached_tokens")
+RANGES = ("views", "text_tokens")
+CACHING = ("geometry", "language")
+"""Stages that read a cache."""
 
 
 class PlanError(ValueError):
@@ -41,7 +43,8 @@ class BuildPlan:
     semantic_sizes: list[tuple[int, int]]
     views: Range
     text_tokens: Range
-    cached_tokens: Range
+    cached_tokens: dict[str, Range]
+    """Before a stage begins, by stage: views follow a short prompt, an answer all the images."""
     weight_only: str | None = None
     """int8 or int4 for the weights of the language stage; may be left out."""
 
@@ -75,13 +78,17 @@ class BuildPlan:
                 + ", ".join(OLDEST_OPSET)
             )
         for name in RANGES:
-            low, usual, high = values[name] = tuple(values[name])
-            floor = 0 if name == "cached_tokens" else 1
-            if not floor <= low <= usual <= high:
-                raise PlanError(
-                    f"profile {profile} has {name} {[low, usual, high]}; it must be smallest, "
-                    f"usual and largest, from {floor} up"
-                )
+            values[name] = _checked_range(profile, name, values[name], floor=1)
+        cached = values["cached_tokens"]
+        if not isinstance(cached, dict) or set(cached) != set(CACHING):
+            raise PlanError(
+                f"profile {profile} has cached_tokens {cached}; it must be smallest, usual and "
+                "largest for each of " + ", ".join(CACHING)
+            )
+        values["cached_tokens"] = {
+            stage: _checked_range(profile, f"cached_tokens of {stage}", cached[stage], floor=0)
+            for stage in CACHING
+        }
         for name, multiple in (("sizes", PATCH_PX), ("semantic_sizes", 2 * PATCH_PX)):
             values[name] = [tuple(size) for size in values[name]]
             for size in values[name]:
@@ -121,6 +128,7 @@ class BuildPlan:
         for candidate in (size, None):
             for graph in graphs:
                 if graph.size == candidate:
+                    _check_outputs(graph)
                     return graph
         of = f" for {size[0]}x{size[1]}" if size else ""
         more = f" --weight-only {weight_only}" if weight_only else ""
@@ -130,13 +138,16 @@ class BuildPlan:
         )
 
     def profiles(
-        self, graph: GraphFile, size: tuple[int, int] | None
+        self, graph: GraphFile, size: tuple[int, int] | None, one: bool = False
     ) -> list[dict[str, list[list[int]]]]:
         """Optimisation profiles: input -> smallest, usual and largest shape.
 
+        one: a single profile per engine. TensorRT-RTX would keep the weights of a second one
+        again (248 MB became 496 for a stack of MLPs), and chooses kernels per shape anyway.
         Raises PlanError when the graph has a dimension that the plan says nothing about.
         """
-        return [_shapes(graph, free) for free in self._free(graph.stage, size)]
+        free = self._free(graph.stage, size)
+        return [_shapes(graph, sizes) for sizes in (free[:1] if one else free)]
 
     def _free(self, stage: str, size: tuple[int, int] | None) -> list[dict[str, Range]]:
         """The free dimensions of a stage, once per optimisation profile."""
@@ -148,21 +159,47 @@ class BuildPlan:
                     "views": self.views,
                     "patches": patches,
                     "tokens": tokens,
-                    "cached": self.cached_tokens,
+                    "cached": self.cached_tokens["geometry"],
                 }
             ]
         if stage == "language":
             merged = [w * h // (2 * PATCH_PX) ** 2 for w, h in self.semantic_sizes]
-            images = (0, 0, max(merged, default=0))
+            # Kernels are chosen for the usual shape: its heaviest use is an image of a question.
+            largest = max(merged, default=0)
+            images = (0, largest, largest)
             tokens = tuple(i + t for i, t in zip(images, self.text_tokens, strict=True))
             prefill = {"ids": self.text_tokens, "image_tokens": images, "tokens": tokens}
             one, none = (1, 1, 1), (0, 0, 0)
             decode = {"ids": one, "image_tokens": none, "tokens": one}
-            return [{**each, "cached": self.cached_tokens} for each in (prefill, decode)]
+            cached = self.cached_tokens["language"]
+            return [{**each, "cached": cached} for each in (prefill, decode)]
         width, height = size
         rows, columns = height // PATCH_PX, width // PATCH_PX
         fixed = {"height": height, "width": width, "rows": rows, "columns": columns}
         return [{"views": self.views, **{name: (n, n, n) for name, n in fixed.items()}}]
+
+
+def _checked_range(profile: str, name: str, values: Any, floor: int) -> Range:
+    try:
+        low, usual, high = (int(n) for n in values)
+    except (TypeError, ValueError) as error:
+        raise PlanError(
+            f"profile {profile} has {name} {values}; it must be smallest, usual and largest"
+        ) from error
+    if not floor <= low <= usual <= high:
+        raise PlanError(
+            f"profile {profile} has {name} {[low, usual, high]}; it must be smallest, "
+            f"usual and largest, from {floor} up"
+        )
+    return low, usual, high
+
+
+def _check_outputs(graph: GraphFile) -> None:
+    """Refuses an encoder of an earlier export, whose views have no descriptor."""
+    if graph.stage == "encode_geometry" and "descriptor" not in graph.outputs:
+        raise PlanError(
+            f"{graph.file} is of an earlier export, without the output descriptor; export it again"
+        )
 
 
 def _shapes(graph: GraphFile, free: dict[str, Range]) -> dict[str, list[list[int]]]:

@@ -250,7 +250,7 @@ def export(
     stages = [*stages, *([GLOBAL] if global_points else [])]
     for graph_file in _plan(stages, dtype, sizes, semantic_sizes, weight_only, config):
         start = time.monotonic()
-        graph = stage_graphs(config, DTYPES[dtype], network.confidence)[graph_file.stage]
+        graph = stage_graphs(config, DTYPES[dtype], network.confidence, opset)[graph_file.stage]
         fixed = _fixed(graph_file.size)
         model = trace(network, graph, opset, DTYPES[dtype], fixed)
         attach_weights(model, graph, stored)

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Golden inputs and outputs, by which an engine proves itself: made by torch in float32.
+"""Golden inputs and outputs, by which an engine is verified: made by torch in float32.
 
 `python -m g2vlm_ros.export.golden_cases --plan engines/plan.yaml --profile NAME --onnx DIR` writes
-`<stage>....proof.npz` beside the ONNX files. `export.build` does it by itself where torch is
-installed; on a Jetson without torch copy the files there with the ONNX folder.
+`<stage>....golden.npz` beside the ONNX files. `export.build_engines` does it by itself where torch
+is installed; on a Jetson without torch copy the files there with the ONNX folder.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import argparse
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -25,13 +26,25 @@ from g2vlm_ros.inference.tensorrt.device_memory import from_element, to_element
 VIEWS, TEXT = 2, 11
 """Small, so that the check at every start is short; two views, so that views see each other."""
 ELEMENT = {"float32": "FLOAT", "float16": "FLOAT16", "bfloat16": "BFLOAT16"}
+LONG_TOKENS = 8192
+"""Cached tokens of the long case, at most: kernels for long sequences are others than for short
+ones, and a case of 16 384 would cost each start of the node another 0.5 GB."""
+MAX_BLOCK_TOKENS = 64
+"""Tokens of the long case that are written down; the others repeat them."""
 Arrays = dict[str, np.ndarray]
 
 
-def proof_name(graph: GraphFile, size: tuple[int, int] | None, weights: str) -> str:
+class Repeated(NamedTuple):
+    """A long array that is a block, again and again along its first axis."""
+
+    block: np.ndarray
+    times: int
+
+
+def golden_name(graph: GraphFile, size: tuple[int, int] | None, weights: str) -> str:
     """The file with the golden values of an engine made from a graph of a checkpoint state."""
     middle = f".{size[0]}x{size[1]}" if size and not graph.size else ""
-    return f"{graph.file.removesuffix('.onnx')}{middle}.{weights[:8]}.proof.npz"
+    return f"{graph.file.removesuffix('.onnx')}{middle}.{weights[:8]}.golden.npz"
 
 
 class Oracle:
@@ -123,6 +136,24 @@ class Chain:
         )
         self._text(1)
 
+    def long_decoding(self) -> None:
+        """One decoding step behind as many tokens as the plan allows (`LONG_TOKENS`)."""
+        tokens = min(len(self.past["past_keys"]), MAX_BLOCK_TOKENS)
+        times = min(self.plan.cached_tokens["language"][2], LONG_TOKENS) // tokens
+        blocks = {name: Repeated(past[:tokens], times) for name, past in self.past.items()}
+        long = {name: np.tile(block, (times, 1, 1, 1)) for name, (block, _) in blocks.items()}
+        segment = self.walk.text(self.rng.integers(5, self.config.text.vocab_size, 1))
+        inputs, outputs = self.oracle.run(
+            "language",
+            ids=segment.token_ids,
+            features=np.empty((0, self.config.text.hidden_size), np.float32),
+            reach=np.array([tokens * times]),
+            positions=segment.positions,
+            **long,
+        )
+        blocks = {name: Repeated(inputs[name][:tokens], times) for name in blocks}
+        self.cases["language"].append(({**inputs, **blocks}, outputs))
+
     def _text(self, tokens: int) -> None:
         ids = self.rng.integers(5, self.config.text.vocab_size, tokens)
         start = len(self.past["past_keys"])
@@ -153,7 +184,7 @@ class Chain:
         return coarse.repeat(14, axis=1).repeat(14, axis=2)
 
 
-def make_proofs(
+def make_golden_cases(
     folder: Path,
     plan: BuildPlan,
     network: object,
@@ -164,7 +195,7 @@ def make_proofs(
     manifest = Manifest.read(folder)
     windows = network.config.dino.windows
     graphs = {e: plan.graph(manifest, *e, windows) for e in plan.engines(stages)}
-    names = {e: proof_name(graph, e[1], manifest.weights) for e, graph in graphs.items()}
+    names = {e: golden_name(graph, e[1], manifest.weights) for e, graph in graphs.items()}
     if all((folder / name).exists() for name in names.values()):
         return
     oracle = Oracle(network, plan.precision, plan.weight_only)
@@ -173,6 +204,7 @@ def make_proofs(
         chain.geometry()
         for semantic_size in plan.semantic_sizes:
             chain.questions(semantic_size)
+        chain.long_decoding()
         for (stage, own_size), name in names.items():
             fits = own_size in (None, size, *plan.semantic_sizes)
             if fits and stage in chain.cases and not (folder / name).exists():
@@ -188,12 +220,14 @@ def _of_size(stage: str, inputs: Arrays, size: tuple[int, int] | None) -> bool:
 
 
 def _write(path: Path, cases: list[tuple[Arrays, Arrays]]) -> None:
-    arrays = {
-        f"{index}/{kind}/{name}": array
-        for index, case in enumerate(cases)
-        for kind, part in zip(("in", "out"), case, strict=True)
-        for name, array in part.items()
-    }
+    arrays = {}
+    for index, case in enumerate(cases):
+        for kind, part in zip(("in", "out"), case, strict=True):
+            for name, array in part.items():
+                if isinstance(array, Repeated):
+                    arrays[f"{index}/repeat/{name}"] = np.array(array.times)
+                    array = array.block
+                arrays[f"{index}/{kind}/{name}"] = array
     partial = path.with_name(path.name + ".part")
     with partial.open("wb") as file:
         np.savez(file, **arrays)
@@ -221,7 +255,9 @@ def main(arguments: list[str] | None = None) -> int:
 
         plan = BuildPlan.read(options.plan, options.profile)
         network = load_network(options.onnx)
-        make_proofs(options.onnx, plan, network, STAGES, lambda line: print(line, flush=True))
+        make_golden_cases(
+            options.onnx, plan, network, STAGES, lambda line: print(line, flush=True)
+        )
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -125,13 +125,13 @@ class Run:
         self.arrays["pre.resized_u8"] = views
         self.probe.geometry_pixels(views)
         features = self.stages.encode_geometry(views)
-        self.arrays["dino2llm.out"] = _array(features)
+        self.arrays["dino2llm.out"] = self.stages.fetch(features)
         self.arrays["dino.cu_seqlens"] = _window_bounds(self.stages, len(views), grid_hw)
         segment = self.walk.geometry(len(views), grid_hw)
         name = self._begin(segment)
         hidden = self.stages.geometry(features, segment, self.cache)
         # Where the inside is hidden, only the patches come out; the boundaries stay NaN.
-        rows = _array(hidden)
+        rows = self.stages.fetch(hidden)
         full = np.full((segment.length, rows.shape[-1]), np.nan, np.float32)
         full[segment.image_slots] = rows.reshape(-1, rows.shape[-1])
         self.arrays.setdefault(f"{name}.hidden", full)
@@ -145,7 +145,7 @@ class Run:
         self.arrays[f"vit{index}.grid_thw"] = np.array([[1, rows, cols]])
         self.probe.semantic_pixels(index, image)
         features = self.stages.encode_semantics(image)
-        self.arrays[f"vit{index}.out"] = _array(features)
+        self.arrays[f"vit{index}.out"] = self.stages.fetch(features)
         segment = self.walk.semantic((rows // merge, cols // merge))
         self._begin(segment)
         self.stages.language(segment, self.cache, features)
@@ -266,7 +266,7 @@ def _window_bounds(stages: Backend, views: int, grid_hw: tuple[int, int]) -> np.
 
 
 def _array(x: Any) -> np.ndarray:
-    """numpy from whatever a backend's features are."""
+    """numpy from a tensor of torch, or from what is numpy already."""
     if hasattr(x, "detach"):
         return x.detach().float().cpu().numpy()
     return np.asarray(x)

@@ -10,15 +10,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from g2vlm_ros.checkpoint.config import PATCH_PX, ModelConfig
 from g2vlm_ros.model.decoder import Tokens
-from g2vlm_ros.model.layers import wide
+from g2vlm_ros.model.layers import attend, wide
 from g2vlm_ros.model.network import G2VLM
 
+MIN_OPSET, ATTENTION_OPSET = 20, 23
+"""The lowest opset that is written, and the first that has attention as one node."""
 HIDDEN_FROM_SIGHT = -3e4
 """Added to the score of a key that a token may not look at; finite, for half precision."""
 
@@ -48,8 +52,11 @@ class GraphModule(nn.Module):
         return self.run(self.network, *inputs)
 
 
-def stage_graphs(config: ModelConfig, dtype: torch.dtype, confidence: bool) -> dict[str, Graph]:
-    """Every stage by name; dtype is that of features and cache."""
+def stage_graphs(
+    config: ModelConfig, dtype: torch.dtype, confidence: bool, opset: int = MIN_OPSET
+) -> dict[str, Graph]:
+    """Every stage by name; dtype is that of features and cache, opset that of the ONNX files."""
+    one_node = opset >= ATTENTION_OPSET
     text = config.text
     width, ids, byte = text.hidden_size, torch.int64, torch.uint8
     entry = (text.layers, text.kv_heads, text.head_dim)
@@ -65,10 +72,12 @@ def stage_graphs(config: ModelConfig, dtype: torch.dtype, confidence: bool) -> d
     }
     return {
         "encode_geometry": Graph(
-            encode_geometry, {"images": (byte, (*maps, 3))}, {"features": features}
+            encode_geometry,
+            {"images": (byte, (*maps, 3))},
+            {"features": features, "descriptor": ("views", width)},
         ),
         "geometry": Graph(
-            geometry,
+            partial(geometry, one_node=one_node),
             {
                 "features": (dtype, features),
                 "boundary_ids": (ids, ("views", 2)),
@@ -87,7 +96,7 @@ def stage_graphs(config: ModelConfig, dtype: torch.dtype, confidence: bool) -> d
             {"features": ("image_tokens", width)},
         ),
         "language": Graph(
-            language,
+            partial(language, one_node=one_node),
             {
                 "ids": (ids, ("ids",)),
                 "features": (dtype, ("image_tokens", width)),
@@ -110,11 +119,19 @@ class TokenMajorCache:
         self._past = (keys, values)
         self._new: list[tuple[Tensor, Tensor]] = []
 
-    def extend(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Called once per layer, in order, with (1, kv_heads, T, D)."""
+    def attend(
+        self, layer: int, q: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None
+    ) -> Tensor:
+        """As `model.decoder.KeyValues`: one Attention node over past and new tokens."""
+        past_keys, past_values = self.append(layer, keys, values)
+        all_keys = torch.cat((past_keys, keys), dim=2)
+        return attend(q, all_keys, torch.cat((past_values, values), dim=2), mask)
+
+    def append(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Keeps the new tokens (1, kv_heads, T, D) of a layer; gives its past ones, alike."""
         self._new.append((keys[0].transpose(0, 1), values[0].transpose(0, 1)))
         past_keys, past_values = (past[:, layer].transpose(0, 1)[None] for past in self._past)
-        return torch.cat((past_keys, keys), dim=2), torch.cat((past_values, values), dim=2)
+        return past_keys, past_values
 
     def new(self) -> tuple[Tensor, Tensor]:
         """Keys and values of the new tokens, (T, layers, kv_heads, D)."""
@@ -122,10 +139,60 @@ class TokenMajorCache:
         return torch.stack(keys, dim=1), torch.stack(values, dim=1)
 
 
-def encode_geometry(network: G2VLM, images: Tensor) -> tuple[Tensor]:
+class GroupedCache(TokenMajorCache):
+    """Without the Attention node: query heads that share keys are rows of one matrix.
+
+    So keys and values are never repeated for each query head, which is what the exporter would
+    write for grouped queries. For stages without a mask.
+    """
+
+    def attend(
+        self, layer: int, q: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None
+    ) -> Tensor:
+        past_keys, past_values = self.append(layer, keys, values)
+        all_keys = torch.cat((past_keys, keys), dim=2)
+        all_values = torch.cat((past_values, values), dim=2)
+        out = F.scaled_dot_product_attention(grouped(q, keys), all_keys, all_values)
+        return ungrouped(out, q)
+
+
+class TwoPartCache(TokenMajorCache):
+    """Without the Attention node: past and new tokens apart, so that no cache is put together.
+
+    A step reads the past keys and values where they lie; softmax is over the scores of both. Every
+    token sees all of the past, so the mask (T, T), which is added, is of the new tokens alone.
+    """
+
+    def attend(
+        self, layer: int, q: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None
+    ) -> Tensor:
+        past_keys, past_values = self.append(layer, keys, values)
+        rows = grouped(q, keys) * q.shape[-1] ** -0.5
+        new = (rows @ keys.transpose(-1, -2)).unflatten(2, (-1, q.shape[2])) + mask
+        scores = torch.cat((rows @ past_keys.transpose(-1, -2), new.flatten(2, 3)), dim=-1)
+        weights = scores.softmax(dim=-1)
+        past = past_keys.shape[2]
+        out = weights[..., :past] @ past_values + weights[..., past:] @ values
+        return ungrouped(out, q)
+
+
+def grouped(q: Tensor, keys: Tensor) -> Tensor:
+    """Queries (1, heads, T, D) as rows of their key heads, (1, kv_heads, group * T, D)."""
+    return q.unflatten(1, (keys.shape[1], -1)).flatten(2, 3)
+
+
+def ungrouped(out: Tensor, q: Tensor) -> Tensor:
+    """The inverse, with the heads of a token side by side: (1, T, heads * D)."""
+    heads = out.unflatten(2, (-1, q.shape[2])).flatten(1, 2)
+    return heads.transpose(1, 2).flatten(2)
+
+
+def encode_geometry(network: G2VLM, images: Tensor) -> tuple[Tensor, Tensor]:
+    """Tokens of each view, and their mean in float32, by which a place is recognised."""
     grid_hw = (images.shape[1] // PATCH_PX, images.shape[2] // PATCH_PX)
     positions = patch_positions(network.dino_model.embeddings.position_embeddings, grid_hw)
-    return (network.dino2llm(network.dino_model(images, positions)),)
+    features = network.dino2llm(network.dino_model(images, positions))
+    return features, features.float().mean(dim=1)
 
 
 def geometry(
@@ -135,8 +202,10 @@ def geometry(
     positions: Tensor,
     past_keys: Tensor,
     past_values: Tensor,
+    one_node: bool = False,
 ) -> tuple[Tensor, ...]:
-    cache = TokenMajorCache(past_keys, past_values)
+    """one_node: with an Attention node per attention, which opset 23 began to have."""
+    cache = (TokenMajorCache if one_node else GroupedCache)(past_keys, past_values)
     return network.geometry(features, boundary_ids, positions, cache), *cache.new()
 
 
@@ -163,14 +232,20 @@ def language(
     positions: Tensor,
     past_keys: Tensor,
     past_values: Tensor,
+    one_node: bool = False,
 ) -> tuple[Tensor, ...]:
     """Runs the tokens [first id, features, other ids]: text without features, or an image."""
-    trunk, cache = network.language_model.model, TokenMajorCache(past_keys, past_values)
+    trunk = network.language_model.model
     embedded = trunk.embed_tokens(ids)
     tokens = torch.cat((embedded[:1], features, embedded[1:]))[None]
-    places = torch.arange(past_keys.shape[0] + positions.shape[1])
-    visible = places[None, :] <= reach[:, None]
-    mask = torch.where(visible, 0.0, HIDDEN_FROM_SIGHT).to(features.dtype)
+    cached, new = past_keys.shape[0], positions.shape[1]
+    if one_node:
+        cache = TokenMajorCache(past_keys, past_values)
+        mask = torch.arange(cached + new)[None, :] <= reach[:, None]
+    else:
+        cache = TwoPartCache(past_keys, past_values)
+        visible = cached + torch.arange(new)[None, :] <= reach[:, None]
+        mask = torch.where(visible, 0.0, HIDDEN_FROM_SIGHT).to(features.dtype)
     hidden = trunk(Tokens(tokens), positions, cache, mask).semantic
     return network.language_model.lm_head(hidden[0, -1]).float(), *cache.new()
 

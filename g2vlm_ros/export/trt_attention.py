@@ -17,7 +17,7 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper
 
 WAYS = ("fused", "decomposed", "float32")
 HALF = {"float16": TensorProto.FLOAT16, "bfloat16": TensorProto.BFLOAT16}
-BETWEEN = ("Add", "Mul", "Div", "Sub", "Where", "Reshape")
+BETWEEN = ("Add", "Mul", "Div", "Sub", "Where", "Reshape", "Concat")
 """What may stand between the products and the softmax."""
 
 
@@ -30,6 +30,20 @@ def ways_for(model: ModelProto, precision: str) -> tuple[str, ...]:
     has_node = any(node.op_type == "Attention" for node in model.graph.node)
     ways = ("fused", "float32") if has_node else WAYS
     return ways if precision in HALF else tuple(way for way in ways if way != "float32")
+
+
+def count_attentions(model: ModelProto) -> int:
+    """In how many places one kernel could compute a whole attention.
+
+    Not where past and new tokens are apart, whose scores a Concat puts together: a decoding step
+    reads the cache once in any case, and has one row of scores per head.
+    """
+    producer = {name: node.op_type for node in model.graph.node for name in node.output}
+    return sum(
+        node.op_type == "Attention"
+        or (node.op_type == "Softmax" and producer.get(node.input[0]) != "Concat")
+        for node in model.graph.node
+    )
 
 
 def read_graph(path: Path) -> ModelProto:
@@ -69,7 +83,8 @@ def _in_float32(graph: GraphProto, half: int) -> None:
             edit.narrow(node)
         elif node.op_type == "Softmax":
             edit.widen_scores(node)
-            edit.narrow(edit.widen_values(node))
+            for product in edit.widen_values(node):
+                edit.narrow(product)
     edit.apply()
 
 
@@ -114,14 +129,19 @@ class _Edit:
             for a in above
         )
 
-    def widen_values(self, node: NodeProto) -> NodeProto:
-        """Walks from a softmax down to the product with the values, which is returned."""
-        name = node.output[0]
-        below = next(n for n in self.graph.node if name in n.input)
-        if below.op_type != "MatMul":
-            return self.widen_values(below)
-        self.widen(below, 1 - list(below.input).index(name))
-        return below
+    def widen_values(self, node: NodeProto) -> list[NodeProto]:
+        """Walks from a softmax down to the products with the values, which are returned.
+
+        There are two of them where past and new tokens are apart.
+        """
+        name, products = node.output[0], []
+        for below in [n for n in self.graph.node if name in n.input]:
+            if below.op_type == "MatMul":
+                self.widen(below, 1 - list(below.input).index(name))
+                products.append(below)
+            else:
+                products += self.widen_values(below)
+        return products
 
     def apply(self) -> None:
         for node, cast in self.before:

@@ -58,6 +58,9 @@ class Backend(Protocol):
     def describe(self, features: Features) -> np.ndarray:
         """float32 (N, C): each view's mean geometric token, by which a place is recognised."""
 
+    def fetch(self, features: Features) -> np.ndarray:
+        """float32: features or hidden states on the host; for comparisons, not on the way."""
+
     def encode_semantics(self, image: np.ndarray) -> Features:
         """uint8 (H, W, 3) RGB, sides multiples of 28: semantic tokens of one image (T, C)."""
 

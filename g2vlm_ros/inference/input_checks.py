@@ -35,6 +35,27 @@ def check_boundaries(segment: Segment, kind: str, views: int, image_tokens: int)
         )
 
 
+def text_feeds(
+    segment: Segment, cached: int, image_tokens: int | None, vocabulary: int
+) -> dict[str, np.ndarray]:
+    """What the language stage takes beside features and cache; ValueError where it does not fit.
+
+    cached: tokens before the segment; image_tokens: how many features there are, None for none.
+    `reach` is the last place that each token may look at: a token of text sees up to itself, one
+    of an image all of its image.
+    """
+    check_ids(segment.token_ids, vocabulary)
+    last = cached + segment.length - 1
+    if segment.kind == "text":
+        reach = np.arange(cached, last + 1)
+    else:
+        if image_tokens is None:
+            raise ValueError("a semantic segment needs the features of its image; pass them")
+        check_boundaries(segment, "semantic", 1, image_tokens)
+        reach = np.full(segment.length, last)
+    return {"ids": segment.token_ids, "reach": reach, "positions": segment.positions}
+
+
 def check_ids(ids: np.ndarray, vocabulary: int) -> None:
     """Token ids that the embedding has."""
     if ids.min() < 0 or ids.max() >= vocabulary:

@@ -1,18 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The stages in ONNX Runtime: numpy, onnxruntime and the files of `export.onnx`; no torch.
+"""The stages in ONNX Runtime: numpy, onnxruntime and the files of `export.export_onnx`; no torch.
 
-Features and hidden states are numpy arrays; the key/value cache stays on the device. Sessions are
-opened when their stage is first used, so a node is ready before it has loaded any weight.
+Features, hidden states and the key/value cache stay on the device, bound to the runs that read
+them (IO binding). Sessions are opened when their stage is first used, so a node is ready before it
+has loaded any weight.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 import onnxruntime
@@ -27,26 +28,46 @@ from g2vlm_ros.checkpoint.onnx_manifest import (
     command,
 )
 from g2vlm_ros.checkpoint.prompt_layout import Segment
-from g2vlm_ros.inference.input_checks import check_boundaries, check_grid, check_ids, check_images
+from g2vlm_ros.inference.input_checks import (
+    check_boundaries,
+    check_grid,
+    check_ids,
+    check_images,
+    text_feeds,
+)
+from g2vlm_ros.inference.kv_buffer import ForkedCache
 from g2vlm_ros.records import NonFiniteError, RawGeometry
 
 DTYPES = ("float32", "float16", "int8")
-GROWTH_TOKENS = 256
-"""Room for about one answer: a decode step then copies nothing, a prefill wastes little."""
+ELEMENTS = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
+"""What features and hidden states are made of, by ONNX Runtime's names."""
 
 
 class OnnxBackend:
-    """Implements `runtime.stages.Backend`; two calls with the same input give the same bits."""
+    """Implements `inference.backend.Backend`; two calls with the same input give the same bits."""
 
     times_s: Mapping[str, float] = {}
 
     def __init__(
-        self, folder: Path, config: ModelConfig, manifest: Manifest, device: str, dtype: str
+        self,
+        folder: Path,
+        config: ModelConfig,
+        manifest: Manifest,
+        device: str,
+        dtype: str,
+        check_each_stage: bool | None = None,
     ):
+        """check_each_stage: look for NaN after every stage, which copies its result to the host.
+
+        Left out: on the CPU, where it is no copy; else in what comes to the host anyway, and the
+        stage that made it is searched for when there is some.
+        """
         self.config = config
         self.backend = f"onnx {device} {dtype}"
         self._folder, self._manifest = folder, manifest
         self._device, self._dtype = device, dtype
+        self._element = np.float16 if dtype == "float16" else np.float32
+        self._check_each_stage = device == "cpu" if check_each_stage is None else check_each_stage
         self._sessions: dict[str, onnxruntime.InferenceSession] = {}
 
     @classmethod
@@ -93,11 +114,9 @@ class OnnxBackend:
     def new_cache(self) -> OnnxCache:
         text = self.config.text
         entry = (text.layers, text.kv_heads, text.head_dim)
-        return OnnxCache(
-            entry, np.float16 if self._dtype == "float16" else np.float32, self._device
-        )
+        return OnnxCache(entry, self._element, self._device)
 
-    def encode_geometry(self, images: np.ndarray) -> np.ndarray:
+    def encode_geometry(self, images: np.ndarray) -> OnnxArray:
         check_images("images", images, ndim=4, multiple=PATCH_PX)
         fewest, most = self._manifest.views
         if not fewest <= len(images) <= most:
@@ -107,21 +126,27 @@ class OnnxBackend:
             )
         windows = self.config.dino.windows
         session = self._session("encode_geometry", images.shape[1:3], dino_windows=windows)
-        with _failures_of("encode_geometry"):
-            features = session.run(None, {"images": images})[0]
-        return _finite("encode_geometry", features)
+        # An earlier export has no descriptor; it is computed when somebody asks for it.
+        names = [output.name for output in session.get_outputs()]
+        results = self._run("encode_geometry", session, {"images": images}, names, ("features",))
+        results["features"].descriptor = results.get("descriptor")
+        return results["features"]
 
-    def describe(self, features: np.ndarray) -> np.ndarray:
-        return features.mean(1, dtype=np.float32)
+    def describe(self, features: OnnxArray) -> np.ndarray:
+        if features.descriptor is not None:
+            return features.descriptor.numpy()
+        return features.numpy().mean(1, dtype=np.float32)
 
-    def encode_semantics(self, image: np.ndarray) -> np.ndarray:
+    def fetch(self, features: OnnxArray) -> np.ndarray:
+        return features.numpy().astype(np.float32)
+
+    def encode_semantics(self, image: np.ndarray) -> OnnxArray:
         check_images("image", image, ndim=3, multiple=PATCH_PX * self.config.vision.merge)
         session = self._session("encode_semantics", image.shape[:2])
-        with _failures_of("encode_semantics"):
-            features = session.run(None, {"image": image})[0]
-        return _finite("encode_semantics", features)
+        names = ("features",)
+        return self._run("encode_semantics", session, {"image": image}, names, names)["features"]
 
-    def geometry(self, features: np.ndarray, segment: Segment, cache: OnnxCache) -> np.ndarray:
+    def geometry(self, features: OnnxArray, segment: Segment, cache: OnnxCache) -> OnnxArray:
         views, patches = features.shape[:2]
         check_boundaries(segment, "geometry", views, patches)
         check_ids(segment.token_ids, self.config.text.vocab_size)
@@ -130,64 +155,102 @@ class OnnxBackend:
             "boundary_ids": segment.token_ids.reshape(views, 2),
             "positions": segment.positions,
         }
-        return self._append("geometry", "hidden", feeds, segment.length, cache)
+        return self._append("geometry", "hidden", feeds, segment.length, cache, features)
 
     def heads(
-        self, hidden: np.ndarray, grid_hw: tuple[int, int], global_points: bool = False
+        self, hidden: OnnxArray, grid_hw: tuple[int, int], global_points: bool = False
     ) -> RawGeometry:
         check_grid(hidden.shape[1], grid_hw)
         size_hw = (grid_hw[0] * PATCH_PX, grid_hw[1] * PATCH_PX)
         session = self._session(GLOBAL if global_points else "heads", size_hw)
-        grid = hidden.reshape(len(hidden), *grid_hw, -1)
+        grid = hidden.reshaped((hidden.shape[0], *grid_hw, hidden.shape[-1]))
         names = [output.name for output in session.get_outputs()]
-        with _failures_of("heads"):
-            found = dict(zip(names, session.run(None, {"hidden": grid}), strict=True))
-        for array in found.values():
-            _finite("heads", array)
+        results = self._run("heads", session, {"hidden": grid}, names)
+        arrays = {name: result.numpy() for name, result in results.items()}
+        self._check("heads", arrays.values(), hidden)
         return RawGeometry(
-            found["local_points"],
-            found["poses"],
-            found["rotation9"],
-            found.get("confidence"),
-            found.get("global_points"),
+            arrays["local_points"],
+            arrays["poses"],
+            arrays["rotation9"],
+            arrays.get("confidence"),
+            arrays.get("global_points"),
         )
 
     def language(
-        self, segment: Segment, cache: OnnxCache, features: np.ndarray | None = None
+        self, segment: Segment, cache: OnnxCache, features: OnnxArray | None = None
     ) -> np.ndarray:
-        check_ids(segment.token_ids, self.config.text.vocab_size)
-        last = cache.length + segment.length - 1
-        if segment.kind == "text":
-            features = np.empty((0, self.config.text.hidden_size), cache.dtype)
-            reach = np.arange(cache.length, last + 1)
-        else:
-            if features is None:
-                raise ValueError("a semantic segment needs the features of its image; pass them")
-            check_boundaries(segment, "semantic", 1, features.shape[0])
-            reach = np.full(segment.length, last)
-        feeds = {
-            "ids": segment.token_ids,
-            "features": features,
-            "reach": reach,
-            "positions": segment.positions,
-        }
-        return self._append("language", "logits", feeds, segment.length, cache)
+        image_tokens = None if features is None else features.shape[0]
+        feeds = text_feeds(segment, cache.length, image_tokens, self.config.text.vocab_size)
+        none = np.empty((0, self.config.text.hidden_size), self._element)
+        feeds["features"] = none if segment.kind == "text" else features
+        logits = self._append("language", "logits", feeds, segment.length, cache, features)
+        return logits.numpy()
+
+    # --- running -----------------------------------------------------------------------------
+
+    def _run(
+        self,
+        stage: str,
+        session: onnxruntime.InferenceSession,
+        feeds: Mapping[str, np.ndarray | OnnxArray],
+        names: Sequence[str],
+        stay: Sequence[str] = (),
+    ) -> dict[str, OnnxArray]:
+        """Runs a stage; of its outputs `names`, those in `stay` are left on the device."""
+        with _failures_of(stage):
+            binding = session.io_binding()
+            self._bind_inputs(binding, feeds)
+            for name in names:
+                binding.bind_output(name, self._device if name in stay else "cpu")
+            session.run_with_iobinding(binding)
+            values = binding.get_outputs()
+        results = {name: OnnxArray(v, stage) for name, v in zip(names, values, strict=True)}
+        if self._check_each_stage:
+            for name in stay:
+                _finite(stage, results[name].numpy())
+        return results
 
     def _append(
-        self, stage: str, result: str, feeds: Mapping[str, Any], tokens: int, cache: OnnxCache
-    ) -> np.ndarray:
+        self,
+        stage: str,
+        result: str,
+        feeds: Mapping[str, np.ndarray | OnnxArray],
+        tokens: int,
+        cache: OnnxCache,
+        source: OnnxArray | None,
+    ) -> OnnxArray:
         """Runs a stage that reads the cache and writes behind it; the cache grows on success."""
         session = self._session(stage)
-        binding = session.io_binding()
-        for name, array in feeds.items():
-            binding.bind_cpu_input(name, np.ascontiguousarray(array))
         with _failures_of(stage):
+            binding = session.io_binding()
+            self._bind_inputs(binding, feeds)
             cache.bind(binding, tokens)
-            binding.bind_output(result)
+            binding.bind_output(result, "cpu" if result == "logits" else self._device)
             session.run_with_iobinding(binding)
-        output = _finite(stage, binding.get_outputs()[-1].numpy())
-        cache.grow(tokens)
+            output = OnnxArray(binding.get_outputs()[-1], stage, source)
+        if result == "logits" or self._check_each_stage:
+            self._check(stage, [output.numpy()], source)
+        cache.commit(tokens)
         return output
+
+    def _bind_inputs(
+        self, binding: onnxruntime.IOBinding, feeds: Mapping[str, np.ndarray | OnnxArray]
+    ) -> None:
+        for name, feed in feeds.items():
+            if isinstance(feed, OnnxArray):
+                feed.bind(binding, name, self._device)
+            else:
+                binding.bind_cpu_input(name, np.ascontiguousarray(feed))
+
+    def _check(self, stage: str, arrays: Iterable[np.ndarray], source: OnnxArray | None) -> None:
+        """NonFiniteError with the first stage that made a value that is not finite."""
+        if all(np.isfinite(array).all() for array in arrays):
+            return
+        while source is not None:
+            if not np.isfinite(source.numpy()).all():
+                stage = source.stage
+            source = source.source
+        raise NonFiniteError(stage)
 
     def _session(
         self, stage: str, size_hw: tuple[int, ...] | None = None, **wanted: str
@@ -229,70 +292,82 @@ class OnnxBackend:
         )
 
 
-class OnnxCache:
-    """Keys and values, token-major: a stage reads the first tokens and writes behind them.
+class OnnxArray:
+    """Features or hidden states where ONNX Runtime left them: on the device of the sessions."""
 
-    Forks share their buffer. What a cache has written never changes, so a fork may go on writing
-    behind the shared tokens as long as nobody else has; otherwise it takes a copy first.
-    """
+    def __init__(
+        self,
+        value: onnxruntime.OrtValue,
+        stage: str,
+        source: OnnxArray | None = None,
+        shape: tuple[int, ...] | None = None,
+    ):
+        """stage computed it, from source; shape is another view of the same memory."""
+        self.value, self.stage, self.source = value, stage, source
+        self.shape = shape or tuple(value.shape())
+        self.descriptor: OnnxArray | None = None
+        """Of features of views: the mean token of each."""
 
-    def __init__(self, entry: tuple[int, int, int], dtype: type, device: str):
-        self.length, self.dtype = 0, np.dtype(dtype)
-        self._entry, self._device = entry, device
-        self._row_bytes = int(np.prod(entry)) * self.dtype.itemsize
-        self._buffer = _Buffer([], 0, 0)
+    def numpy(self) -> np.ndarray:
+        """A copy on the host."""
+        return self.value.numpy().reshape(self.shape)
 
-    def fork(self) -> OnnxCache:
-        """A cache with the same content; appending to one never changes the other."""
-        other = OnnxCache(self._entry, self.dtype.type, self._device)
-        other.length, other._buffer = self.length, self._buffer
-        return other
+    def reshaped(self, shape: tuple[int, ...]) -> OnnxArray:
+        return OnnxArray(self.value, self.stage, self.source, shape)
+
+    def bind(self, binding: onnxruntime.IOBinding, name: str, device: str) -> None:
+        """Gives it to a run without a copy; who calls keeps it until the run is over."""
+        element = ELEMENTS[self.value.data_type()]
+        binding.bind_input(name, device, 0, element, self.shape, self.value.data_ptr())
+
+
+class OnnxTokens(NamedTuple):
+    """Keys or values with room for many tokens."""
+
+    value: onnxruntime.OrtValue
+    host: np.ndarray | None
+    """The same memory, where it is the host's."""
+
+
+class OnnxCache(ForkedCache[list[OnnxTokens]]):
+    """Keys and values, token-major: a stage reads the first tokens and writes behind them."""
+
+    def __init__(self, entry: tuple[int, int, int], element: type, device: str):
+        super().__init__()
+        self._entry, self._element, self._device = entry, np.dtype(element), device
+        self._row_bytes = int(np.prod(entry)) * self._element.itemsize
+
+    def allocate(self, capacity: int) -> list[OnnxTokens]:
+        return [self._empty((capacity, *self._entry)) for _ in range(2)]
+
+    def _empty(self, shape: tuple[int, ...]) -> OnnxTokens:
+        if self._device == "cpu":
+            host = np.empty(shape, self._element)
+            return OnnxTokens(onnxruntime.OrtValue.ortvalue_from_numpy(host), host)
+        value = onnxruntime.OrtValue.ortvalue_from_shape_and_type(
+            shape, self._element.type, self._device, 0
+        )
+        return OnnxTokens(value, None)
+
+    def copy_tokens(self, target: list[OnnxTokens], source: list[OnnxTokens], tokens: int) -> None:
+        for new, old in zip(target, source, strict=True):
+            if new.host is not None:
+                new.host[:tokens] = old.host[:tokens]
+                continue
+            # ONNX Runtime's Python has no copy on the device: by way of the host, once per growth.
+            rows = np.zeros(new.value.shape(), self._element)
+            rows[:tokens] = old.value.numpy()[:tokens]
+            new.value.update_inplace(rows)
 
     def bind(self, binding: onnxruntime.IOBinding, tokens: int) -> None:
         """Gives a run the cached tokens to read and the room behind them to write."""
-        self._make_room(tokens)
-        for name, value in zip(("keys", "values"), self._buffer.pair, strict=True):
+        element = self._element.type
+        for name, (value, _) in zip(("keys", "values"), self.reserve(tokens), strict=True):
             start = value.data_ptr()
-            binding.bind_input(
-                f"past_{name}",
-                self._device,
-                0,
-                self.dtype.type,
-                (self.length, *self._entry),
-                start,
-            )
-            binding.bind_output(
-                name,
-                self._device,
-                0,
-                self.dtype.type,
-                (tokens, *self._entry),
-                start + self.length * self._row_bytes,
-            )
-
-    def grow(self, tokens: int) -> None:
-        """What was written behind the cached tokens now belongs to them."""
-        self.length += tokens
-        self._buffer.used = self.length
-
-    def _make_room(self, tokens: int) -> None:
-        needed, old = self.length + tokens, self._buffer
-        if old.used == self.length and needed <= old.capacity:
-            return
-        capacity, pair = needed + GROWTH_TOKENS, []
-        for index in range(2):
-            data = np.empty((capacity, *self._entry), self.dtype)
-            if self.length:
-                data[: self.length] = old.pair[index].numpy()[: self.length]
-            pair.append(onnxruntime.OrtValue.ortvalue_from_numpy(data, self._device, 0))
-        self._buffer = _Buffer(pair, capacity, self.length)
-
-
-class _Buffer:
-    """Keys and values with room for `capacity` tokens, of which `used` are written."""
-
-    def __init__(self, pair: list[onnxruntime.OrtValue], capacity: int, used: int):
-        self.pair, self.capacity, self.used = pair, capacity, used
+            past, new = (self.length, *self._entry), (tokens, *self._entry)
+            binding.bind_input(f"past_{name}", self._device, 0, element, past, start)
+            behind = start + self.length * self._row_bytes
+            binding.bind_output(name, self._device, 0, element, new, behind)
 
 
 def open_session(path: Path, device: str) -> onnxruntime.InferenceSession:

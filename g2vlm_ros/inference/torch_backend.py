@@ -13,7 +13,7 @@ from torch import Tensor
 from g2vlm_ros.checkpoint.config import PATCH_PX, ModelConfig
 from g2vlm_ros.checkpoint.prompt_layout import Segment
 from g2vlm_ros.inference.input_checks import check_boundaries, check_grid, check_ids, check_images
-from g2vlm_ros.model.kv_cache import KVCache
+from g2vlm_ros.inference.torch_cache import TorchCache
 from g2vlm_ros.model.network import G2VLM
 from g2vlm_ros.model.weights import load
 from g2vlm_ros.records import NonFiniteError, RawGeometry
@@ -61,8 +61,8 @@ class TorchBackend:
             raise ValueError(f"dtype is '{dtype}'; it must be auto or one of {', '.join(DTYPES)}")
         return cls(load(folder, device, DTYPES[dtype], dino_windows))
 
-    def new_cache(self) -> KVCache:
-        return KVCache(self.config.text.layers)
+    def new_cache(self) -> TorchCache:
+        return TorchCache(self.config.text.layers)
 
     @torch.inference_mode()
     def encode_geometry(self, images: np.ndarray) -> Tensor:
@@ -72,13 +72,16 @@ class TorchBackend:
     def describe(self, features: Tensor) -> np.ndarray:
         return features.float().mean(1).cpu().numpy()
 
+    def fetch(self, features: Tensor) -> np.ndarray:
+        return features.float().cpu().numpy()
+
     @torch.inference_mode()
     def encode_semantics(self, image: np.ndarray) -> Tensor:
         check_images("image", image, ndim=3, multiple=PATCH_PX * self.config.vision.merge)
         return _finite("encode_semantics", self.network.encode_semantics(self._put(image)))
 
     @torch.inference_mode()
-    def geometry(self, features: Tensor, segment: Segment, cache: KVCache) -> Tensor:
+    def geometry(self, features: Tensor, segment: Segment, cache: TorchCache) -> Tensor:
         views, patches = features.shape[:2]
         check_boundaries(segment, "geometry", views, patches)
         ids = self._ids(segment).reshape(views, 2)
@@ -96,7 +99,7 @@ class TorchBackend:
 
     @torch.inference_mode()
     def language(
-        self, segment: Segment, cache: KVCache, features: Tensor | None = None
+        self, segment: Segment, cache: TorchCache, features: Tensor | None = None
     ) -> np.ndarray:
         ids, positions = self._ids(segment), self._put(segment.positions)
         if segment.kind == "text":

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from g2vlm_ros.checkpoint.config import TextConfig
-from g2vlm_ros.model.layers import RMSNorm, attend, heads_first, wide
+from g2vlm_ros.model.layers import RMSNorm, heads_first, wide
 from g2vlm_ros.model.rope import rotate, trunk_angles
 
 SEMANTIC, GEOMETRIC = "", "_moe_geo"
@@ -51,8 +51,13 @@ class Tokens(NamedTuple):
 class KeyValues(Protocol):
     """What a layer needs of a cache."""
 
-    def extend(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Appends (1, kv_heads, T, D) of a layer and returns all of its keys and values."""
+    def attend(
+        self, layer: int, q: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None
+    ) -> Tensor:
+        """Appends keys and values (1, kv_heads, T, D) of a layer; attention of q over all of them.
+
+        q (1, heads, T, D), result (1, T, heads * D). Layers come in order, each once per stage.
+        """
 
 
 class Attention(nn.Module):
@@ -152,8 +157,7 @@ class Layer(nn.Module):
             heads_first(y, heads)
             for y, heads in zip(parts, (self.config.heads, kv_heads, kv_heads), strict=True)
         )
-        k, v = cache.extend(layer, rotate(k, angles), v)
-        return attend(rotate(q, angles), k, v, mask)
+        return cache.attend(layer, rotate(q, angles), rotate(k, angles), v, mask)
 
 
 class Trunk(nn.Module):

@@ -45,7 +45,7 @@ from g2vlm_ros.export.build_engines import BuildError, main  # noqa: E402
 from g2vlm_ros.export.build_plan import BuildPlan, PlanError  # noqa: E402
 from g2vlm_ros.export.export_onnx import export  # noqa: E402
 from g2vlm_ros.export.trt_attention import arranged, read_graph, ways_for  # noqa: E402
-from g2vlm_ros.inference.tensorrt.engine_metadata import listed, prune  # noqa: E402
+from g2vlm_ros.inference.tensorrt.engine_metadata import cached_engines, prune  # noqa: E402
 from g2vlm_ros.inference.tensorrt.versions import TensorRTVersion  # noqa: E402
 
 ENGINES = Path(__file__).parents[2] / "engines"
@@ -55,7 +55,7 @@ SMALL = ("encode_geometry", "geometry", "encode_semantics", "language")
 # --- the plan ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("profile", ["jetson_orin", "desktop", "h200"])
+@pytest.mark.parametrize("profile", ["jetson_orin", "jetson_orin_jetpack6", "desktop", "h200"])
 def test_every_profile_of_the_plan_fits_the_graphs(profile: str) -> None:
     plan = BuildPlan.read(SHARED_PLAN, profile)
     manifest = Manifest.read(GOLDEN)
@@ -131,7 +131,7 @@ def test_graphs_use_only_what_tensorrt_10_takes(path: Path) -> None:
         found = values.get(node.output[0])
         element = onnx.TensorProto.DataType.Name(found.elem_type) if found else None
         if not types or (element is not None and element.replace("INT32", "INT64") not in types):
-            # Comparisons are listed with the types that they compare, and give BOOL.
+            # Comparisons are cached_engines with the types that they compare, and give BOOL.
             if not (element == "BOOL" and node.op_type.startswith(("Less", "Greater", "Equal"))):
                 wrong.append(f"{node.name}: {node.op_type} in {element}")
         axes = {"Slice": 3, "Squeeze": 1, "Unsqueeze": 1}.get(node.op_type, 1)
@@ -172,8 +172,10 @@ def test_tensorrt_rtx_builds_the_small_stages(
     folder, plan = exported
     names = _build_with_rtx(folder, plan, capability, SMALL, tmp_path)
     assert len(names) == len(SMALL)
-    for record in (r for _, r in listed(tmp_path / "cache")):
-        assert record.capability == capability and record.proven is None
+    for record in (r for _, r in cached_engines(tmp_path / "cache")):
+        assert record.capability == capability and record.verified is None
+        # A second profile would store the weights of most products again.
+        assert len(record.profiles) == 1
         assert (tmp_path / "cache").joinpath(names[0]).parent.exists()
 
 
@@ -210,8 +212,9 @@ def test_every_way_of_attention_builds(as_one_node: bool, tmp_path: Path) -> Non
         "model, machine = read_graph(path), Machine.of('rtx', '8.9')\n"
         "for way in ways_for(model, 'float16'):\n"
         "    data = arranged(model, way, 'float16')\n"
-        "    engine = build_engine(machine, data, path, [], plan, path, way)\n"
-        "    print(way, len(engine))\n"
+        "    target = path.with_suffix('.engine')\n"
+        "    build_engine(machine, data, path, [], plan, target, path, way)\n"
+        "    print(way, target.stat().st_size)\n"
     )
     done = subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
@@ -252,7 +255,7 @@ def _build_with_rtx(
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
-    return [record.file for _, record in listed(out / "cache")]
+    return [record.file for _, record in cached_engines(out / "cache")]
 
 
 # --- attention -----------------------------------------------------------------------------------
@@ -334,8 +337,8 @@ def test_the_ways_of_a_graph() -> None:
 
 def test_wrong_attention_is_built_again_more_safely(tmp_path: Path) -> None:
     built = build_stand_ins(tmp_path, twist={"fused": 0.3})
-    assert {record.attention for record in built.records} == {"decomposed"}
-    assert all(max(record.proven.values()) < 2e-3 for record in built.records)
+    assert {record.attention for record in built.engines} == {"decomposed"}
+    assert all(max(record.verified.values()) < 2e-3 for record in built.engines)
 
 
 def test_an_engine_that_stays_wrong_is_refused(tmp_path: Path) -> None:
@@ -362,7 +365,7 @@ def again(built: Built, **changes: object) -> int:
 
 def test_what_is_there_is_not_built_again(built: Built) -> None:
     assert again(built) == 0
-    folder, record = listed(built.cache)[0]
+    folder, record = cached_engines(built.cache)[0]
     (folder / record.file).write_bytes(b"cut")
     assert again(built) == 1
     (folder / f"{record.file}.json").unlink()
@@ -372,8 +375,8 @@ def test_what_is_there_is_not_built_again(built: Built) -> None:
 
 
 def stand_in_machine(built: Built) -> building.Machine:
-    here = building.Here(built.cuda.gpu, built.cuda.capability, built.flavour.label)
-    return building.Machine(built.flavour, here, built.cuda)
+    here = building.Here(built.cuda.gpu, built.cuda.capability, built.version.label)
+    return building.Machine(built.version, here, built.cuda)
 
 
 def test_a_build_that_fails_goes_on_where_it_stopped(built: Built, tmp_path: Path) -> None:
@@ -387,7 +390,7 @@ def test_a_build_that_fails_goes_on_where_it_stopped(built: Built, tmp_path: Pat
     with mock.patch.object(building, "build_engine", side_effect=without_heads):
         with pytest.raises(BuildError, match="no usable engine of stage heads: fused attention"):
             building.build(built.checkpoint, plan, machine, tmp_path)
-    before = [record.stage for _, record in listed(tmp_path)]
+    before = [record.stage for _, record in cached_engines(tmp_path)]
     assert sorted(before) == ["encode_geometry", "geometry"]
     with mock.patch.object(building, "build_engine", side_effect=stand_in_build) as made:
         building.build(built.checkpoint, plan, machine, tmp_path)
@@ -400,7 +403,7 @@ def test_out_of_memory_while_building_is_one_sentence(built: Built, tmp_path: Pa
     builder = trt.Builder.return_value
     builder.create_builder_config.return_value.add_optimization_profile.return_value = 0
     builder.build_serialized_network.return_value = None
-    machine = replace(stand_in_machine(built), flavour=TensorRTVersion("tensorrt", trt))
+    machine = replace(stand_in_machine(built), version=TensorRTVersion("tensorrt", trt))
     with pytest.raises(BuildError, match=r"memory ran out, lower memory_gib \(1\) or views"):
         building.build(built.checkpoint, BuildPlan.checked("test", PLAN), machine, tmp_path)
     assert not list(tmp_path.rglob("*.engine"))
@@ -425,23 +428,23 @@ def test_damaged_and_stale_onnx_files_are_not_built(
     with mock.patch.object(building, "build_engine", side_effect=stand_in_build):
         with pytest.raises(ManifestError, match=message):
             building.build(folder, plan, machine, tmp_path / "cache", stages=["heads"])
-    assert listed(tmp_path / "cache") == []
+    assert cached_engines(tmp_path / "cache") == []
 
 
 def test_file_names_and_the_list(built: Built, capsys: pytest.CaptureFixture) -> None:
     assert main(["--list", "--out", str(built.cache)]) == 0
     shown = capsys.readouterr().out
     assert "encode_geometry.140x84.stand-in-gpu-trt10.3.0-float32.engine" in shown
-    assert shown.count("fused attention  proven") == len(built.records)
+    assert shown.count("fused attention  verified") == len(built.engines)
 
 
 def test_prune_keeps_what_it_is_told(tmp_path: Path) -> None:
     old = build_stand_ins(tmp_path)
-    weights = old.records[0].weights
+    weights = old.engines[0].weights
     assert prune(old.cache, {weights}) == []
     (tmp_path / "cache" / "0123" / "notes").mkdir(parents=True)
     gone = prune(old.cache, set())
-    assert len([p for p in gone if p.suffix == ".engine"]) == len(old.records)
+    assert len([p for p in gone if p.suffix == ".engine"]) == len(old.engines)
     assert [p.name for p in old.cache.iterdir()] == ["0123"]  # nothing of ours in it
 
 

@@ -20,7 +20,7 @@ onnxruntime = pytest.importorskip("onnxruntime", reason="running the graphs need
 pytest.importorskip("onnxscript", reason="the export needs onnxscript")
 
 from g2vlm_tests.built_engines import GOLDEN, PLAN, stand_in_build  # noqa: E402
-from g2vlm_tests.gpu_stand_in import StandInCuda, stand_in_flavour  # noqa: E402
+from g2vlm_tests.gpu_stand_in import StandInCuda, stand_in_version  # noqa: E402
 from g2vlm_tests.marks import needs_rtx  # noqa: E402
 from safetensors.numpy import load_file  # noqa: E402
 
@@ -31,7 +31,7 @@ from g2vlm_ros.export import build_engines as building  # noqa: E402
 from g2vlm_ros.export import export_onnx as exporting  # noqa: E402
 from g2vlm_ros.export.build_plan import BuildPlan, PlanError  # noqa: E402
 from g2vlm_ros.export.export_onnx import copy_checkpoint, export, main  # noqa: E402
-from g2vlm_ros.export.golden_cases import Oracle, load_network, make_proofs  # noqa: E402
+from g2vlm_ros.export.golden_cases import Oracle, load_network, make_golden_cases  # noqa: E402
 from g2vlm_ros.export.weight_only import BLOCK, dequantised, rounded  # noqa: E402
 from g2vlm_ros.inference.onnx_backend import open_session  # noqa: E402
 from g2vlm_ros.inference.tensorrt.engine_metadata import Here  # noqa: E402
@@ -178,17 +178,19 @@ def test_the_plan_takes_the_stage_that_it_names(folder: Path) -> None:
         BuildPlan.checked("test", PLAN | {"weight_only": "int3"})
 
 
-def test_an_engine_proves_its_arithmetic_not_the_rounding(folder: Path, tmp_path: Path) -> None:
+def test_an_engine_is_verified_for_its_arithmetic_not_the_rounding(
+    folder: Path, tmp_path: Path
+) -> None:
     """Golden values are of the rounded weights: on the STAND-IN it passes the bound of float32."""
     plan = BuildPlan.checked("test", PLAN | {"opset": 24, "weight_only": "int4"})
-    make_proofs(folder, plan, load_network(folder), ("language",))
+    make_golden_cases(folder, plan, load_network(folder), ("language",))
     cuda = StandInCuda()
-    flavour = stand_in_flavour(cuda)
-    machine = building.Machine(flavour, Here(cuda.gpu, cuda.capability, flavour.label), cuda)
+    version = stand_in_version(cuda)
+    machine = building.Machine(version, Here(cuda.gpu, cuda.capability, version.label), cuda)
     with mock.patch.object(building, "build_engine", stand_in_build):
         (record,) = building.build(folder, plan, machine, tmp_path, stages=["language"])
     assert record.onnx == "language.weights_int4.onnx"
-    assert max(record.proven.values()) < 2e-3
+    assert max(record.verified.values()) < 2e-3
 
 
 @needs_rtx
@@ -206,13 +208,15 @@ def test_tensorrt_rtx_builds_the_stage(folder: Path, kind: str, tmp_path: Path) 
         "from g2vlm_ros.export.build_plan import BuildPlan\n"
         "from g2vlm_ros.checkpoint.onnx_manifest import Manifest\n"
         "import json\n"
-        "folder, plan = Path(sys.argv[1]), Plan.checked('test', json.loads(sys.argv[2]))\n"
+        "folder, plan = Path(sys.argv[1]), BuildPlan.checked('test', json.loads(sys.argv[2]))\n"
         "graph = plan.graph(Manifest.read(folder), 'language', None, 'released')\n"
         "path = folder / graph.file\n"
         "model = arranged(read_graph(path), 'fused', plan.precision)\n"
         "shapes = plan.profiles(graph, None)\n"
-        "engine = build_engine(Machine.of('rtx', '8.9'), model, path, shapes, plan, path)\n"
-        "print(len(engine))\n"
+        "target = folder / 'engine'\n"
+        "machine = Machine.of('rtx', '8.9')\n"
+        "build_engine(machine, model, path, shapes, plan, target, folder / 'none')\n"
+        "print(target.stat().st_size)\n"
     )
     arguments = [sys.executable, "-c", code, str(tmp_path), json.dumps(plan)]
     done = subprocess.run(arguments, capture_output=True, text=True)

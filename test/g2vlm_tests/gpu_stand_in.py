@@ -10,8 +10,10 @@ ONNX Runtime on the ONNX file, with real values in float32.
 from __future__ import annotations
 
 import ctypes
+import json
 import re
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from enum import IntEnum
 from functools import lru_cache
@@ -25,7 +27,7 @@ import onnxruntime
 
 from g2vlm_ros.geometry import point_cloud
 from g2vlm_ros.inference.onnx_backend import open_session
-from g2vlm_ros.inference.tensorrt.cuda import Cuda, DeviceLostError, out_of_memory
+from g2vlm_ros.inference.tensorrt.cuda import Cuda, failure, out_of_memory
 from g2vlm_ros.inference.tensorrt.device_memory import NUMPY
 from g2vlm_ros.inference.tensorrt.point_packing import THREADS
 from g2vlm_ros.inference.tensorrt.versions import TensorRTVersion
@@ -78,18 +80,14 @@ class StandInCuda(Cuda):
         self.blocks: dict[int, np.ndarray] = {}
         self.hosts: dict[int, np.ndarray] = {}
         self.streams: list[Stream] = []
-        self.allocations = self.resets = self.copies = self.events = 0
+        self.allocations = self.copies = self.events = 0
         self.bytes_down = 0
         self.lose_at: int | None = None
-        """After how many more engine runs the context is lost."""
+        """After how many more engine runs the context is lost, which it then stays."""
+        self.lost = False
 
-    def activate(self) -> None: ...
-
-    def reset(self) -> None:
-        self.resets += 1
-        self.blocks.clear()
-        self.streams.clear()
-        self.used = 0
+    def active(self) -> AbstractContextManager[None]:
+        return nullcontext()
 
     def memory(self) -> tuple[int, int]:
         return self.total - self.used, self.total
@@ -120,6 +118,8 @@ class StandInCuda(Cuda):
         return self.streams.index(stream)
 
     def synchronize(self, stream: Stream) -> None:
+        if self.lost:
+            raise failure("cuStreamSynchronize", "CUDA_ERROR_ILLEGAL_ADDRESS")
         for other in self.streams if self.others_first else ():
             if other is not stream:
                 other.drain()
@@ -270,9 +270,9 @@ class StandInContext:
         cuda = self.engine.cuda
         if cuda.lose_at is not None:
             cuda.lose_at -= 1
-            if cuda.lose_at < 0:
-                cuda.lose_at = None
-                raise DeviceLostError("CUDA was lost in execute: ILLEGAL_ADDRESS")
+            cuda.lost = cuda.lost or cuda.lose_at < 0
+        if cuda.lost:
+            return False  # as TensorRT does; CUDA itself says why when it is asked
         addresses = dict(self.addresses)
         inputs = {n: (addresses[n], self.shapes[n]) for n in self.engine.inputs}
         outputs = {n: (addresses[n], self.get_tensor_shape(n)) for n in self.engine.outputs}
@@ -305,6 +305,9 @@ class StandInEngine:
     def create_execution_context(self, strategy: Any) -> StandInContext:
         return StandInContext(self)
 
+    def create_engine_inspector(self) -> SimpleNamespace:
+        return SimpleNamespace(get_engine_information=lambda _: json.dumps({"Layers": []}))
+
     def compute(self, inputs: dict[str, tuple], outputs: dict[str, tuple]) -> None:
         feeds = {name: self._array(name, *place).copy() for name, place in inputs.items()}
         results = self.session.run(self.outputs, feeds)
@@ -325,7 +328,7 @@ def _described(value: Any) -> tuple[str, list[int | str]]:
     return onnx.TensorProto.DataType.Name(kind.elem_type), sizes
 
 
-def stand_in_flavour(cuda: StandInCuda, twist: dict[str, float] | None = None) -> TensorRTVersion:
+def stand_in_version(cuda: StandInCuda, twist: dict[str, float] | None = None) -> TensorRTVersion:
     """TensorRT whose engines are the text "engine of <path> <way>".
 
     twist: by which fraction engines built in a way compute wrong values.
@@ -334,8 +337,8 @@ def stand_in_flavour(cuda: StandInCuda, twist: dict[str, float] | None = None) -
     class Runtime:
         def __init__(self, logger: Any): ...
 
-        def deserialize_cuda_engine(self, data: bytes) -> StandInEngine | None:
-            found = re.fullmatch(rb"engine of (.+) (\w+)", data)
+        def deserialize_cuda_engine(self, data: Any) -> StandInEngine | None:
+            found = re.fullmatch(rb"engine of (.+) (\w+)", bytes(data))
             if not found:
                 return None
             wrong = (twist or {}).get(found[2].decode(), 0.0)
@@ -354,5 +357,6 @@ def stand_in_flavour(cuda: StandInCuda, twist: dict[str, float] | None = None) -
         Runtime=Runtime,
         Logger=Logger,
         ExecutionContextAllocationStrategy=Strategy,
+        LayerInformationFormat=SimpleNamespace(JSON=1),
     )
     return TensorRTVersion("tensorrt", trt)

@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
+from g2vlm_ros.inference.torch_cache import TorchCache
 from g2vlm_ros.model.decoder import Tokens, causal_mask
-from g2vlm_ros.model.kv_cache import KVCache
 from g2vlm_ros.model.layers import attend
 
 GOLDEN = Path(__file__).parents[1] / "data" / "golden" / "A"
@@ -39,7 +39,7 @@ def piece(tokens: int, seed: int) -> torch.Tensor:
 
 
 def test_forks_share_a_prefix_and_never_see_each_other() -> None:
-    first = KVCache(layers=1)
+    first = TorchCache(layers=1)
     first.extend(0, piece(5, 0), piece(5, 1))
     second, third = first.fork(), first.fork()
     shared = first.layer(0)[0].data_ptr()
@@ -55,7 +55,7 @@ def test_forks_share_a_prefix_and_never_see_each_other() -> None:
 
 
 def test_cache_grows_beyond_its_first_buffer() -> None:
-    cache = KVCache(layers=1)
+    cache = TorchCache(layers=1)
     for step in range(600):
         cache.extend(0, piece(1, step), piece(1, -step - 1))
     assert cache.length == 600

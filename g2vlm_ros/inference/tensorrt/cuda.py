@@ -1,36 +1,61 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The few CUDA calls that engines need, over pycuda or cuda-python, whichever is installed.
+"""The few CUDA calls that engines need, over cuda-python or pycuda, whichever is installed.
 
 Addresses are integers, streams and events opaque. Both use the device's primary context, as
 TensorRT does. Copies to and from the host are asynchronous: their memory must be pinned, and
 stay untouched until the stream was synchronised.
+
+A context that is lost is lost for the process: after an illegal address on an H100 the primary
+context could be reset, but no new one could be retained. So nothing is tried again here.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import numpy as np
 
 from g2vlm_ros.records import BackendGoneError, UnfitError
 
-LOST = (
+LOST_STATUS = (
     "ILLEGAL_ADDRESS",
     "ILLEGAL_INSTRUCTION",
     "INVALID_ADDRESS_SPACE",
+    "INVALID_PC",
     "MISALIGNED_ADDRESS",
     "LAUNCH_FAILED",
     "LAUNCH_TIMEOUT",
     "HARDWARE_STACK_ERROR",
+    "TENSOR_MEMORY_LEAK",
     "ECC_UNCORRECTABLE",
+    "CONTAINED",
     "CONTEXT_IS_DESTROYED",
-    "ASSERT",
+    "ERROR_ASSERT",
     "DEVICE_UNAVAILABLE",
     "EXTERNAL_DEVICE",
+    "SYSTEM_NOT_READY",
+    "ERROR_UNKNOWN",
 )
-"""Errors after which a context answers nothing any more."""
+"""Parts of the status names after which a context answers nothing any more (cuda-python)."""
+LOST_TEXT = (
+    "illegal memory access",
+    "illegal instruction",
+    "operation not supported on global/shared address space",
+    "invalid program counter",
+    "misaligned address",
+    "unspecified launch failure",
+    "launch failed",
+    "launch timed out",
+    "hardware stack error",
+    "uncorrectable ecc error",
+    "context is destroyed",
+    "device-side assert",
+    "unknown error",
+)
+"""The same as sentences of cuGetErrorString, which is what pycuda has to say."""
 MIB = 1 << 20
 
 
@@ -38,12 +63,8 @@ class CudaError(RuntimeError):
     """A CUDA call failed."""
 
 
-class DeviceLostError(CudaError):
-    """The context is gone, with everything on the device."""
-
-
-class DeviceGoneError(DeviceLostError, BackendGoneError):
-    """Lost for good: nothing can run on the device in this process any more."""
+class DeviceLostError(CudaError, BackendGoneError):
+    """The context is lost, with everything on the device; the process has to start anew."""
 
 
 class OutOfMemoryError(CudaError):
@@ -65,27 +86,33 @@ def out_of_host_memory(size: int) -> OutOfMemoryError:
     )
 
 
-def failure(call: str, name: str) -> CudaError:
-    """The error for a status name such as CUDA_ERROR_ILLEGAL_ADDRESS."""
-    words = name.upper().replace(" ", "_")
-    if any(lost in words for lost in LOST):
-        return DeviceLostError(f"CUDA was lost in {call}: {name}")
-    return CudaError(f"{call} failed: {name}")
+def failure(call: str, reason: str) -> CudaError:
+    """The error for a status name (CUDA_ERROR_ILLEGAL_ADDRESS) or a sentence of the driver."""
+    if any(status in reason for status in LOST_STATUS) or any(
+        text in reason.lower() for text in LOST_TEXT
+    ):
+        return DeviceLostError(
+            f"CUDA was lost in {call}: {reason}; nothing runs on this GPU in this process any "
+            "more; start it again, and if it stays so check the GPU with `dmesg`"
+        )
+    return CudaError(f"{call} failed: {reason}")
 
 
 def open_cuda(device: int = 0) -> Cuda:
-    """pycuda where it is installed, else cuda-python. Raises UnfitError without a GPU."""
-    missing = []
-    for kind in (PyCuda, CudaPython):
+    """cuda-python where it is installed, else pycuda. Raises UnfitError without a GPU."""
+    missing, failed = [], []
+    for kind in (CudaPython, PyCuda):
         try:
             return kind(device)
         except ImportError as error:
             missing.append(str(error))
         except CudaError as error:
-            raise UnfitError(f"no usable NVIDIA GPU {device} here ({error})") from error
+            failed.append(str(error))
+    if failed:
+        raise UnfitError(f"no usable NVIDIA GPU {device} here ({'; '.join(failed)})")
     raise UnfitError(
-        f"neither pycuda nor cuda-python can be imported ({'; '.join(missing)}); "
-        "run `pip install cuda-bindings`"
+        f"neither cuda-python nor pycuda can be imported ({'; '.join(missing)}); "
+        "run `pip install cuda-bindings`, on JetPack 6 `pip install 'cuda-bindings==12.9.*'`"
     )
 
 
@@ -99,12 +126,8 @@ class Cuda(ABC):
     driver: str
 
     @abstractmethod
-    def activate(self) -> None:
-        """Makes the context current in this thread."""
-
-    @abstractmethod
-    def reset(self) -> None:
-        """A new context after the old one was lost; all addresses and streams are void."""
+    def active(self) -> AbstractContextManager[None]:
+        """The context is current in this thread inside of the block."""
 
     @abstractmethod
     def memory(self) -> tuple[int, int]:
@@ -173,16 +196,18 @@ class CudaPython(Cuda):
     backend = "cuda-python"
 
     def __init__(self, device: int = 0):
+        import cuda.bindings
         from cuda.bindings import driver, nvrtc
 
         self._driver, self._nvrtc = driver, nvrtc
-        try:
-            self._call("cuInit", 0)
-        except RuntimeError as error:  # cuda-python's own when there is no driver library
-            raise CudaError(str(error)) from error
+        self._call("cuInit", 0)
+        version = self._call("cuDriverGetVersion")
+        check_bindings(cuda.bindings.__version__, version)
+        self.driver = str(version)
         self._device = self._call("cuDeviceGet", device)
+        # The driver ends the name by a NUL and leaves the rest of the buffer as it was.
         name = self._call("cuDeviceGetName", 128, self._device)
-        self.gpu = name.decode().rstrip("\0")
+        self.gpu = name.split(b"\0")[0].decode().strip()
         key = driver.CUdevice_attribute
         self.capability = ".".join(
             str(self._call("cuDeviceGetAttribute", attribute, self._device))
@@ -191,23 +216,15 @@ class CudaPython(Cuda):
                 key.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR,
             )
         )
-        self.driver = str(self._call("cuDriverGetVersion"))
         self._context = self._call("cuDevicePrimaryCtxRetain", self._device)
-        self.activate()
 
     def _call(self, name: str, *arguments: Any) -> Any:
-        status, *result = getattr(self._driver, name)(*arguments)
-        if int(status):
-            raise failure(name, status.name)
-        return result[0] if len(result) == 1 else tuple(result)
+        return checked_call(self._driver, name, *arguments)
 
-    def activate(self) -> None:
+    @contextmanager
+    def active(self) -> Iterator[None]:
         self._call("cuCtxSetCurrent", self._context)
-
-    def reset(self) -> None:
-        self._call("cuDevicePrimaryCtxReset", self._device)
-        self._context = self._call("cuDevicePrimaryCtxRetain", self._device)
-        self.activate()
+        yield
 
     def memory(self) -> tuple[int, int]:
         return self._call("cuMemGetInfo")
@@ -290,30 +307,65 @@ class CudaPython(Cuda):
         )
 
 
+def checked_call(library: Any, name: str, *arguments: Any) -> Any:
+    """Calls a function of cuda-python; what it gives behind its status. Raises CudaError.
+
+    A function that the driver is too old for, or a library that is not installed, is a
+    RuntimeError of cuda-python's own.
+    """
+    try:
+        status, *result = getattr(library, name)(*arguments)
+    except RuntimeError as error:
+        raise CudaError(f"{name} cannot be called here ({error})") from error
+    if int(status):
+        raise failure(name, status.name)
+    return result[0] if len(result) == 1 else tuple(result)
+
+
+def check_bindings(bindings: str, driver: int) -> None:
+    """Refuses bindings of a later CUDA than the driver's, whose calls it does not have.
+
+    bindings as "13.5.0", driver as 12060 for CUDA 12.6.
+    """
+    major = driver // 1000
+    if int(bindings.split(".")[0]) > major:
+        wanted = "12.9.*" if major == 12 else f"{major}.*"
+        raise CudaError(
+            f"cuda-bindings {bindings} are newer than this driver, which is of CUDA {major}."
+            f"{driver % 1000 // 10}; run `pip install 'cuda-bindings=={wanted}'`"
+        )
+
+
 def nvrtc_compile(nvrtc: Any, source: str, capability: str) -> bytes:
     """Machine code for a compute capability; needs no GPU. CudaError holds the compiler's log."""
-
-    def call(name: str, *arguments: Any) -> Any:
-        status, *result = getattr(nvrtc, name)(*arguments)
-        if int(status):
-            raise CudaError(f"{name} failed: {status.name}")
-        return result[0] if result else None
-
-    program = call("nvrtcCreateProgram", source.encode(), b"kernels.cu", 0, [], [])
+    try:
+        program = checked_call(
+            nvrtc, "nvrtcCreateProgram", source.encode(), b"kernels.cu", 0, [], []
+        )
+    except CudaError as error:
+        raise CudaError(
+            f"{error}; run `pip install nvidia-cuda-nvrtc`, with CUDA 12 nvidia-cuda-nvrtc-cu12"
+        ) from error
     options = [f"--gpu-architecture=sm_{capability.replace('.', '')}".encode()]
     try:
-        call("nvrtcCompileProgram", program, len(options), options)
+        checked_call(nvrtc, "nvrtcCompileProgram", program, len(options), options)
     except CudaError as error:
-        log = b" " * call("nvrtcGetProgramLogSize", program)
-        call("nvrtcGetProgramLog", program, log)
-        raise CudaError(f"{error}: {log.decode()}") from error
-    code = b" " * call("nvrtcGetCUBINSize", program)
-    call("nvrtcGetCUBIN", program, code)
-    return code
+        # Written by C: bytes of one character would be Python's own, shared by everybody.
+        log = bytearray(checked_call(nvrtc, "nvrtcGetProgramLogSize", program))
+        checked_call(nvrtc, "nvrtcGetProgramLog", program, log)
+        text = log.decode(errors="replace").rstrip("\0")
+        raise CudaError(f"{error}: {text}") from error
+    code = bytearray(checked_call(nvrtc, "nvrtcGetCUBINSize", program))
+    checked_call(nvrtc, "nvrtcGetCUBIN", program, code)
+    return bytes(code)
 
 
 class PyCuda(Cuda):
-    """Over pycuda; kernels by nvcc, which pycuda needs anyway."""
+    """Over pycuda; kernels by nvcc, which pycuda needs anyway.
+
+    pycuda keeps a stack of contexts per thread and aborts the process when a thread ends, or the
+    process, while there is one on it. So the context is pushed for a block and popped behind it.
+    """
 
     backend = "pycuda"
 
@@ -322,25 +374,26 @@ class PyCuda(Cuda):
 
         self._driver, self._allocations = driver, dict[int, Any]()
         self._checked(driver.init)
-        self._device = self._checked(driver.DeviceMemory, device)
-        self.gpu = self._device.name()
+        self._device = self._checked(driver.Device, device)
+        self.gpu = self._device.name().strip()
         self.capability = "{}.{}".format(*self._device.compute_capability())
         self.driver = str(driver.get_driver_version())
         self._context = self._checked(self._device.retain_primary_context)
-        self._context.push()
 
-    def _checked(self, call: Any, *arguments: Any, **named: Any) -> Any:
+    def _checked(self, call: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
         try:
             return call(*arguments, **named)
         except self._driver.Error as error:
             raise failure(getattr(call, "__name__", "CUDA"), str(error)) from error
 
-    def activate(self) -> None:
-        if self._driver.Context.get_current() is None:
-            self._checked(self._context.push)
-
-    def reset(self) -> None:
-        raise DeviceGoneError("pycuda cannot make a new context in this process")
+    @contextmanager
+    def active(self) -> Iterator[None]:
+        self._checked(self._context.push)
+        try:
+            yield
+        finally:
+            # On a lost context as well: it stays on the stack otherwise, and the exit is an abort.
+            self._driver.Context.pop()
 
     def memory(self) -> tuple[int, int]:
         return self._checked(self._driver.mem_get_info)
@@ -401,7 +454,10 @@ class PyCuda(Cuda):
     def compile(self, source: str) -> Any:
         from pycuda.compiler import SourceModule
 
-        return self._checked(SourceModule, source, no_extern_c=True)
+        try:
+            return self._checked(SourceModule, source, no_extern_c=True)
+        except OSError as error:  # pytools' own where nvcc cannot be started
+            raise CudaError(f"nvcc cannot be run here ({error}); put it on the PATH") from error
 
     def function(self, module: Any, name: str) -> Any:
         return self._checked(module.get_function, name)

@@ -73,7 +73,7 @@ class DeviceArray:
 
     def rows(self, start: int, stop: int) -> DeviceArray:
         """A part along the first axis, in the same memory."""
-        row = self.bytes // self.shape[0]
+        row = int(np.prod(self.shape[1:])) * ELEMENT_BYTES[self.element]
         shape = (stop - start, *self.shape[1:])
         return DeviceArray(self.address + start * row, shape, self.element, owner=self)
 

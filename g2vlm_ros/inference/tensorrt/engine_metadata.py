@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import mmap
 import os
 import re
 from dataclasses import asdict, dataclass
@@ -16,8 +17,8 @@ from pathlib import Path
 
 from g2vlm_ros.records import UnfitError
 
-FORMAT = 1
-BLOCK_BYTES = 1 << 22
+FORMAT = 2
+"""2: encode_geometry gives the descriptor of a view, attention and fusing are told apart."""
 
 
 class EngineError(UnfitError):
@@ -25,19 +26,19 @@ class EngineError(UnfitError):
 
 
 @dataclass(frozen=True)
-class EngineRecord:
+class EngineMetadata:
     """One engine; JSON beside it, as `<engine file>.json`."""
 
     file: str
     stage: str
     precision: str
     attention: str
-    """"fused", "decomposed" or "float32": see `export.attention`."""
+    """"fused", "decomposed" or "float32", as it was asked for: see `export.trt_attention`."""
     size: tuple[int, int] | None
     """Width and height of the images it is for; None when the stage knows none."""
     dino_windows: str | None
     weights: str
-    """`runtime.manifest.digest` of the checkpoint."""
+    """`checkpoint.digest` of the checkpoint."""
     onnx: str
     onnx_sha256: str
     engine_sha256: str
@@ -53,21 +54,25 @@ class EngineRecord:
     outputs: dict[str, list]
     profiles: list[dict[str, list[list[int]]]]
     """Per optimisation profile: input -> smallest, usual and largest shape."""
-    proof: str | None
+    golden: str | None
     """File with golden inputs and outputs, beside the engine."""
-    proof_sha256: str | None
-    proven: dict[str, float] | None
+    golden_sha256: str | None
+    verified: dict[str, float] | None
     """Error of each golden output after the build; None when the GPU was not there."""
+    attentions: int | None = None
+    """In how many places the graph computes attention."""
+    fused_attentions: int | None = None
+    """In how many of them one kernel does it; None where the engine does not tell."""
 
     @staticmethod
-    def read(path: Path) -> EngineRecord:
+    def read(path: Path) -> EngineMetadata:
         """Reads a record; EngineError when it is damaged."""
         try:
             values = json.loads(path.read_text(encoding="utf-8"))
             if values.pop("format") != FORMAT:
                 raise ValueError(f"its format is not {FORMAT}")
             size = values.pop("size")
-            return EngineRecord(**values, size=size and tuple(size))
+            return EngineMetadata(**values, size=size and tuple(size))
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise EngineError(f"{path} is damaged or of another version ({error})") from error
 
@@ -78,8 +83,26 @@ class EngineRecord:
         partial.write_text(text, encoding="utf-8")
         partial.replace(folder / f"{self.file}.json")
 
-    def load(self, folder: Path, remedy: str) -> bytes:
-        """The engine, whole; EngineError when it is not what was built."""
+    @property
+    def kernels(self) -> str:
+        """File in which TensorRT-RTX keeps what it compiles while the engine runs."""
+        return f"{self.file}.jit"
+
+    @property
+    def unfused(self) -> str:
+        """That attention is slow in this engine, as a sentence; empty where it is not known."""
+        if not self.attentions or self.fused_attentions is None or self.precision == "float32":
+            return ""  # there are no fused kernels in float32
+        if self.fused_attentions >= self.attentions:
+            return ""
+        return (
+            f"{self.file} computes {self.attentions - self.fused_attentions} of "
+            f"{self.attentions} attentions without a fused kernel: right, but slower and with "
+            "more working memory"
+        )
+
+    def load(self, folder: Path, remedy: str) -> mmap.mmap:
+        """The engine, mapped and not copied; EngineError when it is not what was built."""
         path = folder / self.file
         if not path.exists():
             raise EngineError(f"{path} is missing; run `{remedy}`")
@@ -88,7 +111,7 @@ class EngineRecord:
             raise EngineError(
                 f"{path} has {size} bytes instead of {self.engine_bytes}; run `{remedy}`"
             )
-        data = path.read_bytes()
+        data = map_file(path)
         if hashlib.sha256(data).hexdigest() != self.engine_sha256:
             raise EngineError(f"{path} is damaged or was changed; run `{remedy}`")
         return data
@@ -110,6 +133,15 @@ class EngineRecord:
     def gpu_or(self, here: Here) -> str:
         """The GPU it was built on; one built elsewhere for a capability fits every such GPU."""
         return here.gpu if self.gpu == f"sm{self.capability.replace('.', '')}" else self.gpu
+
+
+def map_file(path: Path) -> mmap.mmap:
+    """A file as memory that the system may drop again; EngineError when it is empty."""
+    with path.open("rb") as file:
+        try:
+            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        except ValueError as error:
+            raise EngineError(f"{path} is empty; build it again") from error
 
 
 @dataclass(frozen=True)
@@ -142,21 +174,21 @@ def engine_folder(cache: Path, weights: str) -> Path:
     return cache / weights[:16]
 
 
-def records(folder: Path) -> list[EngineRecord]:
-    """All engines of a folder whose record can be read."""
-    found = []
+def read_folder(folder: Path) -> tuple[list[EngineMetadata], list[str]]:
+    """The engines of a folder, and why the other records in it cannot be read."""
+    engines, problems = [], []
     for path in sorted(folder.glob("*.engine.json")):
         try:
-            found.append(EngineRecord.read(path))
-        except EngineError:
-            continue
-    return found
+            engines.append(EngineMetadata.read(path))
+        except EngineError as error:
+            problems.append(str(error))
+    return engines, problems
 
 
-def listed(cache: Path) -> list[tuple[Path, EngineRecord]]:
-    """Every engine in the cache, of all checkpoints."""
+def cached_engines(cache: Path) -> list[tuple[Path, EngineMetadata]]:
+    """Every engine in the cache, of all checkpoints, with its folder."""
     folders = sorted(p for p in cache.glob("*") if p.is_dir())
-    return [(folder, record) for folder in folders for record in records(folder)]
+    return [(folder, engine) for folder in folders for engine in read_folder(folder)[0]]
 
 
 def prune(cache: Path, keep: set[str]) -> list[Path]:
@@ -166,7 +198,14 @@ def prune(cache: Path, keep: set[str]) -> list[Path]:
     """
     kept, gone = {engine_folder(cache, weights) for weights in keep}, []
     for folder in sorted(p for p in cache.glob("*") if p.is_dir() and p not in kept):
-        for pattern in ("*.engine", "*.engine.json", "*.proof.npz", "*.part", "*.timing"):
+        for pattern in (
+            "*.engine",
+            "*.engine.json",
+            "*.golden.npz",
+            "*.jit",
+            "*.part",
+            "*.timing",
+        ):
             for path in folder.glob(pattern):
                 path.unlink()
                 gone.append(path)

@@ -16,7 +16,7 @@ pytest.importorskip("onnxruntime", reason="the stand-in computes with onnxruntim
 torch = pytest.importorskip("torch", reason="golden values are made by torch")
 
 from g2vlm_tests.built_engines import Built, build_stand_ins  # noqa: E402
-from g2vlm_tests.gpu_stand_in import StandInCuda, stand_in_flavour  # noqa: E402
+from g2vlm_tests.gpu_stand_in import StandInCuda, stand_in_version  # noqa: E402
 
 from g2vlm_ros.checkpoint.onnx_manifest import MANIFEST, Manifest  # noqa: E402
 from g2vlm_ros.inference.tensorrt import versions  # noqa: E402
@@ -28,8 +28,8 @@ from g2vlm_ros.inference.tensorrt.cuda import (  # noqa: E402
     failure,
 )
 from g2vlm_ros.inference.tensorrt.device_memory import DeviceMemory, from_element, to_element  # noqa: E402
-from g2vlm_ros.inference.tensorrt.engine import Engine, deviation, prove, read_proof  # noqa: E402
-from g2vlm_ros.inference.tensorrt.engine_metadata import EngineError, EngineRecord, Here  # noqa: E402
+from g2vlm_ros.inference.tensorrt.engine import Engine, deviation, read_golden, verify  # noqa: E402
+from g2vlm_ros.inference.tensorrt.engine_metadata import EngineError, EngineMetadata, Here  # noqa: E402
 from g2vlm_ros.inference.tensorrt.versions import installed  # noqa: E402
 from g2vlm_ros.records import UnfitError  # noqa: E402
 
@@ -104,7 +104,7 @@ def test_an_engine_of_something_else_is_refused(copied: Built, change: dict, mes
 
 def test_an_engine_built_elsewhere_for_this_capability_fits(copied: Built) -> None:
     for path in copied.cache.glob("*/*.json"):
-        edit(path, gpu="sm89", proven=None)
+        edit(path, gpu="sm89", verified=None)
     assert isinstance(copied.open().backend, str)
 
 
@@ -121,48 +121,48 @@ def test_a_stale_onnx_file_makes_its_engine_unfit(built: Built, tmp_path: Path) 
         replace(built, checkpoint=checkpoint).open()
 
 
-def test_a_damaged_record_or_proof_is_refused(copied: Built) -> None:
+def test_damaged_metadata_or_golden_values_are_refused(copied: Built) -> None:
     folder = engine_path(copied).parent
-    (proof,) = folder.glob("geometry.*.proof.npz")
-    flip(proof)
-    with pytest.raises(EngineError, match="proof.npz is damaged or was changed"):
+    (golden,) = folder.glob("geometry.*.golden.npz")
+    flip(golden)
+    with pytest.raises(EngineError, match="golden.npz is damaged or was changed"):
         copied.open()
     record = engine_path(copied, "heads").with_name(engine_path(copied, "heads").name + ".json")
     record.write_text(record.read_text()[:-20])
     with pytest.raises(EngineError, match="damaged or of another version"):
-        EngineRecord.read(record)
+        EngineMetadata.read(record)
     with pytest.raises(EngineError, match="no engine for heads"):
         copied.open()
 
 
 def test_an_engine_that_went_wrong_is_noticed_at_the_start(built: Built) -> None:
     cuda = StandInCuda()
-    wrong = replace(built, cuda=cuda, flavour=stand_in_flavour(cuda, {"fused": 0.01}))
+    wrong = replace(built, cuda=cuda, version=stand_in_version(cuda, {"fused": 0.01}))
     with pytest.raises(EngineError, match=r"computes wrong values: .* is off by 0\.01.*run `"):
         wrong.open()
 
 
 def test_tensorrt_that_cannot_load_an_engine(built: Built) -> None:
-    device, record = DeviceMemory(built.cuda), built.records[0]
+    device, record = DeviceMemory(built.cuda), built.engines[0]
     with pytest.raises(EngineError, match="trt10.3.0 cannot load .*; it was built by trt10.3.0"):
-        Engine(built.flavour, device, record, b"rubbish")
+        Engine(built.version, device, record, b"rubbish")
     other = replace(record, outputs={"else": ["FLOAT", [1]]})
-    with pytest.raises(EngineError, match="has the tensors features, images"):
-        Engine(built.flavour, device, other, engine_path(built, record.stage).read_bytes())
+    with pytest.raises(EngineError, match="has the tensors descriptor, features, images"):
+        Engine(built.version, device, other, engine_path(built, record.stage).read_bytes())
 
 
 def test_a_cut_batch_of_golden_values_does_not_pass(built: Built) -> None:
     """The check itself can fail: with one wrong number in a thousand of double size."""
-    record = next(r for r in built.records if r.stage == "heads")
+    record = next(r for r in built.engines if r.stage == "heads")
     path = engine_path(built, "heads")
     device = DeviceMemory(built.cuda)
-    engine = Engine(built.flavour, device, record, path.read_bytes())
-    cases = read_proof(path.parent, record)
-    assert max(prove(engine, device, cases).values()) < 2e-3
+    engine = Engine(built.version, device, record, path.read_bytes())
+    cases = read_golden(path.parent, record)
+    assert max(verify(engine, device, cases).values()) < 2e-3
     points = cases[0][1]["local_points"].reshape(-1)
     points[::1000] *= 2
     with pytest.raises(EngineError, match="local_points is off"):
-        prove(engine, device, cases)
+        verify(engine, device, cases)
 
 
 # --- numbers -------------------------------------------------------------------------------------
@@ -203,7 +203,7 @@ def test_work_waits_for_its_upload(device: DeviceMemory) -> None:
 
 def test_a_cache_whose_rows_are_not_aligned(device: DeviceMemory) -> None:
     """TensorRT writes to multiples of 256 bytes; rows of 64 bytes need a copy."""
-    cache = TensorRTCache(device, (1, 1, 16), "FLOAT", 0)
+    cache = TensorRTCache(device, (1, 1, 16), "FLOAT")
     rows = np.random.default_rng(0).normal(size=(5, 1, 1, 16)).astype(np.float32)
     for part in np.split(rows, [2, 3]):
         with cache.room(len(part)) as (past, new):
@@ -299,7 +299,7 @@ def test_which_tensorrt_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_here_is_part_of_every_name(built: Built) -> None:
-    here = Here(built.cuda.gpu, built.cuda.capability, built.flavour.label)
-    for record in built.records:
+    here = Here(built.cuda.gpu, built.cuda.capability, built.version.label)
+    for record in built.engines:
         assert record.file.startswith(record.stage)
         assert record.file.endswith(f"stand-in-gpu-{here.tensorrt}-float32.engine")

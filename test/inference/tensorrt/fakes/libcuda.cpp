@@ -1,0 +1,231 @@
+// SPDX-License-Identifier: Apache-2.0
+// A FAKE CUDA driver (libcuda.so.1) for tests without a GPU. Device memory is host memory, copies
+// are memcpy, streams run at once, and the packing kernels run block by block on the CPU.
+//
+// FAKE_CUDA_DRIVER=12060 makes it a driver of CUDA 12.6: entry points of later versions are refused,
+// as NVIDIA documents for cuGetProcAddress. lose_context() makes every later call fail.
+
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <string>
+
+#define PACK_ON_CPU
+#include PACK_SOURCE
+
+namespace {
+
+enum : int { SUCCESS = 0, INVALID_VALUE = 1, OUT_OF_MEMORY = 2, NOT_FOUND = 500, ILLEGAL_ADDRESS = 700 };
+constexpr int THREADS = 256;
+constexpr size_t TOTAL = size_t(1) << 30;
+
+bool lost = false;
+int context;  // only its address matters
+thread_local void* current = nullptr;
+size_t used = 0;
+std::string launches;
+
+int driver_level()
+{
+    const char* text = std::getenv("FAKE_CUDA_DRIVER");
+    return text ? std::atoi(text) : 13000;
+}
+
+template <class T> T argument(void** arguments, int index) { return *static_cast<T*>(arguments[index]); }
+
+// The kernels of point_packing.cu, one thread after the other.
+void count_points(unsigned blocks, void** a)
+{
+    const auto* points = argument<const float*>(a, 0);
+    const auto* confidence = argument<const float*>(a, 1);
+    const int pixels = argument<int>(a, 2), width = argument<int>(a, 3), height = argument<int>(a, 4);
+    auto* counts = argument<unsigned*>(a, 7);
+    for (unsigned block = 0; block < blocks; ++block) {
+        counts[block] = 0;
+        for (int i = block * THREADS; i < int(block + 1) * THREADS && i < pixels; ++i) {
+            counts[block] += is_valid(points, confidence, i, width, height,
+                                      argument<float>(a, 5), argument<float>(a, 6));
+        }
+    }
+}
+
+void sum_counts(void** a)
+{
+    auto* counts = argument<unsigned*>(a, 0);
+    const int blocks = argument<int>(a, 1);
+    unsigned before = 0;
+    for (int i = 0; i < blocks; ++i) {
+        const unsigned here = counts[i];
+        counts[i] = before;
+        before += here;
+    }
+    counts[blocks] = before;
+}
+
+void write_points(unsigned blocks, void** a)
+{
+    const auto* points = argument<const float*>(a, 0);
+    const auto* colours = argument<const unsigned char*>(a, 1);
+    const auto* confidence = argument<const float*>(a, 2);
+    const auto* affines = argument<const float*>(a, 3);
+    const int pixels = argument<int>(a, 4), width = argument<int>(a, 5), height = argument<int>(a, 6);
+    const auto* counts = argument<const unsigned*>(a, 9);
+    auto* out = argument<PackedPoint*>(a, 10);
+    for (unsigned block = 0; block < blocks; ++block) {
+        unsigned rank = counts[block];
+        for (int i = block * THREADS; i < int(block + 1) * THREADS && i < pixels; ++i) {
+            if (is_valid(points, confidence, i, width, height, argument<float>(a, 7), argument<float>(a, 8))) {
+                const float* affine = affines + 12 * (i / (width * height));
+                out[rank++] = pack_point(points + 3ll * i, colours + 3ll * i, confidence[i], affine);
+            }
+        }
+    }
+}
+
+}  // namespace
+
+#define ENTRY extern "C" __attribute__((visibility("default"))) int
+#define FAIL_IF_LOST if (lost) return ILLEGAL_ADDRESS
+
+extern "C" void lose_context() { lost = true; }
+extern "C" const char* launched_kernels() { return launches.c_str(); }
+extern "C" uint64_t used_bytes() { return used; }
+
+ENTRY cuInit(unsigned) { return std::getenv("FAKE_CUDA_NO_DEVICE") ? 100 : SUCCESS; }
+ENTRY cuDriverGetVersion(int* version) { *version = driver_level(); return SUCCESS; }
+ENTRY cuDeviceGet(int* device, int ordinal) { *device = ordinal; return ordinal ? 101 : SUCCESS; }
+
+// As seen on an H100: what lies behind the name in the caller's buffer is only partly zeroed.
+ENTRY cuDeviceGetName(char* name, int size, int)
+{
+    std::memset(name, 0, size < 50 ? size : 50);
+    std::snprintf(name, size, "Fake GPU");
+    return SUCCESS;
+}
+
+ENTRY cuDeviceGetAttribute(int* value, int attribute, int)
+{
+    *value = attribute == 75 ? 8 : attribute == 76 ? 9 : 0;  // compute capability, major and minor
+    return SUCCESS;
+}
+
+ENTRY cuDevicePrimaryCtxRetain(void** out, int) { FAIL_IF_LOST; *out = &context; return SUCCESS; }
+ENTRY cuDevicePrimaryCtxRelease(int) { return SUCCESS; }
+ENTRY cuCtxSetCurrent(void* wanted) { FAIL_IF_LOST; current = wanted; return SUCCESS; }
+ENTRY cuMemGetInfo(size_t* free, size_t* total) { *total = TOTAL; *free = TOTAL - used; return SUCCESS; }
+
+ENTRY cuMemAlloc(uint64_t* address, size_t size)
+{
+    FAIL_IF_LOST;
+    if (current != &context) return 201;
+    if (used + size > TOTAL) return OUT_OF_MEMORY;
+    size_t* block = static_cast<size_t*>(std::aligned_alloc(256, (size + 511) / 256 * 256));
+    block[0] = size;
+    used += size;
+    *address = reinterpret_cast<uint64_t>(block) + 256;
+    return SUCCESS;
+}
+
+ENTRY cuMemFree(uint64_t address)
+{
+    FAIL_IF_LOST;
+    size_t* block = reinterpret_cast<size_t*>(address - 256);
+    used -= block[0];
+    std::free(block);
+    return SUCCESS;
+}
+
+ENTRY cuMemHostAlloc(void** address, size_t size, unsigned)
+{
+    FAIL_IF_LOST;
+    if (size > TOTAL) return OUT_OF_MEMORY;
+    *address = std::malloc(size);
+    return SUCCESS;
+}
+
+ENTRY cuStreamCreate(void** stream, unsigned) { FAIL_IF_LOST; *stream = std::malloc(1); return SUCCESS; }
+ENTRY cuStreamSynchronize(void*) { FAIL_IF_LOST; return SUCCESS; }
+ENTRY cuStreamWaitEvent(void*, void*, unsigned) { FAIL_IF_LOST; return SUCCESS; }
+ENTRY cuEventCreate(void** event, unsigned) { FAIL_IF_LOST; *event = std::malloc(1); return SUCCESS; }
+ENTRY cuEventRecord(void*, void*) { FAIL_IF_LOST; return SUCCESS; }
+ENTRY cuEventElapsedTime(float* ms, void*, void*) { FAIL_IF_LOST; *ms = 2.0f; return SUCCESS; }
+
+static int copied(void* to, const void* from, size_t size)
+{
+    FAIL_IF_LOST;
+    std::memcpy(to, from, size);
+    return SUCCESS;
+}
+
+ENTRY cuMemcpyHtoDAsync(uint64_t to, const void* from, size_t size, void*)
+{
+    return copied(reinterpret_cast<void*>(to), from, size);
+}
+ENTRY cuMemcpyDtoHAsync(void* to, uint64_t from, size_t size, void*)
+{
+    return copied(to, reinterpret_cast<void*>(from), size);
+}
+ENTRY cuMemcpyDtoDAsync(uint64_t to, uint64_t from, size_t size, void*)
+{
+    return copied(reinterpret_cast<void*>(to), reinterpret_cast<void*>(from), size);
+}
+
+ENTRY cuModuleLoadData(void** module, const void* image)
+{
+    FAIL_IF_LOST;
+    if (std::memcmp(image, "FAKE", 4)) return INVALID_VALUE;
+    *module = std::malloc(1);
+    return SUCCESS;
+}
+
+ENTRY cuModuleGetFunction(void** function, void*, const char* name)
+{
+    FAIL_IF_LOST;
+    *function = strdup(name);
+    return SUCCESS;
+}
+
+ENTRY cuLaunchKernel(void* function, unsigned blocks, unsigned gy, unsigned gz, unsigned threads,
+                     unsigned by, unsigned bz, unsigned shared, void*, void** arguments, void** extra)
+{
+    FAIL_IF_LOST;
+    const std::string name = static_cast<const char*>(function);
+    if (gy != 1 || gz != 1 || by != 1 || bz != 1 || shared || extra) return INVALID_VALUE;
+    if (name == "count_points" && threads == THREADS) count_points(blocks, arguments);
+    else if (name == "sum_counts" && blocks == 1 && threads == 1) sum_counts(arguments);
+    else if (name == "write_points" && threads == THREADS) write_points(blocks, arguments);
+    else return NOT_FOUND;
+    launches += name + " " + std::to_string(blocks) + "x" + std::to_string(threads) + "\n";
+    return SUCCESS;
+}
+
+ENTRY cuGetProcAddress_v2(const char* symbol, void** function, int version, uint64_t, int* status);
+
+ENTRY cuGetProcAddress(const char* symbol, void** function, int version, uint64_t flags)
+{
+    return cuGetProcAddress_v2(symbol, function, version, flags, nullptr);
+}
+
+ENTRY cuGetProcAddress_v2(const char* symbol, void** function, int version, uint64_t, int* status)
+{
+#define KNOWN(name) { #name, reinterpret_cast<void*>(name) }
+    static const struct { const char* name; void* function; } known[] = {
+        KNOWN(cuInit), KNOWN(cuDriverGetVersion), KNOWN(cuDeviceGet), KNOWN(cuDeviceGetName),
+        KNOWN(cuDeviceGetAttribute), KNOWN(cuDevicePrimaryCtxRetain),
+        KNOWN(cuDevicePrimaryCtxRelease), KNOWN(cuCtxSetCurrent), KNOWN(cuMemGetInfo),
+        KNOWN(cuMemAlloc), KNOWN(cuMemFree), KNOWN(cuMemHostAlloc), KNOWN(cuStreamCreate),
+        KNOWN(cuStreamSynchronize), KNOWN(cuStreamWaitEvent), KNOWN(cuEventCreate),
+        KNOWN(cuEventRecord), KNOWN(cuEventElapsedTime), KNOWN(cuMemcpyHtoDAsync),
+        KNOWN(cuMemcpyDtoHAsync), KNOWN(cuMemcpyDtoDAsync), KNOWN(cuModuleLoadData),
+        KNOWN(cuModuleGetFunction), KNOWN(cuLaunchKernel), KNOWN(cuGetProcAddress_v2),
+        {"cuGetProcAddress", reinterpret_cast<void*>(cuGetProcAddress_v2)},
+    };
+    *function = nullptr;
+    if (version > driver_level()) return INVALID_VALUE;
+    for (const auto& each : known) {
+        if (!std::strcmp(each.name, symbol)) *function = each.function;
+    }
+    if (status) *status = *function ? 0 : 1;
+    return *function ? SUCCESS : NOT_FOUND;
+}
