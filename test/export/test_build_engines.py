@@ -47,6 +47,7 @@ from g2vlm_ros.export.export_onnx import export  # noqa: E402
 from g2vlm_ros.export.trt_attention import arranged, read_graph, ways_for  # noqa: E402
 from g2vlm_ros.inference.tensorrt.engine_metadata import cached_engines, prune  # noqa: E402
 from g2vlm_ros.inference.tensorrt.versions import TensorRTVersion  # noqa: E402
+from g2vlm_ros.records import UnfitError  # noqa: E402
 
 ENGINES = Path(__file__).parents[2] / "engines"
 SHARED_PLAN = ENGINES / "plan.yaml"
@@ -333,6 +334,48 @@ def test_the_ways_of_a_graph() -> None:
 
 
 # --- proving, resuming, pruning ------------------------------------------------------------------
+
+
+def test_a_gpu_without_bfloat16_is_refused_before_anything_is_built(
+    built: Built, tmp_path: Path
+) -> None:
+    machine = replace(stand_in_machine(built), here=building.Here("RTX 2080", "7.5", "rtx1.7"))
+    plan = BuildPlan.checked("test", PLAN | {"precision": "bfloat16"})
+    with pytest.raises(UnfitError, match="compute capability 7.5 .GeForce 20.* has no bfloat16"):
+        building.build(built.checkpoint, plan, machine, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_encoder_without_descriptors_is_not_built(tmp_path: Path) -> None:
+    """ONNX files of an earlier export run in ONNX Runtime, but no engine is made of them."""
+    folder = link_checkpoint(tmp_path / "onnx")
+    manifest = Manifest.read(folder)
+    graphs = tuple(
+        replace(g, outputs={k: v for k, v in g.outputs.items() if k != "descriptor"})
+        for g in manifest.graphs
+    )
+    plan = BuildPlan.checked("test", PLAN)
+    with pytest.raises(PlanError, match="of an earlier export, without the output descriptor"):
+        plan.graph(replace(manifest, graphs=graphs), "encode_geometry", (140, 84), "released")
+
+
+def test_kernel_timings_belong_to_one_tensorrt_and_gpu(built: Built) -> None:
+    machine = stand_in_machine(built)
+    assert machine.timings == "tactics.stand-in-gpu-trt10.3.0.timing"
+    assert replace(machine, here=replace(machine.here, tensorrt="trt10.16")).timings != (
+        machine.timings
+    )
+
+
+def test_a_plan_says_how_much_each_stage_finds_in_the_cache() -> None:
+    """On Orin the scores of `geometry` at its largest stay below 2^31."""
+    for profile in ("jetson_orin", "jetson_orin_jetpack6"):
+        plan = BuildPlan.read(SHARED_PLAN, profile)
+        width, height = plan.sizes[0]
+        tokens = plan.views[2] * (width * height // 14**2 + 2)
+        assert 12 * tokens * (tokens + plan.cached_tokens["geometry"][2]) < 2**31
+    with pytest.raises(PlanError, match=r"cached_tokens \[0, 1, 2\]; .* for each of geometry"):
+        BuildPlan.checked("test", PLAN | {"cached_tokens": [0, 1, 2]})
 
 
 def test_wrong_attention_is_built_again_more_safely(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import subprocess
@@ -17,6 +18,7 @@ import pytest
 
 pytest.importorskip("onnxruntime", reason="the backend needs onnxruntime")
 
+from g2vlm_ros.checkpoint.config import ModelConfig  # noqa: E402
 from g2vlm_ros.checkpoint.digest import digest  # noqa: E402
 from g2vlm_ros.checkpoint.onnx_manifest import MANIFEST, Manifest, ManifestError, has_all  # noqa: E402
 from g2vlm_ros.checkpoint.prompt_layout import SpecialTokens, TokenCursor, text_segment  # noqa: E402
@@ -51,6 +53,16 @@ def folder(tmp_path: Path) -> Path:
     for path in (path for pattern in NEEDED for path in GOLDEN.glob(pattern)):
         shutil.copyfile(path, target / path.name)
     return target
+
+
+def poison(folder: Path, parameter: str) -> None:
+    """Makes one number of the weights NaN, and the ONNX files belong to such weights."""
+    with (folder / "model.safetensors").open("r+b") as file:
+        length = int.from_bytes(file.read(8), "little")
+        start, _ = json.loads(file.read(length))[parameter]["data_offsets"]
+        file.seek(8 + length + start)
+        file.write(np.float16(np.nan).tobytes())
+    replace(Manifest.read(folder), weights=digest(folder)).write(folder)
 
 
 def reconstruct(stages: OnnxBackend, views: np.ndarray) -> RawGeometry:
@@ -151,6 +163,68 @@ print(perception.backend, points.shape, len(text.token_ids))
     assert done.stdout.split("\n")[0] == "onnx cpu float32 (2, 56, 84, 3) 3"
 
 
+def test_the_descriptor_is_an_output_of_the_encoder(
+    stages: OnnxBackend, views: np.ndarray
+) -> None:
+    features = stages.encode_geometry(views)
+    described = stages.describe(features)
+    assert described.shape == (4, stages.config.text.hidden_size)
+    np.testing.assert_allclose(described, stages.fetch(features).mean(1), atol=1e-6, rtol=1e-5)
+
+
+def test_an_earlier_export_still_describes_its_views(folder: Path, views: np.ndarray) -> None:
+    """Its encoder has no such output: the features are averaged on the host, as they were."""
+    onnx = pytest.importorskip("onnx", reason="an older file is made from a new one")
+    path = folder / "encode_geometry.onnx"
+    model = onnx.load(str(path), load_external_data=False)
+    kept = [output for output in model.graph.output if output.name == "features"]
+    del model.graph.output[:]
+    model.graph.output.extend(kept)
+    path.write_bytes(model.SerializeToString())
+    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+
+    def older(manifest: dict) -> None:
+        for graph in manifest["graphs"]:
+            if graph["file"] == path.name:
+                graph["sha256"] = sha256
+                del graph["outputs"]["descriptor"]
+
+    edit(older)(folder)
+    old, new = (OnnxBackend.open(place, device="cpu") for place in (folder, GOLDEN))
+    described = [each.describe(each.encode_geometry(views)) for each in (old, new)]
+    np.testing.assert_allclose(*described, atol=1e-6, rtol=1e-5)
+    assert np.isfinite(reconstruct(old, views).local_points_u).all()
+
+
+def on_a_device(folder: Path) -> OnnxBackend:
+    """As on a GPU: what stays there is not looked at after each stage. The CPU stands in."""
+    manifest, config = Manifest.read(folder), ModelConfig.read(folder)
+    return OnnxBackend(folder, config, manifest, "cpu", "float32", check_each_stage=False)
+
+
+def test_features_that_stay_on_the_device_give_the_same(
+    stages: OnnxBackend, views: np.ndarray
+) -> None:
+    other = on_a_device(GOLDEN)
+    first, second = reconstruct(stages, views), reconstruct(other, views)
+    assert np.array_equal(first.local_points_u, second.local_points_u)
+    assert np.array_equal(answer(stages, views, [4]), answer(other, views, [4]))
+
+
+@pytest.mark.parametrize(
+    ("parameter", "stage"),
+    [("dino2llm.bias", "encode_geometry"), ("point_head.proj.bias", "heads"),
+     ("language_model.model.norm_moe_geo.weight", "geometry")],
+)  # fmt: skip
+def test_the_stage_that_made_a_nan_is_found_afterwards(
+    folder: Path, views: np.ndarray, parameter: str, stage: str
+) -> None:
+    poison(folder, parameter)
+    with pytest.raises(NonFiniteError) as error:
+        reconstruct(on_a_device(folder), views)
+    assert error.value.stage == stage
+
+
 # --- the choice of a backend ---------------------------------------------------------------------
 
 
@@ -225,12 +299,7 @@ def test_segments_that_do_not_belong_to_the_images_are_refused(
 def test_not_a_number_names_its_stage_and_leaves_the_cache(
     folder: Path, views: np.ndarray, parameter: str, stage: str
 ) -> None:
-    with (folder / "model.safetensors").open("r+b") as file:
-        length = int.from_bytes(file.read(8), "little")
-        start, _ = json.loads(file.read(length))[parameter]["data_offsets"]
-        file.seek(8 + length + start)
-        file.write(np.float16(np.nan).tobytes())
-    replace(Manifest.read(folder), weights=digest(folder)).write(folder)
+    poison(folder, parameter)
     stages = OnnxBackend.open(folder, device="cpu")
     with pytest.raises(NonFiniteError) as error:
         reconstruct(stages, views)
@@ -288,7 +357,6 @@ def test_a_graph_that_onnxruntime_cannot_read_is_one_sentence(
     folder: Path, views: np.ndarray
 ) -> None:
     """A file whose digest is right but whose content is not a graph."""
-    import hashlib
 
     def swap(manifest: dict) -> None:
         for graph in manifest["graphs"]:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import mmap
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -303,3 +304,97 @@ def test_here_is_part_of_every_name(built: Built) -> None:
     for record in built.engines:
         assert record.file.startswith(record.stage)
         assert record.file.endswith(f"stand-in-gpu-{here.tensorrt}-float32.engine")
+
+
+# --- what is known of versions and kernels -------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("layers", "fused"),
+    [
+        ([], 0),
+        (["a MatMul", "_gemm_mha_v2_0"], 1),
+        (
+            [{"Name": "x", "TacticName": "fmha_v2_flash"}, {"Name": "softmax", "Metadata": "mha"}],
+            1,
+        ),
+        (["mha_0", "mha_1", "mha_0 [profile 1]"], 1),
+        (None, None),
+    ],
+)
+def test_fused_attention_in_what_the_inspector_says(layers: list | None, fused: int) -> None:
+    """The profile with the fewest counts; metadata of the graph does not."""
+    text = "nonsense" if layers is None else json.dumps({"Layers": layers})
+    assert versions.count_fused(text) == fused
+
+
+def test_attention_that_is_not_fused_is_in_the_record_and_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    built = build_stand_ins(tmp_path, precision="float32")
+    record = next(e for e in built.engines if e.stage == "geometry")
+    assert (record.attentions, record.fused_attentions) == (2, 0)
+    assert record.unfused == ""  # nobody fuses in float32
+    half = replace(record, precision="float16", fused_attentions=1)
+    assert "computes 1 of 2 attentions without a fused kernel" in half.unfused
+    assert replace(half, fused_attentions=2).unfused == ""
+    assert replace(half, fused_attentions=None).unfused == ""
+
+
+def test_versions_that_are_reported_to_be_wrong_are_named() -> None:
+    for label in ("trt10.3.0", "trt10.4.1"):
+        assert "NVIDIA/TensorRT#4419" in versions.doubt(label)
+        assert "checked on golden values" in versions.doubt(label)
+    for label in ("trt10.6.0", "trt10.16.1.11", "trt10.30.0", "rtx1.7.1.116"):
+        assert versions.doubt(label) == ""
+
+
+@pytest.mark.parametrize(("capability", "refused"), [("7.5", True), ("8.0", False),
+                                                     ("12.0", False)])  # fmt: skip
+def test_bfloat16_needs_ampere(capability: str, refused: bool) -> None:
+    versions.check_precision("float16", capability)
+    if refused:
+        with pytest.raises(UnfitError, match="GeForce 20 and older.* precision float16"):
+            versions.check_precision("bfloat16", capability)
+    else:
+        versions.check_precision("bfloat16", capability)
+
+
+def test_an_engine_record_of_an_earlier_version_is_refused(copied: Built) -> None:
+    path = engine_path(copied, "heads")
+    edit(path.with_name(path.name + ".json"), format=1)
+    with pytest.raises(EngineError, match=r"no engine for heads: .* of another version"):
+        copied.open()
+
+
+def test_a_library_that_cannot_be_loaded_is_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(name: str) -> object:
+        raise OSError("libnvinfer.so.10: cannot open shared object file")
+
+    monkeypatch.setattr(versions, "import_module", broken)
+    with pytest.raises(UnfitError, match="cannot be imported .libnvinfer.so.10"):
+        installed()
+
+
+def test_rows_of_an_empty_array() -> None:
+    device = DeviceMemory(StandInCuda())
+    array = device.empty((0, 5), "FLOAT", "nothing")
+    assert array.rows(0, 0).shape == (0, 5) and array.rows(0, 0).address == array.address
+
+
+def test_engines_are_mapped_and_not_read(built: Built) -> None:
+    record = next(e for e in built.engines if e.stage == "heads")
+    data = record.load(engine_path(built, "heads").parent, "")
+    assert isinstance(data, mmap.mmap) and bytes(data).startswith(b"engine of")
+
+
+def test_golden_values_hold_a_decoding_step_behind_a_long_cache(built: Built) -> None:
+    """Kernels for long sequences are others; of the cache a block is written, and how often."""
+    record = next(e for e in built.engines if e.stage == "language")
+    cases = read_golden(engine_path(built, "language").parent, record)
+    lengths = [len(inputs["past_keys"]) for inputs, _ in cases]
+    assert max(lengths) == 1024 // 64 * 64 and len(cases[-1][0]["ids"]) == 1
+    (path,) = engine_path(built, "language").parent.glob("language.*.golden.npz")
+    with np.load(path) as arrays:
+        assert sorted(n for n in arrays if "/repeat/" in n)[0].endswith("past_keys")
+        assert max(arrays[n].shape[0] for n in arrays if n.endswith("in/past_keys")) < 300
