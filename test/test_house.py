@@ -13,7 +13,11 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "g2vlm_ros"
 TORCH_ROOMS = {"demo", "export", "model"}
-TORCH_FILES = {"inference/torch_backend.py", "inference/torch_cache.py"}
+TORCH_FILES = {
+    "inference/torch_backend.py",
+    "inference/torch_cache.py",
+    "inference/torch_decoding.py",
+}
 LAZY_FILES = {
     "inference/backend.py",
     "inference/tensorrt/versions.py",

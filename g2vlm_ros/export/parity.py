@@ -211,6 +211,7 @@ class Probe:
         self.handles: list[Any] = []
         if self.network is None:
             return
+        stages.fixed_shapes = False  # hooks see nothing of a graph that is replayed
         self._record(self.network.dino_model, lambda: "dino.patch_tokens")
         for name in ("point_decoder", "camera_decoder", "global_points_decoder"):
             self._record(getattr(self.network, name), lambda name=name: f"{name}.out")

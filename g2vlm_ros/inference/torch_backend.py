@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from g2vlm_ros.checkpoint.config import PATCH_PX, ModelConfig
 from g2vlm_ros.checkpoint.prompt_layout import Segment
 from g2vlm_ros.inference.input_checks import check_boundaries, check_grid, check_ids, check_images
 from g2vlm_ros.inference.torch_cache import TorchCache
+from g2vlm_ros.inference.torch_decoding import TokenDecoder, bucket
 from g2vlm_ros.model.network import G2VLM
 from g2vlm_ros.model.weights import load
 from g2vlm_ros.records import NonFiniteError, RawGeometry
@@ -26,17 +28,31 @@ DTYPES = {
 }
 
 
+MAX_DECODER_DEVIATION = {
+    torch.float64: 1e-6,
+    torch.float32: 1e-3,
+    torch.float16: 0.02,
+    torch.bfloat16: 0.1,
+}
+"""Largest ||logits - wanted|| / ||wanted|| of decoding with fixed shapes, as for engines."""
+log = logging.getLogger(__name__)
+
+
 class TorchBackend:
-    """Implements `runtime.stages.Backend`; two calls with the same input give the same bits."""
+    """Implements `inference.backend.Backend`; two calls with the same input give the same bits."""
 
     times_s: Mapping[str, float] = {}
 
-    def __init__(self, network: G2VLM):
+    def __init__(self, network: G2VLM, fixed_shapes: bool | None = None):
+        """fixed_shapes: decode by `TokenDecoder`; left out: on a GPU, where it is a CUDA graph."""
         weight = network.dino2llm.weight
         self.network = network
         self.config: ModelConfig = network.config
         self.device = weight.device
         self.backend = f"torch {weight.device} {str(weight.dtype).removeprefix('torch.')}"
+        on_gpu = weight.device.type == "cuda"
+        self.fixed_shapes = on_gpu if fixed_shapes is None else fixed_shapes
+        self._decoder: TokenDecoder | None = None
 
     @classmethod
     def open(
@@ -103,6 +119,8 @@ class TorchBackend:
     ) -> np.ndarray:
         ids, positions = self._ids(segment), self._put(segment.positions)
         if segment.kind == "text":
+            if self.fixed_shapes and segment.length == 1 and cache.length:
+                return _finite("language", self._decode(ids, positions, cache)).cpu().numpy()
             logits = self.network.text(ids, positions, cache, cache.length)
         else:
             if features is None:
@@ -110,6 +128,31 @@ class TorchBackend:
             check_boundaries(segment, "semantic", 1, features.shape[0])
             logits = self.network.semantic(features, ids, positions, cache)
         return _finite("language", logits).cpu().numpy()
+
+    def _decode(self, token: Tensor, positions: Tensor, cache: TorchCache) -> Tensor:
+        """One token by the decoder of fixed shapes; by the network where that is not possible."""
+        capacity = bucket(cache.length + 1)
+        if self._decoder is None or self._decoder.capacity != capacity:
+            self._decoder = None  # its memory first
+            try:
+                self._decoder = self._checked_decoder(token, positions, cache, capacity)
+            except (RuntimeError, NonFiniteError) as error:  # of CUDA, or of our own check
+                log.warning("decoding without a CUDA graph: %s", error)
+                self.fixed_shapes = False
+                return self.network.text(token, positions, cache, cache.length)
+        return self._decoder.step(token, positions, cache)
+
+    def _checked_decoder(
+        self, token: Tensor, positions: Tensor, cache: TorchCache, capacity: int
+    ) -> TokenDecoder:
+        """A decoder whose first token is as the network's own; RuntimeError where it is not."""
+        decoder = TokenDecoder(self.network, cache, capacity)
+        want = self.network.text(token, positions, cache.fork(), cache.length)
+        error = (decoder.step(token, positions, cache.fork()) - want).norm() / want.norm()
+        bound = MAX_DECODER_DEVIATION[self.network.dino2llm.weight.dtype]
+        if not error <= bound:
+            raise RuntimeError(f"its logits are off by {error:.2g} of their size, above {bound}")
+        return decoder
 
     def _ids(self, segment: Segment) -> Tensor:
         check_ids(segment.token_ids, self.config.text.vocab_size)

@@ -46,6 +46,18 @@ class TorchCache(ForkedCache[Tensor]):
             self.commit(tokens)
         return data[0, layer, None, :, :end], data[1, layer, None, :, :end]
 
+    @property
+    def data(self) -> Tensor:
+        """All keys and values with the room behind them, of which `length` tokens count."""
+        return self._buffer.data
+
+    def append(self, tokens: Tensor) -> None:
+        """Appends keys and values of all layers, (2, layers, kv_heads, T, D)."""
+        count = tokens.shape[3]
+        data = self.reserve(count)
+        data[..., self.length : self.length + count, :] = tokens
+        self.commit(count)
+
     def layer(self, index: int) -> tuple[Tensor, Tensor]:
         """Views of the keys and values of one layer, (1, kv_heads, length, D)."""
         data = self._buffer.data

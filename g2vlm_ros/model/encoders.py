@@ -12,7 +12,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from g2vlm_ros.checkpoint.config import PATCH_PX, DinoConfig, VisionConfig
-from g2vlm_ros.model.layers import Block, LayerNorm, Mlp, attend, heads_first, quick_gelu, wide
+from g2vlm_ros.model.layers import (
+    Block,
+    LayerNorm,
+    Mlp,
+    attend,
+    constant,
+    heads_first,
+    quick_gelu,
+    wide,
+)
 from g2vlm_ros.model.rope import rotate, vision_angles
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -21,7 +30,7 @@ CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.261302
 
 def normalise(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
     """uint8 (..., 3) to float32, zero mean and unit deviation per channel."""
-    mean_, std_ = (torch.tensor(c, dtype=torch.float32, device=images.device) for c in (mean, std))
+    mean_, std_ = (constant(c, torch.float32, images.device) for c in (mean, std))
     return (images.float() / 255.0 - mean_) / std_
 
 

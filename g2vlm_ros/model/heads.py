@@ -20,6 +20,7 @@ from g2vlm_ros.model.layers import (
     Mlp,
     SelfAttention,
     attend,
+    constant,
     heads_first,
     wide,
 )
@@ -188,7 +189,7 @@ def local_points(raw: Tensor) -> Tensor:
 def poses(translation: Tensor, rotation9: Tensor) -> Tensor:
     """(N, 3) and (N, 9) to rigid transforms (N, 4, 4)."""
     top = torch.cat((nearest_rotation(rotation9), translation[..., None]), dim=-1)
-    bottom = top.new_tensor([0.0, 0.0, 0.0, 1.0]).expand(*top.shape[:-2], 1, 4)
+    bottom = constant((0.0, 0.0, 0.0, 1.0), top.dtype, top.device).expand(*top.shape[:-2], 1, 4)
     return torch.cat((top, bottom), dim=-2)
 
 

@@ -9,6 +9,7 @@ casts.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 import torch
@@ -19,6 +20,21 @@ from torch import Tensor, nn
 def wide(x: Tensor) -> Tensor:
     """x in float32, or unchanged when it is already as precise."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def constant(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """A small tensor; on a GPU it is made once.
+
+    A copy from the host in every call waits for it, and forbids to capture the call in a graph.
+    """
+    make = _made_once if device.type == "cuda" else torch.tensor
+    return make(values, dtype=dtype, device=device)
+
+
+@functools.cache
+def _made_once(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    with torch.inference_mode(False):
+        return torch.tensor(values, dtype=dtype, device=device)
 
 
 def quick_gelu(x: Tensor) -> Tensor:

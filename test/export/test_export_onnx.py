@@ -88,14 +88,15 @@ def everything(stages: Backend, views: int, grid_hw: tuple[int, int]) -> dict[st
     )
     cache, walk = stages.new_cache(), TokenCursor(SPECIAL)
     found = {"prompt": stages.language(walk.text([5, 6, 7]), cache)}
-    found["features"] = stages.encode_geometry(images)
-    hidden = stages.geometry(found["features"], walk.geometry(views, grid_hw), cache)
-    found["hidden"] = hidden
+    features = stages.encode_geometry(images)
+    found["features"], found["descriptor"] = stages.fetch(features), stages.describe(features)
+    hidden = stages.geometry(features, walk.geometry(views, grid_hw), cache)
+    found["hidden"] = stages.fetch(hidden)
     raw = stages.heads(hidden, grid_hw)
     for name in (*GEOMETRY, "confidence"):
         found[name] = getattr(raw, name)
     semantic = stages.encode_semantics(images[0, :56, :84])
-    found["semantic"] = semantic
+    found["semantic"] = stages.fetch(semantic)
     found["image"] = stages.language(walk.semantic((2, 3)), cache, semantic)
     found["question"] = stages.language(walk.text([9, 10, 11, 12]), cache)
     found["token"] = stages.language(walk.text([13]), cache)

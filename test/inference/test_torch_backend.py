@@ -12,8 +12,10 @@ import pytest
 import torch
 
 from g2vlm_ros.checkpoint.prompt_layout import SpecialTokens, TokenCursor, text_segment
+from g2vlm_ros.inference import torch_decoding
 from g2vlm_ros.inference.backend import open_backend
 from g2vlm_ros.inference.torch_backend import TorchBackend
+from g2vlm_ros.model import decoder, encoders, heads, layers, network, rope
 from g2vlm_ros.records import NonFiniteError, RawGeometry
 
 GOLDEN = Path(__file__).parents[1] / "data" / "golden" / "A"
@@ -192,6 +194,62 @@ def test_segments_that_do_not_belong_to_the_images_are_refused(
         stages.heads(hidden, (7, 9))
 
 
+def conversation(stages: TorchBackend, views: np.ndarray) -> list[np.ndarray]:
+    """Logits of two answers on forks of one cache, token by token and in turns, past 64 tokens."""
+    cache, walk = stages.new_cache(), TokenCursor(SPECIAL)
+    stages.language(walk.text(PROMPT), cache)
+    first = cache.fork()
+    logits, forks = [], [first, cache.fork()]
+    for step in range(60):
+        fork = forks[step // 3 % 2]  # changes hands every three tokens
+        token = (7 * step + 13 * (fork is first)) % 400
+        logits.append(stages.language(text_segment([token], fork.length), fork))
+        if step == 30:  # one goes on with several tokens at once
+            logits.append(stages.language(text_segment([5, 6, 7], fork.length), fork))
+    assert {fork.length for fork in forks} == {len(PROMPT) + 30, len(PROMPT) + 33}
+    return logits
+
+
+def test_decoding_with_fixed_shapes_gives_the_same(
+    stages: TorchBackend, views: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a GPU replays as a graph, here step by step: forks, other lengths, a larger buffer."""
+    monkeypatch.setattr(torch_decoding, "MIN_BUCKET", 32)
+    fixed = TorchBackend(stages.network, fixed_shapes=True)
+    results = [conversation(each, views) for each in (stages, fixed)]
+    assert fixed.fixed_shapes, "it went back to growing shapes"
+    for want, got in zip(*results, strict=True):
+        np.testing.assert_allclose(got, want, atol=1e-4, rtol=1e-4)
+
+
+def test_a_decoder_that_computes_something_else_is_not_used(
+    stages: TorchBackend, views: np.ndarray, monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    wrong = lambda self: torch.zeros(1, self.capacity, dtype=torch.bool)  # noqa: E731
+    monkeypatch.setattr(torch_decoding.StaticCache, "visible", wrong)
+    fixed = TorchBackend(stages.network, fixed_shapes=True)
+    for want, got in zip(conversation(stages, views), conversation(fixed, views), strict=True):
+        np.testing.assert_allclose(got, want, atol=1e-4, rtol=1e-4)
+    assert not fixed.fixed_shapes and "decoding without a CUDA graph" in caplog.text
+
+
+def test_buffers_of_fixed_shapes_are_powers_of_two() -> None:
+    sizes = [torch_decoding.bucket(n) for n in (1, 1024, 1025, 4096, 4097, 7100)]
+    assert sizes == [1024, 1024, 2048, 4096, 8192, 8192]
+
+
+def test_small_constants_are_made_once_on_a_gpu() -> None:
+    """A tensor from the host in every call cannot be captured. On the meta device as stand-in."""
+    device = torch.device("meta")
+    one, other = (layers._made_once((1.0, 2.0), torch.float32, device) for _ in range(2))
+    assert one is other
+    source = "".join(
+        Path(module.__file__).read_text() for module in (decoder, encoders, heads, network, rope)
+    )
+    assert "torch.tensor(" not in source and "new_tensor(" not in source
+
+
 def test_unknown_backend_device_and_dtype_are_refused() -> None:
     with pytest.raises(ValueError, match="backend 'abacus' is not there"):
         open_backend("abacus", GOLDEN)
@@ -209,3 +267,6 @@ def test_cuda_agrees_with_the_cpu(views: np.ndarray) -> None:
     assert relative(got.local_points_u, want.local_points_u) < 1e-4
     again = reconstruct(cuda, views)
     assert np.array_equal(got.local_points_u, again.local_points_u)
+    for want, got in zip(conversation(cpu, views), conversation(cuda, views), strict=True):
+        assert relative(got, want) < 1e-3
+    assert cuda.fixed_shapes, "decoding fell back from its CUDA graph"
