@@ -140,6 +140,8 @@ class Chain:
         """One decoding step behind as many tokens as the plan allows (`LONG_TOKENS`)."""
         tokens = min(len(self.past["past_keys"]), MAX_BLOCK_TOKENS)
         times = min(self.plan.cached_tokens["language"][2], LONG_TOKENS) // tokens
+        if times < 2:  # the plan allows no more than what the other cases have
+            return
         blocks = {name: Repeated(past[:tokens], times) for name, past in self.past.items()}
         long = {name: np.tile(block, (times, 1, 1, 1)) for name, (block, _) in blocks.items()}
         segment = self.walk.text(self.rng.integers(5, self.config.text.vocab_size, 1))

@@ -209,7 +209,7 @@ def _plan(size: tuple[int, int], semantic_px: int) -> BuildPlan:
             "semantic_sizes": [(semantic_px, semantic_px)],
             "views": [2, 2, 2],
             "text_tokens": [1, 11, 11],
-            "cached_tokens": [0, 0, 0],
+            "cached_tokens": {"geometry": [0, 0, 0], "language": [0, 0, 0]},
         },
     )
 

@@ -147,6 +147,7 @@ class OnnxBackend:
         return self._run("encode_semantics", session, {"image": image}, names, names)["features"]
 
     def geometry(self, features: OnnxArray, segment: Segment, cache: OnnxCache) -> OnnxArray:
+        features = OnnxArray.of(features, self._device)
         views, patches = features.shape[:2]
         check_boundaries(segment, "geometry", views, patches)
         check_ids(segment.token_ids, self.config.text.vocab_size)
@@ -163,6 +164,7 @@ class OnnxBackend:
         check_grid(hidden.shape[1], grid_hw)
         size_hw = (grid_hw[0] * PATCH_PX, grid_hw[1] * PATCH_PX)
         session = self._session(GLOBAL if global_points else "heads", size_hw)
+        hidden = OnnxArray.of(hidden, self._device)
         grid = hidden.reshaped((hidden.shape[0], *grid_hw, hidden.shape[-1]))
         names = [output.name for output in session.get_outputs()]
         results = self._run("heads", session, {"hidden": grid}, names)
@@ -179,6 +181,7 @@ class OnnxBackend:
     def language(
         self, segment: Segment, cache: OnnxCache, features: OnnxArray | None = None
     ) -> np.ndarray:
+        features = None if features is None else OnnxArray.of(features, self._device)
         image_tokens = None if features is None else features.shape[0]
         feeds = text_feeds(segment, cache.length, image_tokens, self.config.text.vocab_size)
         none = np.empty((0, self.config.text.hidden_size), self._element)
@@ -307,6 +310,14 @@ class OnnxArray:
         self.shape = shape or tuple(value.shape())
         self.descriptor: OnnxArray | None = None
         """Of features of views: the mean token of each."""
+
+    @staticmethod
+    def of(array: OnnxArray | np.ndarray, device: str) -> OnnxArray:
+        """The same on the device; arrays of the host are taken too, by experiments and tests."""
+        if isinstance(array, OnnxArray):
+            return array
+        host = np.ascontiguousarray(array)
+        return OnnxArray(onnxruntime.OrtValue.ortvalue_from_numpy(host, device, 0), "input")
 
     def numpy(self) -> np.ndarray:
         """A copy on the host."""
