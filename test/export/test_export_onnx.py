@@ -202,10 +202,11 @@ def test_sizes_make_files_of_a_fixed_size_and_keep_the_others(
     assert fixed.file == "encode_geometry.aligned.84x56.onnx"
     assert fixed.inputs == {"images": ["UINT8", ["views", 56, 84, 3]]}
     images = np.random.default_rng(0).integers(0, 256, (3, 56, 84, 3), dtype=np.uint8)
-    got, want = (
-        kind.open(folder, device="cpu", dino_windows="aligned").encode_geometry(images)
+    backends = (
+        kind.open(folder, device="cpu", dino_windows="aligned")
         for kind in (OnnxBackend, TorchBackend)
     )
+    got, want = (each.fetch(each.encode_geometry(images)) for each in backends)
     np.testing.assert_allclose(got, want, atol=2e-5, rtol=2e-5)
     with pytest.raises(ValueError, match="70x56 pixels; .* take 84x56; run `.* --sizes 70x56`"):
         OnnxBackend.open(folder, "cpu", dino_windows="aligned").encode_geometry(images[:, :, :70])
