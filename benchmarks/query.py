@@ -412,8 +412,8 @@ def _resized(region: Region, pixels: PixelMap) -> Region:
     return Region(region.view, tuple(low.tolist()), tuple(high.tolist()))
 
 
-def opened(folder: Path, width_px: int, semantic_px: int) -> Perception:
-    """A checkpoint, its views and semantic images at the sizes that it was trained on."""
+def opened(folder: Path, width_px: int = 0, semantic_px: int = 0) -> Perception:
+    """A checkpoint; sizes that are 0 are those that it was trained on."""
     flat = {
         "model.checkpoint": str(folder),
         "model.image_width_px": width_px,
@@ -428,8 +428,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--homes", type=int, default=60)
     parser.add_argument("--questions", type=int, default=20, help="per home")
     parser.add_argument("--checkpoint", type=Path, default=DEMO if DEMO.exists() else None)
-    parser.add_argument("--width", type=int, default=112, help="of its views, pixels")
-    parser.add_argument("--semantic", type=int, default=168, help="side of its semantic images")
+    parser.add_argument("--width", type=int, default=0, help="of its views, px; 0: as trained")
+    parser.add_argument(
+        "--semantic", type=int, default=0, help="of its squares, px; 0: as trained"
+    )
     chosen = parser.parse_args(arguments)
     model = None
     if chosen.checkpoint:

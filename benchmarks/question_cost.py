@@ -84,7 +84,7 @@ def acknowledgement(checkpoint: Path, width_px: int) -> dict[str, Any]:
     spinning.start()
     node.trigger_configure()
     node.trigger_activate()
-    grey = [np.full((3 * width_px // 4, width_px, 3), 128, np.uint8)] * 4
+    grey = [np.full((480, 640, 3), 128, np.uint8)] * 4
     stop = threading.Event()
 
     def work() -> None:
@@ -144,8 +144,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="question_cost", description=__doc__.split("\n")[0])
     parser.add_argument("--windows", type=int, default=20)
     parser.add_argument("--checkpoint", type=Path, default=DEMO if DEMO.exists() else GOLDEN)
-    parser.add_argument("--width", type=int, default=112, help="of its views, pixels")
-    parser.add_argument("--semantic", type=int, default=168, help="side of its semantic images")
+    parser.add_argument("--width", type=int, default=0, help="of its views, px; 0: as trained")
+    parser.add_argument(
+        "--semantic", type=int, default=0, help="of its squares, px; 0: as trained"
+    )
     parser.add_argument("--goals", action="store_true", help=argparse.SUPPRESS)
     chosen = parser.parse_args(arguments)
     if chosen.goals:

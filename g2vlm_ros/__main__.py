@@ -120,7 +120,18 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         default=DEFAULT_VIEWS,
         help="how many, evenly spread over the recording (default: %(default)s)",
     )
-    add("--width", type=int, default=518, help="of the views in the model, px (default: 518)")
+    add(
+        "--width",
+        type=int,
+        default=0,
+        help="of the views in the model, px (default: as the checkpoint was trained)",
+    )
+    add(
+        "--semantic-width",
+        type=int,
+        default=0,
+        help="side of the squares that questions are answered from, px (default: as trained)",
+    )
     add("--min-confidence", type=float, default=0.0, help="leave out points below, 0 to 1")
     add("--json", action="store_true", help="print one JSON object instead of text")
     return parser.parse_args(arguments)
@@ -133,6 +144,7 @@ def _run(options: argparse.Namespace) -> int:
             "model.backend": options.backend,
             "model.device": options.device,
             "model.image_width_px": options.width,
+            "query.semantic_width_px": options.semantic_width,
             "cloud.min_confidence": options.min_confidence,
         }
     )
@@ -145,6 +157,8 @@ def _run(options: argparse.Namespace) -> int:
             _warn_of_many_views(len(images), settings.query.max_views)
         progress.begin(f"loading {options.checkpoint}")
         perception = Perception.open(settings)
+        for sentence in perception.warnings:
+            print(f"warning: {sentence}", file=sys.stderr)
         scene = perception.scene(images)
         report = {"views": len(images), "backend": perception.backend}
         if options.out or options.poses:

@@ -266,7 +266,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     for what in ("image", "depth", "truth"):
         add(f"--{what}-topic", default="", metavar="TOPIC", help=f"{what} topic of a recording")
     add("--backend", default="auto", help="what runs the network (default: %(default)s)")
-    add("--width", type=int, default=518, help="of the views in the model, px (default: 518)")
+    add("--width", type=int, default=0, help="of the views in the model, px; 0: as trained")
     return parser.parse_args(arguments)
 
 

@@ -16,10 +16,11 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from g2vlm_ros.checkpoint.input_sizes import InputSizes
 from g2vlm_ros.checkpoint.prompt_layout import (
     Segment,
     TokenCursor,
@@ -94,10 +95,15 @@ class Perception:
         self._resized: list[
             tuple[np.ndarray, np.ndarray]
         ] = []  # images and views of the last scene
+        self.warnings: tuple[str, ...] = ()
+        """What a person should know about these settings with this checkpoint, in sentences."""
 
     @classmethod
     def open(cls, settings: Settings) -> Perception:
-        """Load what `settings.model` names. ValueError says what is missing or does not fit."""
+        """Load what `settings.model` names. ValueError says what is missing or does not fit.
+
+        Image sizes that the settings leave open are the checkpoint's.
+        """
         model = settings.model
         if not model.checkpoint:
             raise SettingError(
@@ -111,7 +117,9 @@ class Perception:
             dtype=model.dtype,
             dino_windows=None if model.dino_windows == "auto" else model.dino_windows,
         )
-        return cls(stages, Tokenizer.open(model.checkpoint), settings)
+        perception = cls(stages, Tokenizer.open(model.checkpoint), with_input_sizes(settings))
+        perception.warnings = untrained_sizes(settings)
+        return perception
 
     @property
     def backend(self) -> str:
@@ -288,6 +296,43 @@ class Perception:
             if on_text is not None:
                 on_text(self._tokenizer.decode(ids))
         return ids, False
+
+
+def with_input_sizes(settings: Settings) -> Settings:
+    """Settings whose image sizes are pixels: those left open become what the checkpoint says."""
+    sizes = _sizes_of(settings) or InputSizes()
+    width_px = settings.model.image_width_px or sizes.image_width_px
+    semantic_px = settings.query.semantic_width_px or sizes.semantic_width_px
+    return replace(
+        settings,
+        model=replace(settings.model, image_width_px=width_px),
+        query=replace(settings.query, semantic_width_px=semantic_px),
+    )
+
+
+def untrained_sizes(settings: Settings) -> tuple[str, ...]:
+    """One sentence for each image size that is set to another than the checkpoint was trained on.
+
+    Nothing where the checkpoint does not say what it was trained on.
+    """
+    sizes = _sizes_of(settings)
+    if sizes is None:
+        return ()
+    pairs = (
+        ("model.image_width_px", settings.model.image_width_px, sizes.image_width_px),
+        ("query.semantic_width_px", settings.query.semantic_width_px, sizes.semantic_width_px),
+    )
+    return tuple(
+        f"{name} is {value}, and {settings.model.checkpoint} was trained at {trained}: its points "
+        "and answers will be worse; set it to 0 to use the checkpoint's own"
+        for name, value, trained in pairs
+        if value not in (0, trained)
+    )
+
+
+def _sizes_of(settings: Settings) -> InputSizes | None:
+    checkpoint = settings.model.checkpoint
+    return InputSizes.read(checkpoint) if checkpoint else None
 
 
 def _confidence(raw: RawGeometry, intrinsics: Sequence[Intrinsics | None]) -> np.ndarray:

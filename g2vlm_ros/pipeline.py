@@ -31,7 +31,7 @@ from g2vlm_ros.mapping.keyframes import (
 from g2vlm_ros.mapping.pose_refinement import refine_poses
 from g2vlm_ros.mapping.window_buffer import WindowBuffer
 from g2vlm_ros.mapping.window_pose import WindowPose
-from g2vlm_ros.perception import Perception, Scene
+from g2vlm_ros.perception import Perception, Scene, with_input_sizes
 from g2vlm_ros.records import Frame, NonFiniteError, Reconstruction, Window
 from g2vlm_ros.settings import Settings
 
@@ -84,7 +84,7 @@ class MappingPipeline:
 
     def __init__(self, perception: Perception, settings: Settings):
         self._perception = perception
-        self._settings = settings
+        self._settings = with_input_sizes(settings)
         self._buffer = WindowBuffer(settings.cameras, settings.window, self._clock_jumped)
         self._slam = GraphSlam(settings.map)
         self._quality = ImageQualityFilter()

@@ -21,6 +21,9 @@ from g2vlm_ros.parameter_schema import (
     parameters_of,
 )
 
+MIN_SIDE_PX = 28
+"""Two patches: below, neither encoder has a grid to attend over."""
+
 
 @dataclass(frozen=True)
 class ModelSettings:
@@ -49,9 +52,10 @@ class ModelSettings:
         choices=("auto", "released", "aligned"),
     )
     image_width_px: int = parameter(
-        518,
-        "Width of the views inside the model, a multiple of 14; height follows the aspect.",
-        low=28,
+        0,
+        "Width of the views inside the model, a multiple of 14; height follows the aspect. "
+        "0: as the checkpoint was trained, 518 for the released weights.",
+        low=0,
         high=2072,
     )
     resample: str = parameter(
@@ -251,9 +255,10 @@ class QuerySettings:
         high=32,
     )
     semantic_width_px: int = parameter(
-        768,
-        "Side of the square view that the semantic encoder sees.",
-        low=28,
+        0,
+        "Side of the square view that the semantic encoder sees. 0: as the checkpoint was "
+        "trained, 768 for the released weights.",
+        low=0,
         high=1792,
     )
     queue: int = parameter(
@@ -379,6 +384,12 @@ def _check_together(settings: Settings) -> None:
         raise SettingError(
             f"model.image_width_px is {settings.model.image_width_px}; it must be a multiple of 14"
         )
+    for name in ("model.image_width_px", "query.semantic_width_px"):
+        if 0 < _get(settings, name) < MIN_SIDE_PX:
+            raise SettingError(
+                f"{name} is {_get(settings, name)}; it must be {MIN_SIDE_PX} or more, or 0 for "
+                "the checkpoint's own"
+            )
     if window.min_baseline_m > 0 and not settings.odometry_topic:
         raise SettingError(
             f"window.min_baseline_m is {window.min_baseline_m}; it needs odometry_topic"

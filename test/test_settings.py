@@ -49,3 +49,10 @@ def test_a_whole_number_serves_as_float_but_not_the_other_way():
 def test_wrong_values_are_refused(values, message):
     with pytest.raises(SettingError, match=message):
         Settings.from_flat(values)
+
+
+def test_sizes_are_left_to_the_checkpoint_or_are_two_patches_and_more():
+    assert Settings().model.image_width_px == Settings().query.semantic_width_px == 0
+    for name in ("model.image_width_px", "query.semantic_width_px"):
+        with pytest.raises(SettingError, match=f"{name} is 14; it must be 28 or more, or 0"):
+            Settings.from_flat({name: 14})

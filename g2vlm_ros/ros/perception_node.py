@@ -112,6 +112,8 @@ class PerceptionNode(SafeLifecycleNode):
             f"model {self._version} on {self._perception.backend} "
             f"({self._perception.chosen_because})"
         )
+        for sentence in self._perception.warnings:
+            self.get_logger().warning(sentence)
         return super().on_configure(state)
 
     @all_or_nothing(undo="_stop")

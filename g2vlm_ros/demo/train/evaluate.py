@@ -40,15 +40,12 @@ TRAINING_SCENES = 400
 
 
 def settings_for(checkpoint: Path, backend: str = "torch", device: str = "cpu") -> Settings:
-    """How the demo checkpoint is run: its image sizes, whatever backend."""
-    data = Data()
+    """How the demo checkpoint is run, whatever backend; its image sizes are its own."""
     return Settings.from_flat(
         {
             "model.checkpoint": str(checkpoint),
             "model.backend": backend,
             "model.device": device,
-            "model.image_width_px": data.width_px,
-            "query.semantic_width_px": data.semantic_px,
             "query.max_tokens": 24,
         }
     )

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
+from g2vlm_ros.checkpoint.input_sizes import InputSizes
 from g2vlm_ros.demo.train.config import Config
 from g2vlm_ros.demo.train.train_state import TrainingProgress, atomically, load_state
 
@@ -49,6 +50,7 @@ def export(source: Path, target: Path, config: Config | None = None) -> None:
     }
     for name, values in files.items():
         (target / name).write_text(json.dumps(values, indent=1) + "\n")
+    InputSizes(config.data.width_px, config.data.semantic_px).write(target)
     for name in TOKENIZER_FILES:
         shutil.copyfile(source / name, target / name)
     scores = source / "scores.json"

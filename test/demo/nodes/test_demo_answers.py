@@ -23,8 +23,8 @@ def demo():
         **SMALL_QUERY,
         "model.checkpoint": str(DEMO),
         "model.backend": "onnx",
-        "model.image_width_px": 112,
-        "query.semantic_width_px": 168,
+        "model.image_width_px": 0,
+        "query.semantic_width_px": 0,
         "query.max_tokens": 24,
         "map.metres_per_unit": 1.0,
     }
