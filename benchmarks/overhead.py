@@ -3,17 +3,26 @@
 
 Four views at 518x392 of a walk through a simulated home. The engines are a STAND-IN that knows the
 true geometry and whose time does not count; everything else is the node's own: images to model
-size, confidence, joint, map, and the bytes of `~/points` by numpy (which a backend that packs
-clouds itself does on the device). Messages are not sent.
+size, confidence, placing, map, and the bytes of `~/points` (which a backend that packs clouds
+itself does on the device). The result is the ratio to an earlier commit, run in turns with it.
+Messages are made, but not sent. Needs git.
 """
 
 from __future__ import annotations
 
 import argparse
 import array
+import functools
+import importlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import cv2
@@ -27,6 +36,7 @@ from g2vlm_ros.checkpoint.tokenizer import Tokenizer
 from g2vlm_ros.demo.sim.scenes import make_scene
 from g2vlm_ros.demo.sim.splits import home_seed
 from g2vlm_ros.dense_map.dense_map import DenseMap
+from g2vlm_ros.dense_map.map_changes import change_rows
 from g2vlm_ros.geometry import point_cloud
 from g2vlm_ros.inference.tensorrt.device_memory import DeviceMemory
 from g2vlm_ros.inference.tensorrt.point_packing import PointPacker
@@ -36,7 +46,11 @@ from g2vlm_ros.records import RawGeometry
 from g2vlm_ros.settings import Settings
 
 CAMERA_PX, WIDTH_PX = 640, 518
-GOAL_MS = 5.0
+GOAL_MS = 35.0
+"""A tenth of what the window cost at BASE on the machine that measured it."""
+BASE = "c869de8"
+"""The last commit before the kernels."""
+ROOT = Path(__file__).resolve().parents[1]
 ENGINES = ("encode_geometry", "geometry", "heads")
 
 
@@ -93,52 +107,161 @@ def packed(update: MappedWindow, out: array.array | None = None) -> array.array:
     )
 
 
+PARTS = {
+    "image quality": ("g2vlm_ros.images.quality:ImageQualityFilter.fault",),
+    "resize": ("g2vlm_ros.perception:resize_views",),
+    "cameras of views": ("g2vlm_ros.perception:intrinsics_of_views",),
+    "confidence": ("g2vlm_ros.perception:multi_view_confidence",),
+    "pose refinement": ("g2vlm_ros.pipeline:refine_poses",),
+    "placing, less its parts": ("g2vlm_ros.mapping.graph_slam:GraphSlam.place",),
+    "registration": ("g2vlm_ros.mapping.graph_slam:register_views",),
+    "covisibility": ("g2vlm_ros.mapping.graph_slam:measure_covisibility",),
+    "surfaces and up": (
+        "g2vlm_ros.mapping.gravity_alignment:surfaces_of",
+        "g2vlm_ros.mapping.gravity_alignment:structure_up",
+    ),
+    "floor": ("g2vlm_ros.mapping.gravity_alignment:find_floor",),
+    "loop closure": ("g2vlm_ros.pipeline:MappingPipeline._close_loop",),
+    "depth fusion": ("g2vlm_ros.pipeline:fuse_depth",),
+    "valid points": ("g2vlm_ros.records:Reconstruction.valid",),
+    "cells and merge": ("g2vlm_ros.dense_map.voxel_map:VoxelMap.integrate_views",),
+    "free space": ("g2vlm_ros.dense_map.voxel_map:VoxelMap.carve",),
+    "occupancy fans": ("g2vlm_ros.dense_map.occupancy:OccupancyMapper.observe",),
+    "points": ("g2vlm_ros.geometry.point_cloud:pack",),
+}
+"""What of a window's processor time is told apart: names of parts, and the functions they are."""
+
+
+class Parts:
+    """Processor time of PARTS, without that of parts inside them."""
+
+    def __init__(self) -> None:
+        self.spent_s: dict[str, float] = defaultdict(float)
+        self._inner = [0.0]
+        self._before: list[tuple[Any, str, Any]] = []
+
+    def __enter__(self) -> Parts:
+        for part, names in PARTS.items():
+            for name in names:
+                module, _, path = name.partition(":")
+                *owners, attribute = path.split(".")
+                owner = importlib.import_module(module)
+                for each in owners:
+                    owner = getattr(owner, each)
+                function = getattr(owner, attribute, None)
+                if function is None:
+                    raise SystemExit(f"PARTS of {__file__} names {name}, which does not exist")
+                self._before.append((owner, attribute, function))
+                setattr(owner, attribute, self._timed(part, function))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for owner, attribute, function in self._before:
+            setattr(owner, attribute, function)
+
+    def _timed(self, part: str, function: Callable) -> Callable:
+        @functools.wraps(function)
+        def timed(*arguments: Any, **named: Any) -> Any:
+            start = time.process_time()
+            self._inner.append(0.0)
+            try:
+                return function(*arguments, **named)
+            finally:
+                spent = time.process_time() - start
+                self.spent_s[part] += spent - self._inner.pop()
+                self._inner[-1] += spent
+
+        return timed
+
+
 def walk(home: int, views: int) -> dict[str, Any]:
-    """Medians over the windows of a walk, milliseconds: of the clock, and of the processor."""
+    """Medians over the windows of a walk, milliseconds of the processor."""
     settings = Settings.from_flat({"window.max_age_s": 10.0, "model.image_width_px": WIDTH_PX})
     exact = ExactPerception(make_scene(home_seed("heldout", home)), views, CAMERA_PX)
     engines = ReadyEngines(exact)
     live = MappingPipeline(Perception(engines, Tokenizer.open(GOLDEN), settings), settings)
-    dense_map, clock, processor = DenseMap(settings), defaultdict(list), defaultdict(list)
-    message = None
+    dense_map, booked = DenseMap(settings), defaultdict(list)
+    message, version = None, None
     for number in range(views):
         live.offer(exact.frame(number))
-        engines.spent_s, times = 0.0, [now()]
-        if (update := live.step()) is None:
-            continue
-        times.append(now())
-        dense_map.add(update)
-        times.append(now())
-        message = packed(update, message)
-        times.append(now())
-        (step, step_processor), *rest = np.diff(times, axis=0).tolist()
-        stages = update.stage_times_s
-        own = {name: spent for name, spent in stages.items() if name not in ENGINES}
-        own["images_to_model_size"] = step - sum(stages.values())
-        used = {"step": step_processor - engines.spent_s}
-        for name, (spent, spent_processor) in zip(("map", "points"), rest, strict=True):
-            own[name], used[name] = spent, spent_processor
-        for booked, parts in ((clock, own), (processor, used)):
-            for name, spent in {**parts, "all": sum(parts.values())}.items():
-                booked[name].append(1000 * spent)
-    clock_ms, processor_ms = (
-        {name: round(float(np.median(spent)), 1) for name, spent in booked.items()}
-        for booked in (clock, processor)
-    )
+        engines.spent_s = 0.0
+        with Parts() as parts:
+            times = [time.process_time()]
+            if (update := live.step()) is None:
+                continue
+            times.append(time.process_time())
+            dense_map.add(update)
+            times.append(time.process_time())
+            message = packed(update, message)
+            times.append(time.process_time())
+        outputs = {"map_updates": time.process_time()}
+        change, version = dense_map.changes(version)
+        change_rows(change)
+        outputs["map"] = time.process_time()
+        dense_map.points()
+        outputs["occupancy"] = time.process_time()
+        dense_map.occupancy()
+        ends = [*list(outputs.values())[1:], time.process_time()]
+        step, into_map, points = np.diff(times).tolist()
+        step -= engines.spent_s
+        spent = {"step": step, "map": into_map, "points": points}
+        spent["all"] = step + into_map + points
+        told_apart = dict.fromkeys(PARTS, 0.0) | dict(parts.spent_s)
+        told_apart["rest"] = spent["all"] - sum(told_apart.values())
+        spent |= {f"part: {name}": seconds for name, seconds in told_apart.items()}
+        spent |= {
+            f"message: {name}": end - start
+            for (name, start), end in zip(outputs.items(), ends, strict=True)
+        }
+        for name, seconds in spent.items():
+            booked[name].append(1000 * seconds)
     return {
-        "windows": len(clock["all"]),
+        "windows": len(booked["all"]),
         "views": settings.window.views,
         "size": [WIDTH_PX, 392],
-        "clock_ms": clock_ms,
-        "processor_ms": processor_ms,
-        "goal_ms": GOAL_MS,
-        "within_goal": clock_ms["all"] <= GOAL_MS,
+        "voxels": len(dense_map.points()),
+        "processor_ms": {name: round(float(np.median(s)), 2) for name, s in booked.items()},
+        "processor_ms_of_windows": [round(ms, 1) for ms in booked["all"]],
     }
 
 
-def now() -> tuple[float, float]:
-    """Seconds of the clock and of this process on the processor."""
-    return time.perf_counter(), time.process_time()
+def in_process(folder: Path, home: int, views: int) -> dict[str, Any]:
+    """`walk` of the project in `folder`, in a process of its own, one thread."""
+    code = (
+        "import json, cv2; cv2.setNumThreads(1); from benchmarks.overhead import walk; "
+        f"print(json.dumps(walk({home}, {views})))"
+    )
+    threads = {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
+    environment = dict(os.environ, PYTHONPATH=str(folder), **threads)
+    run = subprocess.run(
+        [sys.executable, "-c", code], cwd=folder, env=environment, stdout=subprocess.PIPE,
+        check=True,
+    )  # fmt: skip
+    return json.loads(run.stdout.splitlines()[-1])
+
+
+def compared(home: int, views: int, base: str, rounds: int) -> dict[str, Any]:
+    """Ours against an earlier commit on the same walk, in turns: medians, and their ratio."""
+    ours, theirs = [], []
+    with tempfile.TemporaryDirectory() as folder:
+        archive = subprocess.run(
+            ["git", "archive", base], cwd=ROOT, capture_output=True, check=True
+        )
+        subprocess.run(["tar", "-x", "-C", folder], input=archive.stdout, check=True)
+        for _ in range(rounds):
+            theirs.append(in_process(Path(folder), home, views)["processor_ms"]["all"])
+            ours.append(in_process(ROOT, home, views))
+    ratios = [one / other["processor_ms"]["all"] for one, other in zip(theirs, ours, strict=True)]
+    middle = sorted(ours, key=lambda run: run["processor_ms"]["all"])[len(ours) // 2]
+    return {
+        **middle,
+        "base": base,
+        "base_processor_ms": round(float(np.median(theirs)), 1),
+        "base_over_ours": round(float(np.median(ratios)), 2),
+        "base_over_ours_of_rounds": [round(ratio, 2) for ratio in ratios],
+        "goal_ms": GOAL_MS,
+        "within_goal": middle["processor_ms"]["all"] <= GOAL_MS,
+    }
 
 
 def packing(
@@ -198,9 +321,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--home", type=int, default=8, help="index of a held-out home")
     parser.add_argument("--views", type=int, default=24)
+    parser.add_argument("--base", default=BASE, help="commit to compare with; empty for none")
+    parser.add_argument("--rounds", type=int, default=3, help="times that both are run")
     chosen = parser.parse_args()
-    result = walk(chosen.home, chosen.views)
-    print(record("overhead", result).name, result["clock_ms"], result["processor_ms"])
+    if chosen.base:
+        result = compared(chosen.home, chosen.views, chosen.base, chosen.rounds)
+    else:
+        result = in_process(ROOT, chosen.home, chosen.views)
+    print(record("overhead", result).read_text())
     return 0
 
 

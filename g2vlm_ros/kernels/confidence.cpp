@@ -7,6 +7,27 @@
 
 #include "kernel.h"
 
+// Where a view sees points (count, apart by `stride` floats): the index of the nearest pixel, or -1,
+// and the depth. Without branches, so that compilers make vector instructions of it.
+static void see_row(
+    const float* points, int64_t count, int64_t stride, const float* affine, Pinhole lens,
+    int32_t height, int32_t width, int32_t* pixel, float* depth)
+{
+    const float right = float(width) - 0.5f, bottom = float(height) - 0.5f;
+    for (int64_t c = 0; c < count; ++c) {
+        const float x = points[c * stride], y = points[c * stride + 1], z = points[c * stride + 2];
+        const float qx = affine[0] * x + affine[1] * y + affine[2] * z + affine[3];
+        const float qy = affine[4] * x + affine[5] * y + affine[6] * z + affine[7];
+        const float qz = affine[8] * x + affine[9] * y + affine[10] * z + affine[11];
+        const float u = lens.fx * qx / qz + lens.cx, v = lens.fy * qy / qz + lens.cy;
+        const bool inside = (qz > 0) & (u > -0.5f) & (v > -0.5f) & (u < right) & (v < bottom);
+        const int32_t column = std::min(int32_t((inside ? u : 0.0f) + 0.5f), width - 1);
+        const int32_t line = std::min(int32_t((inside ? v : 0.0f) + 0.5f), height - 1);
+        pixel[c] = inside ? line * width + column : -1;
+        depth[c] = qz;
+    }
+}
+
 // points (views, height, width, 3) in the optical frames; j_from_i (views, views, 3, 4);
 // pinholes (views, 4). agreement_step: relative depth error at which a point's confidence falls to
 // 1/e; three times as far behind a surface it is hidden and says nothing. Points are compared on
@@ -19,42 +40,42 @@ KERNEL void multi_view_confidence(
     const Pinhole* lens = reinterpret_cast<const Pinhole*>(pinholes);
     const int64_t rows = (height + grid - 1) / grid, columns = (width + grid - 1) / grid;
     const int64_t view = height * width, right = 3 * grid, down = 3 * grid * width;
-    std::vector<float> line(width);
+    // Of a row of points: where another view sees them (-1: nowhere) and how deep, sums, means.
+    std::vector<int32_t> pixel(columns), seen(columns);
+    std::vector<float> depth(columns), total(columns), line(width);
     for (int64_t i = 0; i < views; ++i) {
         for (int64_t r = 0; r < rows; ++r) {
-            for (int64_t c = 0; c < columns; ++c) {
-                const float* p = points + 3 * (i * view + r * grid * width + c * grid);
-                float total = 0;
-                int seen = 0;
-                for (int64_t j = 0; j < views; ++j) {
-                    if (j == i || !lens[j].known()) {
+            const float* row = points + 3 * (i * view + r * grid * width);
+            std::fill(total.begin(), total.end(), 0.0f);
+            std::fill(seen.begin(), seen.end(), 0);
+            for (int64_t j = 0; j < views; ++j) {
+                if (j == i || !lens[j].known()) {
+                    continue;
+                }
+                see_row(row, columns, right, j_from_i + 12 * (j * views + i), lens[j], int32_t(height),
+                        int32_t(width), pixel.data(), depth.data());
+                for (int64_t c = 0; c < columns; ++c) {
+                    if (pixel[c] < 0) {
                         continue;
                     }
-                    float q[3];
-                    transform(j_from_i + 12 * (j * views + i), p, q);
-                    if (!(q[2] > 0)) {
-                        continue;
-                    }
-                    const float u = lens[j].fx * q[0] / q[2] + lens[j].cx;
-                    const float v = lens[j].fy * q[1] / q[2] + lens[j].cy;
-                    if (!(u > -0.5f && v > -0.5f && u < width - 0.5f && v < height - 0.5f)) {
-                        continue;
-                    }
-                    const int64_t at = int64_t(std::nearbyint(v)) * width + int64_t(std::nearbyint(u));
-                    const float surface = points[3 * (j * view + at) + 2];
-                    const float error = (q[2] - surface) / surface;
+                    const float surface = points[3 * (j * view + pixel[c]) + 2];
+                    const float error = (depth[c] - surface) / surface;
                     if (error <= 3 * agreement_step) {
-                        total += std::exp(-std::fabs(error) / agreement_step);
-                        ++seen;
+                        total[c] += std::exp(-std::fabs(error) / agreement_step);
+                        ++seen[c];
                     }
                 }
-                float mean = seen ? total / float(seen) : std::numeric_limits<float>::quiet_NaN();
+            }
+            for (int64_t c = 0; c < columns; ++c) {
+                const float* p = row + c * right;
+                float mean = seen[c] ? total[c] / float(seen[c]) : std::numeric_limits<float>::quiet_NaN();
                 const bool edge = (c > 0 && is_step(p[2], p[2 - right], edge_step))
                     || (c < columns - 1 && is_step(p[2], p[2 + right], edge_step))
                     || (r > 0 && is_step(p[2], p[2 - down], edge_step))
                     || (r < rows - 1 && is_step(p[2], p[2 + down], edge_step));
                 mean *= edge ? 0.5f : 1.0f;
-                std::fill(line.begin() + c * grid, line.begin() + std::min((c + 1) * grid, width), mean);
+                const int64_t end = std::min((c + 1) * grid, width);
+                std::fill(line.begin() + c * grid, line.begin() + end, mean);
             }
             for (int64_t v = r * grid; v < std::min((r + 1) * grid, height); ++v) {
                 std::copy(line.begin(), line.end(), confidence + i * view + v * width);

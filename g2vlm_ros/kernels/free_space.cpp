@@ -88,8 +88,10 @@ KERNEL float free_depth(
             out[u] = std::min(std::min(low[u], low[u + 1]), low[u + 2]);
         }
         float* best = tiles.data() + (v - 1) / tile * tile_columns;
-        for (int64_t u = 0; u < width; ++u) {
-            best[u / tile] = std::max(best[u / tile], out[u]);
+        for (int64_t u = 0; u < width; ++best) {
+            for (const int64_t end = std::min(u + tile, width); u < end; ++u) {
+                *best = std::max(*best, out[u]);
+            }
         }
     }
     for (int64_t r = 0; r < tile_rows; ++r) {
@@ -220,7 +222,7 @@ KERNEL int32_t ground_fan(
                 end += d[row] * plane[row];
             }
             crossing(start, end, -low, high, &first, &last);
-            const double reach = std::hypot(d[0], d[1]);
+            const double reach = std::sqrt(d[0] * d[0] + d[1] * d[1]);
             if (first < last && reach > 0) {
                 crossed.push_back({d[0], d[1], first * reach, last * reach, reach, end, 0.0});
                 sum_x += d[0];

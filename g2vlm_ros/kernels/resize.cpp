@@ -80,8 +80,14 @@ static void resize_rows(const uint8_t* in, int64_t bytes, const Weights& weights
                     }
                 }
             }
-            for (int64_t b = 0; b < size; ++b) {
-                out[y * bytes + x + b] = clipped(sum[b]);
+            if (size == STRIP) {
+                for (int64_t b = 0; b < STRIP; ++b) {
+                    out[y * bytes + x + b] = clipped(sum[b]);
+                }
+            } else {
+                for (int64_t b = 0; b < size; ++b) {
+                    out[y * bytes + x + b] = clipped(sum[b]);
+                }
             }
         }
     }
@@ -112,9 +118,12 @@ static void resize_columns(
             for (int64_t k = 0; k < weights.taps[x]; ++k) {
                 sum += from[k] * weight[k];
             }
+            sum >>= FRACTION_BITS;
+            sum = sum < 0 ? Eight{} : sum;
+            sum = sum > 255 ? Eight{} + 255 : sum;
             for (int c = 0; c < 3; ++c) {
-                first[3 * x + c] = clipped(sum[c]);
-                second[3 * x + c] = clipped(sum[4 + c]);
+                first[3 * x + c] = uint8_t(sum[c]);
+                second[3 * x + c] = uint8_t(sum[4 + c]);
             }
         }
     }

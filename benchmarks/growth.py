@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Does a window cost more the longer the robot drives? And what does it cost to start?
+
+Processor time (one thread) around windows 60, 600 and 6 000 of one endless drive through a
+simulated home (`drive.Drive`), and resident memory beside it; and a start-up in a process of its
+own: imports, the kernels, the demo checkpoint opened, its first window of random images.
+"""
+
+from __future__ import annotations
+
+import os
+
+os.environ.update(OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1")  # one core, before numpy starts
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import cv2
+
+from benchmarks.drive import MEMORY_MIB, SPAN, WIDTH_PX, Drive, NoisyPerception, there_and_back
+from benchmarks.drive import resident_mib as resident
+from benchmarks.record import record
+from g2vlm_ros.demo.sim.scenes import make_scene
+from g2vlm_ros.demo.sim.splits import home_seed
+from g2vlm_ros.settings import Settings
+
+ROOT = Path(__file__).resolve().parents[1]
+MARKS = (60, 600, 6000)
+"""Windows around which costs are compared: half a minute, five minutes, most of an hour."""
+WALK_VIEWS = 120
+
+START_UP = """
+import json, time
+from pathlib import Path
+def resident_mib():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096 / 2**20
+times = {"interpreter": time.process_time()}
+import numpy as np
+from g2vlm_ros.dense_map.dense_map import DenseMap
+from g2vlm_ros.perception import Perception
+from g2vlm_ros.pipeline import MappingPipeline
+from g2vlm_ros.settings import Settings
+times["imports"] = time.process_time()
+from g2vlm_ros.kernels.library import library
+library()
+times["kernels"] = time.process_time()
+settings = Settings.from_flat({"model.checkpoint": "engines/demo", "model.image_width_px": 112})
+perception = Perception.open(settings)
+times["checkpoint"] = time.process_time()
+images = np.random.default_rng(0).integers(0, 256, (4, 84, 112, 3), np.uint8)
+perception.reconstruct(perception.scene(list(images)))
+times["first window"] = time.process_time()
+stamps = list(times.values())
+spent = {name: round(b - a, 3) for name, a, b in zip(list(times)[1:], stamps, stamps[1:])}
+print(json.dumps({"processor_s": spent, "resident_mib": round(resident_mib(), 1)}))
+"""
+
+
+def start_up() -> dict[str, Any]:
+    """Processor seconds and memory of a process until its first window is through."""
+    output = subprocess.check_output([sys.executable, "-c", START_UP], cwd=ROOT, text=True)
+    return json.loads(output.splitlines()[-1])
+
+
+def growth(home: int, windows: int) -> dict[str, Any]:
+    """One drive; costs and memory around the MARKS that it comes to."""
+    settings = Settings.from_flat(
+        {
+            "model.image_width_px": WIDTH_PX,
+            "window.max_age_s": 4.0,
+            "voxel.memory_mib": MEMORY_MIB,
+        }
+    )
+    perception = NoisyPerception(
+        make_scene(home_seed("heldout", home), legs=12), WALK_VIEWS, WIDTH_PX
+    )
+    drive = Drive(perception, settings, there_and_back(len(perception.images), 3 * windows + 100))
+    memory, number = {}, 0
+    while drive.windows < windows + SPAN and number < len(drive.window_ms):
+        drive.pass_by(number)
+        number += 1
+        if drive.windows in MARKS:
+            memory.setdefault(drive.windows, round(resident(), 1))
+    marks = [mark for mark in MARKS if drive.cost_ms(mark) is not None]
+    costs = {mark: drive.cost_ms(mark) for mark in marks}
+    first = costs[marks[0]]
+    return {
+        "home": home,
+        "windows": drive.windows,
+        "frames": number,
+        "maps": drive.maps,
+        "loops": dict(drive.live.counts().loops),
+        "processor_ms": costs,
+        "over_first_mark": {mark: round(cost / first, 2) for mark, cost in costs.items()},
+        "resident_mib": {mark: memory.get(mark) for mark in marks},
+    }
+
+
+def main() -> int:
+    """Measure and record."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--home", type=int, default=8, help="index of a held-out home")
+    parser.add_argument("--windows", type=int, default=MARKS[1], help="6000 take half an hour")
+    chosen = parser.parse_args()
+    cv2.setNumThreads(1)
+    result = {"start_up": start_up(), "growth": growth(chosen.home, chosen.windows)}
+    print(record("growth", result).read_text())
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
