@@ -3,7 +3,14 @@
 
 from pathlib import Path
 
-from launch.actions import DeclareLaunchArgument, EmitEvent, OpaqueFunction, RegisterEventHandler
+from launch.actions import (
+    DeclareLaunchArgument,
+    EmitEvent,
+    OpaqueFunction,
+    RegisterEventHandler,
+    TimerAction,
+)
+from launch.event_handlers import OnProcessExit
 from launch.events import matches_action
 from launch_ros.actions import LifecycleNode, Node
 from launch_ros.event_handlers import OnStateTransition
@@ -13,6 +20,8 @@ from lifecycle_msgs.msg import Transition
 from launch import LaunchDescription
 
 SHARE = Path(__file__).parents[1]
+DEVICE_GONE = 75
+"""Exit code of the perception node when nothing runs on its GPU any more (perception_node.py)."""
 PROFILES = ("FASTDDS_DEFAULT_PROFILES_FILE", "FASTRTPS_DEFAULT_PROFILES_FILE")
 TEXTS = {
     "params_file": "Laid over config/perception.yaml: files or names in config/ (cpu), by commas.",
@@ -51,8 +60,7 @@ def launch_nodes(context):
     chosen = {name: value for name, value in {**chosen, "cameras": cameras}.items() if value}
     chosen["use_sim_time"] = on["use_sim_time"]
     common["parameters"] = [*map(existing, ["perception", *files]), chosen]
-    node = LifecycleNode(name="perception", executable="perception", **common)
-    actions = [node, *bring_up(node)] if on["autostart"] else [node]
+    actions = perception(common, on["autostart"])
     if given["replay"]:
         common["parameters"] = [{"path": given["replay"], "sim_time": on["use_sim_time"]}]
         common["parameters"] += [{"camera": camera} for camera in cameras[:1]]
@@ -66,6 +74,19 @@ def launch_nodes(context):
         view = ["-d", f"{SHARE}/config/perception.rviz"]
         actions.append(Node(package="rviz2", executable="rviz2", arguments=view))
     return actions
+
+
+def perception(common, autostart):
+    """The node; after DEVICE_GONE it is started again, because a CUDA context is lost for good."""
+    node = LifecycleNode(name="perception", executable="perception", **common)
+
+    def again(event, _):
+        if event.returncode != DEVICE_GONE:
+            return None
+        return [TimerAction(period=5.0, actions=perception(common, autostart))]
+
+    ended = RegisterEventHandler(OnProcessExit(target_action=node, on_exit=again))
+    return [node, ended, *(bring_up(node) if autostart else [])]
 
 
 def bring_up(node):

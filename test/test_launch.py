@@ -36,7 +36,7 @@ def constant(tree, name):
 
 
 def test_is_short_and_plain(tree):
-    assert len(FILE.read_text().splitlines()) <= 90
+    assert len(FILE.read_text().splitlines()) <= 110
     names = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
     imported = {
         alias.name if isinstance(node, ast.Import) else node.module
@@ -94,8 +94,16 @@ def test_nodes_by_argument(actions):
 
 
 def test_autostart_adds_transitions(actions):
-    assert len(actions()) == 3
-    assert len(actions(autostart="false")) == 1
+    assert len(actions()) == 4
+    assert len(actions(autostart="false")) == 2
+
+
+def test_the_exit_code_of_a_lost_device_is_the_node_s(tree):
+    """Which the launch file starts again; any other end of the node stays one."""
+    node = FILE.parents[1] / "g2vlm_ros" / "ros" / "perception_node.py"
+    assert constant(ast.parse(node.read_text()), "DEVICE_GONE_EXIT_CODE") == constant(
+        tree, "DEVICE_GONE"
+    )
 
 
 def test_large_messages_profile_unless_the_user_has_one(actions, monkeypatch):

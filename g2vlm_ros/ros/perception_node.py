@@ -48,6 +48,8 @@ SETTINGS = frozenset(name for name, _ in parameters_of(Settings))
 
 DEVICE_WAIT_S = 2.0
 """How long deactivating waits for the running job; what it brings later is thrown away."""
+DEVICE_GONE_EXIT_CODE = 75
+"""Of the process when its CUDA context is lost: a new process may have one (EX_TEMPFAIL)."""
 THREADS = 16
 """Of the executor: besides sensors and reports, each waiting question holds a thread."""
 
@@ -67,7 +69,7 @@ class PerceptionNode(SafeLifecycleNode):
                 automatically_declare_parameters_from_overrides=True,
                 **node_arguments,
             )
-        self._configured = self._active = False
+        self._configured = self._active = self._device_gone = False
         self._failures = 0
         self._device: InferenceScheduler | None = None
         self._perception: Perception | None = None
@@ -290,7 +292,6 @@ class PerceptionNode(SafeLifecycleNode):
                 self._schedule()
         except Exception as error:
             self._problem = f"{type(error).__name__}: {error}"
-            self._device_gone = isinstance(error, BackendGoneError)
             self._log_failure("window", error)
         finally:
             self._job_running.clear()
@@ -331,12 +332,17 @@ class PerceptionNode(SafeLifecycleNode):
         return response
 
     def _log_failure(self, what: str, error: Exception) -> None:
+        self._device_gone = self._device_gone or isinstance(error, BackendGoneError)
         self.get_logger().error(
             f"{what} failed: {''.join(traceback.format_exception(error))}",
             throttle_duration_sec=5.0,
         )
 
     # Seen from outside -----------------------------------------------------------------------
+
+    def device_gone(self) -> bool:
+        """Whether nothing can run on the device in this process any more, and all is put down."""
+        return self._device_gone and not self._active
 
     def counts(self) -> Counts:
         """Frames and windows since configure."""
@@ -381,7 +387,10 @@ class PerceptionNode(SafeLifecycleNode):
     def _report(self) -> None:
         self._publish_status()
         if self._device_gone:
-            self.get_logger().error("the device is gone for good: inactive; start the node again")
+            self.get_logger().error(
+                f"the device is gone for this process: inactive; it ends with exit code "
+                f"{DEVICE_GONE_EXIT_CODE}, and the launch file starts it again"
+            )
             self.trigger_deactivate()
             return
         if self._diagnostics_publisher.get_subscription_count():
@@ -414,7 +423,9 @@ def main(arguments: list[str] | None = None) -> int:
         PerceptionNode,
         arguments,
         threads=THREADS,
+        ended=PerceptionNode.device_gone,
         end=lambda node: node.trigger_shutdown(),
+        exit_code=lambda node: DEVICE_GONE_EXIT_CODE if node.device_gone() else 0,
     )
 
 

@@ -301,6 +301,7 @@ def test_a_device_that_is_gone_for_good_makes_the_node_inactive(monkeypatch):
         made.until(lambda: state().current_state.label == "inactive", "the node to be inactive")
         told = made.received["/perception/status"][-1].message
         assert told == "BackendGoneError: the GPU fell off the bus"
+        assert made.node.device_gone()  # then `main` ends with DEVICE_GONE_EXIT_CODE
 
 
 def test_lifecycle_tour_twice_leaves_nothing_behind():
