@@ -58,7 +58,11 @@ setup(
     extras_require={
         "onnx": ["onnxruntime>=1.20"],
         "ros-tools": ["rosbags>=0.10"],
-        "tensorrt": ["cuda-bindings", "tensorrt>=10.3"],
+        # On JetPack TensorRT comes with the system, and JetPack 6 needs the bindings of CUDA 12.
+        "jetpack6": ["cuda-bindings==12.9.*", "nvidia-cuda-nvrtc-cu12"],
+        "jetpack7": ["cuda-bindings==13.*", "nvidia-cuda-nvrtc==13.*"],
+        "tensorrt-rtx": ["cuda-bindings==13.*", "nvidia-cuda-nvrtc==13.*", "tensorrt-rtx"],
+        "tensorrt": ["cuda-bindings==13.*", "nvidia-cuda-nvrtc==13.*", "tensorrt>=10.6"],
         "torch": ["onnx>=1.17", "onnxscript>=0.5", "torch>=2.5"],
         "viewer": ["viser>=1.1"],
     },
