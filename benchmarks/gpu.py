@@ -1,16 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """`make gpu`: everything that only a GPU can show, in one command; results/gpu.json.
 
-`python -m benchmarks.gpu [--skip engines real_size] [--views 1 2 4 8]` runs, each in a process of
-its own so that one failure costs one line:
-  floors      measured matrix product rate and copy bandwidth, the limits of everything else
-  parity      the reference checkpoint on the GPU against its golden values, per backend and type
-  engines     builds TensorRT engines of the reference checkpoint and runs parity on them
-  packing     the kernels that pack point clouds, against numpy
-  real_size   a random network of the released size (4.5 B parameters, made on the device, never
-              written): our torch path in bfloat16, compiled, and the original's structure, for
-              1 to 8 views at 518x392 and 252x196; prefill and decoding of the language stage
-What is not installed or does not run is said in the result and fails nothing.
+`python -m benchmarks.gpu [--skip engines real_size] [--views 1 2 4 8] [--seconds 480]` runs, each
+in a process of its own so that one failure costs one line, and within a limit of time:
+  floors        measured matrix product rate and copy bandwidth, the limits of everything else
+  parity        the reference checkpoint on the GPU against its golden values, per backend and type
+  packing       the kernels that pack point clouds, against numpy
+  lost_context  an illegal address, and what our error says of it
+  decoding      a token by three designs: growing cache, fixed shapes, fixed shapes as a CUDA graph
+  real_size     a random network of the released size (4.5 B parameters, made on the device, never
+                written): our torch path in bfloat16 and the original's structure, for 1 to 8 views
+                at 518x392 and 252x196; prefill of the language stage
+  training      the demo's training on the GPU for half a minute
+  engines       builds TensorRT engines of the reference checkpoint and runs parity on them
+What is not installed, does not run or takes too long is said in the result and fails nothing.
 """
 
 from __future__ import annotations
@@ -18,12 +21,14 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,9 +41,11 @@ from benchmarks.eager_reference import EagerReference
 from benchmarks.record import record
 from g2vlm_ros.checkpoint.config import PATCH_PX, ModelConfig
 from g2vlm_ros.checkpoint.onnx_manifest import GLOBAL, STAGES
-from g2vlm_ros.checkpoint.prompt_layout import SpecialTokens, TokenCursor
+from g2vlm_ros.checkpoint.prompt_layout import SpecialTokens, TokenCursor, text_segment
 from g2vlm_ros.inference.backend import Backend
 from g2vlm_ros.inference.torch_backend import TorchBackend
+from g2vlm_ros.inference.torch_cache import TorchCache
+from g2vlm_ros.inference.torch_decoding import TokenDecoder, bucket
 from g2vlm_ros.model.network import FLOAT32_PARTS, G2VLM
 
 GOLDEN = Path(__file__).parents[1] / "test" / "data" / "golden" / "A"
@@ -70,6 +77,19 @@ TERAFLOP = {1: 4.3, 2: 9.0, 4: 19.4, 8: 44.7}
 """Of a window at 518x392 without the global head, computed from the layers."""
 SPECIAL = SpecialTokens(2, 3, 0, 1, 4)
 PROMPT = np.arange(10, 21)
+LIMITS_S = {
+    "floors": 30,
+    "parity": 120,
+    "packing": 40,
+    "lost_context": 30,
+    "decoding": 60,
+    "real_size": 120,
+    "training": 60,
+    "engines": 480,
+}
+"""The parts in their order, and how long each may take; all together within --seconds."""
+CACHED = (4163, 8315)
+"""Tokens behind a prompt and 4 or 8 views at 518x392."""
 PRECISIONS = {"bf16": "bfloat16", "fp16": "float16"}
 
 # --- measuring -----------------------------------------------------------------------------------
@@ -172,17 +192,6 @@ def eager(network: G2VLM, images: np.ndarray, device: str) -> Callable[[], Any]:
     return reconstruct
 
 
-def compiled(stages: TorchBackend) -> TorchBackend:
-    """The same weights, its stages through torch.compile."""
-    other = TorchBackend(stages.network)
-    network = stages.network
-    proxy = type("Compiled", (), {"__getattr__": lambda self, name: getattr(network, name)})()
-    for name in ("encode_geometry", "geometry", "heads"):
-        setattr(proxy, name, torch.compile(getattr(network, name)))
-    other.network = proxy
-    return other
-
-
 def real_size(
     config: ModelConfig, device: str, views: list[int], sizes: tuple = SIZES
 ) -> Iterator[dict[str, Any]]:
@@ -196,7 +205,6 @@ def real_size(
             runs = {
                 "ours": lambda images=images: ours(stages, images),
                 "eager": lambda images=images: eager(network, images, device),
-                "compiled": lambda images=images: ours(compiled(stages), images),
             }
             for name, make in runs.items():
                 line = {"what": name, "size": [width, height], "views": count}
@@ -234,15 +242,97 @@ def language(
         line["text_prefill_s"] = seconds(
             lambda cache=cache, question=question: stages.language(question, cache.fork()), device
         )
-        stages.language(question, cache)
-
-        def decode(cache: Any = cache, walk: TokenCursor = walk, steps: int = 16) -> None:
-            fork, own = cache.fork(), TokenCursor(SPECIAL, position=walk.position)
-            for _ in range(steps):
-                stages.language(own.text([30]), fork)
-
-        line["decode_s_per_token"] = seconds(decode, device, rounds=3, warm_up=1) / 16
         yield line
+
+
+def filled_cache(stages: TorchBackend, tokens: int) -> TorchCache:
+    """A cache of random keys and values."""
+    text, weight = stages.config.text, stages.network.dino2llm.weight
+    shape = (1, text.kv_heads, tokens, text.head_dim)
+    cache = stages.new_cache()
+    for layer in range(text.layers):
+        keys, values = (torch.randn(shape, device=weight.device).to(weight.dtype) for _ in "kv")
+        cache.extend(layer, keys, values)
+    return cache
+
+
+def decoding(
+    network: G2VLM, device: str, lengths: Sequence[int], steps: int = 16
+) -> Iterator[dict[str, Any]]:
+    """Seconds per token behind caches of these lengths, by each design."""
+    for length in lengths:
+        designs = {"growing cache": TorchBackend(network, fixed_shapes=False)}
+        if device == "cuda":
+            designs["fixed shapes, CUDA graph"] = TorchBackend(network, fixed_shapes=True)
+        for name, stages in designs.items():
+            line = {"what": name, "cached": length}
+            with _told(line), torch.inference_mode():
+                cache = filled_cache(stages, length)
+
+                def run(stages: TorchBackend = stages, cache: TorchCache = cache) -> None:
+                    fork = cache.fork()
+                    for _ in range(steps):
+                        stages.language(text_segment([30], fork.length), fork)
+
+                line["s_per_token"] = seconds(run, device, rounds=3, warm_up=1) / steps
+                line["fell_back"] = name != "growing cache" and not stages.fixed_shapes
+            yield line
+        line = {"what": "fixed shapes, no graph", "cached": length}
+        with _told(line), torch.inference_mode():
+            stages = TorchBackend(network, fixed_shapes=False)
+            cache = filled_cache(stages, length)
+            decoder = TokenDecoder(network, cache, bucket(length + steps), capture=False)
+            token, place = (torch.full(n, 30, device=device) for n in ((1,), (3, 1)))
+
+            inputs = (decoder, token, place, cache)
+            line["s_per_token"] = (
+                seconds(lambda inputs=inputs: _steps(*inputs, steps), device, 3, 1) / steps
+            )
+        yield line
+
+
+def _steps(
+    decoder: TokenDecoder, token: Tensor, place: Tensor, cache: TorchCache, steps: int
+) -> None:
+    fork = cache.fork()
+    for _ in range(steps):
+        decoder.step(token, place, fork)
+
+
+def lost_context() -> Iterator[dict[str, Any]]:
+    """Writes to an address that nobody has; ends with a process whose context is lost."""
+    from g2vlm_ros.inference.tensorrt.cuda import DeviceLostError, open_cuda
+    from g2vlm_ros.records import UnfitError
+
+    cuda = open_cuda()
+    source = 'extern "C" __global__ void write_anywhere(int* place) { *place = 1; }'
+    line: dict[str, Any] = {"what": f"illegal address over {cuda.backend}", "recognised": False}
+    with _told(line), cuda.active():
+        kernel = cuda.function(cuda.compile(source), "write_anywhere")
+        stream = cuda.stream()
+        try:
+            cuda.launch(kernel, 1, 1, (np.uint64(8),), stream)
+            cuda.synchronize(stream)
+        except DeviceLostError as error:
+            line |= {"recognised": True, "says": str(error)}
+    yield line
+    again = {"what": "a new context in the same process", "possible": True}
+    try:
+        with open_cuda().active():
+            pass
+    except (UnfitError, DeviceLostError) as error:
+        again |= {"possible": False, "says": str(error)}
+    yield again
+
+
+def training(device: str = "cuda", minutes: float = 0.5) -> dict[str, Any]:
+    """The demo's first stage of training, from nothing."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-m", "g2vlm_ros.demo.train", "--out", f"{folder}/run"]
+        command += ["--stage", "geometry", "--minutes", str(minutes), "--device", device]
+        done = subprocess.run(command, capture_output=True, text=True)
+    lines = (done.stdout + done.stderr).strip().splitlines()
+    return {"what": f"training on {device}", "passed": not done.returncode, "says": lines[-3:]}
 
 
 def _images(views: int, width: int, height: int) -> np.ndarray:
@@ -313,7 +403,7 @@ def engines(precision: str) -> Iterator[dict[str, Any]]:
             str(folder),
         ]
         runs = [("--profile", "gpu", "--stages", *STAGES, GLOBAL), ("--profile", "gpu", *aligned)]
-        if opset == 24:  # this one only proves itself; the golden set is of whole weights
+        if opset == 24:  # this one is only verified; the golden set is of whole weights
             export(folder, dtype=half, opset=opset, stages=["language"], weight_only="int4")
             runs.append(("--profile", "int4", "--stages", "language", "--out", f"{name}/int4"))
         for more in runs:
@@ -324,7 +414,7 @@ def engines(precision: str) -> Iterator[dict[str, Any]]:
                 "what": f"build {more[1]} with {flavour.label}",
                 "passed": not done.returncode,
                 "seconds": time.monotonic() - start,
-                "says": [x for x in lines if ".engine" in x or "error" in x],
+                "says": [x for x in lines if ".engine" in x or "error" in x or "warning" in x],
             }
         yield parity(folder, "tensorrt", precision)
 
@@ -349,6 +439,13 @@ def serve(part: str, views: list[int]) -> None:
     elif part == "parity":
         pairs = [("torch", p) for p in ("fp32", "bf16", "fp16")] + [("onnx", "fp32")]
         results = (parity(GOLDEN, *pair) for pair in pairs)
+    elif part == "decoding":
+        config = ModelConfig.from_dicts(RELEASED["text"], RELEASED["vit"], RELEASED["dino"])
+        results = decoding(random_network(config, "cuda"), "cuda", CACHED)
+    elif part == "lost_context":
+        results = lost_context()
+    elif part == "training":
+        results = iter([training()])
     elif part == "engines":
         results = (line for precision in PRECISIONS for line in engines(precision))
     elif part == "packing":
@@ -356,7 +453,10 @@ def serve(part: str, views: list[int]) -> None:
         from g2vlm_ros.inference.tensorrt.cuda import open_cuda
         from g2vlm_ros.inference.tensorrt.device_memory import DeviceMemory
 
-        results = packing(DeviceMemory(open_cuda()), SIZES[0], views)
+        cuda = open_cuda()
+        with cuda.active():
+            lines = list(packing(DeviceMemory(cuda), SIZES[0], views))
+        results = iter(lines)
     else:
         config = ModelConfig.from_dicts(RELEASED["text"], RELEASED["vit"], RELEASED["dino"])
         results = real_size(config, "cuda", views)
@@ -381,21 +481,44 @@ def summary(parts: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
         if floor and "tflop_per_s" in line:
             name = f"{key[0]}, {key[3]} views, of the matrix product rate"
             found[name] = line["tflop_per_s"] / floor["matmul_tflop_per_s"]
-    for line in parts.get("real_size", []):
-        if floor and "decode_s_per_token" in line:
+    for line in parts.get("decoding", []):
+        if floor and "s_per_token" in line:
             read_gb = LANGUAGE_GB + CACHE_BYTES * line["cached"] / 1e9
             least = read_gb / floor["copy_gb_per_s"]
-            name = f"decoding behind {line['views']} views, of the bandwidth"
-            found[name] = least / line["decode_s_per_token"]
+            name = f"{line['what']} behind {line['cached']} tokens, of the bandwidth"
+            found[name] = least / line["s_per_token"]
     return found
+
+
+def run_part(part: str, views: list[int], limit_s: float) -> list[dict[str, Any]]:
+    """The results of a part in a process of its own, which ends with its children at the limit."""
+    command = [sys.executable, "-m", "benchmarks.gpu", "--part", part, "--views"]
+    process = subprocess.Popen(
+        [*command, *map(str, views)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    failure = ""
+    try:
+        out, error = process.communicate(timeout=limit_s)
+        if process.returncode:
+            failure = (error.strip().splitlines() or ["no message"])[-1]
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        out, _ = process.communicate()
+        failure = f"stopped after {limit_s:.0f} s"
+    lines = [json.loads(line) for line in out.splitlines() if line.startswith("{")]
+    return [*lines, {"failed": failure[:300]}] if failure else lines
 
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    names = ("floors", "parity", "engines", "packing", "real_size")
-    parser.add_argument("--skip", nargs="*", default=[], choices=names)
+    parser.add_argument("--skip", nargs="*", default=[], choices=LIMITS_S)
     parser.add_argument("--views", nargs="*", type=int, default=[1, 2, 4, 8])
-    parser.add_argument("--part", choices=names, help=argparse.SUPPRESS)
+    parser.add_argument("--seconds", type=float, default=480, help="for all parts together")
+    parser.add_argument("--part", choices=LIMITS_S, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if options.part:
         serve(options.part, options.views)
@@ -405,24 +528,15 @@ def main(arguments: list[str] | None = None) -> int:
             "error: torch finds no CUDA GPU here; run this on a machine with one", file=sys.stderr
         )
         return 1
+    end = time.monotonic() + options.seconds
     parts: dict[str, list[dict[str, Any]]] = {}
-    for part in (name for name in names if name not in options.skip):
+    for part in (name for name in LIMITS_S if name not in options.skip):
         print(f"== {part}", flush=True)
-        command = [
-            sys.executable,
-            "-m",
-            "benchmarks.gpu",
-            "--part",
-            part,
-            "--views",
-            *map(str, options.views),
-        ]
-        done = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        out, error = done.communicate()
-        parts[part] = [json.loads(line) for line in out.splitlines() if line.startswith("{")]
-        if done.returncode:
-            last = (error.strip().splitlines() or ["no message"])[-1]
-            parts[part].append({"failed": last[:300]})
+        limit_s = min(LIMITS_S[part], end - time.monotonic())
+        if limit_s <= 0:
+            parts[part] = [{"failed": f"no time left of {options.seconds:.0f} s"}]
+        else:
+            parts[part] = run_part(part, options.views, limit_s)
         print(json.dumps(parts[part], indent=1), flush=True)
     gpu = {
         "name": torch.cuda.get_device_name(),

@@ -60,7 +60,10 @@ class StaticCache:
 class TokenDecoder:
     """One decoding step of fixed shapes, as a CUDA graph where the network is on a GPU."""
 
-    def __init__(self, network: G2VLM, cache: TorchCache, capacity: int):
+    def __init__(
+        self, network: G2VLM, cache: TorchCache, capacity: int, capture: bool | None = None
+    ):
+        """capture: as a CUDA graph; left out: on a GPU. Buffers are like those of `cache`."""
         self._network = network
         self._static = StaticCache(cache.data, capacity)
         device = self._static.place.device
@@ -69,7 +72,7 @@ class TokenDecoder:
         self._logits: Tensor | None = None
         self._graph: torch.cuda.CUDAGraph | None = None
         self._holds: tuple[weakref.ref, int] | None = None
-        if device.type == "cuda":
+        if device.type == "cuda" if capture is None else capture:
             self._capture()
 
     @property
