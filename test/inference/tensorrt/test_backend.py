@@ -166,6 +166,24 @@ def test_only_results_are_copied_back(
     assert built.cuda.bytes_down - before == results + logits
 
 
+def test_features_and_descriptors_equal_torch(
+    stages: TensorRTBackend, torch_stages: TorchBackend, views: np.ndarray
+) -> None:
+    """What parity compares; and of the features only the descriptors come to the host."""
+    features, want = stages.encode_geometry(views), torch_stages.encode_geometry(views)
+    np.testing.assert_allclose(
+        stages.fetch(features), torch_stages.fetch(want), rtol=1e-3, atol=1e-3
+    )
+    before = stages._cuda.bytes_down
+    described = stages.describe(features)
+    assert stages._cuda.bytes_down - before == described.nbytes
+    np.testing.assert_allclose(described, torch_stages.describe(want), rtol=1e-3, atol=1e-3)
+    cache, walk = stages.new_cache(), TokenCursor(SPECIAL)
+    stages.language(walk.text(PROMPT), cache)
+    hidden = stages.geometry(features, walk.geometry(len(views), GRID), cache)
+    assert stages.fetch(hidden).shape == (len(views), GRID[0] * GRID[1], 64)
+
+
 def test_results_of_one_window_outlive_the_next(
     stages: TensorRTBackend, views: np.ndarray
 ) -> None:
