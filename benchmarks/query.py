@@ -51,10 +51,10 @@ from g2vlm_ros.mapping.depth_fusion import fuse_depth
 from g2vlm_ros.mapping.pose_refinement import refine_poses
 from g2vlm_ros.perception import Perception
 from g2vlm_ros.query.answerer import Answerer
-from g2vlm_ros.query.grounding import Detection, NoLanguageError, OutOfTimeError
+from g2vlm_ros.query.grounding import NoLanguageError, OutOfTimeError
 from g2vlm_ros.query.point_map import PointMap, Region
 from g2vlm_ros.query.question_parser import QuestionType, parse
-from g2vlm_ros.query.types import Abstention, Query, Result
+from g2vlm_ros.query.types import Abstention, Detection, Query, Result
 from g2vlm_ros.settings import Settings
 
 VIEWS, CAMERA = 4, lens(224, 168)
@@ -246,15 +246,15 @@ def phrased(made: Result, question: str) -> str:
     if made.number is not None:
         return (
             f"{made.number.value:.0f}."
-            if plan.ask is QuestionType.COUNT
+            if plan.question_type is QuestionType.COUNT
             else metres(made.number.value)
         )
-    if plan.ask in (QuestionType.CLOSER, QuestionType.NEAREST) and made.things:
+    if plan.question_type in (QuestionType.CLOSER, QuestionType.NEAREST) and made.things:
         return f"The {made.things[0].label}."
     for words in ("in front of you", "behind you", "to your left", "to your right"):
-        if plan.ask is QuestionType.WHERE and words in made.text:
+        if plan.question_type is QuestionType.WHERE and words in made.text:
             return f"It is {words}."
-    if plan.ask is QuestionType.SIDE:
+    if plan.question_type is QuestionType.SIDE:
         return "Left." if " is left of " in made.text else "Right."
     return made.text
 

@@ -262,7 +262,11 @@ class QuerySettings:
         high=1792,
     )
     queue: int = parameter(
-        8, "Most questions that wait; more are refused as BUSY.", low=1, high=12
+        8,
+        "Most questions of one client that wait, of all clients four times as many; more are "
+        "refused as BUSY.",
+        low=1,
+        high=64,
     )
     reconstruction_share: float = parameter(
         0.3,
@@ -278,6 +282,12 @@ class QuerySettings:
     )
     windows: int = parameter(
         3, "Most recent windows kept for questions about a moment.", low=1, high=32
+    )
+    objects: int = parameter(
+        1000,
+        "Most objects remembered at their places in the map; 0 remembers none.",
+        low=0,
+        high=100_000,
     )
     robot_width_m: float = parameter(
         0.0,

@@ -10,7 +10,8 @@ import cv2
 import numpy as np
 
 from g2vlm_ros.query import prompts
-from g2vlm_ros.query.point_map import Object3D, Region
+from g2vlm_ros.query.object_measurement import Object3D
+from g2vlm_ros.query.point_map import Region
 from g2vlm_ros.query.prompts import COLOURS, Mark
 from g2vlm_ros.query.types import Result
 

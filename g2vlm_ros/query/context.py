@@ -22,21 +22,21 @@ from g2vlm_ros.query.point_parser import Pointed
 from g2vlm_ros.records import Frame
 
 MAX_TURNS = 8
-"""Turns of a conversation that are told to the model; earlier ones are left out."""
-MAX_MARKED = 2
+"""Turns of a conversation that the model is given; earlier ones are left out."""
+MAX_MARKED_SCENES = 2
 """Scenes with drawn marks kept per window."""
 
 
 class ViewSelection:
-    """Some views of a window, as a question sees them. Views are counted within the look."""
+    """Some views of a window, as a question sees them. Views are counted within the selection."""
 
     def __init__(self, update: MappedWindow, views: Sequence[int]):
         self.update, self.views = update, tuple(views)
         self.frames: tuple[Frame, ...] = tuple(update.window.frames[i] for i in self.views)
-        whole = PointMap.of_window(
-            update.result, update.placement, [frame.stamp_ns for frame in update.window.frames]
-        )
-        self.points = _part(whole, self.views, self.frames)
+        stamps_ns = [frame.stamp_ns for frame in update.window.frames]
+        points = PointMap.of_window(update.result, update.placement, stamps_ns)
+        newest = max(range(len(self.views)), key=lambda i: self.frames[i].stamp_ns)
+        self.points = points.part(self.views, newest)
         self._scenes: OrderedDict[tuple[prompts.Mark, ...], Scene] = OrderedDict()
 
     @property
@@ -46,13 +46,13 @@ class ViewSelection:
 
     def scene(self, perception: Perception, marks: Sequence[prompts.Mark] = ()) -> Scene:
         """The views inside the model, with marks drawn on them where there are any."""
-        whole = len(self.views) == len(self.update.window.frames)
-        if not marks and whole:
+        all_views = len(self.views) == len(self.update.window.frames)
+        if not marks and all_views:
             return self.update.scene
         key = tuple(marks)
         if key not in self._scenes:
             self._scenes[key] = perception.scene(self._images(key))
-            while len(self._scenes) > MAX_MARKED:
+            while len(self._scenes) > MAX_MARKED_SCENES:
                 self._scenes.popitem(last=False)
         self._scenes.move_to_end(key)
         return self._scenes[key]
@@ -91,8 +91,9 @@ class ViewSelection:
     def _images(self, marks: Sequence[prompts.Mark]) -> list[np.ndarray]:
         images = [self.image(view) for view in range(len(self.views))]
         for view, image in enumerate(images):
-            own = [mark for mark in marks if mark.view == view]
-            images[view] = prompts.draw(image, own) if own else image
+            marks_here = [mark for mark in marks if mark.view == view]
+            if marks_here:
+                images[view] = prompts.draw(image, marks_here)
         return images
 
 
@@ -101,21 +102,21 @@ class CachedWindow:
     """A window with what questions about it have computed."""
 
     update: MappedWindow
-    _looks: dict[tuple[int, ...], ViewSelection] = field(default_factory=dict)
+    _selections: dict[tuple[int, ...], ViewSelection] = field(default_factory=dict)
 
-    def look(self, views: Sequence[int]) -> ViewSelection:
-        """Those views of the window; the same object for the same views."""
-        key = tuple(views)
-        if key not in self._looks:
-            self._looks[key] = ViewSelection(self.update, key)
-        return self._looks[key]
+    def select(self, views: Sequence[int] | None = None) -> ViewSelection:
+        """Those views of the window, all by default; the same object for the same views."""
+        key = tuple(range(len(self.update.window.frames)) if views is None else views)
+        if key not in self._selections:
+            self._selections[key] = ViewSelection(self.update, key)
+        return self._selections[key]
 
 
 @dataclass(eq=False)
 class Dialogue:
     """A conversation about one window at a time."""
 
-    held: CachedWindow
+    window: CachedWindow
     turns: deque[tuple[str, str]] = field(default_factory=lambda: deque(maxlen=MAX_TURNS))
     """Questions and answers, oldest first."""
 
@@ -123,10 +124,10 @@ class Dialogue:
 class ContextStore:
     """The recent windows and the conversations. Used on the device's thread only."""
 
-    def __init__(self, most_windows: int, most_dialogues: int):
-        self.recent: deque[CachedWindow] = deque(maxlen=most_windows)
+    def __init__(self, max_windows: int, max_dialogues: int):
+        self.recent: deque[CachedWindow] = deque(maxlen=max_windows)
         self._dialogues: OrderedDict[str, Dialogue] = OrderedDict()
-        self._most_dialogues = most_dialogues
+        self._max_dialogues = max_dialogues
 
     def remember(self, update: MappedWindow) -> CachedWindow:
         """Hold a window; the oldest one goes unless a conversation is about it."""
@@ -138,18 +139,22 @@ class ContextStore:
         """The conversation of that name, if it is still remembered."""
         return self._dialogues.get(name)
 
-    def told(self, name: str, held: CachedWindow, question: str, answer: str) -> None:
-        """A turn of a conversation; makes room by forgetting the one that rested longest."""
-        dialogue = self._dialogues.pop(name, None) or Dialogue(held)
-        dialogue.held = held
+    def dialogues(self) -> list[str]:
+        """Names of the remembered conversations, the least recently used first."""
+        return list(self._dialogues)
+
+    def add_turn(self, name: str, window: CachedWindow, question: str, answer: str) -> None:
+        """A turn of a conversation; makes room by forgetting the least recently used one."""
+        dialogue = self._dialogues.pop(name, None) or Dialogue(window)
+        dialogue.window = window
         dialogue.turns.append((question, answer))
         self._dialogues[name] = dialogue
-        while len(self._dialogues) > self._most_dialogues:
+        while len(self._dialogues) > self._max_dialogues:
             self._dialogues.popitem(last=False)
 
     def image(self, camera: str, stamp_ns: int) -> np.ndarray | None:
         """An image that some held window still has, uint8 (h, w, 3) RGB."""
-        held = [*self.recent, *(dialogue.held for dialogue in self._dialogues.values())]
+        held = [*self.recent, *(dialogue.window for dialogue in self._dialogues.values())]
         for each in held:
             for frame, image in zip(
                 each.update.window.frames, each.update.scene.images, strict=True
@@ -162,19 +167,3 @@ class ContextStore:
         """Forget everything."""
         self.recent.clear()
         self._dialogues.clear()
-
-
-def _part(whole: PointMap, views: tuple[int, ...], frames: Sequence[Frame]) -> PointMap:
-    index = list(views)
-    poses = None if whole.pose_covariance is None else whole.pose_covariance[index]
-    return PointMap(
-        whole.points[index],
-        whole.depth[index],
-        whole.confidence[index],
-        whole.map_from_camera[index],
-        max(range(len(frames)), key=lambda i: frames[i].stamp_ns),
-        whole.metric,
-        whole.scale_std,
-        whole.floor_z,
-        poses,
-    )

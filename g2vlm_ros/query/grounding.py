@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Finds the things of a question in the images, and measures them in the point map.
+"""Finds the objects of a question in the images, and measures them in the point map.
 
 The first source that gives an answer counts: a region of the request, the detections of a
-detector node, the model's own words (boxes, points, pixels).
+detector node, the model's own words (boxes, points, pixels), the object memory.
 """
 
 from __future__ import annotations
@@ -10,31 +10,23 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
-from g2vlm_ros.query import answer_parser, prompts
-from g2vlm_ros.query.point_map import Object3D, PointMap, Region, group, locate
+from g2vlm_ros.query import answer_parser, object_memory, prompts
+from g2vlm_ros.query.labels import label_fit
+from g2vlm_ros.query.object_measurement import Object3D, group, locate
+from g2vlm_ros.query.point_map import PointMap, Region
 from g2vlm_ros.query.point_parser import Pointed, pointed
-from g2vlm_ros.query.question_parser import THIS, singular
+from g2vlm_ros.query.question_parser import THIS, VIEWER
+from g2vlm_ros.query.types import Detection, Query
 
 MODEL_TRUST = 0.6
 """How sure a place in the model's own words is taken to be."""
-UNCHECKED_TRUST = 0.7
-"""Factor for a detection whose label says less than was asked for: "chair" for "red chair"."""
-FULL_COLOUR = (
-    "red green blue yellow white black brown grey gray orange purple pink beige wooden "
-    "dark light big small large tall"
-).split()
-
-
-@dataclass(frozen=True)
-class Detection:
-    """A labelled box of a detector, in pixels at model size."""
-
-    region: Region
-    label: str
-    score: float
-    """0..1."""
+UNRATED_TRUST = 0.9
+"""Factor for an object whose points have no confidence."""
+CUT_TRUST = 0.9
+"""Factor for an object that the image cuts: what is outside may make it another one."""
+QUOTED_CHARACTERS = 80
+"""Of the model's words in a step."""
 
 
 class NotVisibleError(Exception):  # noqa: N818 - no error, an answer
@@ -54,56 +46,96 @@ class NoLanguageError(OutOfTimeError):
 
 
 class Finder:
-    """Finds things for one question.
+    """Finds the objects of one question: where they are in the images, and measured in the map.
 
-    say(prompt, marks): asks the model, may raise OutOfTimeError. to_model(place): a Region of what
-    the model pointed at, or None where it lies outside; itself None where the model never learned
-    to point. note: takes one sentence per step.
+    ask_model(prompt): the model's answer, may raise OutOfTimeError. to_model(place): a Region of
+    what the model pointed at, or None where it lies outside; itself None where the model never
+    learned to point. note: takes one sentence per step.
     """
 
     def __init__(
         self,
         points: PointMap,
-        regions: Sequence[Region],
-        detections: Sequence[Detection],
+        query: Query,
         ask_model: Callable[[str], str],
         to_model: Callable[[Pointed], Region | None] | None,
         note: Callable[[str], None],
     ):
         self._points = points
-        self._regions = list(regions)
-        self._detections = detections
-        self._say = ask_model
+        self._regions = list(query.regions)
+        self._detections = query.detections
+        self._memory, self._now_ns = query.memory, query.now_ns
+        self._ask_model = ask_model
         self._to_model = to_model
         self._note = note
 
-    def given(self, count: int) -> bool:
-        """Whether the request or a detector shows where so many things are, without the model."""
-        return len(self._regions) >= count or bool(self._detections)
+    def shows(self, phrases: Sequence[str]) -> bool:
+        """Whether a region, a detector or the memory shows these, without asking the model."""
+        if len(self._regions) >= len(phrases) or self._detections:
+            return True
+        return all(
+            phrase == VIEWER or object_memory.matching(self._memory, phrase) for phrase in phrases
+        )
 
     def things(self, phrase: str) -> list[Object3D]:
-        """The different things that a phrase may mean, best first; empty where no source tells.
+        """The different objects that a phrase may mean, best first; empty where no source tells.
 
-        Raises Unseen where the model says that there is none.
+        Raises NotVisibleError where the model says that there is none and none is remembered, or
+        where it is known to be gone.
         """
         if self._regions:
             return self._from_request(phrase)
         if THIS.match(phrase):
             return []
-        return self._from_detections(phrase) or self._from_model(phrase)
+        detected = self.detected(phrase)
+        if detected:
+            return detected
+        try:
+            return self._from_model(phrase) or self.remembered(phrase)
+        except NotVisibleError:
+            remembered = self.remembered(phrase)
+            if not remembered:
+                raise
+            return remembered
 
     def detected(self, phrase: str) -> list[Object3D]:
-        """Every thing of a kind that the detector sees; "thing" means any."""
-        return self._from_detections(phrase)
+        """Every object of a kind that the detector sees; "thing" means any."""
+        fits = [label_fit(phrase, detection.label) for detection in self._detections]
+        objects = measure_detections(self._points, self._detections, fits)
+        if objects:
+            unchecked = any(0 < fit < 1 for fit in fits)
+            also = f"; that it is the {phrase} was not checked" if unchecked else ""
+            plural = "" if len(objects) == 1 else "s"
+            self._note(f"The detector shows {len(objects)} {phrase}{plural}{also}.")
+        return objects
+
+    def remembered(self, phrase: str) -> list[Object3D]:
+        """What the object memory holds; NotVisibleError where it is known to be gone."""
+        known = object_memory.matching(self._memory, phrase)
+        there = [each for each in known if each.there]
+        if known and not there:
+            latest = max(known, key=lambda each: each.last_seen_ns)
+            age = object_memory.age_in_words(latest, self._now_ns)
+            raise NotVisibleError(
+                f"the {latest.label} was at {latest.place_in_words()} {age} ago and is gone "
+                "from there"
+            )
+        for each in there:
+            age = object_memory.age_in_words(each, self._now_ns)
+            self._note(f"Remembered: the {each.label} was at {each.place_in_words()} {age} ago.")
+        return [each.as_object3d() for each in there]
 
     def named(self, question: str) -> list[Object3D]:
-        """The things that a question calls by a detection's label, where the label fits one."""
-        asked = question.lower()
+        """The objects that a question calls by a detection's label, where the label fits one."""
+        text = question.lower()
         labels = dict.fromkeys(d.label.lower().replace("_", " ") for d in self._detections)
-        found = [
-            self._from_detections(x) for x in labels if re.search(rf"\b{re.escape(x)}\b", asked)
-        ]
-        return [things[0] for things in found if len(things) == 1]
+        named = []
+        for label in labels:
+            if re.search(rf"\b{re.escape(label)}\b", text):
+                objects = self.detected(label)
+                if len(objects) == 1:
+                    named.append(objects[0])
+        return named
 
     def _from_request(self, phrase: str) -> list[Object3D]:
         region = self._regions.pop(0)
@@ -116,30 +148,11 @@ class Finder:
         self._note(f"The {label} is the {_words(region)} of the request.")
         return [thing]
 
-    def _from_detections(self, phrase: str) -> list[Object3D]:
-        sightings, partly = [], False
-        for detection in self._detections:
-            fit = _fit(phrase, detection.label)
-            if not fit:
-                continue
-            partly |= fit < 1
-            thing = locate(
-                self._points, detection.region, detection.label, "detection", fit * detection.score
-            )
-            if thing is not None:
-                sightings.append(thing)
-        found = group(sightings)
-        if found:
-            also = f"; that it is the {phrase} was not checked" if partly else ""
-            plural = "" if len(found) == 1 else "s"
-            self._note(f"The detector shows {len(found)} {phrase}{plural}{also}.")
-        return found
-
     def _from_model(self, phrase: str) -> list[Object3D]:
         if self._to_model is None:
             return []
         try:
-            text = self._say(prompts.where_is(phrase, len(self._points.points)))
+            text = self._ask_model(prompts.where_is(phrase, len(self._points.points)))
         except OutOfTimeError as error:
             self._note(f"{error.reason} where the {phrase} is.")
             return []
@@ -149,9 +162,11 @@ class Finder:
         sightings = []
         for place in pointed(text):
             region = self._to_model(place)
-            thing = region and locate(self._points, region, phrase, "model", MODEL_TRUST)
-            if thing:
-                sightings.append(thing)
+            if region is None:
+                continue
+            sighting = locate(self._points, region, phrase, "model", MODEL_TRUST)
+            if sighting is not None:
+                sightings.append(sighting)
         if not sightings:
             self._note(f"The model gave no place for the {phrase}.")
             return []
@@ -159,23 +174,28 @@ class Finder:
         return group(sightings)
 
 
-def _fit(phrase: str, label: str) -> float:
-    """1 where a label is the phrase, UNCHECKED_TRUST where it only names its kind, else 0."""
-    asked = [singular(word) for word in phrase.lower().split()]
-    shown = [singular(word) for word in label.lower().replace("_", " ").split()]
-    if phrase == "thing" or asked == shown:
-        return 1.0
-    if not asked or not shown:
-        return 0.0
-    if asked[-1:] == shown[-1:] and set(asked) <= set(shown):
-        return 1.0
-    attributes = [word for word in asked if word in FULL_COLOUR]
-    kind = [word for word in asked if word not in FULL_COLOUR]
-    different = [word for word in shown if word in FULL_COLOUR and word not in attributes]
-    plain_shown = [word for word in shown if word not in FULL_COLOUR]
-    if kind == plain_shown and not (attributes and different):
-        return UNCHECKED_TRUST
-    return 0.0
+def measure_detections(
+    points: PointMap, detections: Sequence[Detection], fits: Sequence[float] | None = None
+) -> list[Object3D]:
+    """The objects in a detector's boxes, those of several views fused.
+
+    fits: how well each label is what is looked for, 0..1; those of 0 are left out.
+    """
+    sightings: dict[str, list[Object3D]] = {}
+    for index, detection in enumerate(detections):
+        fit = 1.0 if fits is None else fits[index]
+        if not fit:
+            continue
+        sighting = locate(
+            points, detection.region, detection.label, "detection", fit * detection.score
+        )
+        if sighting is not None:
+            kind = detection.label if fits is None else ""
+            sightings.setdefault(kind, []).append(sighting)
+    objects = []
+    for of_one_kind in sightings.values():
+        objects += group(of_one_kind)
+    return objects
 
 
 def _words(region: Region) -> str:
@@ -185,7 +205,7 @@ def _words(region: Region) -> str:
     return f"box from ({u:.0f}, {v:.0f}) in view {region.view + 1}"
 
 
-def _quoted(text: str, most: int = 80) -> str:
+def _quoted(text: str, most: int = QUOTED_CHARACTERS) -> str:
     text = " ".join(text.split())
     return f"'{text if len(text) <= most else text[: most - 1] + '…'}'"
 
@@ -197,6 +217,9 @@ def certainty(things: Sequence[Object3D]) -> float:
     """
     sure = 1.0
     for thing in things:
-        known = 0.9 if math.isnan(thing.confidence) else 1.0
-        sure *= thing.trust * known * (0.9 if thing.cut_across or thing.cut_upright else 1.0)
+        sure *= thing.trust
+        if math.isnan(thing.confidence):
+            sure *= UNRATED_TRUST
+        if thing.cut_across or thing.cut_upright:
+            sure *= CUT_TRUST
     return sure

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum, IntEnum
 
@@ -48,6 +48,7 @@ class QuestionType(Enum):
     LOCATE = "locate"
     APPROACH = "approach"
     MOTION = "motion"
+    LAST_SEEN = "last_seen"
     TALK = "talk"
 
 
@@ -133,12 +134,13 @@ _DIMENSION = {
 class Plan:
     """What a question needs."""
 
-    ask: QuestionType
+    question_type: QuestionType
     things: tuple[str, ...] = ()
     """Names as asked for, without article; VIEWER for the camera."""
     word: str = ""
     """RELATION: one of left, right, front, behind, above, below. SIZE: height, width, length,
-    depth or size. LOCATE and the rest: empty."""
+    depth or size. CLOSER: "yes_no" where that is asked for. COUNT: "seen" for all that was seen so
+    far. The rest: empty."""
     width_m: float | None = None
     """FITS: what should pass; None where only "the robot" is named."""
     forward_m: float = 0.0
@@ -149,7 +151,7 @@ class Plan:
     @property
     def kind(self) -> AnswerType:
         """What the question asks for by itself."""
-        return NATURAL.get(self.ask, AnswerType.TEXT)
+        return NATURAL.get(self.question_type, AnswerType.TEXT)
 
 
 def parse(question: str) -> Plan:
@@ -167,16 +169,106 @@ def parse(question: str) -> Plan:
 
 def _about_us(plan: Plan) -> Plan | None:
     """A plan whose things can be measured: only some relations may be to the viewer itself."""
-    if VIEWER not in plan.things and (plan.things or plan.ask is QuestionType.MOTION):
+    has_things = bool(plan.things) or plan.question_type is QuestionType.MOTION
+    if VIEWER not in plan.things and has_things:
         return plan
-    if (
-        plan.ask in (QuestionType.RELATION, QuestionType.NEAREST, QuestionType.WHERE)
-        and plan.things[0] != VIEWER
-    ):
+    to_viewer = (QuestionType.RELATION, QuestionType.NEAREST, QuestionType.WHERE)
+    if plan.question_type in to_viewer and plan.things[0] != VIEWER:
         return plan
-    if plan.ask is QuestionType.SIDE and plan.things[1] == VIEWER:
-        return replace(plan, ask=QuestionType.WHERE, things=plan.things[:1])
+    if plan.question_type is QuestionType.SIDE and plan.things[1] == VIEWER:
+        return replace(plan, question_type=QuestionType.WHERE, things=plan.things[:1])
     return None
+
+
+@dataclass(frozen=True)
+class RequestForm:
+    """What a request that names its question type means, and how it is put to the model."""
+
+    question_type: QuestionType
+    word: str
+    things: int
+    """How many targets it takes; of distances and the nearest, at most."""
+    wording: str
+    """English, {0} {1} {2} for the targets."""
+
+
+_SIZES = ("height", "width", "length", "depth", "size")
+_RELATIONS = {
+    "left_of": ("left", "to the left of"),
+    "right_of": ("right", "to the right of"),
+    "in_front_of": ("front", "in front of"),
+    "behind": ("behind", "behind"),
+    "above": ("above", "above"),
+    "below": ("below", "below"),
+}
+REQUEST_FORMS: dict[str, RequestForm] = {
+    "distance": RequestForm(QuestionType.DISTANCE, "", 2, "How far is the {0}?"),
+    **{
+        word: RequestForm(QuestionType.SIZE, word, 1, f"What is the {word} of the {{0}}?")
+        for word in _SIZES
+    },
+    "heading": RequestForm(QuestionType.HEADING, "", 1, "Turn how many degrees to face the {0}?"),
+    "where": RequestForm(QuestionType.WHERE, "", 1, "In which direction is the {0}?"),
+    **{
+        form: RequestForm(QuestionType.RELATION, word, 2, f"Is the {{0}} {place} the {{1}}?")
+        for form, (word, place) in _RELATIONS.items()
+    },
+    "side": RequestForm(QuestionType.SIDE, "", 2, "Is the {0} left or right of the {1}?"),
+    "closer": RequestForm(QuestionType.CLOSER, "", 2, "Which is closer, the {0} or the {1}?"),
+    "nearest": RequestForm(QuestionType.NEAREST, "", 2, "Which {0} is nearest to the {1}?"),
+    "between": RequestForm(QuestionType.BETWEEN, "", 3, "Is the {0} between the {1} and the {2}?"),
+    "gap": RequestForm(
+        QuestionType.GAP, "", 2, "How wide is the gap between the {0} and the {1}?"
+    ),
+    "fits": RequestForm(
+        QuestionType.FITS, "", 2, "Can the robot pass between the {0} and the {1}?"
+    ),
+    "count": RequestForm(QuestionType.COUNT, "", 1, "How many {0} are there?"),
+    "exists": RequestForm(QuestionType.EXISTS, "", 1, "Is there a {0}?"),
+    "locate": RequestForm(QuestionType.LOCATE, "", 1, "Where is the {0}?"),
+    "approach": RequestForm(QuestionType.APPROACH, "", 1, "Go to the {0}."),
+}
+"""By the names of `question_type` in SpatialQuery."""
+_PAIR_DISTANCE = "How far apart are the {0} and the {1}?"
+
+
+def plan_of(question_type: str, targets: Sequence[str]) -> Plan:
+    """The plan of a request that names what it asks; ValueError says which field is wrong."""
+    form = REQUEST_FORMS.get(question_type)
+    if form is None:
+        raise ValueError(
+            f"question_type is '{question_type}'; it must be one of {', '.join(REQUEST_FORMS)}"
+        )
+    things = [VIEWER if target == VIEWER else name(target.lower()) for target in targets]
+    if not all(things):
+        raise ValueError("targets holds an empty name; name every thing")
+    if form.question_type is QuestionType.NEAREST:
+        things = (things or ["thing"]) + ([VIEWER] if len(things) < 2 else [])
+    if form.question_type is QuestionType.DISTANCE:
+        things = [thing for thing in things if thing != VIEWER]
+        fits = len(things) in (1, 2)
+    else:
+        fits = len(things) == form.things
+    if not fits:
+        raise ValueError(
+            f"targets has {len(targets)} names; '{question_type}' takes {form.things}"
+        )
+    plan = _about_us(Plan(form.question_type, tuple(things), form.word))
+    if plan is None:
+        raise ValueError(f"targets: '{question_type}' cannot be measured of the viewer itself")
+    return plan
+
+
+def wording(question_type: str, targets: Sequence[str]) -> str:
+    """The English question of such a request, for the model and for people."""
+    form = REQUEST_FORMS[question_type]
+    names = ["robot" if target == VIEWER else target for target in targets]
+    if form.question_type is QuestionType.DISTANCE and len(names) == 2:
+        return _PAIR_DISTANCE.format(*names)
+    if form.question_type is QuestionType.NEAREST:
+        kind, anchor = (*names, "thing")[0], (*names[1:], "robot")[0]
+        names = [kind, anchor]
+    return form.wording.format(*names)
 
 
 def measures_help(question: str) -> bool:
@@ -194,20 +286,6 @@ def name(phrase: str | None, subject: bool = False) -> str:
     return VIEWER if _SELF.match(text) and not (subject and text == "robot") else text
 
 
-def singular(word: str) -> str:
-    """The singular of a name, as far as rules go: chairs, boxes, shelves."""
-    for ending, instead in (
-        ("shelves", "shelf"),
-        ("xes", "x"),
-        ("ches", "ch"),
-        ("shes", "sh"),
-        ("ies", "y"),
-    ):
-        if word.endswith(ending):
-            return word[: -len(ending)] + instead
-    return word[:-1] if word.endswith("s") and not word.endswith("ss") else word
-
-
 def _bare(question: str) -> str:
     text = re.sub(r"\s+", " ", plain(question)).strip()
     text = re.sub(r"[.,!?]+ ?(?:please )?(?:answer|give|reply)\b[^.!?]*[.!?]*$", "", text)
@@ -221,9 +299,11 @@ def _bare(question: str) -> str:
     return text.strip(" .?!")
 
 
-def _of(ask: QuestionType, *groups: str, word: str = "") -> Callable[[re.Match, str], Plan]:
+def _of(
+    question_type: QuestionType, *groups: str, word: str = ""
+) -> Callable[[re.Match, str], Plan]:
     return lambda match, text: Plan(
-        ask, tuple(name(match[group], subject=group == "x") for group in groups), word
+        question_type, tuple(name(match[group], subject=group == "x") for group in groups), word
     )
 
 

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from g2vlm_ros.query.point_map import Object3D, PointMap
+from g2vlm_ros.query.object_measurement import Object3D
+from g2vlm_ros.query.point_map import PointMap
 
 AHEAD_RAD, BEHIND_RAD = np.deg2rad((15.0, 135.0))
 """Bearings up to the first are "in front", from the second on "behind"."""
@@ -117,7 +118,8 @@ def extent(points: PointMap, thing: Object3D, dimension: str) -> Measure:
     if math.isnan(value):
         raise ValueError("a pixel has no extent; give a box around the thing")
     # An extent is a product of the distance and an angle, so it has the distance's relative error.
-    ray = thing.centre - points.map_from_camera[thing.regions[0].view][:3, 3]
+    view = thing.regions[0].view if thing.regions else points.viewer
+    ray = thing.centre - points.map_from_camera[view][:3, 3]
     relative = _std_along(thing.covariance, ray) / max(float(np.linalg.norm(ray)), 1e-9)
     std = math.hypot(thing.size_std, relative * value)
     return metres(points, value, std, f"the {dimension} of the {thing.label}")

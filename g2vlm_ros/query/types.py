@@ -4,15 +4,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import Enum, IntEnum
 
 import numpy as np
 
 from g2vlm_ros.query import prompts
-from g2vlm_ros.query.grounding import Detection
-from g2vlm_ros.query.point_map import Object3D, Region
-from g2vlm_ros.query.question_parser import AnswerType
+from g2vlm_ros.query.object_measurement import Object3D
+from g2vlm_ros.query.object_memory import MapObject
+from g2vlm_ros.query.point_map import Region
+from g2vlm_ros.query.question_parser import AnswerType, Plan, parse
 from g2vlm_ros.query.relations import Measure
 
 UNCALIBRATED = -1.0
@@ -45,8 +46,18 @@ class Abstention(Exception):  # noqa: N818 - it is no error to know one's bounds
 
 
 @dataclass(frozen=True)
+class Detection:
+    """A labelled box of a detector, in pixels at model size."""
+
+    region: Region
+    label: str
+    score: float
+    """0..1."""
+
+
+@dataclass(frozen=True)
 class Query:
-    """One question with what the asker gave along."""
+    """One question, decoded: what is asked, and what the request shows with it."""
 
     question: str
     kind: AnswerType = AnswerType.AUTO
@@ -55,25 +66,35 @@ class Query:
     detections: tuple[Detection, ...] = ()
     marks: tuple[prompts.Mark, ...] = ()
     """The regions as they are drawn for the model."""
-    known: tuple[prompts.Reference, ...] = ()
+    landmarks: tuple[prompts.Reference, ...] = ()
     """Places of known distance that are drawn beside the marks."""
     target_from_map: np.ndarray | None = None
     """For WORLD; None = the map's own axes."""
     robot_width_m: float = 0.0
     """0 = unknown."""
     min_confidence: float = 0.0
+    plan: Plan | None = None
+    """What a request asked for by name; None = parsed from the words."""
+    memory: tuple[MapObject, ...] = ()
+    """What is remembered and may stand in for an object that is in no view."""
+    now_ns: int = 0
+    """When it is asked, to say how long ago something was seen."""
+
+    def parsed(self) -> Plan:
+        """What has to be found and measured."""
+        return self.plan or parse(self.question)
 
     def prompt(self, measures: Sequence[str] = ()) -> tuple[str, tuple[prompts.Mark, ...]]:
         """The question for the model after what was measured, and the marks to draw.
 
-        Marks are drawn, with a place of known distance, where nothing else tells what is meant: of
+        Marks are drawn, with a place of known distance, where nothing else says what is meant: of
         a pixel, and of "this". A box around a thing that the question names needs none.
         """
-        asked, marks = self.question, ()
-        if prompts.needs_marks(asked, self.marks):
-            asked = prompts.about_marks(asked, self.marks, self.known)
-            marks = (*self.marks, *(reference.mark for reference in self.known))
-        return prompts.with_measures(asked, measures), marks
+        text, marks = self.question, ()
+        if prompts.needs_marks(text, self.marks):
+            text = prompts.about_marks(text, self.marks, self.landmarks)
+            marks = (*self.marks, *(reference.mark for reference in self.landmarks))
+        return prompts.with_measures(text, measures), marks
 
 
 @dataclass
@@ -92,4 +113,9 @@ class Result:
     things: tuple[Object3D, ...] = ()
     confidence: float = UNCALIBRATED
     """0..1; UNCALIBRATED where only the model's words stand behind it."""
-    steps: list[str] = field(default_factory=list)
+    measured: bool = False
+    """Whether the number, place, yes or no rests on geometry."""
+    steps: tuple[str, ...] = ()
+    """What was done, one sentence each."""
+    remembered: MapObject | None = None
+    """The thing of the object memory that the answer rests on, in no view now."""

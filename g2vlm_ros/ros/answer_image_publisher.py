@@ -19,6 +19,7 @@ from g2vlm_ros.ros.publishers import LATCHED
 LOOK_S = 0.2
 """How often it is asked whether somebody has come who looks."""
 APART_NS = 1000
+"""Between two answers at one instant: a float of seconds still tells them apart."""
 
 
 class AnswerImagePublisher:
@@ -33,6 +34,8 @@ class AnswerImagePublisher:
         self._publisher = node.create_lifecycle_publisher(Image, "~/query/picture", LATCHED)
         self._timer = node.create_timer(LOOK_S, self._draw_if_seen)
         self._undrawn: tuple[int, Callable[[], np.ndarray], str] | None = None
+        self.drawn = 0
+        """How many pictures were drawn."""
         self._last_ns = 0
         self._lock = threading.Lock()
 
@@ -44,12 +47,22 @@ class AnswerImagePublisher:
         self._last_ns = now_ns
         return now_ns
 
-    def show(self, answered_ns: int, question: str, result: Result, look: ViewSelection) -> None:
+    def show(
+        self, answered_ns: int, question: str, result: Result, selection: ViewSelection
+    ) -> None:
         """Keep an answer in place of the last one; draw it now if somebody looks."""
-        frame = look.frames[answer_image.views_of(result, look.points.viewer)[0]]
+        frame = selection.frames[answer_image.views_of(result, selection.points.viewer)[0]]
         with self._lock:
-            self._undrawn = answered_ns, lambda: picture(question, result, look), frame.frame_id
+            self._undrawn = (
+                answered_ns,
+                lambda: picture(question, result, selection),
+                frame.frame_id,
+            )
         self._draw_if_seen()
+
+    def seen(self) -> bool:
+        """Whether somebody subscribes."""
+        return self._publisher.get_subscription_count() > 0
 
     def forget(self) -> None:
         """Let the answer go that was not drawn yet."""
@@ -69,13 +82,17 @@ class AnswerImagePublisher:
             answered_ns, draw, frame_id = self._undrawn
             self._undrawn = None
             header = messages.header(answered_ns, frame_id)
-            self._publisher.publish(messages.rgb_image(header, draw()))
+            message = messages.rgb_image(header, draw())
+            self.drawn += 1
+            self._publisher.publish(message)
 
 
-def picture(question: str, result: Result, look: ViewSelection) -> np.ndarray:
+def picture(question: str, result: Result, selection: ViewSelection) -> np.ndarray:
     """uint8 (h, w, 3) RGB: the views that show what an answer rests on, and its words."""
-    views = answer_image.views_of(result, look.points.viewer)
-    panels = [
-        (look.image(view), answer_image.marks_of(result, view, look.corners)) for view in views
-    ]
-    return answer_image.draw(panels, answer_image.lines_of(question, result, look.points.metric))
+    views = answer_image.views_of(result, selection.points.viewer)
+    panels = []
+    for view in views:
+        marks = answer_image.marks_of(result, view, selection.corners)
+        panels.append((selection.image(view), marks))
+    lines = answer_image.lines_of(question, result, selection.points.metric)
+    return answer_image.draw(panels, lines)

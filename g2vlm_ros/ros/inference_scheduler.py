@@ -11,11 +11,13 @@ from __future__ import annotations
 import threading
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from typing import Any, NamedTuple
 
 WINDOWS, QUESTIONS = "windows", "questions"
+MAX_CLIENT_QUEUES = 4
+"""Full queues of clients that are held at once: what waits longer comes too late for its asker."""
 
 
 class BusyError(Exception):
@@ -30,9 +32,14 @@ class _Job(NamedTuple):
 class InferenceScheduler:
     """Runs jobs one at a time on a thread of its own; `submit` and `ask` from any thread."""
 
-    def __init__(self, window_share: float = 0.0, most_questions: int = 8):
+    def __init__(
+        self,
+        window_share: float = 0.0,
+        max_questions: int = 8,
+        log_failure: Callable[[str, BaseException], None] = lambda what, error: None,
+    ):
         self._share = {WINDOWS: max(window_share, 1e-3), QUESTIONS: 1 - max(window_share, 1e-3)}
-        self._most = most_questions
+        self._max_questions, self._log_failure = max_questions, log_failure
         self._windows: deque[_Job] = deque()
         self._lanes: OrderedDict[tuple[bool, str], deque[_Job]] = OrderedDict()
         self._used_s = {WINDOWS: 0.0, QUESTIONS: 0.0}
@@ -62,8 +69,11 @@ class InferenceScheduler:
         job = _Job(Future(), function)
         with self._changed:
             self._check_open()
-            if self._waiting() >= self._most:
-                raise BusyError(f"{self._most} questions wait already")
+            mine = self._waiting_in(self._lanes.get((quick, lane), ()))
+            if mine >= self._max_questions:
+                raise BusyError(f"{mine} questions of this client wait already")
+            if self.waiting() >= MAX_CLIENT_QUEUES * self._max_questions:
+                raise BusyError(f"{self.waiting()} questions wait already")
             if not self._lanes:
                 self._catch_up(QUESTIONS)
             self._lanes.setdefault((quick, lane), deque()).append(job)
@@ -73,7 +83,7 @@ class InferenceScheduler:
     def yield_to_others(self) -> None:
         """Called by a slow question between tokens, on the device's thread: lets others pass.
 
-        A quick question, or a window whose share is due, runs now. What runs so never breathes.
+        A quick question, or a window whose share is due, runs now. What runs so lets nobody pass.
         """
         if len(self._running) != 1:
             return
@@ -117,6 +127,8 @@ class InferenceScheduler:
         try:
             result = job.run()
         except BaseException as error:
+            if not isinstance(error, Exception):  # nobody may read the future of a window
+                self._log_failure("a job of the device", error)
             job.future.set_exception(error)
         else:
             job.future.set_result(result)
@@ -127,7 +139,7 @@ class InferenceScheduler:
 
     def _pick(self) -> tuple[str, _Job | None]:
         """Whose turn it is."""
-        windows_first = self._level(WINDOWS) <= self._level(QUESTIONS) or not self._waiting()
+        windows_first = self._level(WINDOWS) <= self._level(QUESTIONS) or not self.waiting()
         if self._windows and windows_first:
             return WINDOWS, self._windows.popleft()
         return QUESTIONS, self._next_question()
@@ -148,8 +160,13 @@ class InferenceScheduler:
                 return job
         return None
 
-    def _waiting(self) -> int:
-        return sum(not job.future.cancelled() for lane in self._lanes.values() for job in lane)
+    def waiting(self) -> int:
+        """How many questions wait."""
+        return sum(self._waiting_in(lane) for lane in self._lanes.values())
+
+    @staticmethod
+    def _waiting_in(lane: Iterable[_Job]) -> int:
+        return sum(not job.future.cancelled() for job in lane)
 
     def _level(self, kind: str) -> float:
         """Time used, weighed by the share that is due; the lower one is behind."""

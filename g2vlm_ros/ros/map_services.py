@@ -15,15 +15,8 @@ from g2vlm_ros.dense_map.map_editor import Edit, MapEditError, MapEditor, Orient
 from g2vlm_ros.dense_map.map_files import MapFileError
 from g2vlm_ros.geometry.sim3 import Sim3
 from g2vlm_ros.ros.conversions import messages
-from g2vlm_ros.ros.point_service import (
-    REFRESH_WAIT_S,
-    PointService,
-    RequestError,
-    box_of,
-    check_map_frame,
-    invalid,
-    reply_errors,
-)
+from g2vlm_ros.ros.point_service import REFRESH_WAIT_S, PointService, box_of
+from g2vlm_ros.ros.service_errors import RequestError, check_map_frame, invalid, reply_errors
 from g2vlm_ros.settings import MapSettings
 from g2vlm_ros.srv import EditMap, LoadMap, SaveMap
 

@@ -28,6 +28,7 @@ from g2vlm_ros.msg import ReconstructionStatus
 from g2vlm_ros.parameter_schema import SettingError, parameters_of
 from g2vlm_ros.perception import Perception
 from g2vlm_ros.pipeline import Counts, MappedWindow, MappingPipeline
+from g2vlm_ros.query.object_memory import ObjectMemory
 from g2vlm_ros.records import BackendGoneError, Frame
 from g2vlm_ros.ros import parameters
 from g2vlm_ros.ros.conversions import messages
@@ -97,11 +98,12 @@ class PerceptionNode(SafeLifecycleNode):
         self._configured = True
         self._settings = settings = parameters.read(self, Settings)
         self._device = InferenceScheduler(
-            settings.query.reconstruction_share, settings.query.queue
+            settings.query.reconstruction_share, settings.query.queue, self.log_failure
         )
         self._perception = self._device.submit(open_and_warm_up, settings).result()
         self._version = model_version(settings.model.checkpoint)
         self._live, self._map = MappingPipeline(self._perception, settings), DenseMap(settings)
+        self._objects = ObjectMemory(settings.query.objects)
         self._newest = None
         self._latency_s = math.nan
         self._problem = ""
@@ -236,23 +238,15 @@ class PerceptionNode(SafeLifecycleNode):
         self._report_publishers.append(self._diagnostics_publisher)
 
     def _make_services(self) -> None:
-        services = PointService(
-            self._settings.map.frame,
-            newest=self._newest_and_age,
-            refresh=self._refresh,
-            active=lambda: self._active,
-            log_failure=self._log_failure,
-        )
+        services = PointService(self._settings.map.frame, windows=self)
         self._queries = QueryServer(
             self,
             self._perception,
             self._settings,
             self._version,
             self._device,
-            newest=self._newest_and_age,
-            run_window=self._run_window,
-            active=lambda: self._active,
-            log_failure=self._log_failure,
+            windows=self,
+            objects=self._objects,
         )
         maps = MapServices(self._settings.map, self._map, services)
         geometry = ReentrantCallbackGroup()
@@ -280,11 +274,12 @@ class PerceptionNode(SafeLifecycleNode):
         if self._active and not self._job_waiting.is_set() and self._outputs.wanted():
             self._job_waiting.set()
             try:
-                self._device.submit(self._run_window)
+                self._device.submit(self.run_window)
             except (AttributeError, RuntimeError):  # cleaned up meanwhile
                 self._job_waiting.clear()
 
-    def _run_window(self) -> None:
+    def run_window(self) -> None:
+        """Make and publish the next window, if frames for one are here (device's thread)."""
         self._job_running.set()
         self._job_waiting.clear()
         try:
@@ -292,7 +287,7 @@ class PerceptionNode(SafeLifecycleNode):
                 self._schedule()
         except Exception as error:
             self._problem = f"{type(error).__name__}: {error}"
-            self._log_failure("window", error)
+            self.log_failure("window", error)
         finally:
             self._job_running.clear()
 
@@ -309,16 +304,21 @@ class PerceptionNode(SafeLifecycleNode):
         self._publish_status()
         return True
 
+    def is_active(self) -> bool:
+        """Whether requests are served."""
+        return self._active
+
     def _age_s(self, update: MappedWindow) -> float:
         return (self.get_clock().now().nanoseconds - update.window.stamp_ns) * 1e-9
 
-    def _newest_and_age(self) -> tuple[MappedWindow, float] | None:
+    def newest_window(self) -> tuple[MappedWindow, float] | None:
+        """The newest window and its age in seconds, or None before the first."""
         update = self._newest
         return None if update is None else (update, self._age_s(update))
 
-    def _refresh(self, timeout_s: float) -> None:
+    def refresh(self, timeout_s: float) -> None:
         """Run a window although nobody listens, and wait for it."""
-        wait([self._device.submit(self._run_window)], timeout_s)
+        wait([self._device.submit(self.run_window)], timeout_s)
 
     def _reset(self, _request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
         device, live = self._device, self._live
@@ -331,7 +331,8 @@ class PerceptionNode(SafeLifecycleNode):
         response.success, response.message = True, "frames and map are forgotten"
         return response
 
-    def _log_failure(self, what: str, error: Exception) -> None:
+    def log_failure(self, what: str, error: BaseException) -> None:
+        """Log what should not have happened, with where it did."""
         self._device_gone = self._device_gone or isinstance(error, BackendGoneError)
         self.get_logger().error(
             f"{what} failed: {''.join(traceback.format_exception(error))}",
@@ -412,7 +413,11 @@ def open_and_warm_up(settings: Settings) -> Perception:
     """Load the model and run it once on grey views, so that the first window is not slow."""
     perception = Perception.open(settings)
     grey = np.full((480, 640, 3), 128, np.uint8)
-    perception.reconstruct([grey] * settings.window.views)
+    scene = perception.scene([grey] * settings.window.views)
+    perception.reconstruct(scene)
+    if perception.speaks:
+        # Opens the graphs of the language: a missing one is found now, not at the first question.
+        perception.ask(scene, "What is there?", max_tokens=1)
     return perception
 
 

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import numpy as np
 from geometry_msgs.msg import Point32, PoseStamped, Vector3
@@ -13,32 +12,22 @@ from g2vlm_ros.dense_map.map_editor import OrientedBox
 from g2vlm_ros.images.preprocessing import PixelMap
 from g2vlm_ros.pipeline import MappedWindow
 from g2vlm_ros.ros.conversions import messages
-from g2vlm_ros.srv import GetPoints, SpatialQuery
+from g2vlm_ros.ros.service_errors import (
+    Codes,
+    RequestError,
+    check_age,
+    check_map_frame,
+    inactive,
+    invalid,
+    reply_errors,
+)
+from g2vlm_ros.ros.window_source import WindowSource
+from g2vlm_ros.srv import GetPoints
 
+MAX_PIXELS = 100_000
+"""Of one request: so many take 2 s of Python, in which questions and windows wait."""
 REFRESH_WAIT_S = 1.5
 """How long a geometry request waits for a window when none is fresh enough."""
-
-
-class RequestError(Exception):
-    """A request that cannot be served: an error code and one sentence with the remedy."""
-
-    def __init__(self, code: int, message: str):
-        super().__init__(message)
-        self.code = code
-
-
-def invalid(sentence: str) -> RequestError:
-    """INVALID_REQUEST with its sentence."""
-    return RequestError(SpatialQuery.Response.INVALID_REQUEST, sentence)
-
-
-def check_map_frame(field: str, frame: str, map_frame: str) -> None:
-    """RequestError for a field that is in another frame than the map's."""
-    if frame != map_frame:
-        raise RequestError(
-            SpatialQuery.Response.TF_ERROR,
-            f"{field} is '{frame}'; only the map frame '{map_frame}' is served",
-        )
 
 
 def box_of(pose: PoseStamped, size: Vector3, map_frame: str) -> OrientedBox:
@@ -54,45 +43,13 @@ def box_of(pose: PoseStamped, size: Vector3, map_frame: str) -> OrientedBox:
         raise invalid(f"box_pose: {error}") from error
 
 
-def reply_errors(handler: Callable) -> Callable:
-    """Turns a handler's RequestError, or any failure, into the error fields of its response."""
-
-    def answer(self, request, response):
-        try:
-            handler(self, request, response)
-            response.success = True
-        except RequestError as refused:
-            response.error_code, response.error_msg = refused.code, str(refused)
-        except Exception as error:  # a service callback that raises would leave the caller waiting
-            self.log_failure(handler.__name__, error)
-            response.error_code = SpatialQuery.Response.UNKNOWN
-            response.error_msg = f"{type(error).__name__}: {error}"
-        return response
-
-    return answer
-
-
 class PointService:
-    """Answers GetPoints; knows no node, only what it is given.
+    """Answers GetPoints from the newest window of the node."""
 
-    newest: returns the newest Update and its age in seconds, or None. refresh(timeout_s): makes
-    the next window now, if frames for one are here. active: whether requests are served.
-    log_failure(name, error): reports what should not have happened.
-    """
-
-    def __init__(
-        self,
-        map_frame: str,
-        newest: Callable[[], tuple[MappedWindow, float] | None],
-        refresh: Callable[[float], None],
-        active: Callable[[], bool],
-        log_failure: Callable[[str, Exception], None],
-    ):
+    def __init__(self, map_frame: str, windows: WindowSource):
         self._map_frame = map_frame
-        self._newest = newest
-        self._refresh = refresh
-        self._active = active
-        self.log_failure = log_failure
+        self._windows = windows
+        self.log_failure = windows.log_failure
 
     @reply_errors
     def get_points(self, request: GetPoints.Request, response: GetPoints.Response) -> None:
@@ -115,33 +72,25 @@ class PointService:
 
     def check_active(self) -> None:
         """RequestError while the node is not active."""
-        if not self._active():
-            raise RequestError(
-                SpatialQuery.Response.INACTIVE,
-                "the node is not active; activate it (ros2 lifecycle set ... activate)",
-            )
+        if not self._windows.is_active():
+            raise inactive()
 
     def current(self, max_age_s: float, max_wait_s: float) -> MappedWindow:
-        """The newest window's update; a fresh one is tried when there is none young enough."""
+        """The newest window; a fresh one is tried when there is none young enough."""
         self.check_active()
         if not max_age_s > 0:
             raise invalid(f"max_age_s is {max_age_s:g}; it must be above 0")
-        newest = self._newest()
-        if newest is None or newest[1] > max_age_s:
-            self._refresh(max_wait_s)
-            newest = self._newest()
+        newest = self._windows.newest_window()
+        if newest is None or abs(newest[1]) > max_age_s:
+            self._windows.refresh(max_wait_s)
+            newest = self._windows.newest_window()
         if newest is None:
             raise RequestError(
-                SpatialQuery.Response.NO_GEOMETRY,
+                Codes.NO_GEOMETRY,
                 "no window has been reconstructed yet; see ~/status for frames and drops",
             )
         update, age_s = newest
-        if age_s > max_age_s:
-            raise RequestError(
-                SpatialQuery.Response.NO_GEOMETRY,
-                f"the newest window is {age_s:.1f} s old, max_age_s is {max_age_s:g}; wait for "
-                "frames or allow more",
-            )
+        check_age(age_s, max_age_s)
         return update
 
     def _points_of_pixels(
@@ -153,6 +102,12 @@ class PointService:
         if not views:
             cameras = ", ".join(sorted({frame.camera for frame in frames}))
             raise invalid(f"camera '{request.camera}' is not in the window; it has {cameras}")
+        for field in ("u_px", "v_px"):
+            if len(getattr(request, field)) > MAX_PIXELS:
+                raise invalid(
+                    f"{field} has {len(getattr(request, field))} values; at most {MAX_PIXELS} are "
+                    "taken: ask again for the rest, or subscribe to ~/points"
+                )
         u, v = np.array(request.u_px, np.float64), np.array(request.v_px, np.float64)
         if len(u) != len(v) or not len(u):
             raise invalid(f"{len(u)} u_px for {len(v)} v_px; give one pair or more")
@@ -184,9 +139,7 @@ class PointService:
         keep = box.contains(points) & ~(confidence < request.min_confidence)
         chosen = np.flatnonzero(keep)
         if not chosen.size:
-            raise RequestError(
-                SpatialQuery.Response.NOT_VISIBLE, "the box holds no point; enlarge it"
-            )
+            raise RequestError(Codes.NOT_VISIBLE, "the box holds no point; enlarge it")
         if chosen.size > request.max_points:
             chosen = chosen[np.linspace(0, chosen.size - 1, request.max_points).astype(int)]
         return points[chosen], confidence[chosen]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""SpatialQuery requests checked, and answers put into its fields.
+"""SpatialQuery: a request decoded to a `Query`, a `Result` encoded into a response.
 
 A goal of AnswerSpatialQuery has the fields of a request, its result those of a response.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,27 +16,32 @@ import numpy as np
 from geometry_msgs.msg import PoseStamped, Vector3
 
 from g2vlm_ros.msg import ImageRegion, SpatialObject
+from g2vlm_ros.query import question_parser
 from g2vlm_ros.query.context import ViewSelection
-from g2vlm_ros.query.point_map import Object3D, Region, landmark, map_covariance
+from g2vlm_ros.query.object_measurement import Object3D, landmark, map_covariance
+from g2vlm_ros.query.object_memory import MapObject
+from g2vlm_ros.query.point_map import Region
 from g2vlm_ros.query.prompts import Mark, Reference
-from g2vlm_ros.query.question_parser import AnswerType
-from g2vlm_ros.query.types import ReferenceFrame, Result
+from g2vlm_ros.query.question_parser import REQUEST_FORMS, AnswerType
+from g2vlm_ros.query.types import Detection, Query, ReferenceFrame, Result
 from g2vlm_ros.ros.conversions import messages
-from g2vlm_ros.ros.point_service import RequestError, invalid
-from g2vlm_ros.srv import SpatialQuery
+from g2vlm_ros.ros.service_errors import Codes, RequestError, invalid
 
-Codes = SpatialQuery.Response
 MAX_CHARACTERS = 512
-MAX_WAIT_S = 3600.0
 MAX_OBJECTS = 8
-MAX_EXAMPLES, MAX_REGIONS = 4, 8
+MAX_EXAMPLES, MAX_REGIONS, MAX_TARGETS = 4, 8, 3
 MARK_COLOURS = ("blue", "green", "yellow", "red")
 """Of what is asked about, in order; the last is kept for a known place while it is free."""
 
 
 def check(request: Any, cameras: Sequence[str], now_ns: int) -> None:
     """Raise RequestError for what can be refused without a look at a window."""
-    _check_text("question", request.question)
+    if request.question_type:
+        _check_targets(request)
+    elif len(request.targets):
+        raise invalid("targets are given without question_type; name it, or leave them out")
+    if request.question or not request.question_type:
+        _check_text("question", request.question)
     for index, example in enumerate(request.examples):
         _check_text(f"examples[{index}].question", example.question)
         _check_text(f"examples[{index}].answer", example.answer)
@@ -60,9 +65,9 @@ def check(request: Any, cameras: Sequence[str], now_ns: int) -> None:
             f"stamp is {(stamp_ns - now_ns) * 1e-9:.1f} s in the future; ask about a moment that "
             "has been, or 0 for the newest window"
         )
-    named = [*request.camera_ids, *(region.camera for region in request.regions)]
-    named += [example.camera for example in request.examples]
-    for camera in named:
+    names = [*request.camera_ids, *(region.camera for region in request.regions)]
+    names += [example.camera for example in request.examples]
+    for camera in names:
         if camera not in cameras:
             raise invalid(f"camera '{camera}' is not there; the node has {', '.join(cameras)}")
     if len(request.regions) > MAX_REGIONS or len(request.examples) > MAX_EXAMPLES:
@@ -74,16 +79,35 @@ def check(request: Any, cameras: Sequence[str], now_ns: int) -> None:
         _check_region(region)
 
 
+def _check_targets(request: Any) -> None:
+    if len(request.targets) > MAX_TARGETS:
+        raise invalid(f"targets has {len(request.targets)} names; at most {MAX_TARGETS} are taken")
+    for index, target in enumerate(request.targets):
+        _check_text(f"targets[{index}]", target)
+    form = REQUEST_FORMS.get(request.question_type)
+    if form is None or request.targets:
+        _plan_of(request)
+
+
+def _plan_of(request: Any) -> question_parser.Plan:
+    """The plan that a request names; INVALID_REQUEST where it fits no question."""
+    try:
+        return question_parser.plan_of(request.question_type, request.targets)
+    except ValueError as error:
+        raise invalid(str(error)) from error
+
+
 def _check_text(field: str, text: str) -> None:
     if not text.strip() or len(text) > MAX_CHARACTERS:
         raise invalid(f"{field} has {len(text)} characters; it must have 1 to {MAX_CHARACTERS}")
     if "\ufffd" in text:
         raise invalid(f"{field} is not UTF-8; encode it before sending")
-    bad = next(
-        (c for c in text if unicodedata.category(c) in ("Cc", "Cs") and c not in "\n\t\r"), ""
-    )
-    if bad:
-        raise invalid(f"{field} holds the control character U+{ord(bad):04X}; send plain text")
+    for character in text:
+        control = unicodedata.category(character) in ("Cc", "Cs")
+        if control and character not in "\n\t\r":
+            raise invalid(
+                f"{field} holds the control character U+{ord(character):04X}; send plain text"
+            )
 
 
 def _check_region(region: ImageRegion) -> None:
@@ -101,49 +125,91 @@ def _check_region(region: ImageRegion) -> None:
         raise invalid(f"regions: {values} must be finite")
 
 
-def region_in(region: ImageRegion, look: ViewSelection) -> Region:
+def decode(
+    request: Any,
+    selection: ViewSelection,
+    detections: Sequence[Detection],
+    memory: Sequence[MapObject],
+    target_from_map: np.ndarray,
+    robot_width_m: float,
+    now_ns: int,
+) -> Query:
+    """What a request asks of some views; RequestError where they do not show its regions."""
+    regions = tuple(_region_in(region, selection) for region in request.regions)
+    plan, question = None, request.question
+    if request.question_type:
+        targets = list(request.targets) or _targets_in(request)
+        try:
+            plan = question_parser.plan_of(request.question_type, targets)
+        except ValueError as error:
+            raise invalid(str(error)) from error
+        question = question or question_parser.wording(request.question_type, targets)
+    return Query(
+        question,
+        AnswerType(request.answer_kind),
+        ReferenceFrame(request.reference),
+        regions,
+        tuple(detections),
+        _marks_of(regions, selection),
+        _landmarks_of(regions, selection),
+        target_from_map,
+        robot_width_m,
+        request.min_confidence,
+        plan,
+        tuple(memory) if request.use_memory else (),
+        now_ns,
+    )
+
+
+def _targets_in(request: Any) -> list[str]:
+    """The targets of a request that names its type and leaves them to its words."""
+    things = question_parser.parse(request.question).things
+    return list(things) or ["this"] * len(request.regions)
+
+
+def _region_in(region: ImageRegion, selection: ViewSelection) -> Region:
     """A region of a request at model size; RequestError where its view is not there."""
     stamp_ns = messages.stamp_ns(region.stamp)
-    views = [
-        i
-        for i, frame in enumerate(look.frames)
-        if frame.camera == region.camera and stamp_ns in (0, frame.stamp_ns)
-    ]
+    views = []
+    for index, frame in enumerate(selection.frames):
+        if frame.camera == region.camera and stamp_ns in (0, frame.stamp_ns):
+            views.append(index)
     if not views:
         raise RequestError(
             Codes.NO_GEOMETRY,
             f"the window has no view of camera '{region.camera}' with the region's stamp; use 0 "
             "for its newest view",
         )
-    view = max(views, key=lambda i: look.frames[i].stamp_ns)
-    width, height = look.pixel_map(view).image_size_px
-    half_u, half_v = (
-        (region.width_px / 2, region.height_px / 2) if region.kind == ImageRegion.BOX else (0, 0)
-    )
+    view = max(views, key=lambda i: selection.frames[i].stamp_ns)
+    width, height = selection.pixel_map(view).image_size_px
+    half_u = half_v = 0.0
+    if region.kind == ImageRegion.BOX:
+        half_u, half_v = region.width_px / 2, region.height_px / 2
     u, v = region.u_px, region.v_px
     if not (-0.5 < u < width - 0.5 and -0.5 < v < height - 0.5):
         raise invalid(f"regions: ({u:g}, {v:g}) is outside the {width}x{height} image")
-    return look.region(view, (u - half_u, v - half_v, u + half_u, v + half_v))
+    return selection.region(view, (u - half_u, v - half_v, u + half_u, v + half_v))
 
 
-def marks_of(regions: Sequence[Region], look: ViewSelection) -> tuple[Mark, ...]:
+def _marks_of(regions: Sequence[Region], selection: ViewSelection) -> tuple[Mark, ...]:
     """The regions as marks on the camera images, the first in blue."""
     marks = []
     for region, colour in zip(regions, MARK_COLOURS, strict=False):
-        u0, v0, u1, v1 = look.corners(region)
+        u0, v0, u1, v1 = selection.corners(region)
         marks.append(Mark(region.view, (u0, v0), (u1, v1), colour))
     return tuple(marks)
 
 
-def known_of(regions: Sequence[Region], look: ViewSelection) -> tuple[Reference, ...]:
+def _landmarks_of(regions: Sequence[Region], selection: ViewSelection) -> tuple[Reference, ...]:
     """A red point of known distance beside the marks of regions, where lengths are metres."""
-    if not look.points.metric or not 0 < len(regions) < len(MARK_COLOURS):
+    if not selection.points.metric or not 0 < len(regions) < len(MARK_COLOURS):
         return ()
-    found = landmark(look.points, regions[0])
-    if found is None:
+    place = landmark(selection.points, regions[0])
+    if place is None:
         return ()
-    u, v, *_ = look.corners(found[0])
-    return (Reference(Mark(found[0].view, (u, v), (u, v), MARK_COLOURS[-1]), found[1]),)
+    region, distance_m = place
+    u, v, *_ = selection.corners(region)
+    return (Reference(Mark(region.view, (u, v), (u, v), MARK_COLOURS[-1]), distance_m),)
 
 
 @dataclass
@@ -173,18 +239,10 @@ def clear(response: Any, kind: int) -> None:
     response.confidence = -1.0
 
 
-def describe_window(response: Any, look: ViewSelection, now_ns: int) -> None:
-    """Which window the answer is about, and what its lengths mean."""
-    placement = look.update.placement
-    response.scale_state = int(placement.scale_state)
-    response.scale_relative_std = float(placement.scale_std)
-    response.stamp = messages.stamp(look.stamp_ns)
-    response.age_s = (now_ns - look.stamp_ns) * 1e-9
-    response.window_id = look.update.window.id
-
-
-def fill(response: Any, result: Result, look: ViewSelection, target: Target) -> None:
-    """The answer's own fields; positions and objects only where lengths are metres."""
+def encode(
+    result: Result, selection: ViewSelection, target: Target, answered_ns: int, response: Any
+) -> Any:
+    """The response with an answer in it; positions and objects only where lengths are metres."""
     response.answer, response.answer_kind = result.text, int(result.kind)
     response.yes_no = bool(result.yes_no)
     if result.number is not None:
@@ -192,24 +250,50 @@ def fill(response: Any, result: Result, look: ViewSelection, target: Target) -> 
     if result.pose is not None:
         pose = result.pose
         if result.kind == AnswerType.POINT:
-            response.pose = target.pose(look.stamp_ns, pose)
-            response.pose.pose.orientation.x = response.pose.pose.orientation.y = 0.0
-            response.pose.pose.orientation.z, response.pose.pose.orientation.w = 0.0, 1.0
-        else:
-            response.pose = target.pose(look.stamp_ns, pose)
+            # A point has no orientation: the identity in the target frame.
+            pose = pose.copy()
+            pose[:3, :3] = target.from_map[:3, :3].T
+        response.pose = target.pose(selection.stamp_ns, pose)
         response.position_covariance = target.covariance(result.covariance)
     response.confidence = float(result.confidence)
-    if look.points.metric:
-        response.objects = [_object(thing, look, target) for thing in result.things[:MAX_OBJECTS]]
-    response.evidence = [
-        evidence(region, look) for thing in result.things for region in thing.regions
-    ]
+    response.measured = result.measured
+    if selection.points.metric:
+        things = result.things[:MAX_OBJECTS]
+        response.objects = [_object(thing, selection, target) for thing in things]
+    for thing in result.things:
+        response.evidence += [_evidence(region, selection) for region in thing.regions]
+    describe_window(response, selection, answered_ns)
+    if result.remembered is not None:
+        response.remembered = True
+        response.stamp = messages.stamp(result.remembered.last_seen_ns)
+        response.age_s = (answered_ns - result.remembered.last_seen_ns) * 1e-9
+    return response
 
 
-def evidence(region: Region, look: ViewSelection) -> ImageRegion:
+def describe_window(response: Any, selection: ViewSelection, answered_ns: int) -> None:
+    """Which window an answer or a refusal is about, and what its lengths mean."""
+    placement = selection.update.placement
+    response.scale_state = int(placement.scale_state)
+    response.scale_relative_std = float(placement.scale_std)
+    response.stamp = messages.stamp(selection.stamp_ns)
+    response.age_s = (answered_ns - selection.stamp_ns) * 1e-9
+    response.window_id = selection.update.window.id
+
+
+def describe_work(
+    response: Any, steps: Sequence[str], stage_times_s: Mapping[str, float], model_version: str
+) -> None:
+    """How an answer or a refusal came about."""
+    response.reasoning = list(steps)
+    response.stage_names = list(stage_times_s)
+    response.stage_times_s = list(stage_times_s.values())
+    response.model_version = model_version
+
+
+def _evidence(region: Region, selection: ViewSelection) -> ImageRegion:
     """Where something was seen, in pixels of the camera image."""
-    frame = look.frames[region.view]
-    u0, v0, u1, v1 = look.corners(region)
+    frame = selection.frames[region.view]
+    u0, v0, u1, v1 = selection.corners(region)
     return ImageRegion(
         kind=ImageRegion.PIXEL if region.is_pixel else ImageRegion.BOX,
         camera=frame.camera,
@@ -221,16 +305,13 @@ def evidence(region: Region, look: ViewSelection) -> ImageRegion:
     )
 
 
-def _object(thing: Object3D, look: ViewSelection, target: Target) -> SpatialObject:
-    pose = np.eye(4)
-    c, s = math.cos(thing.yaw_rad), math.sin(thing.yaw_rad)
-    pose[:2, :2], pose[:3, 3] = [[c, -s], [s, c]], thing.centre
+def _object(thing: Object3D, selection: ViewSelection, target: Target) -> SpatialObject:
     x, y, z = (0.0 if math.isnan(side) else float(side) for side in thing.size)
     return SpatialObject(
         label=thing.label,
-        pose=target.pose(look.stamp_ns, pose),
+        pose=target.pose(selection.stamp_ns, thing.pose),
         size=Vector3(x=x, y=y, z=z),
-        position_covariance=target.covariance(map_covariance(look.points, thing)),
+        position_covariance=target.covariance(map_covariance(selection.points, thing)),
         confidence=float(thing.trust),
-        evidence=[evidence(r, look) for r in thing.regions],
+        evidence=[_evidence(region, selection) for region in thing.regions],
     )

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """`~/query` and `~/answer`: questions taken in, queued for the device, answered, never raising.
 
-A callback checks its request and returns or waits; everything else happens on the device's thread.
-A goal is accepted at once, whatever the device does; what is wrong with it is said in its result.
+A callback checks its request and returns; everything else happens on the device's thread, and no
+question holds a thread of the executor while it waits. A goal is accepted at once, whatever the
+device does; what is wrong with it is said in its result.
 """
 
 from __future__ import annotations
@@ -21,13 +22,17 @@ from g2vlm_ros.action import AnswerSpatialQuery
 from g2vlm_ros.perception import Perception
 from g2vlm_ros.pipeline import MappedWindow
 from g2vlm_ros.query.grounding import NoLanguageError, OutOfTimeError
+from g2vlm_ros.query.object_memory import ObjectMemory
 from g2vlm_ros.query.types import Abstention
 from g2vlm_ros.ros import query_messages
+from g2vlm_ros.ros.deadline import Deadline
+from g2vlm_ros.ros.deferred_service import ClientTracker, DeferredService
 from g2vlm_ros.ros.inference_scheduler import BusyError, InferenceScheduler
-from g2vlm_ros.ros.point_service import RequestError
-from g2vlm_ros.ros.query_messages import Codes
-from g2vlm_ros.ros.query_worker import Feedback, NotYetError, QueryWorker, Question
+from g2vlm_ros.ros.query_worker import Feedback, NotYetError, QueryWorker
+from g2vlm_ros.ros.question import Question
+from g2vlm_ros.ros.service_errors import Codes, RequestError, inactive, refuse
 from g2vlm_ros.ros.tf_lookup import TfLookupError
+from g2vlm_ros.ros.window_source import WindowSource
 from g2vlm_ros.settings import Settings
 from g2vlm_ros.srv import SpatialQuery
 
@@ -39,12 +44,31 @@ BURST = QoSProfile(depth=1000)
 """Requests that may arrive before the first is looked at; none is lost."""
 
 
-class QueryServer:
-    """The service, the action and the topics of questions.
+class ClientActionServer(ActionServer):
+    """An action server that knows which client a goal is of."""
 
-    newest: the newest Update and its age, or None. run_window: makes the next window, if frames
-    for one are here (device's thread). active: whether questions are answered.
-    """
+    def __init__(self, *arguments: Any, **options: Any):
+        self._tracker = ClientTracker()
+        self._client_of_goal: dict[bytes, int] = {}
+        super().__init__(*arguments, **options)
+
+    async def _execute_goal_request(self, request_header_and_message: Any) -> None:
+        header, goal = request_header_and_message
+        number = getattr(header, "sequence_number", 0)
+        key = bytes(goal.goal_id.uuid)
+        self._client_of_goal[key] = self._tracker.client_of(number)
+        try:
+            await super()._execute_goal_request(request_header_and_message)
+        finally:
+            self._client_of_goal.pop(key, None)
+
+    def client_of(self, goal: Any) -> int:
+        """The client of a goal that is being accepted."""
+        return self._client_of_goal.get(bytes(goal.goal_id.uuid), 0)
+
+
+class QueryServer:
+    """The service, the action and the topics of questions."""
 
     def __init__(
         self,
@@ -53,23 +77,27 @@ class QueryServer:
         settings: Settings,
         model_version: str,
         device: InferenceScheduler,
-        newest: Callable[[], tuple[MappedWindow, float] | None],
-        run_window: Callable[[], None],
-        active: Callable[[], bool],
-        log_failure: Callable[[str, Exception], None],
+        windows: WindowSource,
+        objects: ObjectMemory,
     ):
         self._node, self._settings = node, settings
         self._model_version, self._device = model_version, device
-        self._newest, self._active = newest, active
-        self._log_failure = log_failure
-        self._answerer = QueryWorker(
-            node, perception, settings, newest, run_window, device.yield_to_others, active
+        self._windows = windows
+        self.worker = QueryWorker(
+            node, perception, settings, windows, device.yield_to_others, objects
         )
+        self._goals: dict[bytes, Question] = {}
+        self._lock = threading.Lock()
         group = ReentrantCallbackGroup()
-        self._service = node.create_service(
-            SpatialQuery, "~/query", self._serve, callback_group=group, qos_profile=BURST
+        self._service = DeferredService(
+            node,
+            SpatialQuery,
+            "~/query",
+            self._receive,
+            callback_group=group,
+            qos_profile=BURST,
         )
-        self._action = ActionServer(
+        self._action = ClientActionServer(
             node,
             AnswerSpatialQuery,
             "~/answer",
@@ -80,68 +108,100 @@ class QueryServer:
             goal_service_qos_profile=BURST,
             result_service_qos_profile=BURST,
         )
-        self._goals: dict[bytes, Question] = {}
 
     def remember(self, update: MappedWindow) -> None:
         """Hold a window for questions about its moment (device's thread)."""
-        self._answerer.remember(update)
+        self.worker.remember(update)
 
     def forget(self) -> None:
-        """Let all windows and conversations go (device's thread)."""
-        self._answerer.forget()
+        """Let all windows, conversations and objects go (device's thread)."""
+        self.worker.forget()
+
+    def open_goals(self) -> int:
+        """How many goals have no result yet."""
+        return len(self._goals)
 
     def close(self) -> None:
-        """Take service, action and topics away. No question is waiting any more."""
+        """Take service, action and topics away; whoever still waits is told so."""
+        self._service.close()
+        with self._lock:
+            waiting = list(self._goals.values())
+        for question in waiting:
+            if not question.done.is_set():
+                refuse(question.response, Codes.INACTIVE, "the node was cleaned up meanwhile")
+                question.done.set()
         self._action.destroy()
-        self._node.destroy_service(self._service)
-        self._answerer.close()
+        self.worker.close()
 
     # Service and action ----------------------------------------------------------------------
 
-    def _serve(self, asked: SpatialQuery.Request, response: SpatialQuery.Response):
-        """One question of the service; waits for its answer, at most as long as its asker."""
-        question = Question(asked, SpatialQuery.Response())
-        if self._take(question):
-            wait_s = min(asked.max_wait_s, query_messages.MAX_WAIT_S) + GRACE_S
-            if not question.done.wait(wait_s):
-                question.given_up = True
-                question.future.cancel()
-                question.response = response
-                query_messages.clear(response, asked.answer_kind)
-                self._refuse(question, Codes.TIMEOUT, _too_late(question))
-        return question.response
+    def _receive(
+        self, request: SpatialQuery.Request, client: int, reply: Callable[[Any], None]
+    ) -> None:
+        """A question of the service: its response is sent when it is there, or its time over."""
+        question = Question(
+            request,
+            SpatialQuery.Response(),
+            Deadline(request.max_wait_s),
+            quick=True,
+            client=f"service {client}",
+        )
+        question.reply = _once(reply)
+        if not self._take(question):
+            return
+        wait_s = max(0.0, question.deadline.max_wait_s) + GRACE_S
+        timer = threading.Timer(wait_s, self._give_up, [question])
+        timer.daemon = True
+        question.timer = timer
+        timer.start()
+        if question.done.is_set():
+            timer.cancel()
+
+    def _give_up(self, question: Question) -> None:
+        """The asker does not wait any longer; what the device still writes goes nowhere."""
+        question.deadline.give_up()
+        if question.future is not None:
+            question.future.cancel()
+        response = SpatialQuery.Response()
+        query_messages.clear(response, question.request.answer_kind)
+        response.model_version = self._model_version
+        refuse(response, Codes.TIMEOUT, _too_late(question))
+        question.reply(response)
 
     def _accept(self, goal: Any) -> None:
         """A goal of the action was accepted; its answer is delivered when it is there."""
-        feedback = functools.partial(self._feed_back, goal)
         question = Question(
             goal.request,
             AnswerSpatialQuery.Result(),
-            goal.request.fresh_window,
-            lambda: goal.is_cancel_requested,
+            Deadline(goal.request.max_wait_s, lambda: goal.is_cancel_requested),
+            quick=False,
+            client=f"action {self._action.client_of(goal)}",
+            fresh=goal.request.fresh_window,
         )
-        question.feedback = functools.partial(feedback, question)
-        self._goals[bytes(goal.goal_id.uuid)] = question
+        question.feedback = functools.partial(self._feed_back, goal, question)
+        with self._lock:
+            self._goals[bytes(goal.goal_id.uuid)] = question
         question.feedback(Feedback.QUEUED, "")
         if not self._take(question):
             goal.execute()
 
     def _feed_back(self, goal: Any, question: Question, phase: int, text: str) -> None:
         """Tell the goal's client; the first phase that is not QUEUED starts its execution."""
-        if phase != Feedback.QUEUED and not question.started:
-            question.started = True
+        if phase != Feedback.QUEUED and not question.executing:
+            question.executing = True
             goal.execute()
+        elapsed_s = question.deadline.elapsed_s()
         try:
-            goal.publish_feedback(
-                Feedback(phase=phase, partial_answer=text, elapsed_s=question.elapsed_s())
-            )
+            goal.publish_feedback(Feedback(phase=phase, partial_answer=text, elapsed_s=elapsed_s))
         except Exception as error:  # the client may be gone; the answer goes on
-            self._log_failure("feedback", error)
+            self._windows.log_failure("feedback", error)
 
     def _deliver(self, goal: Any) -> AnswerSpatialQuery.Result:
         """Executes a goal: waits for the device to finish, then says how it ended."""
-        question = self._goals.pop(bytes(goal.goal_id.uuid))
+        question = self._goals[bytes(goal.goal_id.uuid)]
         question.done.wait()
+        with self._lock:
+            self._goals.pop(bytes(goal.goal_id.uuid), None)
         if goal.is_cancel_requested:
             goal.canceled()
         elif question.response.success:
@@ -159,37 +219,34 @@ class QueryServer:
         question = self._goals.get(bytes(goal.goal_id.uuid))
         if question is None or question.future is None or not question.future.cancel():
             return
-        self._refuse(question, Codes.UNKNOWN, "the goal was cancelled")
+        refuse(question.response, Codes.UNKNOWN, "the goal was cancelled")
         self._end(question)
         goal.execute()
 
     # Queue -----------------------------------------------------------------------------------
 
     def _take(self, question: Question) -> bool:
-        """Check a question and queue it; False, with `done` set, where it is refused."""
+        """Check a question and queue it; False, with its response sent, where it is refused."""
         try:
             query_messages.clear(question.response, question.request.answer_kind)
-            if not self._active():
-                raise RequestError(
-                    Codes.INACTIVE,
-                    "the node is not active; activate it (ros2 lifecycle set ... activate)",
-                )
-            query_messages.check(question.request, self._settings.cameras, self._now_ns())
-            newest = self._newest()
+            if not self._windows.is_active():
+                raise inactive()
+            query_messages.check(question.request, self._settings.cameras, self.worker.now_ns())
+            newest = self._windows.newest_window()
             question.after_window = newest[0].window.id if newest else 0
             self._queue(question)
             return True
-        except RequestError as refused:
-            self._refuse(question, refused.code, str(refused))
+        except RequestError as error:
+            refuse(question.response, error.code, str(error))
         except Exception as error:
-            self._failed(question, error)
+            self._fail(question, error)
         self._end(question)
         return False
 
     def _queue(self, question: Question) -> None:
         try:
             question.future = self._device.ask(
-                question.request.dialogue, lambda: self._work(question), quick=question.quick
+                question.client, lambda: self._work(question), quick=question.quick
             )
         except BusyError as error:
             raise RequestError(Codes.BUSY, f"{error}; ask again in a moment") from error
@@ -200,73 +257,88 @@ class QueryServer:
         """Queue a goal once more that waits for its fresh window."""
         try:
             self._queue(question)
-        except RequestError as refused:
-            self._refuse(question, refused.code, str(refused))
+        except RequestError as error:
+            refuse(question.response, error.code, str(error))
             self._finish(question)
 
     def _work(self, question: Question) -> None:
         """Answer one question on the device's thread; whatever happens is said in its response."""
         try:
-            self._answerer.answer(question)
+            self.worker.answer(question)
             question.response.success = True
         except NotYetError:
-            threading.Timer(RETRY_S, self._again, [question]).start()
+            timer = threading.Timer(RETRY_S, self._again, [question])
+            timer.daemon = True
+            timer.start()
             return
-        except RequestError as refused:
-            self._refuse(question, refused.code, str(refused))
-        except Abstention as abstained:
-            self._refuse(question, getattr(Codes, abstained.reason.name), str(abstained))
-        except TfLookupError as error:
-            self._refuse(question, Codes.TF_ERROR, str(error))
-        except NoLanguageError:
-            self._refuse(
-                question,
+        except Exception as error:  # a question that ends without a response would never end
+            self._refuse(question, error)
+        except BaseException as error:
+            self._fail(question, error)
+            self._finish(question)
+            raise
+        self._finish(question)
+
+    def _refuse(self, question: Question, error: Exception) -> None:
+        """Why there is no answer, as a code and a sentence."""
+        response = question.response
+        if question.selection is not None:
+            query_messages.describe_window(response, question.selection, self.worker.now_ns())
+        if isinstance(error, RequestError):
+            refuse(response, error.code, str(error))
+        elif isinstance(error, Abstention):
+            refuse(response, getattr(Codes, error.reason.name), str(error))
+        elif isinstance(error, TfLookupError):
+            refuse(response, Codes.TF_ERROR, str(error))
+        elif isinstance(error, NoLanguageError):
+            refuse(
+                response,
                 Codes.NO_MODEL,
                 "the language of this checkpoint is not trained; mark what you mean with a pixel "
                 "or box, give query.detections_topic, or load a checkpoint that answers",
             )
-        except OutOfTimeError:
-            self._out_of_time(question)
-        except Exception as error:  # a question that ends without a response would never end
-            self._failed(question, error)
-        self._finish(question)
+        elif not isinstance(error, OutOfTimeError):
+            self._fail(question, error)
+        elif question.deadline.cancelled():
+            refuse(response, Codes.UNKNOWN, "the goal was cancelled")
+        elif not self._windows.is_active():
+            refuse(response, Codes.INACTIVE, "the node was deactivated meanwhile")
+        else:
+            refuse(response, Codes.TIMEOUT, _too_late(question))
+
+    def _fail(self, question: Question, error: BaseException) -> None:
+        self._windows.log_failure("a question", error)
+        refuse(question.response, Codes.UNKNOWN, f"{type(error).__name__}: {error}")
 
     def _finish(self, question: Question) -> None:
-        """Complete the response and wake who waits; starts the delivery of a goal never begun."""
+        """Send the response, and publish it; starts the delivery of a goal never begun."""
         self._end(question)
         try:
-            self._answerer.publish_answer(question)
+            self.worker.publish_answer(question)
         except Exception as error:  # the node may be closing; the answer goes out
-            self._log_failure("last_answer", error)
-        if not question.quick and not question.started:
+            self._windows.log_failure("last_answer", error)
+        if not question.quick and not question.executing:
             question.feedback(Feedback.ANSWERING, "")
 
     def _end(self, question: Question) -> None:
-        response = question.response
-        response.reasoning = list(question.steps)
-        response.stage_names = list(question.stage_times_s)
-        response.stage_times_s = list(question.stage_times_s.values())
-        response.model_version = self._model_version
+        query_messages.describe_work(
+            question.response, question.steps, question.stage_times_s, self._model_version
+        )
         question.done.set()
+        if question.timer is not None:
+            question.timer.cancel()
+        question.reply(question.response)
 
-    def _refuse(self, question: Question, code: int, sentence: str) -> None:
-        question.response.success = False
-        question.response.error_code, question.response.error_msg = code, sentence
 
-    def _failed(self, question: Question, error: Exception) -> None:
-        self._log_failure("a question", error)
-        self._refuse(question, Codes.UNKNOWN, f"{type(error).__name__}: {error}")
+def _once(reply: Callable[[Any], None]) -> Callable[[Any], None]:
+    """The first reply is sent, any later one goes nowhere."""
+    lock = threading.Lock()
 
-    def _out_of_time(self, question: Question) -> None:
-        if question.cancelled():
-            self._refuse(question, Codes.UNKNOWN, "the goal was cancelled")
-        elif not self._active():
-            self._refuse(question, Codes.INACTIVE, "the node was deactivated meanwhile")
-        else:
-            self._refuse(question, Codes.TIMEOUT, _too_late(question))
+    def send(response: Any) -> None:
+        if lock.acquire(blocking=False):
+            reply(response)
 
-    def _now_ns(self) -> int:
-        return self._node.get_clock().now().nanoseconds
+    return send
 
 
 def _too_late(question: Question) -> str:

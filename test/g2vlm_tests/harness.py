@@ -102,6 +102,20 @@ class Bench:
             assert time.monotonic() < deadline, f"waited {timeout_s} s for {what}"
             time.sleep(0.01)
 
+    @property
+    def queries(self):
+        """The node's QueryServer: its worker, its open goals."""
+        return self.node._queries
+
+    @property
+    def perception(self):
+        """The node's Perception."""
+        return self.node._perception
+
+    def waiting(self):
+        """How many questions wait for the device."""
+        return self.node._device.waiting()
+
     def settle(self):
         """Wait until the device rests."""
         self.until(self.node.idle, "the device to rest")

@@ -4,9 +4,9 @@
 from g2vlm_tests.room import HEIGHT, WIDTH, box, room
 
 from g2vlm_ros.query.answerer import Answerer
-from g2vlm_ros.query.grounding import Detection, OutOfTimeError
+from g2vlm_ros.query.grounding import OutOfTimeError
 from g2vlm_ros.query.point_map import Region
-from g2vlm_ros.query.types import Query
+from g2vlm_ros.query.types import Detection, Query
 
 NAMES = ["red chair", "table", "lamp"]
 

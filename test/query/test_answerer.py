@@ -11,10 +11,10 @@ from g2vlm_tests.room import box, camera, room
 
 from g2vlm_ros.query.answer_builders import DISAGREEMENT
 from g2vlm_ros.query.answerer import Answerer, prompts
-from g2vlm_ros.query.grounding import Detection, NoLanguageError, OutOfTimeError
+from g2vlm_ros.query.grounding import NoLanguageError, OutOfTimeError
 from g2vlm_ros.query.point_map import Region
 from g2vlm_ros.query.question_parser import VIEWER, AnswerType, QuestionType, parse
-from g2vlm_ros.query.types import Abstention, Query, Reason, ReferenceFrame
+from g2vlm_ros.query.types import Abstention, Detection, Query, Reason, ReferenceFrame
 
 
 def refused(*arguments, **options):
@@ -353,7 +353,7 @@ def test_a_box_around_what_the_question_names_needs_no_mark():
         ("How far is the red chair?", True, True),
     ):
         mark = prompts.Mark(0, blue.low_px, blue.low_px, "blue") if pixel else blue
-        prompt, marks = Query(question, marks=(mark,), known=known).prompt()
+        prompt, marks = Query(question, marks=(mark,), landmarks=known).prompt()
         assert marks == ((mark, red) if marked else ())
         assert prompt.startswith("The red point is at 2.60 meters.") == marked
 
@@ -397,7 +397,7 @@ def test_every_wording_of_the_simulated_home_has_its_plan():
         for made in questions.ask(truth, rng, 200):
             if made.kind in wanted:
                 seen.add(made.kind)
-                assert parse(made.question).ask is wanted[made.kind], made.question
+                assert parse(made.question).question_type is wanted[made.kind], made.question
     assert len(seen) > 8
 
 
@@ -475,4 +475,7 @@ def test_views_behind_the_newest_still_count():
 )
 def test_planners_may_say_it_in_many_ways(question, asks, things):
     plan = parse(question)
-    assert (plan.ask, tuple(re.sub("^an? ", "", thing) for thing in plan.things)) == (asks, things)
+    assert (plan.question_type, tuple(re.sub("^an? ", "", thing) for thing in plan.things)) == (
+        asks,
+        things,
+    )

@@ -8,14 +8,14 @@ import pytest
 from g2vlm_tests.room import HEIGHT, WIDTH, box, camera, room
 
 from g2vlm_ros.query import relations
-from g2vlm_ros.query.point_map import (
-    Region,
+from g2vlm_ros.query.object_measurement import (
     fuse,
     group,
     landmark,
     locate,
     map_covariance,
 )
+from g2vlm_ros.query.point_map import Region
 
 CHAIR = box(3.0, 0.6)
 TABLE = box(4.0, -0.9, size=(0.8, 1.2, 0.7))

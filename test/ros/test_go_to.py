@@ -77,7 +77,7 @@ def go_to(*arguments):
 def test_the_goal_is_the_pose_of_the_answer(made, goals, capsys):
     from g2vlm_ros.ros.client.client import SpatialClient
 
-    made.node._queries._answerer._detections.receive(chair())
+    made.queries.worker.detections.receive(chair())
     assert go_to("red", "chair") == 0
     assert "Stand at" in capsys.readouterr().out
     (goal,) = goals
@@ -94,13 +94,13 @@ def test_the_goal_is_the_pose_of_the_answer(made, goals, capsys):
 
 
 def test_no_goal_is_sent_without_a_place(made, goals, capsys):
-    made.node._queries._answerer._detections._messages.clear()
+    made.queries.worker.detections.clear()
     assert go_to("red", "chair", "--frame", "nowhere") == 1
     assert not goals and "nowhere" in capsys.readouterr().out
 
 
 def test_a_goal_that_nav2_aborts_is_a_failure(made, goals):
-    made.node._queries._answerer._detections.receive(chair())
+    made.queries.worker.detections.receive(chair())
     assert go_to("red", "chair", "--tree", "") == 1 and len(goals) == 1
 
 

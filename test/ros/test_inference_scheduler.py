@@ -14,7 +14,7 @@ from g2vlm_ros.ros.inference_scheduler import BusyError, InferenceScheduler  # n
 
 @pytest.fixture
 def device():
-    made = InferenceScheduler(window_share=0.3, most_questions=4)
+    made = InferenceScheduler(window_share=0.3, max_questions=4)
     yield made
     made.shutdown()
 
@@ -102,7 +102,7 @@ def test_what_passes_does_not_let_others_pass(device):
 
 
 def test_windows_keep_their_share_under_many_questions():
-    device, spent = InferenceScheduler(window_share=0.5, most_questions=64), {"w": 0, "q": 0}
+    device, spent = InferenceScheduler(window_share=0.5, max_questions=64), {"w": 0, "q": 0}
     gate = Gate(device)
 
     def work(kind):
@@ -130,7 +130,7 @@ def test_windows_keep_their_share_under_many_questions():
 
 def test_a_rest_gives_no_credit():
     """A minute of questions alone does not let windows take the device for a minute."""
-    device, order = InferenceScheduler(window_share=0.5, most_questions=64), []
+    device, order = InferenceScheduler(window_share=0.5, max_questions=64), []
     device.ask("", lambda: time.sleep(0.2), quick=True).result(5)
     gate = Gate(device)
     for _ in range(6):

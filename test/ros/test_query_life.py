@@ -21,7 +21,7 @@ def test_deactivation_answers_what_waits_and_refuses_what_comes():
         assert client.wait_for_service(20)
         release = block(made, [])
         waiting = client.call_async(request(question="What is there?"))
-        made.until(lambda: made.node._device._waiting() > 0, "the question to wait")
+        made.until(lambda: made.waiting() > 0, "the question to wait")
         made.node._active = False
         release()
         made.until(waiting.done, "its answer")
@@ -57,7 +57,7 @@ def test_a_window_that_goes_while_it_is_asked_about_is_still_answered_from():
         assert waiting.result().success and waiting.result().window_id == 1
         after = ask(made, question="What is there?")
         assert after.error_code == 9904 and "no window" in after.error_msg
-        assert not made.node._queries._answerer._memory.recent, "nothing is kept"
+        assert made.queries.worker.held()[0] == 0, "nothing is kept"
 
 
 def test_a_client_that_goes_while_it_is_answered_leaves_nothing_behind():
@@ -79,7 +79,7 @@ def test_a_client_that_goes_while_it_is_answered_leaves_nothing_behind():
         action.destroy()
         other.destroy_node()
         release()
-        made.until(lambda: not made.node._queries._goals, "the goal to be let go")
+        made.until(lambda: not made.queries.open_goals(), "the goal to be let go")
         assert ask(made, question="What is there?").success
 
 
@@ -87,9 +87,8 @@ def test_memory_of_windows_and_dialogues_is_bounded():
     with bench(**SMALL_QUERY, **{"query.windows": 2, "query.dialogues": 2}) as made:
         for k in range(4):
             feed(made, start_s=START_S + 10 * k)
-            made.node._refresh(20)
+            made.node.refresh(20)
             answer = ask(made, question="What is there?", dialogue=f"d{k}")
             assert answer.success, answer.error_msg
-        memory = made.node._queries._answerer._memory
-        assert len(memory.recent) == 2
-        assert memory.dialogue("d0") is None and memory.dialogue("d3") is not None
+        windows, dialogues = made.queries.worker.held()
+        assert windows == 2 and dialogues == ["d2", "d3"]

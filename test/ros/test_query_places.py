@@ -134,7 +134,7 @@ def test_every_asker_gets_the_picture_of_its_own_answer(metric):
 
 def test_a_marked_pixel_is_asked_about_with_a_place_of_known_distance(metric, monkeypatch):
     """What the model is asked, and what it sees: its training's form of such a question."""
-    perception = metric.node._perception
+    perception = metric.perception
     original, heard = perception.ask, []
 
     def listen(scene, prompt, **options):
@@ -175,7 +175,7 @@ def test_detections_answer_by_label(metric):
         return N(bbox=N(center=centre, size_x=12.0, size_y=20.0), results=[result])
 
     header = Header(frame_id="optical", stamp=Time(sec=1000, nanosec=100_000_000))
-    detections = metric.node._queries._answerer._detections
+    detections = metric.queries.worker.detections
     detections.receive(N(header=header, detections=[box(14.0, "chair"), box(48.0, "table")]))
     try:
         answer = ask(metric, question="How far is the chair?")
@@ -194,4 +194,4 @@ def test_detections_answer_by_label(metric):
         detections.receive(wrong)
         assert ask(metric, question="Where is the cup?", answer_kind=4).error_code in (9905, 9906)
     finally:
-        detections._messages.clear()
+        detections.clear()

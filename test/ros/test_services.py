@@ -74,7 +74,7 @@ def test_points_in_a_box_are_those_inside(made):
         ({"camera": "camera", "u_px": [64.0], "v_px": [1.0]}, 9909, "outside the 64x48"),
         ({}, 9909, "box_size"),
         ({"camera": "camera", "target_frame": "odom"}, 9902, "'odom'"),
-        ({"camera": "camera", "max_age_s": 0.5}, 9904, "s old"),
+        ({"camera": "camera", "max_age_s": 0.5}, 9904, "use_sim_time"),
         ({"camera": "camera", "max_age_s": -1.0}, 9909, "above 0"),
     ],
 )

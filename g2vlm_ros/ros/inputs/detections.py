@@ -11,7 +11,7 @@ from rclpy.node import Node
 from rclpy.qos import qos_profile_sensor_data
 
 from g2vlm_ros.query.context import ViewSelection
-from g2vlm_ros.query.grounding import Detection
+from g2vlm_ros.query.types import Detection
 from g2vlm_ros.ros.conversions import messages
 
 KEPT = 64
@@ -61,24 +61,29 @@ class Detections:
             header = message.header
             self._messages.append((header.frame_id, messages.stamp_ns(header.stamp), found))
 
-    def of(self, look: ViewSelection) -> tuple[Detection, ...]:
-        """The detections in the views of a look, by camera frame and stamp."""
+    def clear(self) -> None:
+        """Forget what was seen."""
         with self._lock:
-            messages = list(self._messages)
-        found = []
-        for view, frame in enumerate(look.frames):
+            self._messages.clear()
+
+    def of(self, selection: ViewSelection) -> tuple[Detection, ...]:
+        """The detections in the views of a selection, by camera frame and stamp."""
+        with self._lock:
+            received = list(self._messages)
+        detections = []
+        for view, frame in enumerate(selection.frames):
             gaps = [
                 (abs(stamp_ns - frame.stamp_ns), detected)
-                for frame_id, stamp_ns, detected in messages
+                for frame_id, stamp_ns, detected in received
                 if frame_id == frame.frame_id
             ]
             gap_ns, detected = min(gaps, key=lambda pair: pair[0], default=(MAX_GAP_NS + 1, []))
             if gap_ns <= MAX_GAP_NS:
-                found += [
-                    Detection(look.region(view, box.corners), box.label, box.score)
+                detections += [
+                    Detection(selection.region(view, box.corners), box.label, box.score)
                     for box in detected
                 ]
-        return tuple(found)
+        return tuple(detections)
 
 
 def boxes(message: Any) -> list[DetectionBox]:

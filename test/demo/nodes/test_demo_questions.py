@@ -133,7 +133,7 @@ def interviewed(walk, count, monkeypatch, speaks):
                 data=pixels.tobytes(),
             )
             made.send("/camera/image_raw", message)
-        made.node._refresh(60)
+        made.node.refresh(60)
         views = made.node.newest_views_ns()
         assert views == tuple(moments)
 

@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Names of objects: whether a detector's label is what a phrase asks for."""
+
+from __future__ import annotations
+
+COLOURS = frozenset(
+    "red green blue yellow white black brown grey gray orange purple pink beige".split()
+)
+ATTRIBUTES = COLOURS | frozenset("wooden dark light big small large tall".split())
+"""Words that tell objects of one kind apart; the rest of a name is its kind."""
+KIND_ONLY = 0.7
+"""Fit of a label that only names the kind: "chair" for "red chair"."""
+_PLURALS = (
+    ("shelves", "shelf"),
+    ("xes", "x"),
+    ("ches", "ch"),
+    ("shes", "sh"),
+    ("sses", "ss"),
+    ("ies", "y"),
+)
+
+
+def singular(word: str) -> str:
+    """The singular of a name, as far as rules go: chairs, boxes, shelves."""
+    for ending, instead in _PLURALS:
+        if word.endswith(ending):
+            return word[: -len(ending)] + instead
+    return word[:-1] if word.endswith("s") and not word.endswith("ss") else word
+
+
+def words_of(name: str) -> tuple[str, ...]:
+    """The words of a name or label in lower case and singular."""
+    return tuple(singular(word) for word in name.lower().replace("_", " ").split())
+
+
+def label_fit(phrase: str, label: str) -> float:
+    """1 where a label is the phrase, KIND_ONLY where it only names its kind, else 0."""
+    asked, shown = words_of(phrase), words_of(label)
+    if phrase == "thing" or asked == shown:
+        return 1.0
+    if not asked or not shown:
+        return 0.0
+    if asked[-1] == shown[-1] and set(asked) <= set(shown):
+        return 1.0
+    asked_attributes = {word for word in asked if word in ATTRIBUTES}
+    other_attributes = {word for word in shown if word in ATTRIBUTES} - asked_attributes
+    same_kind = _kind(asked) == _kind(shown)
+    contradicts = bool(asked_attributes) and bool(other_attributes)
+    return KIND_ONLY if same_kind and not contradicts else 0.0
+
+
+def _kind(words: tuple[str, ...]) -> list[str]:
+    return [word for word in words if word not in ATTRIBUTES]
