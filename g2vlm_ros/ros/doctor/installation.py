@@ -20,7 +20,7 @@ from pathlib import Path
 
 from g2vlm_ros.checkpoint.config import ModelConfig
 from g2vlm_ros.checkpoint.onnx_manifest import Manifest, ManifestError, check_graph, digest
-from g2vlm_ros.inference.tensorrt.engine_metadata import default_cache, listed
+from g2vlm_ros.inference.tensorrt.engine_metadata import cached_engines, default_cache
 from g2vlm_ros.ros.doctor.findings import Finding, error, ok, warning
 
 BACKENDS = {"torch": "torch", "onnx": "onnxruntime", "tensorrt": "tensorrt", "rtx": "tensorrt_rtx"}
@@ -223,7 +223,7 @@ def judged_tensorrt(text: str) -> Finding:
 def check_engines(checkpoint: str, engines: str = "") -> Iterator[Finding]:
     """Built engines: whether any are there, and of these weights."""
     cache = Path(engines).expanduser() if engines else default_cache()
-    records = listed(cache) if cache.is_dir() else []
+    records = cached_engines(cache) if cache.is_dir() else []
     if not records:
         yield ok("engines", f"none in {cache}; only the TensorRT backend needs them")
         return

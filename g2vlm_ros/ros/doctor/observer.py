@@ -16,8 +16,9 @@ from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy, qos_profi
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from tf2_msgs.msg import TFMessage
 
+from g2vlm_ros.parameter_schema import parameters_of
 from g2vlm_ros.ros.doctor.graph_checks import Endpoint, Graph, ImageSamples
-from g2vlm_ros.settings import knobs
+from g2vlm_ros.settings import Settings
 
 ANSWER_S = 5.0
 """How long a service of the node may take; a node that loads a model does not answer."""
@@ -94,7 +95,7 @@ class Observer:
         return response.current_state.label if response else ""
 
     def _parameters(self) -> dict[str, Any]:
-        names = [name for name, _ in knobs()] + ["use_sim_time"]
+        names = [name for name, _ in parameters_of(Settings)] + ["use_sim_time"]
         response = self._call(GetParameters, "get_parameters", GetParameters.Request(names=names))
         if response is None or len(response.values) != len(names):
             return {}
