@@ -146,12 +146,13 @@ class VoxelGrid:
         blocks = keys >> _CELL_BITS
         return len(np.unique(blocks[self._find_rows(blocks) < 0]))
 
-    def add(self, keys: np.ndarray) -> np.ndarray:
+    def add(self, keys: np.ndarray, rows: np.ndarray | None = None) -> np.ndarray:
         """Slots int32 of new voxels, zero but for `cell`; the keys are distinct and absent.
 
-        The caller has made sure of `free_voxels` and `free_blocks`.
+        rows int64: those of their blocks where they are known, -1 where there is none yet. The
+        caller has made sure of `free_voxels` and `free_blocks`.
         """
-        rows = self._rows_of(keys >> _CELL_BITS)
+        rows = self._rows_of(keys >> _CELL_BITS, rows)
         slots = self._take_slots(len(keys))
         api.open_voxels(keys, rows, slots, self._index, self.voxels, self.blocks["voxels"])
         return slots
@@ -240,14 +241,16 @@ class VoxelGrid:
         place = np.minimum(np.searchsorted(self._keys, block_keys), len(self._keys) - 1)
         return np.where(self._keys[place] == block_keys, self._rows[place], -1)
 
-    def _rows_of(self, block_keys: np.ndarray) -> np.ndarray:
-        """Rows int64 of blocks, made where they do not exist yet."""
-        rows = self._find_rows(block_keys)
-        missing = np.unique(block_keys[rows < 0])
-        if missing.size:
-            self._make_rows(missing)
-            rows = self._find_rows(block_keys)
-        return rows.astype(np.int64)
+    def _rows_of(self, block_keys: np.ndarray, rows: np.ndarray | None) -> np.ndarray:
+        """Rows int64 of blocks, made where they do not exist yet; `rows` as for `add`."""
+        if rows is None:
+            rows = self._find_rows(block_keys).astype(np.int64)
+        absent = np.flatnonzero(rows < 0)
+        if absent.size:
+            keys = block_keys[absent]
+            self._make_rows(np.unique(keys))
+            rows[absent] = self._find_rows(keys)
+        return rows
 
     def _make_rows(self, keys: np.ndarray) -> None:
         """Open blocks of ascending, distinct and absent keys."""

@@ -348,9 +348,10 @@ class VoxelMap:
             if refused.any():
                 self._count(refused=int(refused.sum()))
                 cells, slots = cells[~refused], slots[~refused]
+            _, rows, absent = grid.find_cells(cells)  # blocks may have made room
         if absent:
             new = slots < 0
-            slots[new] = grid.add(cells["key"][new])
+            slots[new] = grid.add(cells["key"][new], rows[new])
         if self._corrections:
             voxels = grid.take(slots)
             if self._corrections.displace(voxels):

@@ -2,6 +2,7 @@
 // Depth of a window's views made to agree: every pixel moves along its ray to the least-squares
 // mean of what all views say of it, its own one included.
 #include <algorithm>
+#include <limits>
 #include <vector>
 
 #include "kernel.h"
@@ -10,9 +11,27 @@
 struct Surface {
     std::vector<float> nearness;
     std::vector<uint8_t> edge;
+    int64_t height, width;
+
+    // Inverse depth at a place inside the image; the inverse depth of a plane is linear in it. NaN
+    // beside an edge.
+    float at(float u, float v) const
+    {
+        const float left = std::floor(u), top = std::floor(v), a = u - left, b = v - top;
+        const int64_t u0 = std::max<int64_t>(int64_t(left), 0);
+        const int64_t v0 = std::max<int64_t>(int64_t(top), 0) * width;
+        const int64_t u1 = std::min(int64_t(left) + 1, width - 1);
+        const int64_t v1 = std::min(int64_t(top) + 1, height - 1) * width;
+        if (edge[v0 + u0] | (edge[v0 + u1] & (a > 0)) | (edge[v1 + u0] & (b > 0))
+            | (edge[v1 + u1] & (a > 0) & (b > 0))) {
+            return std::numeric_limits<float>::quiet_NaN();
+        }
+        return (nearness[v0 + u0] * (1 - a) + nearness[v0 + u1] * a) * (1 - b)
+            + (nearness[v1 + u0] * (1 - a) + nearness[v1 + u1] * a) * b;
+    }
 
     Surface(const float* points, int64_t height, int64_t width, float edge_step)
-        : nearness(height * width), edge(height * width, 0)
+        : nearness(height * width), edge(height * width, 0), height(height), width(width)
     {
         for (int64_t v = 0; v < height; ++v) {
             for (int64_t u = 0; u < width; ++u) {
@@ -30,6 +49,20 @@ struct Surface {
     }
 };
 
+// Where another view sees points (count, 3), and how deep. Without branches, for vector instructions.
+static void project_row(
+    const float* points, int64_t count, const float* affine, Pinhole lens, float* u, float* v,
+    float* z)
+{
+    for (int64_t c = 0; c < count; ++c) {
+        float q[3];
+        transform(affine, points + 3 * c, q);
+        u[c] = lens.fx * q[0] / q[2] + lens.cx;
+        v[c] = lens.fy * q[1] / q[2] + lens.cy;
+        z[c] = q[2];
+    }
+}
+
 // points (views, height, width, 3) on a small grid, j_from_i (views, views, 3, 4), pinholes
 // (views, 4) of that grid -> factor (views, height, width) on each depth. edge_step: depth steps
 // across which there is no surface. tolerance: relative error at which a view counts a quarter.
@@ -43,52 +76,40 @@ KERNEL void fusion_factors(
     for (int64_t i = 0; i < views; ++i) {
         surfaces.emplace_back(points + 3 * i * view, height, width, edge_step);
     }
+    std::vector<float> pull(width), weight(width), u(width), v(width), z(width);
     for (int64_t i = 0; i < views; ++i) {
-        for (int64_t at = 0; at < view; ++at) {
-            const float* p = points + 3 * (i * view + at);
+        for (int64_t row = 0; row < height; ++row) {
+            const float* points_of_row = points + 3 * (i * view + row * width);
             // A pixel's own depth says with weight 1 that nothing is to change.
-            float pull = 0, weight = 1;
+            std::fill(pull.begin(), pull.end(), 0.0f);
+            std::fill(weight.begin(), weight.end(), 1.0f);
             for (int64_t j = 0; j < views; ++j) {
                 if (j == i || !lens[j].known()) {
                     continue;
                 }
                 const float* affine = j_from_i + 12 * (j * views + i);
-                float q[3];
-                transform(affine, p, q);
-                if (!(q[2] > 0)) {
-                    continue;
+                project_row(points_of_row, width, affine, lens[j], u.data(), v.data(), z.data());
+                for (int64_t c = 0; c < width; ++c) {
+                    if (!(z[c] > 0 && u[c] > -0.5f && v[c] > -0.5f && u[c] < width - 0.5f
+                          && v[c] < height - 0.5f)) {
+                        continue;
+                    }
+                    const float nearness = surfaces[j].at(u[c], v[c]);
+                    const float wanted = -std::log(nearness * z[c]);
+                    if (!is_finite(wanted)) {
+                        continue;
+                    }
+                    // How fast the depth there changes with the point's own.
+                    const float slope = (z[c] - affine[11]) / z[c];
+                    const float relative = wanted / tolerance, doubt = 1 + relative * relative;
+                    const float counts = 1 / (doubt * doubt);
+                    pull[c] += counts * slope * wanted;
+                    weight[c] += counts * slope * slope;
                 }
-                const float u = lens[j].fx * q[0] / q[2] + lens[j].cx;
-                const float v = lens[j].fy * q[1] / q[2] + lens[j].cy;
-                if (!(u > -0.5f && v > -0.5f && u < width - 0.5f && v < height - 0.5f)) {
-                    continue;
-                }
-                const float left = std::floor(u), top = std::floor(v), a = u - left, b = v - top;
-                const int64_t u0 = std::max<int64_t>(int64_t(left), 0);
-                const int64_t v0 = std::max<int64_t>(int64_t(top), 0) * width;
-                const int64_t u1 = std::min(int64_t(left) + 1, width - 1);
-                const int64_t v1 = std::min(int64_t(top) + 1, height - 1) * width;
-                const uint8_t* e = surfaces[j].edge.data();
-                if (e[v0 + u0] | (e[v0 + u1] & (a > 0)) | (e[v1 + u0] & (b > 0))
-                    | (e[v1 + u1] & (a > 0) & (b > 0))) {
-                    continue;
-                }
-                // The inverse depth of a plane is linear in the image.
-                const float* n = surfaces[j].nearness.data();
-                const float nearness = (n[v0 + u0] * (1 - a) + n[v0 + u1] * a) * (1 - b)
-                    + (n[v1 + u0] * (1 - a) + n[v1 + u1] * a) * b;
-                const float wanted = -std::log(nearness * q[2]);
-                if (!is_finite(wanted)) {
-                    continue;
-                }
-                // How fast the depth there changes with the point's own.
-                const float slope = (q[2] - affine[11]) / q[2];
-                const float relative = wanted / tolerance, doubt = 1 + relative * relative;
-                const float counts = 1 / (doubt * doubt);
-                pull += counts * slope * wanted;
-                weight += counts * slope * slope;
             }
-            factor[i * view + at] = std::exp(pull / weight);
+            for (int64_t c = 0; c < width; ++c) {
+                factor[i * view + row * width + c] = std::exp(pull[c] / weight[c]);
+            }
         }
     }
 }
