@@ -28,7 +28,7 @@ from g2vlm_ros.mapping.keyframes import (
     compressed,
     normalised_descriptors,
 )
-from g2vlm_ros.mapping.pose_refinement import refine_poses
+from g2vlm_ros.mapping.pose_refinement import PoseRefiner
 from g2vlm_ros.mapping.window_buffer import WindowBuffer
 from g2vlm_ros.mapping.window_pose import WindowPose
 from g2vlm_ros.perception import Perception, Scene, with_input_sizes
@@ -88,6 +88,7 @@ class MappingPipeline:
         self._buffer = WindowBuffer(settings.cameras, settings.window, self._clock_jumped)
         self._slam = GraphSlam(settings.map)
         self._quality = ImageQualityFilter()
+        self._refiner = PoseRefiner()
         self._keyframes = KeyframeStore(settings.map.keyframes)
         # Windows of the last tries by either reason; a loop that closed counts as expected.
         self._last_expected = self._last_alike = 0
@@ -215,7 +216,9 @@ class MappingPipeline:
     def _refined(
         self, network: Reconstruction, odometry: Sequence[np.ndarray | None] = ()
     ) -> Reconstruction:
-        return refine_poses(network, odometry) if self._settings.map.refine_poses else network
+        if not self._settings.map.refine_poses:
+            return network
+        return self._refiner.refine(network, odometry)
 
     def _place(self, window: Window, scene: Scene, result: Reconstruction) -> MappedWindow:
         placement = self._slam.place(window, result)

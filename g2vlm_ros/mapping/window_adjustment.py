@@ -1,0 +1,353 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Bundle adjustment of a window: poses and smooth errors of depth that its images agree with.
+
+Unknown are the pose of each view and, on a few knots of each view, the logarithm of a factor on
+its depth. Three kinds of evidence are weighed: tracks (where a point of one view is in another
+one), depth (what one view sees lies on the other's surface), and the network, whose poses and
+depth are the prior with the deviations that `NetworkErrors` says. Odometry adds turns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+
+from g2vlm_ros.geometry.sim3 import cross_matrix
+from g2vlm_ros.mapping.view_tracks import MAX_VIEWS_APART, TrackedViews, Tracks
+
+KNOTS = (4, 3)
+"""Columns and rows of knots on which a view's depth may be wrong."""
+PER_VIEW = 6 + KNOTS[0] * KNOTS[1]
+"""Unknowns of a view: rotation, translation (right tangent), then its knots."""
+GRID = (20, 14)
+"""Columns and rows of points that are laid onto other views' surfaces."""
+MIN_TRACK_PX = 0.3
+"""Standard deviation of a track at best."""
+MIN_DEPTH_STD = 0.005
+"""Relative deviation of depth between views at best."""
+ALIKE_TRACKS, ALIKE_DEPTH = 4.0, 16.0
+"""Errors of neighbours are alike: so many count as one."""
+PAIR_RAD = 0.004
+"""What a whole pair of views has wrong in common and no number of tracks averages out: lens,
+calibration, a shutter of 20 ms that rolls while the camera turns by 12 degrees a second."""
+CAUCHY = 2.385
+STEPS = 6
+SMALL_STEP = 3e-4
+"""Change of the unknowns below which the adjustment ends."""
+MIN_POINTS = 30
+"""Points of a pair of views that must overlap for their depth to be compared."""
+NEAREST = 0.05
+"""Of its depth in the source: a point that a pose puts behind the target counts as so near."""
+
+
+@dataclass(frozen=True)
+class NetworkStd:
+    """Standard deviations of the network's answers."""
+
+    turn_rad: float
+    shift: float
+    """Of a camera's place, as a share of the window's median depth."""
+    scale: float
+    """Relative, of a view's depth as a whole."""
+    field: float
+    """Relative, of the depth at a knot beside that."""
+
+    def information(self, views: int, depth_u: float) -> np.ndarray:
+        """(N PER_VIEW, N PER_VIEW) of the unknowns: views err independently of each other."""
+        knots = PER_VIEW - 6
+        block = np.zeros((PER_VIEW, PER_VIEW))
+        shift = (self.shift * depth_u) ** -2.0
+        block[:6, :6] = np.diag([self.turn_rad**-2.0] * 3 + [shift] * 3)
+        covariance = self.scale**2 * np.ones((knots, knots)) + self.field**2 * np.eye(knots)
+        block[6:, 6:] = np.linalg.inv(covariance)
+        return np.kron(np.eye(views), block)
+
+
+@dataclass(frozen=True)
+class Turn:
+    """A turn between two views as something else than the network measured it."""
+
+    earlier: int
+    later: int
+    rotation: np.ndarray
+    """float64 (3, 3), earlier_from_later."""
+    std_rad: float
+
+
+@dataclass(frozen=True)
+class Adjustment:
+    """What an adjustment found."""
+
+    poses: np.ndarray
+    """float64 (N, 4, 4)."""
+    log_depth: np.ndarray
+    """float64 (N, knots): logarithm of the factor on each view's depth."""
+    change: np.ndarray
+    """float64 (N, PER_VIEW): from the network's poses and depth, as unknowns."""
+    information: np.ndarray
+    """float64 (N PER_VIEW, N PER_VIEW) of the unknowns, the prior included."""
+
+
+class WindowAdjustment:
+    """The adjustment of one window."""
+
+    def __init__(self, views: TrackedViews, poses: np.ndarray, depth_u: float):
+        """poses: the network's, float64 (N, 4, 4). depth_u: the window's median depth."""
+        self._prior, self._depth_u, self._views = poses, depth_u, views
+        self._surfaces = _Surfaces(views)
+
+    def solve(
+        self,
+        std: NetworkStd,
+        tracks: Tracks | None,
+        turns: Sequence[Turn] = (),
+        start: Adjustment | None = None,
+        steps: int = STEPS,
+        surfaces: bool = True,
+    ) -> Adjustment:
+        """Gauss-Newton with Cauchy weights from the network's answers or an earlier adjustment.
+
+        surfaces: False leaves the evidence of depth out.
+        """
+        count = len(self._prior)
+        poses = (self._prior if start is None else start.poses).copy()
+        knots = np.zeros((count, PER_VIEW - 6)) if start is None else start.log_depth.copy()
+        prior = std.information(count, self._depth_u)
+        lines = None if tracks is None else _TrackEquations(tracks, self._views.size)
+        for _ in range(steps):
+            hessian, change = prior.copy(), self._change(poses, knots)
+            gradient = prior @ change.reshape(-1)
+            parts = [lines] if lines is not None else []
+            for part in parts + ([self._surfaces] if surfaces else []):
+                part.add(poses, knots, hessian, gradient)
+            for turn in turns:
+                _add_turn(turn, poses, hessian, gradient)
+            step = np.linalg.solve(hessian, -gradient).reshape(count, PER_VIEW)
+            poses = poses @ motions(step[:, :6])
+            knots = knots + step[:, 6:]
+            if np.abs(step).max() < SMALL_STEP:
+                break
+        return Adjustment(poses, knots, self._change(poses, knots), hessian)
+
+    def unchanged(self) -> Adjustment:
+        """The network's answers as they are."""
+        change = np.zeros((len(self._prior), PER_VIEW))
+        return Adjustment(self._prior, change[:, 6:], change, np.eye(change.size))
+
+    def changed(self, adjustment: Adjustment, change: np.ndarray) -> Adjustment:
+        """The same adjustment with another change (N, PER_VIEW) from the network's answers."""
+        poses = self._prior @ motions(change[:, :6])
+        return Adjustment(poses, change[:, 6:], change, adjustment.information)
+
+    def _change(self, poses: np.ndarray, knots: np.ndarray) -> np.ndarray:
+        moved = [pose_difference(a, b) for a, b in zip(self._prior, poses, strict=True)]
+        return np.concatenate([np.stack(moved), knots], axis=1)
+
+
+class _TrackEquations:
+    """Where points were found, less where poses and depth put them."""
+
+    def __init__(self, tracks: Tracks, size: tuple[int, int]):
+        self._tracks = tracks
+        self._knots = knot_weights(tracks.source_px, size)
+        pair = tracks.source * 1000 + tracks.target
+        self._starts = np.flatnonzero(np.concatenate([[True], np.diff(pair) != 0]))
+
+    def add(
+        self, poses: np.ndarray, log_depth: np.ndarray, hessian: np.ndarray, gradient: np.ndarray
+    ) -> None:
+        tracks, each = self._tracks, np.arange(len(self._tracks))
+        at, share = self._knots
+        stretch = np.exp((log_depth[tracks.source[:, None], at] * share).sum(1))
+        points = tracks.point_u * stretch[:, None]
+        seen, turn = moved_points(poses, tracks.source, tracks.target, points)
+        residual = seen[:, :2] / seen[:, 2:] - tracks.ray
+        error_px = np.linalg.norm(residual, axis=1) / tracks.pixel
+        # Of errors in two directions, the median is 1.18 deviations of one.
+        std_px = max(MIN_TRACK_PX, float(np.median(error_px)) / 1.1774)
+        weight = cauchy_weights(error_px / std_px) / (std_px * tracks.pixel) ** 2 / ALIKE_TRACKS
+        slope = np.zeros((len(seen), 2, 3))
+        slope[:, [0, 1], [0, 1]] = 1 / seen[:, 2:]
+        slope[:, :, 2] = -seen[:, :2] / seen[:, 2:] ** 2
+        source, target, along = _pose_rows(slope, turn, points, seen)
+        for axis in range(2):
+            jacobian = np.zeros((len(seen), gradient.size))
+            for column in range(6):
+                jacobian[each, PER_VIEW * tracks.source + column] = source[:, axis, column]
+                jacobian[each, PER_VIEW * tracks.target + column] = target[:, axis, column]
+            for k in range(4):
+                column = PER_VIEW * tracks.source + 6 + at[:, k]
+                jacobian[each, column] += along[:, axis] * share[:, k]
+            weighted = jacobian * weight[:, None]
+            hessian += weighted.T @ jacobian
+            gradient += weighted.T @ residual[:, axis]
+            # What a pair has wrong in common is an unknown of its own, eliminated here.
+            common = np.add.reduceat(weighted, self._starts, axis=0)
+            pull = np.add.reduceat(weight * residual[:, axis], self._starts)
+            total = np.add.reduceat(weight, self._starts) + PAIR_RAD**-2.0
+            hessian -= common.T @ (common / total[:, None])
+            gradient -= common.T @ (pull / total)
+
+
+class _Surfaces:
+    """Where views see the surface, less where others' points lie: along the target's depth."""
+
+    def __init__(self, views: TrackedViews):
+        self._views = views
+        grid = [((np.arange(n) + 0.5) * m / n).astype(int) for n, m in
+                zip(GRID, views.size, strict=True)]  # fmt: skip
+        pixels = np.stack(np.meshgrid(*grid), -1).reshape(-1, 2)
+        known = [i for i, camera in enumerate(views.cameras) if camera is not None]
+        parts = []
+        for i in range(len(views)):
+            smooth = pixels[views.at(views.edges[i], pixels) == 0]
+            points = views.at(views.points_u[i], smooth).astype(np.float64)
+            for j in known:
+                if i != j and abs(i - j) <= MAX_VIEWS_APART:
+                    count = len(smooth)
+                    parts.append((np.full(count, i), np.full(count, j), smooth, points))
+        fields = zip(*parts, strict=True) if parts else ([np.zeros(0, int)],) * 4
+        self._source, self._target, pixels, self._points = map(np.concatenate, fields)
+        self._knots = knot_weights(pixels.reshape(-1, 2).astype(np.float64), views.size)
+        self._maps = np.stack([_slopes(p[..., 2], e) for p, e in
+                               zip(views.points_u, views.edges, strict=True)])  # fmt: skip
+        self._cameras = np.array(
+            [(c.fx_px, c.fy_px, c.cx_px, c.cy_px) if c else (1, 1, 0, 0) for c in views.cameras]
+        )
+
+    def add(
+        self, poses: np.ndarray, log_depth: np.ndarray, hessian: np.ndarray, gradient: np.ndarray
+    ) -> None:
+        if not len(self._source):
+            return
+        at, share = self._knots
+        stretch = np.exp((log_depth[self._source[:, None], at] * share).sum(1))
+        points = self._points * stretch[:, None]
+        seen, turn = moved_points(poses, self._source, self._target, points)
+        camera = self._cameras[self._target]
+        pixels = camera[:, :2] * seen[:, :2] / seen[:, 2:] + camera[:, 2:]
+        kept = np.flatnonzero(self._views.inside(pixels))
+        nearest = np.rint(pixels[kept]).astype(int)
+        maps = self._maps[self._target[kept], nearest[:, 1], nearest[:, 0]].astype(np.float64)
+        smooth = maps[:, 3] == 0
+        kept, nearest, maps = kept[smooth], nearest[smooth], maps[smooth]
+        if len(kept) < MIN_POINTS:
+            return
+        source, target = self._source[kept], self._target[kept]
+        seen, points, camera, pixels = seen[kept], points[kept], camera[kept], pixels[kept]
+        there, part = knot_weights(pixels, self._views.size)
+        surface = maps[:, 0] + (maps[:, 1:3] * (pixels - nearest)).sum(1)
+        surface = surface + (log_depth[target[:, None], there] * part).sum(1)
+        residual = np.log(seen[:, 2]) - surface
+        slope = np.zeros((len(seen), 1, 3))
+        near = 1 / seen[:, 2]
+        across = maps[:, 1:3] * camera[:, :2] * near[:, None]
+        slope[:, 0, :2] = -across
+        slope[:, 0, 2] = near * (1 + (across * seen[:, :2]).sum(1))
+        # Errors of place show more where the surface is steep along the ray.
+        steep = np.maximum(np.linalg.norm(slope[:, 0], axis=1) * seen[:, 2], 1.0)
+        error = np.abs(residual) / steep
+        std = max(MIN_DEPTH_STD, 1.4826 * float(np.median(error)))
+        weight = cauchy_weights(error / std) ** 2 / (std * steep) ** 2 / ALIKE_DEPTH
+        from_source, from_target, along = _pose_rows(slope, turn[kept], points, seen)
+        jacobian, each = np.zeros((len(seen), gradient.size)), np.arange(len(seen))
+        for column in range(6):
+            jacobian[each, PER_VIEW * source + column] = from_source[:, 0, column]
+            jacobian[each, PER_VIEW * target + column] = from_target[:, 0, column]
+        at, share = at[kept], share[kept]
+        for k in range(4):
+            jacobian[each, PER_VIEW * source + 6 + at[:, k]] += along[:, 0] * share[:, k]
+            jacobian[each, PER_VIEW * target + 6 + there[:, k]] -= part[:, k]
+        weighted = jacobian * weight[:, None]
+        hessian += weighted.T @ jacobian
+        gradient += weighted.T @ residual
+
+
+def _slopes(depth: np.ndarray, edges: np.ndarray) -> np.ndarray:
+    """float32 (h, w, 4): logarithm of the depth, its slopes per pixel in x and y, edge or not."""
+    logs = np.log(depth)
+    smooth = cv2.GaussianBlur(logs, (0, 0), 1.0)
+    slopes = [cv2.Sobel(smooth, cv2.CV_32F, *axis, ksize=3) / 8 for axis in ((1, 0), (0, 1))]
+    return np.dstack([logs, *slopes, edges.astype(np.float32)])
+
+
+def _pose_rows(
+    slope: np.ndarray, turn: np.ndarray, points: np.ndarray, seen: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Derivatives of m functionals (k, m, 3) of points as the target sees them: (k, m, 6) by the
+    motions of source and target, (k, m) by the logarithm of the depth in the source."""
+    away = slope @ turn
+    source = np.concatenate([np.cross(points[:, None], away), away], -1)
+    target = -np.concatenate([np.cross(seen[:, None], slope), slope], -1)
+    return source, target, np.einsum("kmi,ki->km", away, points)
+
+
+def _add_turn(turn: Turn, poses: np.ndarray, hessian: np.ndarray, gradient: np.ndarray) -> None:
+    """The squared angle between a measured turn and that of the poses."""
+    between = poses[turn.earlier][:3, :3].T @ poses[turn.later][:3, :3]
+    off = cv2.Rodrigues(turn.rotation.T @ between)[0][:, 0]
+    jacobian = np.zeros((3, gradient.size))
+    first, second = PER_VIEW * turn.earlier, PER_VIEW * turn.later
+    jacobian[:, first : first + 3] = -between.T
+    jacobian[:, second : second + 3] = np.eye(3)
+    information = turn.std_rad**-2.0 * cauchy_weights(np.linalg.norm(off) / turn.std_rad)
+    hessian += information * jacobian.T @ jacobian
+    gradient += information * jacobian.T @ off
+
+
+def moved_points(
+    poses: np.ndarray, source: np.ndarray, target: np.ndarray, points: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Points (k, 3) of source views as target views see them, and the turns (k, 3, 3)."""
+    relative = np.linalg.inv(poses)[:, None] @ poses[None]
+    chosen = relative[target, source]
+    seen = np.einsum("kij,kj->ki", chosen[:, :3, :3], points) + chosen[:, :3, 3]
+    seen[:, 2] = np.maximum(seen[:, 2], NEAREST * points[:, 2])
+    return seen, chosen[:, :3, :3]
+
+
+def knot_weights(pixels: np.ndarray, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """int (n, 4), float64 (n, 4): between which knots pixels (n, 2) lie, how near to each."""
+    limits = np.array(KNOTS) - 1
+    place = np.clip((pixels + 0.5) / np.array(size) * KNOTS - 0.5, 0, limits)
+    first = np.minimum(place.astype(int), limits - 1)
+    (x, y), (right, down) = first.T, (place - first).T
+    corner = y * KNOTS[0] + x
+    at = np.stack([corner, corner + 1, corner + KNOTS[0], corner + KNOTS[0] + 1], 1)
+    left, up = 1 - right, 1 - down
+    return at, np.stack([up * left, up * right, down * left, down * right], 1)
+
+
+def knot_field(log_depth: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """float32 (rows, columns) of one view's knots, bilinear between and constant beyond."""
+    columns, rows = (
+        np.clip((np.arange(n) + 0.5) / n * knots - 0.5, 0, knots - 1).astype(np.float32)
+        for n, knots in zip(size, KNOTS, strict=True)
+    )
+    table = log_depth.reshape(KNOTS[1], KNOTS[0]).astype(np.float32)
+    return cv2.remap(table, *np.meshgrid(columns, rows), cv2.INTER_LINEAR)
+
+
+def cauchy_weights(error: np.ndarray | float) -> np.ndarray | float:
+    """Of errors in standard deviations."""
+    return 1 / (1 + (error / CAUCHY) ** 2)
+
+
+def pose_difference(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """(6,): rotation vector and translation of a pose (4, 4) from another one, in its axes."""
+    turn = one[:3, :3].T @ other[:3, :3]
+    return np.concatenate([cv2.Rodrigues(turn)[0][:, 0], other[:3, :3].T @ (other - one)[:3, 3]])
+
+
+def motions(steps: np.ndarray) -> np.ndarray:
+    """Poses (n, 4, 4) of rotation vectors and translations (n, 6)."""
+    angle = np.maximum(np.linalg.norm(steps[:, :3], axis=1), 1e-12)
+    moved = np.tile(np.eye(4), (len(steps), 1, 1))
+    cross = np.stack([cross_matrix(step) for step in steps[:, :3]]) / angle[:, None, None]
+    sine, rest = np.sin(angle)[:, None, None], (1 - np.cos(angle))[:, None, None]
+    moved[:, :3, :3] += sine * cross + rest * cross @ cross
+    moved[:, :3, 3] = steps[:, 3:]
+    return moved
