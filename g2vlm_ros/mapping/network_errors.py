@@ -15,8 +15,8 @@ import numpy as np
 
 from g2vlm_ros.mapping.window_adjustment import PER_VIEW, Adjustment, NetworkStd
 
-FIRST = NetworkStd(turn_rad=np.deg2rad(2.0), shift=0.02, scale=0.03, field=0.03)
-"""Before anything is known: about a small network's."""
+FIRST = NetworkStd(turn_rad=np.deg2rad(1.0), shift=0.01, scale=0.02, field=0.02)
+"""Before anything is known: between a small network and a large one."""
 FIRST_COUNT = 0.1
 """Determined unknowns that the first values are worth."""
 LEAST = NetworkStd(turn_rad=2e-4, shift=3e-4, scale=1e-3, field=1e-3)

@@ -22,7 +22,7 @@ MIN_WIDTH_PX, MAX_WIDTH_PX = 160, 256
 """Views are tracked at their own width between these; patches need pixels."""
 MAX_VIEWS_APART = 3
 """Views further apart in their window are not compared: they mostly overlap through others."""
-MAX_CORNERS, MIN_DISTANCE_PX, MIN_STRENGTH = 500, 5, 0.001
+MAX_CORNERS, MIN_DISTANCE_PX, MIN_STRENGTH = 350, 5, 0.001
 """Corners of a view: how many at most, how far apart, and how strong against the strongest."""
 PATCH_PX, LEVELS = 11, 3
 """Side of the square that is followed, and how often the images are halved for it."""

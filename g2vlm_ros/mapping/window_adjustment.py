@@ -22,20 +22,20 @@ KNOTS = (4, 3)
 """Columns and rows of knots on which a view's depth may be wrong."""
 PER_VIEW = 6 + KNOTS[0] * KNOTS[1]
 """Unknowns of a view: rotation, translation (right tangent), then its knots."""
-GRID = (20, 14)
+GRID = (14, 10)
 """Columns and rows of points that are laid onto other views' surfaces."""
 MIN_TRACK_PX = 0.3
 """Standard deviation of a track at best."""
 MIN_DEPTH_STD = 0.005
 """Relative deviation of depth between views at best."""
-ALIKE_TRACKS, ALIKE_DEPTH = 4.0, 16.0
+ALIKE_TRACKS, ALIKE_DEPTH = 4.0, 8.0
 """Errors of neighbours are alike: so many count as one."""
 PAIR_RAD = 0.004
 """What a whole pair of views has wrong in common and no number of tracks averages out: lens,
 calibration, a shutter of 20 ms that rolls while the camera turns by 12 degrees a second."""
 CAUCHY = 2.385
-STEPS = 6
-SMALL_STEP = 3e-4
+STEPS = 5
+SMALL_STEP = 1e-3
 """Change of the unknowns below which the adjustment ends."""
 MIN_POINTS = 30
 """Points of a pair of views that must overlap for their depth to be compared."""
