@@ -472,22 +472,22 @@ def summary(parts: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
         for x in parts.get("real_size", [])
         if "size" in x and "seconds" in x
     }
-    found: dict[str, Any] = {}
+    ratios: dict[str, Any] = {}
     for key, line in runs.items():
         peer = runs.get(("eager", *key[1:]))
         if key[0] != "eager" and peer:
             name = f"{key[0]} over eager, {key[3]} views at {key[1]}x{key[2]}"
-            found[name] = peer["seconds"] / line["seconds"]
+            ratios[name] = peer["seconds"] / line["seconds"]
         if floor and "tflop_per_s" in line:
             name = f"{key[0]}, {key[3]} views, of the matrix product rate"
-            found[name] = line["tflop_per_s"] / floor["matmul_tflop_per_s"]
+            ratios[name] = line["tflop_per_s"] / floor["matmul_tflop_per_s"]
     for line in parts.get("decoding", []):
         if floor and "s_per_token" in line:
             read_gb = LANGUAGE_GB + CACHE_BYTES * line["cached"] / 1e9
             least = read_gb / floor["copy_gb_per_s"]
             name = f"{line['what']} behind {line['cached']} tokens, of the bandwidth"
-            found[name] = least / line["s_per_token"]
-    return found
+            ratios[name] = least / line["s_per_token"]
+    return ratios
 
 
 def run_part(part: str, views: list[int], limit_s: float) -> list[dict[str, Any]]:

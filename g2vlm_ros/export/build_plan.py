@@ -11,7 +11,7 @@ import yaml
 
 from g2vlm_ros.checkpoint.config import PATCH_PX
 from g2vlm_ros.checkpoint.onnx_manifest import GraphFile, Manifest
-from g2vlm_ros.export.weight_only import OLDEST_OPSET
+from g2vlm_ros.export.weight_only import MIN_OPSETS
 
 Range = tuple[int, int, int]
 """Smallest, usual and largest."""
@@ -56,8 +56,8 @@ class BuildPlan:
         except (OSError, yaml.YAMLError, KeyError, TypeError) as error:
             raise PlanError(f"{path} is no plan ({error}); see engines/plan.yaml") from error
         if profile not in profiles:
-            known = ", ".join(profiles)
-            raise PlanError(f"profile '{profile}' is not in {path}; choose one of {known}")
+            profile_names = ", ".join(profiles)
+            raise PlanError(f"profile '{profile}' is not in {path}; choose one of {profile_names}")
         return BuildPlan.checked(profile, profiles[profile])
 
     @staticmethod
@@ -72,10 +72,10 @@ class BuildPlan:
                 f"profile {profile} has precision {values['precision']}; it must be one of "
                 + ", ".join(PRECISIONS)
             )
-        if (kind := values.get("weight_only")) is not None and kind not in OLDEST_OPSET:
+        if (kind := values.get("weight_only")) is not None and kind not in MIN_OPSETS:
             raise PlanError(
                 f"profile {profile} has weight_only {kind}; it must be one of "
-                + ", ".join(OLDEST_OPSET)
+                + ", ".join(MIN_OPSETS)
             )
         for name in RANGES:
             values[name] = _checked_range(profile, name, values[name], floor=1)

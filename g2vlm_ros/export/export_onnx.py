@@ -48,7 +48,7 @@ from g2vlm_ros.checkpoint.onnx_manifest import (
 from g2vlm_ros.export.int8 import quantise
 from g2vlm_ros.export.precision_study import near_overflow
 from g2vlm_ros.export.stage_graphs import Graph, GraphModule, Shape, stage_graphs
-from g2vlm_ros.export.weight_only import OLDEST_OPSET, quantise_weights
+from g2vlm_ros.export.weight_only import MIN_OPSETS, quantise_weights
 from g2vlm_ros.model.network import FLOAT32_PARTS, G2VLM
 from g2vlm_ros.model.weights import StoredTensor, empty_network, misfits, stored_tensors
 
@@ -110,8 +110,8 @@ def trace(
     }
     examples, free = [], []
     for element, shape in graph.inputs.values():
-        known = [sizes.get(n, n) for n in shape]
-        examples.append(torch.zeros(known, dtype=element))
+        example_shape = [sizes.get(n, n) for n in shape]
+        examples.append(torch.zeros(example_shape, dtype=element))
         free.append({axis: torch.export.Dim.DYNAMIC for axis in _free_axes(shape, fixed)})
     # What the exporter has to say is about itself: deprecations, packages that it could also use.
     logging.getLogger("torch.onnx._internal.exporter").setLevel(logging.ERROR)
@@ -238,9 +238,9 @@ def export(
         raise ManifestError(f"{folder} does not fit its configuration files: {problems[0]}")
     if global_points and not network.global_points:
         raise ManifestError(f"{folder} has no global points head; export without --global-points")
-    if weight_only is not None and (dtype == "int8" or opset < OLDEST_OPSET[weight_only]):
+    if weight_only is not None and (dtype == "int8" or opset < MIN_OPSETS[weight_only]):
         raise ManifestError(
-            f"{weight_only} weights need opset {OLDEST_OPSET[weight_only]} and arithmetic in "
+            f"{weight_only} weights need opset {MIN_OPSETS[weight_only]} and arithmetic in "
             f"floats, not opset {opset} in {dtype}; change --opset or --dtype"
         )
     manifest = _earlier(folder, digest(folder), opset, views)
@@ -348,7 +348,7 @@ def _sizes(value: ir.Value) -> list[int | str]:
 def export_all(source: Path, target: Path, dtype: str, weight_only: str | None = None) -> Path:
     """A copy of a checkpoint in `target` with every graph of a dtype, as `has_all` counts them."""
     copy_checkpoint(source, target)
-    opset = OLDEST_OPSET.get(weight_only, 20)
+    opset = MIN_OPSETS.get(weight_only, 20)
     how = {"dtype": dtype, "opset": opset, "weight_only": weight_only}
     first, *others = DINO_WINDOWS
     export(target, **how, global_points=True, dino_windows=first)
@@ -379,15 +379,15 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--dtype", default="float32", choices=DTYPES)
     parser.add_argument("--dino-windows", choices=DINO_WINDOWS, help="default: the checkpoint's")
     parser.add_argument("--global-points", action="store_true", help="the training-only head too")
-    parser.add_argument("--weight-only", choices=OLDEST_OPSET, help="of the language stage")
+    parser.add_argument("--weight-only", choices=MIN_OPSETS, help="of the language stage")
     parser.add_argument("--stages", nargs="+", default=STAGES, choices=STAGES)
-    chosen = vars(parser.parse_args(arguments))
-    folder, out = chosen.pop("checkpoint"), chosen.pop("out")
+    options = vars(parser.parse_args(arguments))
+    folder, out = options.pop("checkpoint"), options.pop("out")
     try:
         if out is not None and out.resolve() != folder.resolve():
             copy_checkpoint(folder, out)
             folder = out
-        export(folder, **chosen, progress=lambda line: print(line, flush=True))
+        export(folder, **options, progress=lambda line: print(line, flush=True))
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

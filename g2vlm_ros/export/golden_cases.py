@@ -72,8 +72,8 @@ class Oracle:
         device = next(self.network.parameters()).device
         with self._torch.inference_mode():
             tensors = [self._torch.tensor(inputs[name], device=device) for name in graph.inputs]
-            found = self._run(stage, graph, tensors)
-        outputs = (x.float().cpu().numpy() for x in found)
+            results = self._run(stage, graph, tensors)
+        outputs = (x.float().cpu().numpy() for x in results)
         return inputs, dict(zip(graph.outputs, outputs, strict=True))
 
     def _run(self, stage: str, graph: object, tensors: list) -> tuple:
@@ -110,15 +110,15 @@ class Chain:
         views = int(np.clip(VIEWS, self.plan.views[0], self.plan.views[2]))
         grid_hw = (height // PATCH_PX, width // PATCH_PX)
         self._text(min(TEXT, self.plan.text_tokens[2]))
-        found = self._case("encode_geometry", images=self._images(views, width, height))
+        results = self._case("encode_geometry", images=self._images(views, width, height))
         segment = self.walk.geometry(views, grid_hw)
-        found = self._append(
+        results = self._append(
             "geometry",
             segment,
-            features=found["features"],
+            features=results["features"],
             boundary_ids=segment.token_ids.reshape(views, 2),
         )
-        hidden = found["hidden"].reshape(views, *grid_hw, -1)
+        hidden = results["hidden"].reshape(views, *grid_hw, -1)
         self._case("heads", hidden=hidden)
         if self.oracle.network.global_points:
             self._case("heads_global", hidden=hidden)
@@ -127,12 +127,12 @@ class Chain:
         """An image for a question, then one decoding step."""
         width, height = size
         merge = PATCH_PX * self.config.vision.merge
-        found = self._case("encode_semantics", image=self._images(1, width, height)[0])
+        results = self._case("encode_semantics", image=self._images(1, width, height)[0])
         segment = self.walk.semantic((height // merge, width // merge))
         last = len(self.past["past_keys"]) + segment.length - 1
         reach = np.full(segment.length, last)
         self._append(
-            "language", segment, ids=segment.token_ids, features=found["features"], reach=reach
+            "language", segment, ids=segment.token_ids, features=results["features"], reach=reach
         )
         self._text(1)
 
@@ -169,17 +169,17 @@ class Chain:
         )
 
     def _append(self, stage: str, segment: Segment, **inputs: np.ndarray) -> Arrays:
-        found = self._case(stage, positions=segment.positions, **inputs, **self.past)
+        results = self._case(stage, positions=segment.positions, **inputs, **self.past)
         self.past = {
-            f"past_{name}": np.concatenate((self.past[f"past_{name}"], found[name]))
+            f"past_{name}": np.concatenate((self.past[f"past_{name}"], results[name]))
             for name in ("keys", "values")
         }
-        return found
+        return results
 
     def _case(self, stage: str, **inputs: np.ndarray) -> Arrays:
-        made, found = self.oracle.run(stage, **inputs)
-        self.cases.setdefault(stage, []).append((made, found))
-        return found
+        rounded, results = self.oracle.run(stage, **inputs)
+        self.cases.setdefault(stage, []).append((rounded, results))
+        return results
 
     def _images(self, views: int, width: int, height: int) -> np.ndarray:
         coarse = self.rng.integers(0, 256, (views, height // 14, width // 14, 3), dtype=np.uint8)

@@ -50,12 +50,14 @@ class LoweredOracle(Oracle):
     def run(self, stage: str, **inputs: np.ndarray) -> tuple[Arrays, Arrays]:
         if stage != self.stage:
             return super().run(stage, **inputs)
-        whole = {name: torch.tensor(array) for name, array in inputs.items()}
-        narrow = {n: x.to(self.dtype) if x.is_floating_point() else x for n, x in whole.items()}
+        exact_inputs = {name: torch.tensor(array) for name, array in inputs.items()}
+        narrow = {
+            n: x.to(self.dtype) if x.is_floating_point() else x for n, x in exact_inputs.items()
+        }
         graph = self._graphs[stage]
         with torch.inference_mode():
-            found = graph.run(self.lowered, *(narrow[name] for name in graph.inputs))
-        outputs = (x.float().numpy() for x in found)
+            results = graph.run(self.lowered, *(narrow[name] for name in graph.inputs))
+        outputs = (x.float().numpy() for x in results)
         return inputs, dict(zip(graph.outputs, outputs, strict=True))
 
 
@@ -110,7 +112,7 @@ class ActivationMaxima:
     def __init__(self, network: G2VLM):
         self.stage = ""
         """At work now; whoever runs a stage sets it."""
-        self.found: dict[str, tuple[float, str]] = {}
+        self.results: dict[str, tuple[float, str]] = {}
         """Stage -> largest value and the module that has it."""
         self._handles = [
             module.register_forward_hook(partial(self._look, name))
@@ -125,8 +127,8 @@ class ActivationMaxima:
         for x in (*inputs[:1], output):
             if isinstance(x, Tensor) and x.is_floating_point() and x.numel():
                 value = float(x.abs().max())
-                if not value <= self.found.get(self.stage, (-1.0, ""))[0]:
-                    self.found[self.stage] = (value, name)
+                if not value <= self.results.get(self.stage, (-1.0, ""))[0]:
+                    self.results[self.stage] = (value, name)
 
 
 class WatchedOracle(Oracle):
@@ -159,17 +161,17 @@ def measure(folder: Path, photos: list, size: tuple[int, int], semantic_px: int)
     for precision, dtype in LOWERED.items():
         lowered = lowered_network(network, precision)
         for stage in STAGES:
-            found = run(LoweredOracle(network, lowered, stage, dtype))
-            errors.setdefault(precision, {})[stage] = compare(found, exact)
+            results = run(LoweredOracle(network, lowered, stage, dtype))
+            errors.setdefault(precision, {})[stage] = compare(results, exact)
     for kind in MAX:
         with contextlib.suppress(UnfitError):  # sizes that int4 has no blocks for
-            found = run(Oracle(network, "float32", kind))
-            errors[f"{kind} weights"] = {"language": compare(found, exact)}
+            results = run(Oracle(network, "float32", kind))
+            errors[f"{kind} weights"] = {"language": compare(results, exact)}
     return {
         "weights": digest(folder),
         "size": size,
         "photographs": len(photos),
-        "maxima": {stage: maxima.found[stage] for stage in STAGES},
+        "maxima": {stage: maxima.results[stage] for stage in STAGES},
         "errors": errors,
     }
 

@@ -64,7 +64,7 @@ def stage_graphs(
     new = {name: ("tokens", *entry) for name in ("keys", "values")}
     features, hidden = ("views", "patches", width), ("views", "rows", "columns", width)
     maps = ("views", "height", "width")
-    found = {
+    results = {
         "local_points": (*maps, 3),
         "poses": ("views", 4, 4),
         "rotation9": ("views", 9),
@@ -86,9 +86,9 @@ def stage_graphs(
             },
             {"hidden": features, **new},
         ),
-        "heads": Graph(heads, {"hidden": (dtype, hidden)}, found),
+        "heads": Graph(heads, {"hidden": (dtype, hidden)}, results),
         "heads_global": Graph(
-            heads_global, {"hidden": (dtype, hidden)}, {**found, "global_points": (*maps, 3)}
+            heads_global, {"hidden": (dtype, hidden)}, {**results, "global_points": (*maps, 3)}
         ),
         "encode_semantics": Graph(
             encode_semantics,
@@ -212,8 +212,8 @@ def geometry(
 def heads(network: G2VLM, hidden: Tensor, global_points: bool = False) -> tuple[Tensor, ...]:
     """The grid is in the shape of hidden, (N, rows, columns, C)."""
     grid_hw = (hidden.shape[1], hidden.shape[2])
-    found = network.heads(hidden.flatten(1, 2), grid_hw, global_points)
-    return tuple(x for x in found if x is not None)
+    results = network.heads(hidden.flatten(1, 2), grid_hw, global_points)
+    return tuple(x for x in results if x is not None)
 
 
 def heads_global(network: G2VLM, hidden: Tensor) -> tuple[Tensor, ...]:

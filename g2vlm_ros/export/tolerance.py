@@ -79,7 +79,7 @@ class Tolerances:
 
 def compare(
     case: str,
-    made: dict[str, np.ndarray],
+    outputs: dict[str, np.ndarray],
     golden: dict[str, np.ndarray],
     tolerances: Tolerances,
     looks_inside: bool,
@@ -87,20 +87,20 @@ def compare(
     """One line per array of the set."""
     for name, want in golden.items():
         full_name = re.sub(r"_(strided|row\d+)$", "", name)
-        if full_name not in made:
+        if full_name not in outputs:
             if looks_inside or not ONLY_INSIDE.fullmatch(full_name):
                 yield Line(case, name, np.inf, "nothing to compare with")
             continue
-        pairs = list(_candidates(name, made[full_name], want))
+        pairs = list(_candidates(name, outputs[full_name], want))
         if not pairs:
-            shapes = f"{made[full_name].shape} does not give {want.shape}"
+            shapes = f"{outputs[full_name].shape} does not give {want.shape}"
             yield Line(case, name, np.inf, shapes)
             continue
         yield Line(case, name, min(tolerances.fraction(name, *pair) for pair in pairs))
 
 
 def _candidates(
-    name: str, made: np.ndarray, want: np.ndarray
+    name: str, outputs: np.ndarray, want: np.ndarray
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Our array cut as the stored one is.
 
@@ -108,23 +108,23 @@ def _candidates(
     that give the stored shape are tried; only the right one can match.
     """
     if row := re.search(r"_row(\d+)$", name):
-        made = made[:, :, int(row[1])]
-    if made.ndim != want.ndim:
+        outputs = outputs[:, :, int(row[1])]
+    if outputs.ndim != want.ndim:
         return
-    axes = [axis for axis in range(made.ndim) if made.shape[axis] != want.shape[axis]]
-    longest = max((made.shape[axis] for axis in axes), default=1)
+    axes = [axis for axis in range(outputs.ndim) if outputs.shape[axis] != want.shape[axis]]
+    longest = max((outputs.shape[axis] for axis in axes), default=1)
     for stride in range(1, longest + 1):
-        if all(-(-made.shape[axis] // stride) == want.shape[axis] for axis in axes):
-            steps = (stride if axis in axes else 1 for axis in range(made.ndim))
-            cut = made[tuple(slice(None, None, step) for step in steps)]
+        if all(-(-outputs.shape[axis] // stride) == want.shape[axis] for axis in axes):
+            steps = (stride if axis in axes else 1 for axis in range(outputs.ndim))
+            cut = outputs[tuple(slice(None, None, step) for step in steps)]
             seen = _seen_rows(name, cut)
             yield cut[seen], want[seen]
         if not axes:
             return
 
 
-def _seen_rows(name: str, made: np.ndarray) -> np.ndarray | slice:
+def _seen_rows(name: str, outputs: np.ndarray) -> np.ndarray | slice:
     """Rows that a backend gave: without a look inside, the boundary tokens of geometry are NaN."""
     if not name.endswith("_geo.hidden"):
         return slice(None)
-    return ~np.isnan(made).all(axis=-1)
+    return ~np.isnan(outputs).all(axis=-1)

@@ -67,10 +67,10 @@ def arranged(model: ModelProto, way: str, precision: str) -> bytes:
 def forbid_fusion(network: Any, softmax: Any) -> int:
     """Marks the scores of every attention for debugging; returns how many there are."""
     layers = [network.get_layer(i) for i in range(network.num_layers)]
-    found = [layer for layer in layers if layer.type == softmax]
-    for layer in found:
+    softmaxes = [layer for layer in layers if layer.type == softmax]
+    for layer in softmaxes:
         network.mark_debug(layer.get_output(0))
-    return len(found)
+    return len(softmaxes)
 
 
 def _in_float32(graph: GraphProto, half: int) -> None:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 MAX = {"int8": 127, "int4": 7}
 BLOCK = 64
 """Inputs that share a scale in int4; TensorRT's kernels know 64 and 128."""
-OLDEST_OPSET = {"int8": 20, "int4": 24}
+MIN_OPSETS = {"int8": 20, "int4": 24}
 """Of the two that we export; ONNX itself has int4 and blocks from opset 21 on."""
 
 
@@ -63,15 +63,15 @@ def dequantised_weights(network: Any, kind: str, element: str) -> dict[str, Any]
     """What the language stage computes with: parameter name -> torch (out, in)."""
     import torch
 
-    found = {}
+    weights = {}
     for module_name, module in network.language_model.named_modules():
         if not isinstance(module, torch.nn.Linear) or "_moe_geo" in module_name:
             continue
         name, weight = f"language_model.{module_name}.weight", module.weight.detach()
         matrix = weight.float().cpu().numpy().T
         real = dequantised(*rounded(name, matrix, kind_of(name, kind), element))
-        found[name] = torch.tensor(real.T.copy()).to(weight)
-    return found
+        weights[name] = torch.tensor(real.T.copy()).to(weight)
+    return weights
 
 
 def quantise_weights(model: ir.Model, kind: str, arithmetic: ir.DataType, path: Path) -> None:
@@ -89,10 +89,10 @@ def quantise_weights(model: ir.Model, kind: str, arithmetic: ir.DataType, path: 
             weight = weight_of(node)
             if weight is None:
                 continue
-            name, own = weight.name, kind_of(weight.name, kind)
+            name, stored_as = weight.name, kind_of(weight.name, kind)
             matrix = weight.const_value.numpy().astype(np.float32).T
-            integers, scales = rounded(name, matrix, own, arithmetic.name)
-            if own == "int4":
+            integers, scales = rounded(name, matrix, stored_as, arithmetic.name)
+            if stored_as == "int4":
                 data, element = _packed(integers), ir.DataType.INT4
                 how = {"axis": 0, "block_size": BLOCK}
             else:
@@ -100,7 +100,9 @@ def quantise_weights(model: ir.Model, kind: str, arithmetic: ir.DataType, path: 
                 how, scales = {"axis": 1}, scales[0]
             bits = to_element(scales, arithmetic.name)
             operands = [
-                written(model.graph, file, path, f"{name}:{own}", data, element, integers.shape),
+                written(
+                    model.graph, file, path, f"{name}:{stored_as}", data, element, integers.shape
+                ),
                 written(model.graph, file, path, f"{name}:scale", bits, arithmetic, bits.shape),
             ]
             real = ir.node("DequantizeLinear", operands, how)

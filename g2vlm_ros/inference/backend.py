@@ -95,8 +95,8 @@ def open_backend(
     """
     if backend != "auto":
         if backend not in BACKENDS:
-            known = ", ".join(["auto", *BACKENDS])
-            raise ValueError(f"backend '{backend}' is not there; choose one of {known}")
+            names = ", ".join(["auto", *BACKENDS])
+            raise ValueError(f"backend '{backend}' is not there; choose one of {names}")
         return _open(backend, folder, "asked for", engines, options)
     passed_over = []
     for name in _by_preference(options.get("device", "auto")):

@@ -91,13 +91,13 @@ class OnnxBackend:
             raise ManifestError(
                 "device 'cuda' needs the package onnxruntime-gpu; install it or use device cpu"
             )
-        made = [dtype for dtype in DTYPES if manifest.of(dtype=dtype)]
+        available = [dtype for dtype in DTYPES if manifest.of(dtype=dtype)]
         if dtype == "auto":
             preferred = "float16" if device == "cuda" else "float32"
-            dtype = preferred if preferred in made else next(iter(made), preferred)
-        if dtype not in made:
+            dtype = preferred if preferred in available else next(iter(available), preferred)
+        if dtype not in available:
             raise ManifestError(
-                f"{folder} has ONNX files of dtype {', '.join(made) or 'none'}, not {dtype}; "
+                f"{folder} has ONNX files of dtype {', '.join(available) or 'none'}, not {dtype}; "
                 f"run `{command(folder, '--dtype', dtype)}`"
             )
         config = ModelConfig.read(folder)

@@ -113,7 +113,7 @@ class LayerScale(nn.Module):
 
 
 class Layer(nn.Module):
-    """One layer of both experts. LayerScale applies to geometric tokens only (quirk Q2)."""
+    """One layer of both experts. LayerScale applies to geometric tokens only."""
 
     def __init__(self, config: TextConfig):
         super().__init__()

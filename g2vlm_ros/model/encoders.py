@@ -53,7 +53,7 @@ class PatchProjection(nn.Module):
 class DinoAttention(nn.Module):
     """Self-attention within windows of the flattened tokens of all views.
 
-    Quirk Q1 of the original: it cuts its windows at multiples of the number of PATCHES P, although
+    The original cuts its windows at multiples of the number of PATCHES P, although
     a view has P + 1 + registers tokens. Window i so covers flattened tokens [i*P, (i+1)*P): it
     mixes neighbouring views, a view's result depends on its place among the others, and the last
     rows belong to no window. The original leaves those rows uninitialised, which may be what turns

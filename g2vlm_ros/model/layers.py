@@ -2,7 +2,7 @@
 """The parts that encoders, trunk and decoders share.
 
 Precision, everywhere in `model`: matrices run in the dtype of their weights; norms, rotations and
-the residual stream stay in float32 (or float64), as in the released inference (quirk Q7). The sum
+the residual stream stay in float32 (or float64), as in the released inference. The sum
 of a float32 stream and a bfloat16 branch is float32 by torch's own promotion, so blocks need no
 casts.
 """

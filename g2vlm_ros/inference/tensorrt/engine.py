@@ -92,10 +92,10 @@ class Engine:
                 raise EngineError(
                     f"{self.metadata.file} cannot say the shape of {name} before it runs ({shape})"
                 )
-            given = (outputs or {}).get(name)
-            if given is not None and given.shape != shape:
-                raise EngineError(f"{self.metadata.file} gives {name} {shape}, not {given.shape}")
-            results[name] = given or self._device.empty(shape, element, self.metadata.stage)
+            target = (outputs or {}).get(name)
+            if target is not None and target.shape != shape:
+                raise EngineError(f"{self.metadata.file} gives {name} {shape}, not {target.shape}")
+            results[name] = target or self._device.empty(shape, element, self.metadata.stage)
             self._bind(name, results[name])
         # Set every time: another engine may have made the shared memory grow and move.
         self._context.set_device_memory(*self._device.scratch(self._scratch_bytes))

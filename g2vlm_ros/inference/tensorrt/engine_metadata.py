@@ -118,16 +118,17 @@ class EngineMetadata:
 
     def check_fits(self, here: Here, onnx_sha256: str, weights: str, remedy: str) -> None:
         """Refuses an engine of another GPU, TensorRT, ONNX file or checkpoint."""
-        for what, made, wanted in (
+        for what, built, wanted in (
             ("GPU", self.gpu_or(here), here.gpu),
             ("compute capability", self.capability, here.capability),
             ("TensorRT", self.tensorrt, here.tensorrt),
             ("ONNX file", self.onnx_sha256[:12], onnx_sha256[:12]),
             ("checkpoint", self.weights[:12], weights[:12]),
         ):
-            if made != wanted:
+            if built != wanted:
                 raise EngineError(
-                    f"{self.file} was built for {what} {made}, here it is {wanted}; run `{remedy}`"
+                    f"{self.file} was built for {what} {built}, here it is {wanted}; "
+                    f"run `{remedy}`"
                 )
 
     def gpu_or(self, here: Here) -> str:

@@ -47,7 +47,7 @@ class PointPacker:
         device, launch = self._device, self._device.cuda.launch
         count, height, width, _ = colours.shape
         pixels, blocks = count * height * width, -(-count * height * width // THREADS)
-        chosen = self._chosen(points, views)
+        selected = self._selected(points, views)
         maps = [
             device.upload(np.asarray(affines, np.float32), "FLOAT", "poses of the cloud"),
             device.upload(colours, "UINT8", "colours of the cloud"),
@@ -55,31 +55,35 @@ class PointPacker:
         ]
         counts = device.empty((4 * (blocks + 1),), "UINT8", "counts of points")
         packed = device.empty((pixels, POINT_BYTES), "UINT8", "a packed cloud")
-        moved, coloured, trusted, counted, written, given = (
-            np.uint64(array.address) for array in (*maps, counts, packed, chosen)
+        affines_at, colours_at, confidence_at, counts_at, packed_at, points_at = (
+            np.uint64(array.address) for array in (*maps, counts, packed, selected)
         )
         limits = (*np.int32((pixels, width, height)), *np.float32((min_confidence, edge_step)))
         with device.timed("pack_points"):
             launch(
-                self._count, blocks, THREADS, (given, trusted, *limits, counted), device.compute
+                self._count,
+                blocks,
+                THREADS,
+                (points_at, confidence_at, *limits, counts_at),
+                device.compute,
             )
-            launch(self._sum, 1, 1, (counted, np.int32(blocks)), device.compute)
+            launch(self._sum, 1, 1, (counts_at, np.int32(blocks)), device.compute)
             launch(
                 self._write,
                 blocks,
                 THREADS,
-                (given, coloured, trusted, moved, *limits, counted, written),
+                (points_at, colours_at, confidence_at, affines_at, *limits, counts_at, packed_at),
                 device.compute,
             )
         (total,) = device.download([counts.rows(4 * blocks, 4 * blocks + 4)])
         valid = int(total.view(np.uint32)[0])
         return device.download([packed.rows(0, valid)])[0].reshape(-1)
 
-    def _chosen(self, points: DeviceArray, views: Sequence[int]) -> DeviceArray:
+    def _selected(self, points: DeviceArray, views: Sequence[int]) -> DeviceArray:
         """The points of some views behind each other."""
         if list(views) == list(range(points.shape[0])):
             return points
-        chosen = self._device.empty((len(views), *points.shape[1:]), "FLOAT", "chosen views")
+        selected = self._device.empty((len(views), *points.shape[1:]), "FLOAT", "chosen views")
         for row, view in enumerate(views):
-            self._device.duplicate(chosen.rows(row, row + 1), points.rows(view, view + 1))
-        return chosen
+            self._device.duplicate(selected.rows(row, row + 1), points.rows(view, view + 1))
+        return selected
