@@ -69,7 +69,8 @@ KERNEL int64_t cells_of_views(
                     const int64_t end = std::min(t * TILE_PX + TILE_PX, width);
                     for (int64_t u = t * TILE_PX; u < end; u += stride) {
                         const int64_t at = row + u;
-                        if (!valid[at] || (min_confidence > 0 && !(confidence[at] >= min_confidence))) {
+                        const bool unsure = !(confidence[at] >= min_confidence);
+                        if (!valid[at] || (min_confidence > 0 && unsure)) {
                             continue;
                         }
                         float p[3];

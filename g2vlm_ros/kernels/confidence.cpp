@@ -7,8 +7,8 @@
 
 #include "kernel.h"
 
-// Where a view sees points (count, apart by `stride` floats): the index of the nearest pixel, or -1,
-// and the depth. Without branches, so that compilers make vector instructions of it.
+// Where a view sees points (count, apart by `stride` floats): the index of the nearest pixel, or
+// -1, and the depth. Without branches, so that compilers make vector instructions of it.
 static void see_row(
     const float* points, int64_t count, int64_t stride, const float* affine, Pinhole lens,
     int32_t height, int32_t width, int32_t* pixel, float* depth)
@@ -52,8 +52,9 @@ KERNEL void multi_view_confidence(
                 if (j == i || !lens[j].known()) {
                     continue;
                 }
-                see_row(row, columns, right, j_from_i + 12 * (j * views + i), lens[j], int32_t(height),
-                        int32_t(width), pixel.data(), depth.data());
+                const float* affine = j_from_i + 12 * (j * views + i);
+                see_row(row, columns, right, affine, lens[j], int32_t(height), int32_t(width),
+                        pixel.data(), depth.data());
                 for (int64_t c = 0; c < columns; ++c) {
                     if (pixel[c] < 0) {
                         continue;
@@ -68,7 +69,10 @@ KERNEL void multi_view_confidence(
             }
             for (int64_t c = 0; c < columns; ++c) {
                 const float* p = row + c * right;
-                float mean = seen[c] ? total[c] / float(seen[c]) : std::numeric_limits<float>::quiet_NaN();
+                float mean = std::numeric_limits<float>::quiet_NaN();
+                if (seen[c] > 0) {
+                    mean = total[c] / float(seen[c]);
+                }
                 const bool edge = (c > 0 && is_step(p[2], p[2 - right], edge_step))
                     || (c < columns - 1 && is_step(p[2], p[2 + right], edge_step))
                     || (r > 0 && is_step(p[2], p[2 - down], edge_step))

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// How far the views of one window show the same surfaces: points of each view seen from each other.
+// How far the views of one window show the same surfaces: points of each seen from each other.
 #include <algorithm>
 #include <limits>
 #include <vector>
@@ -15,7 +15,8 @@ static double brightness(const uint8_t* colour)
 }
 
 // Correlation of brightness; NaN where there are too few points or one side is flat.
-static double correlation(const std::vector<double>& a, const std::vector<double>& b, size_t min_points)
+static double correlation(
+    const std::vector<double>& a, const std::vector<double>& b, size_t min_points)
 {
     const size_t n = a.size();
     if (n < min_points) {
@@ -74,10 +75,12 @@ KERNEL void covisibility(
                     const int64_t at = (i * height + v) * width + u;
                     float p[3];
                     transform(here, points + 3 * at, p);
-                    const double d[3] = {p[0] - double(there[3]), p[1] - double(there[7]), p[2] - double(there[11])};
-                    double q[3];
-                    for (int axis = 0; axis < 3; ++axis) {
-                        q[axis] = there[axis] * d[0] + there[4 + axis] * d[1] + there[8 + axis] * d[2];
+                    double q[3] = {};  // as view j has it: the turn is transposed
+                    for (int row = 0; row < 3; ++row) {
+                        const double d = p[row] - double(there[4 * row + 3]);
+                        for (int axis = 0; axis < 3; ++axis) {
+                            q[axis] += there[4 * row + axis] * d;
+                        }
                     }
                     if (!(q[2] > 0)) {
                         continue;

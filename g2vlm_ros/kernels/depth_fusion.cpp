@@ -49,7 +49,8 @@ struct Surface {
     }
 };
 
-// Where another view sees points (count, 3), and how deep. Without branches, for vector instructions.
+// Where another view sees points (count, 3), and how deep. Without branches, so that compilers
+// make vector instructions of it.
 static void project_row(
     const float* points, int64_t count, const float* affine, Pinhole lens, float* u, float* v,
     float* z)

@@ -57,7 +57,7 @@ static bool is_trusted(float depth, float confidence, float min_confidence)
 
 // Of one view, depth (height, width) apart by `stride` floats and confidence (height, width):
 // nearest (height, width), the least depth of the 3 x 3 pixels around, times scale, 0 where one of
-// them is unknown or outside; farthest (tile_rows, tile_columns), the largest of these in the tiles
+// them is unknown or outside; farthest (tile_rows, tile_columns), the largest of these in tiles
 // of tile x tile pixels up to TILES_AROUND around. Returns the largest depth.
 KERNEL float free_depth(
     const float* depth, int64_t stride, const float* confidence, int64_t height, int64_t width,
@@ -177,7 +177,8 @@ KERNEL int64_t seen_through(
 
 // Fractions of a ray between which its height is in bottom..top; first >= last if never. start and
 // end: heights of its ends.
-static void crossing(double start, double end, double bottom, double top, double* first, double* last)
+static void crossing(
+    double start, double end, double bottom, double top, double* first, double* last)
 {
     const double rise = end - start;
     if (rise == 0) {
@@ -218,7 +219,8 @@ KERNEL int32_t ground_fan(
                 (u - pinhole[2]) / pinhole[0] * z, (v - pinhole[3]) / pinhole[1] * z, z};
             double d[3], end = start, first, last;
             for (int row = 0; row < 3; ++row) {
-                d[row] = pose[4 * row] * p[0] + pose[4 * row + 1] * p[1] + pose[4 * row + 2] * p[2];
+                const double* turn = pose + 4 * row;
+                d[row] = turn[0] * p[0] + turn[1] * p[1] + turn[2] * p[2];
                 end += d[row] * plane[row];
             }
             crossing(start, end, -low, high, &first, &last);
@@ -244,7 +246,8 @@ KERNEL int32_t ground_fan(
     const double width_rad = (most - least + 1e-9) / double(rays);
     std::vector<double> near(rays, INFINITY), far(rays, 0.0), obstacle(rays, INFINITY);
     for (const Ray& ray : crossed) {
-        const int64_t sector = std::clamp<int64_t>(int64_t((ray.turn - least) / width_rad), 0, rays - 1);
+        const int64_t place = int64_t((ray.turn - least) / width_rad);
+        const int64_t sector = std::clamp<int64_t>(place, 0, rays - 1);
         near[sector] = std::min(near[sector], ray.first);
         far[sector] = std::max(far[sector], ray.last);
         if (low < ray.height && ray.height < high) {

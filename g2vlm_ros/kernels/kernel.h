@@ -27,7 +27,7 @@ inline void transform(const float* affine, const float* point, float* out)
     }
 }
 
-// A pinhole camera in pixels; fx 0 stands for an unknown one. The layout of api.py's (N, 4) arrays.
+// A pinhole camera in pixels; fx 0 stands for an unknown one. The layout of (N, 4) arrays.
 struct Pinhole {
     float fx, fy, cx, cy;
     bool known() const { return fx > 0; }

@@ -152,7 +152,9 @@ struct Residuals {
     std::vector<double> moved, unit, reach, log_range, turn;
     double range_spread, turn_spread;
 
-    explicit Residuals(int64_t n) : moved(3 * n), unit(3 * n), reach(n), log_range(n), turn(n), sorted(n) {}
+    explicit Residuals(int64_t n)
+        : moved(3 * n), unit(3 * n), reach(n), log_range(n), turn(n), sorted(n)
+    {}
 
     void update(const Sim3& fit, const Pairs& pairs)
     {
@@ -181,7 +183,8 @@ private:
 };
 
 // Weight of the reweighted step, and mean second derivative, of the Cauchy loss.
-static void cauchy(double error, double spread, double degrees, double weight, double* first, double* second)
+static void cauchy(
+    double error, double spread, double degrees, double weight, double* first, double* second)
 {
     const double squared = (error / spread) * (error / spread), robust = 1 / (1 + squared);
     *first = weight * robust / (spread * spread);
@@ -197,7 +200,8 @@ static void row_of(const double* p, const double* functional, double* row)
 }
 
 // Adds across times J'J, with J (3, 7) the motion of p, and along times row row'; upper half only.
-static void add_normal(double across, double along, const double* p, const double* row, double* sum)
+static void add_normal(
+    double across, double along, const double* p, const double* row, double* sum)
 {
     const double x = p[0], y = p[1], z = p[2], square = dot(p, p);
     const double motion[28] = {
@@ -229,10 +233,10 @@ static void unpack(const double* half, double (&full)[7][7])
 // Fits target_from_source over the n points of one view: closed form with Cauchy weights, then
 // Gauss-Newton on the direction and the logarithm of the range from the camera, each with the
 // spread that it shows. Depth errs along the ray, and squared distances would shrink the scale.
-// fit (13): scale, rotation, translation. hessian (7, 7): of the reweighted step. curvature (7, 7):
-// with the second derivative of the loss. pulls (blocks, 7): the gradient, summed up by the block
-// (n) that a point is of; all are blocks of patches < `patches`. Returns 0 when the points cannot
-// fix a similarity, else 1.
+// fit (13): scale, rotation, translation. hessian (7, 7): of the reweighted step. curvature
+// (7, 7): with the second derivative of the loss. pulls (patches, 7): the gradient, summed up by
+// the patch that a point is of; block_of (n) < patches. Returns 0 when the points cannot fix a
+// similarity, else 1.
 KERNEL int32_t fit_view(
     const double* source, const double* target, const double* weights, const double* range,
     const double* direction, const int64_t* block_of, int64_t n, const double* centre,
@@ -255,8 +259,10 @@ KERNEL int32_t fit_view(
             const double *p = &residuals.moved[3 * k], *u = &residuals.unit[3 * k];
             const double reach = residuals.reach[k], square = reach * reach;
             double by_range, by_turn, range_bend, turn_bend;
-            cauchy(residuals.log_range[k], residuals.range_spread, 1, weights[k], &by_range, &range_bend);
-            cauchy(residuals.turn[k], residuals.turn_spread, 2, weights[k], &by_turn, &turn_bend);
+            cauchy(residuals.log_range[k], residuals.range_spread, 1, weights[k],
+                   &by_range, &range_bend);
+            cauchy(residuals.turn[k], residuals.turn_spread, 2, weights[k],
+                   &by_turn, &turn_bend);
             double along[7], pull[3], row[7];
             row_of(p, u, along);
             // Across the ray is everything less what is along it.

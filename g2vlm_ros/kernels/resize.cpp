@@ -46,7 +46,10 @@ struct Weights {
     }
 
     static double sinc(double x) { return x == 0 ? 1.0 : std::sin(M_PI * x) / (M_PI * x); }
-    static double lanczos(double x) { return -LOBES <= x && x < LOBES ? sinc(x) * sinc(x / LOBES) : 0.0; }
+    static double lanczos(double x)
+    {
+        return -LOBES <= x && x < LOBES ? sinc(x) * sinc(x / LOBES) : 0.0;
+    }
 };
 
 static uint8_t clipped(int32_t value)
@@ -55,7 +58,8 @@ static uint8_t clipped(int32_t value)
 }
 
 // Resamples the height. in (height, bytes) -> out (new_height, bytes), bytes = 3 * width.
-static void resize_rows(const uint8_t* in, int64_t bytes, const Weights& weights, int64_t new_height, uint8_t* out)
+static void resize_rows(
+    const uint8_t* in, int64_t bytes, const Weights& weights, int64_t new_height, uint8_t* out)
 {
     constexpr int64_t STRIP = 64;
     for (int64_t y = 0; y < new_height; ++y) {
@@ -100,8 +104,8 @@ static void resize_columns(
     uint8_t* out)
 {
     std::vector<int32_t> memory(8 * width + 8);
-    int32_t* aligned = reinterpret_cast<int32_t*>((reinterpret_cast<uintptr_t>(memory.data()) + 31) & ~uintptr_t(31));
-    Eight* pair = reinterpret_cast<Eight*>(aligned);
+    const uintptr_t start = reinterpret_cast<uintptr_t>(memory.data());
+    Eight* pair = reinterpret_cast<Eight*>((start + 31) / 32 * 32);  // at a multiple of 32
     for (int64_t y = 0; y < height; y += 2) {
         const uint8_t* upper = in + 3 * y * width;
         const uint8_t* lower = y + 1 < height ? upper + 3 * width : upper;

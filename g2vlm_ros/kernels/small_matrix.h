@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Eigenvalues and singular values of matrices of a few rows, by Jacobi rotations (Golub & Van Loan,
-// Matrix Computations, 8.5 and 8.6). Matrices are row-major.
+// Eigenvalues and singular values of matrices of a few rows, by Jacobi rotations (Golub & Van
+// Loan, Matrix Computations, 8.5 and 8.6). Matrices are row-major.
 #pragma once
 
 #include <algorithm>
@@ -8,6 +8,12 @@
 #include <vector>
 
 constexpr int MAX_SWEEPS = 30;  // far more than the 5 to 8 that are needed
+
+// The tangent of the smaller angle of a Jacobi rotation; theta: cotangent of twice the angle.
+inline double tangent_of(double theta)
+{
+    return std::copysign(1.0, theta) / (std::fabs(theta) + std::hypot(theta, 1.0));
+}
 
 // Eigenvalues (unsorted) of a symmetric N x N matrix, which is destroyed; eigenvectors are the
 // columns of `vectors`.
@@ -36,7 +42,7 @@ void symmetric_eigen(double (&a)[N][N], double (&values)[N], double (&vectors)[N
                     continue;
                 }
                 const double theta = (a[q][q] - a[p][p]) / (2 * a[p][q]);
-                const double t = std::copysign(1.0, theta) / (std::fabs(theta) + std::hypot(theta, 1.0));
+                const double t = tangent_of(theta);
                 const double c = 1 / std::hypot(t, 1.0), s = t * c;
                 for (int k = 0; k < N; ++k) {
                     const double x = a[k][p], y = a[k][q];
@@ -64,7 +70,8 @@ void symmetric_eigen(double (&a)[N][N], double (&values)[N], double (&vectors)[N
 // Least-squares solution of a symmetric system; zero along eigenvectors whose eigenvalue is less
 // than `tolerance` of the largest one, of which the system says nothing.
 template <int N>
-void solve_symmetric(const double (&matrix)[N][N], const double (&right)[N], double tolerance, double (&x)[N])
+void solve_symmetric(
+    const double (&matrix)[N][N], const double (&right)[N], double tolerance, double (&x)[N])
 {
     double a[N][N], values[N], vectors[N][N], largest = 0;
     std::copy(&matrix[0][0], &matrix[0][0] + N * N, &a[0][0]);
@@ -122,7 +129,7 @@ inline bool nearest_rotation(const double* m, double* rotation, double* singular
                 }
                 turned = true;
                 const double theta = (qq - pp) / (2 * pq);
-                const double t = std::copysign(1.0, theta) / (std::fabs(theta) + std::hypot(theta, 1.0));
+                const double t = tangent_of(theta);
                 const double c = 1 / std::hypot(t, 1.0), s = t * c;
                 for (int i = 0; i < 3; ++i) {
                     const double x = left[p][i], y = left[q][i], u = right[p][i], v = right[q][i];

@@ -8,7 +8,7 @@
 
 // points (views, height, width, 3), poses (views, 4, 4) window_from_camera. A normal spans `reach`
 // pixels to either side of every step-th pixel, where depth bends by less than max_bend of itself.
-// Out, in the frame of the window, at most `capacity` each: places (n, 3), unit normals (n, 3), and
+// Out, in the frame of the window, at most `capacity` each: places (n, 3), unit normals (n, 3) and
 // blocks (n), which of side x side patches of which view they are of. Returns n.
 KERNEL int64_t surfaces(
     const float* points, const float* poses, int64_t views, int64_t height, int64_t width,
@@ -55,9 +55,9 @@ KERNEL int64_t surfaces(
 
 // Turns `up` (3, unit) towards the direction to which most normals (n, 3) are parallel or
 // perpendicular, in steps with ever narrower gates (rad). Normals count less the farther off they
-// are, by half at soft_rad; open: weight of where the search stands. Of the last gate: off_rad (n),
-// how far each normal is off level or upright; walls (3, 3), second moment of the upright surfaces'
-// normals; level_weight, sum of the weights of level surfaces.
+// are, by half at soft_rad; open: weight of where the search stands. Of the last gate: off_rad
+// (n), how far each normal is off level or upright; walls (3, 3), second moment of the upright
+// surfaces' normals; level_weight, sum of the weights of level surfaces.
 KERNEL void structure_up(
     const double* normals, int64_t n, const double* gates_rad, int64_t gates, double soft_rad,
     double open, double* up, double* off_rad, double* walls, double* level_weight)

@@ -38,9 +38,10 @@ KERNEL void valid_points(
         here[width + 1] = here[width];
         const float *a = above.data() + 1, *h = here.data() + 1, *b = below.data() + 1;
         for (int64_t u = 0; u < width; ++u) {
-            const int step = is_step(h[u], h[u - 1], edge_step) | is_step(h[u], h[u + 1], edge_step)
-                | is_step(h[u], a[u], edge_step) | is_step(h[u], b[u], edge_step);
-            out[u] &= uint8_t(!step);
+            const int beside =
+                is_step(h[u], h[u - 1], edge_step) | is_step(h[u], h[u + 1], edge_step);
+            const int across = is_step(h[u], a[u], edge_step) | is_step(h[u], b[u], edge_step);
+            out[u] &= uint8_t(!(beside | across));
         }
     }
 }

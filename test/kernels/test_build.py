@@ -113,3 +113,11 @@ def test_building_needs_no_library_of_python():
     code = "import sys; import g2vlm_ros.kernels.build; print('numpy' in sys.modules)"
     output = subprocess.check_output([sys.executable, "-c", code], text=True, cwd=ROOT)
     assert output.strip() == "False"
+
+
+def test_the_sources_are_as_narrow_as_the_python():
+    for file in [*build.SOURCES.glob("*.cpp"), *build.SOURCES.glob("*.h")]:
+        lines = file.read_text().splitlines()
+        assert lines[0] == "// SPDX-License-Identifier: Apache-2.0"
+        wide = [number for number, line in enumerate(lines, 1) if len(line) > 99]
+        assert not wide, f"{file.name} has more than 99 columns in lines {wide}"
