@@ -256,7 +256,6 @@ def image_costs(repetitions: int = 3 * REPETITIONS) -> dict[str, object]:
     return {
         "from_px": IMAGE_PX,
         "to_px": size,
-        "decoder": conversions.decoder(),
         "ms_per_megapixel": per_megapixel,
         "ratio_to_cv2_resize": {n: _ratio(ms, base) for n, ms in per_megapixel.items()},
     }

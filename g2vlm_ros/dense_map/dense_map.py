@@ -126,6 +126,11 @@ class DenseMap:
         """Acquisition of the newest view in the map; 0 for an empty map."""
         return self._stamp_ns
 
+    @property
+    def metric(self) -> bool:
+        """Whether there is a map, and its lengths are metres."""
+        return self._voxels is not None and self._scale is ScaleState.METRIC
+
     def occupancy(self) -> Occupancy | None:
         """The grid around the camera, or None for an empty map."""
         with self._lock:

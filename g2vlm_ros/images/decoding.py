@@ -139,8 +139,8 @@ def decode(
     return cv2.cvtColor(rows, layout.to_rgb)
 
 
-def check_compressed(data: bytes, format: str, max_px: int | None = None) -> None:
-    """Whether `data` looks like a whole JPEG or PNG file of a usable size; ImageError if not.
+def check_compressed(data: bytes, format: str, max_px: int | None = None) -> tuple[int, int]:
+    """(width, height) of a JPEG or PNG file that looks whole and usable; ImageError if not.
 
     `format` is the text of CompressedImage.format ("jpeg", "png", "bgr8; png compressed bgr8",
     empty). The bytes decide between JPEG and PNG; the text only serves to refuse other codecs
@@ -166,6 +166,7 @@ def check_compressed(data: bytes, format: str, max_px: int | None = None) -> Non
     if size is None or not whole:
         raise ImageError("truncated", f"'{format}' image of {len(data)} bytes has no end")
     _check_size(*size, max_px)
+    return size
 
 
 def decode_compressed(data: object, format: str, max_px: int | None = None) -> np.ndarray:

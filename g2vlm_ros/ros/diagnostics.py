@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+import math
+from collections import deque
+
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 from std_msgs.msg import Header
 
@@ -14,8 +17,18 @@ from g2vlm_ros.settings import Settings
 
 EXPECTED_DROPS = ("too_close", "superseded", "reset")
 """Reasons that belong to normal work: more frames came than windows need."""
+MAX_CLOCK_LEAD_S = 0.5
+"""A stamp further ahead of the node's clock than this is an error of clocks."""
+CLOCK_AGE_S = 86_400.0
+"""An image older than a day is one of another clock, not a slow one."""
+MAX_JOB_S = 10.0
+"""A job of the device that has not come to a pause for so long hangs, by all measurements."""
 FOCAL_CLASH = 0.1
 """Relative difference of focal lengths, told and recovered, from which it is reported."""
+MISSED_FRAMES = 3.0
+"""Periods of a slow camera without a frame before it counts as silent."""
+REMEMBERED_S = 30.0
+"""Span over which the rate of frames is measured."""
 STARTS = {
     "no_shared_view": "no view is shared with the windows before",
     "no_overlap": "the newest view shows nothing that the shared ones do",
@@ -33,8 +46,12 @@ def status_message(
     model_version: str,
     backend: str,
     message: str,
+    job_s: float = 0.0,
 ) -> ReconstructionStatus:
-    """The state after `update`, or before the first window when it is None."""
+    """The state after `update`, or before the first window when it is None.
+
+    message: what is wrong, which comes before the remarks. job_s: how long the device's job runs.
+    """
     status = ReconstructionStatus(
         header=header,
         metres_per_unit=float("nan"),
@@ -50,6 +67,7 @@ def status_message(
         model_version=model_version,
         backend=backend,
         message=message,
+        job_s=job_s,
     )
     if update is None:
         return status
@@ -84,6 +102,31 @@ def remarks(update: MappedWindow) -> list[str]:
     return told + scale_remarks(update) + camera_remarks(update)
 
 
+def clock_remark(age_s: float) -> str:
+    """What is wrong with the clocks where an age cannot be one; empty where it can."""
+    if age_s < -MAX_CLOCK_LEAD_S:
+        return (
+            f"stamps are {-age_s:.1f} s ahead of this node's clock; synchronise the clock of the "
+            "camera's host, or check use_sim_time"
+        )
+    if age_s > CLOCK_AGE_S:
+        return (
+            f"stamps are {age_s:.0f} s behind this node's clock: another clock (use_sim_time? "
+            "time since boot? clock of the camera's host?)"
+        )
+    return ""
+
+
+def hang_remark(job_s: float) -> str:
+    """What is wrong where the device does not come back; empty where it does."""
+    if job_s <= MAX_JOB_S:
+        return ""
+    return (
+        f"the device has been busy with one job for {job_s:.0f} s; if it does not end, restart "
+        "the node"
+    )
+
+
 def silence_remarks(counts: Counts) -> list[str]:
     """Which cameras windows do without."""
     names = ", ".join(counts.silent)
@@ -105,17 +148,64 @@ def scale_remarks(update: MappedWindow) -> list[str]:
 
 def camera_remarks(update: MappedWindow) -> list[str]:
     """Where camera_info and the focal length recovered from the points differ."""
-    told = {}
+    clashes = {}
     for frame, recovered in zip(update.window.frames, update.result.intrinsics, strict=True):
         if frame.intrinsics is None or recovered is None:
             continue
-        known = frame.intrinsics.resized(recovered.width_px, recovered.height_px)
-        if abs(known.fx_px / recovered.fx_px - 1) > FOCAL_CLASH:
-            told[frame.camera] = (
-                f"camera_info of {frame.camera} says focal length {known.fx_px:.0f} px, the "
-                f"points say {recovered.fx_px:.0f} px (at {recovered.width_px} px width)"
-            )
-    return list(told.values())
+        calibrated = frame.intrinsics.resized(recovered.width_px, recovered.height_px)
+        for axis, says, points in (
+            ("x", calibrated.fx_px, recovered.fx_px),
+            ("y", calibrated.fy_px, recovered.fy_px),
+        ):
+            if abs(says / points - 1) > FOCAL_CLASH:
+                clashes[frame.camera] = (
+                    f"camera_info of {frame.camera} says focal length {says:.0f} px, the points "
+                    f"say {points:.0f} px (in {axis}, at {recovered.width_px} px width)"
+                )
+    return list(clashes.values())
+
+
+class FrameRate:
+    """How often frames come, from the counts of several reports; for cameras slower than them."""
+
+    def __init__(self, settings: Settings):
+        self._window, self._cameras = settings.window, len(settings.cameras)
+        self._frames: deque[tuple[float, int]] = deque()
+
+    def update(self, now_s: float, received: int) -> None:
+        """One report: frames received so far."""
+        if self._frames and now_s < self._frames[-1][0]:
+            self._frames.clear()
+        self._frames.append((now_s, received))
+        while now_s - self._frames[0][0] > REMEMBERED_S:
+            self._frames.popleft()
+
+    @property
+    def period_s(self) -> float:
+        """Mean seconds between two frames of a camera; infinite where none came."""
+        if not self._frames:
+            return math.inf
+        (first_s, before), (last_s, now) = self._frames[0], self._frames[-1]
+        frames = (now - before) / self._cameras
+        return (last_s - first_s) / frames if frames > 0 else math.inf
+
+    @property
+    def remembered_s(self) -> float:
+        """Seconds that the reports span."""
+        return self._frames[-1][0] - self._frames[0][0] if self._frames else 0.0
+
+    def remark(self) -> str:
+        """Why windows cannot fill at this rate; empty where they can."""
+        instants = self._window.views // self._cameras
+        needed_s = (instants - 1) * self.period_s
+        if not math.isfinite(needed_s) or needed_s <= self._window.max_age_s:
+            return ""
+        if self.remembered_s < 2 * self.period_s:
+            return ""
+        return (
+            f"frames come every {self.period_s:.1f} s: {instants} views need window.max_age_s "
+            f"above {needed_s:.0f} (it is {self._window.max_age_s:g}), or fewer views"
+        )
 
 
 class Diagnostics:
@@ -125,6 +215,7 @@ class Diagnostics:
         self._name = name
         self._hardware_id = hardware_id
         self._cameras = settings.cameras
+        self.frame_rate = FrameRate(settings)
         self._last = Counts(0, 0, {}, 0)
         self._last_s: float | None = None
 
@@ -137,8 +228,14 @@ class Diagnostics:
         latency_s: float,
         problem: str,
         listened: bool,
+        job_s: float = 0.0,
+        failures: int = 0,
     ) -> DiagnosticArray:
-        """What happened since the last report, `now_s` by the node's clock."""
+        """What happened since the last report, `now_s` by the node's clock.
+
+        job_s: how long the device's job runs. failures: callbacks that raised, since the start.
+        """
+        self.frame_rate.update(now_s, counts.received)
         span_s = now_s - self._last_s if self._last_s is not None else 0.0
         frames = counts.received - self._last.received
         windows = counts.windows - self._last.windows
@@ -156,7 +253,8 @@ class Diagnostics:
                 self._scale(update),
                 self._loops(counts),
                 self._calibration(update),
-                self._engine(problem),
+                self._engine(problem, job_s),
+                self._callbacks(failures),
             ],
         )
 
@@ -172,7 +270,11 @@ class Diagnostics:
 
     def _input(self, frames: int, span_s: float, told: list[str]) -> DiagnosticStatus:
         rate_hz = frames / span_s if span_s > 0 else float("nan")
-        if frames or span_s == 0:
+        slow = self.frame_rate.remark()
+        if slow:
+            return self._task("input", WARN, slow, rate_hz=f"{1 / self.frame_rate.period_s:.2f}")
+        regular = span_s < MISSED_FRAMES * self.frame_rate.period_s < math.inf
+        if frames or span_s == 0 or regular:
             message, level = "; ".join(told) or "frames arrive", WARN if told else OK
             return self._task("input", level, message, rate_hz=f"{rate_hz:.2f}")
         hint = "no frames; compare topic names and QoS (ros2 topic info -v), and use_sim_time"
@@ -198,6 +300,9 @@ class Diagnostics:
         if update is None:
             return self._task("latency", OK, "no window yet")
         times = {f"{stage}_s": f"{t:.4f}" for stage, t in update.stage_times_s.items()}
+        remark = clock_remark(latency_s)
+        if remark:
+            return self._task("latency", WARN, remark, **times)
         return self._task("latency", OK, f"{latency_s:.3f} s from stamp to publishing", **times)
 
     def _scale(self, update: MappedWindow | None) -> DiagnosticStatus:
@@ -224,6 +329,20 @@ class Diagnostics:
         message = "; ".join(told) or "camera_info and geometry do not contradict each other"
         return self._task("calibration", WARN if told else OK, message)
 
-    def _engine(self, problem: str) -> DiagnosticStatus:
+    def _engine(self, problem: str, job_s: float) -> DiagnosticStatus:
+        if job_s > MAX_JOB_S:
+            problem = hang_remark(job_s)
         level = ERROR if problem else OK
-        return self._task("engine", level, problem or "running", backend=self._hardware_id)
+        return self._task(
+            "engine",
+            level,
+            problem or "running",
+            backend=self._hardware_id,
+            job_s=f"{job_s:.1f}",
+        )
+
+    def _callbacks(self, failures: int) -> DiagnosticStatus:
+        if not failures:
+            return self._task("callbacks", OK, "none failed")
+        sentence = f"{failures} failed since the start; the log has their tracebacks"
+        return self._task("callbacks", WARN, sentence, failures=failures)

@@ -32,7 +32,7 @@ from g2vlm_ros.query.object_memory import ObjectMemory
 from g2vlm_ros.records import BackendGoneError, Frame
 from g2vlm_ros.ros import parameters
 from g2vlm_ros.ros.conversions import messages
-from g2vlm_ros.ros.diagnostics import Diagnostics, status_message
+from g2vlm_ros.ros.diagnostics import Diagnostics, clock_remark, hang_remark, status_message
 from g2vlm_ros.ros.inference_scheduler import InferenceScheduler
 from g2vlm_ros.ros.inputs.cameras import Cameras
 from g2vlm_ros.ros.lifecycle import FAILURE, SafeLifecycleNode, all_or_nothing
@@ -51,6 +51,8 @@ DEVICE_WAIT_S = 2.0
 """How long deactivating waits for the running job; what it brings later is thrown away."""
 DEVICE_GONE_EXIT_CODE = 75
 """Of the process when its CUDA context is lost: a new process may have one (EX_TEMPFAIL)."""
+CLOCK_WAIT_S = 5.0
+"""How long /clock may be silent in sim time before it is said, in real time."""
 THREADS = 16
 """Of the executor: besides sensors and reports, each waiting question holds a thread."""
 
@@ -83,6 +85,7 @@ class PerceptionNode(SafeLifecycleNode):
         self._report_publishers: list = []
         self._map_and_point_services: list = []
         self._report_timers: list = []
+        self._clock_watch: threading.Timer | None = None
         try:
             parameters.declare(self, Settings)
         except BaseException:
@@ -105,6 +108,7 @@ class PerceptionNode(SafeLifecycleNode):
         self._live, self._map = MappingPipeline(self._perception, settings), DenseMap(settings)
         self._objects = ObjectMemory(settings.query.objects)
         self._newest = None
+        self._session = 0
         self._latency_s = math.nan
         self._problem = ""
         self._device_gone = False
@@ -133,6 +137,9 @@ class PerceptionNode(SafeLifecycleNode):
                 callback_group=MutuallyExclusiveCallbackGroup(),
             ),
         ]
+        self._clock_watch = threading.Timer(CLOCK_WAIT_S, self._check_clock)
+        self._clock_watch.daemon = True
+        self._clock_watch.start()
         self._active = True
         return result
 
@@ -161,6 +168,8 @@ class PerceptionNode(SafeLifecycleNode):
     def _stop(self) -> None:
         """Undo on_activate, whatever of it was done."""
         self._active = False
+        if self._clock_watch is not None:
+            self._clock_watch.cancel()
         cameras, self._cameras = self._cameras, None
         if cameras is not None:
             self.attempt("unsubscribing", cameras.close)
@@ -206,6 +215,14 @@ class PerceptionNode(SafeLifecycleNode):
             return False
         except RuntimeError:
             return True
+
+    def _check_clock(self) -> None:
+        """Say that nothing timed can happen where sim time is wanted and no clock runs."""
+        if self._active and self.get_clock().now().nanoseconds == 0:
+            self.get_logger().error(
+                "use_sim_time is true, but nothing has come on /clock: ~/map, ~/status and "
+                "/diagnostics wait for it; start the simulator's clock or set use_sim_time false"
+            )
 
     def count_failure(self, _error: Exception) -> None:
         """A callback raised: seen by the executor, shown in /diagnostics."""
@@ -299,6 +316,8 @@ class PerceptionNode(SafeLifecycleNode):
         self._map.add(update)
         self._outputs.publish(update)
         self._queries.remember(update)
+        if update.session < self._session:
+            return True  # forgotten while it was published
         self._newest, self._problem = update, ""
         self._latency_s = self._age_s(update)
         self._publish_status()
@@ -325,7 +344,9 @@ class PerceptionNode(SafeLifecycleNode):
         if device is None or live is None:
             response.success, response.message = False, "the node is not configured"
             return response
-        self._map.reset(live.reset())
+        self._session = session = live.reset()
+        self._map.reset(session)
+        self._outputs.retract(session, self.get_clock().now().nanoseconds)
         self._newest = None
         device.submit(self._queries.forget)
         response.success, response.message = True, "frames and map are forgotten"
@@ -368,7 +389,7 @@ class PerceptionNode(SafeLifecycleNode):
         return Header(stamp=stamp, frame_id=self._settings.map.frame)
 
     def _publish_status(self) -> None:
-        update = self._newest
+        update, job_s = self._newest, self._device.running_for_s()
         stamp = messages.stamp(update.window.stamp_ns) if update else self._now()
         self._status.publish(
             status_message(
@@ -378,14 +399,26 @@ class PerceptionNode(SafeLifecycleNode):
                 self._latency_s,
                 self._version,
                 self._perception.backend,
-                self._problem,
+                self._problem or self._input_problem(),
+                job_s,
             )
         )
+
+    def _input_problem(self) -> str:
+        """Why nothing, or nothing right, comes of the frames that arrive."""
+        remarks = (
+            hang_remark(self._device.running_for_s()),
+            clock_remark(self._latency_s),
+            self._diagnostics.frame_rate.remark(),
+        )
+        return "; ".join(filter(None, remarks))
 
     def _now(self):
         return self.get_clock().now().to_msg()
 
     def _report(self) -> None:
+        now_s = self.get_clock().now().nanoseconds * 1e-9
+        self._diagnostics.frame_rate.update(now_s, self._live.counts().received)
         self._publish_status()
         if self._device_gone:
             self.get_logger().error(
@@ -395,7 +428,6 @@ class PerceptionNode(SafeLifecycleNode):
             self.trigger_deactivate()
             return
         if self._diagnostics_publisher.get_subscription_count():
-            now_s = self.get_clock().now().nanoseconds * 1e-9
             self._diagnostics_publisher.publish(
                 self._diagnostics.report(
                     Header(stamp=self._now()),
@@ -405,6 +437,8 @@ class PerceptionNode(SafeLifecycleNode):
                     self._latency_s,
                     self._problem,
                     self._outputs.wanted(),
+                    self._device.running_for_s(),
+                    self._failures,
                 )
             )
 

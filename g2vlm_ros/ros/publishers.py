@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import threading
+
 import numpy as np
-from geometry_msgs.msg import PoseArray, PoseWithCovarianceStamped
+from geometry_msgs.msg import PoseArray, PoseWithCovarianceStamped, TransformStamped
 from nav_msgs.msg import OccupancyGrid, Path
 from rclpy.lifecycle import LifecycleNode
 from rclpy.qos import DurabilityPolicy, QoSProfile
@@ -14,7 +16,7 @@ from std_msgs.msg import Header
 from tf2_msgs.msg import TFMessage
 
 from g2vlm_ros.dense_map.dense_map import DenseMap, Version
-from g2vlm_ros.dense_map.map_changes import change_rows
+from g2vlm_ros.dense_map.map_changes import CHANGED_POINT, EVERYTHING, POINT, change_rows
 from g2vlm_ros.geometry import point_cloud
 from g2vlm_ros.mapping.trajectory import Trajectory
 from g2vlm_ros.pipeline import MappedWindow
@@ -25,7 +27,11 @@ LATCHED = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
 
 
 class Publishers:
-    """Publishes what one window adds; work for a topic is done only when it has subscribers."""
+    """Publishes what one window adds; work for a topic is done only when it has subscribers.
+
+    ~/occupancy is published only while lengths are metres: nothing in its message would tell a
+    planner that they are not. `retract` takes back what latched topics say of a forgotten map.
+    """
 
     TOPICS = {
         "points": (PointCloud2, "~/points", QoSProfile(depth=2)),
@@ -46,6 +52,11 @@ class Publishers:
         self._path = Path()
         self._cloud: PointCloud2 | None = None
         self._sent: dict[str, Version] = {}
+        self._session = 0
+        self._lock = threading.RLock()
+        """Held while a message is made and sent: what is retracted does not come back."""
+        self.shared_frames: dict[str, tuple[str, ...]] = {}
+        """Cameras by a frame_id that does not name one of them alone."""
         self._followers: set[tuple[int, ...]] = set()
         self._publishers = {
             name: node.create_lifecycle_publisher(
@@ -71,20 +82,61 @@ class Publishers:
 
     def publish(self, update: MappedWindow) -> None:
         """Send everything that somebody listens to. Stamps are those of the views."""
-        self._publish_points(update)
-        self._publish_poses(update)
-        self._publish_depth(update)
-        self._publish_transforms(update)
+        with self._lock:
+            if update.session < self._session:
+                return
+            self._publish_points(update)
+            self._publish_poses(update)
+            self._publish_depth(update)
+            self._publish_transforms(update)
+
+    def retract(self, session: int, stamp_ns: int) -> None:
+        """Say on every latched topic, and to ~/map_updates, that the map is forgotten.
+
+        session: what `MappingPipeline.reset` returned; windows of earlier ones come to nothing.
+        """
+        with self._lock:
+            self._session = session
+            self._trail = Trajectory(self._settings.map.path_length)
+            self._path = Path(header=self._header(stamp_ns))
+            self._publishers["path"].publish(self._path)
+            self._retract("map", stamp_ns)
+            self._retract("occupancy", stamp_ns)
+            if self._sent.pop("map_updates", None) is not None:
+                everything = np.zeros(1, CHANGED_POINT)
+                everything["id"] = EVERYTHING
+                for axis in "xyz":
+                    everything[axis] = np.nan
+                message = messages.packed_cloud(self._header(stamp_ns), everything)
+                self._publishers["map_updates"].publish(message)
+
+    def _retract(self, name: str, stamp_ns: int) -> None:
+        """An empty message on a latched topic of the map, if it said anything before."""
+        if self._sent.pop(name, None) is None:
+            return
+        header = self._header(stamp_ns)
+        if name == "map":
+            message = messages.packed_cloud(header, np.empty(0, POINT))
+        else:
+            message = OccupancyGrid(header=header)
+            message.info.map_load_time = header.stamp
+            message.info.resolution = float(self._settings.voxel.cell_m)
+        self._publishers[name].publish(message)
 
     def publish_map(self, dense_map: DenseMap) -> None:
         """Send map, changes and occupancy where they are listened to and have changed."""
-        self._publish_changes(dense_map)
-        for name, make in (("map", self._map_message), ("occupancy", self._occupancy_message)):
-            version, stamp_ns = dense_map.version, dense_map.stamp_ns
-            if stamp_ns and version != self._sent.get(name) and self._listened(name):
-                if (message := make(dense_map, self._header(stamp_ns))) is not None:
-                    self._publishers[name].publish(message)
-                self._sent[name] = version
+        with self._lock:
+            self._publish_changes(dense_map)
+            for name, make in (("map", self._map_message), ("occupancy", self._occupancy_message)):
+                version, stamp_ns = dense_map.version, dense_map.stamp_ns
+                if not stamp_ns or (name == "occupancy" and not dense_map.metric):
+                    continue
+                if version != self._sent.get(name) and self._listened(name):
+                    if (message := make(dense_map, self._header(stamp_ns))) is not None:
+                        self._publishers[name].publish(message)
+                    self._sent[name] = version
+            if dense_map.stamp_ns and not dense_map.metric:
+                self._retract("occupancy", dense_map.stamp_ns)
 
     def _publish_changes(self, dense_map: DenseMap) -> None:
         """What changed since the last message, or everything when there is a new listener."""
@@ -218,9 +270,11 @@ class Publishers:
                 scaled = depth * np.float32(update.placement.map_from_window.scale)
                 self._publishers["depth"].publish(messages.depth_image(header, scaled))
             if info:
-                known = frames[i].intrinsics
+                calibrated = frames[i].intrinsics
                 height, width = depth.shape
-                camera = known.resized(width, height) if known else update.result.intrinsics[i]
+                camera = update.result.intrinsics[i]
+                if calibrated is not None:
+                    camera = calibrated.resized(width, height)
                 message = messages.camera_info(header, camera, width, height)
                 self._publishers["depth_info"].publish(message)
 
@@ -228,10 +282,25 @@ class Publishers:
         if not self._listened("tf"):
             return
         newest = {update.window.frames[i].camera: i for i in update.trusted_views}
-        transforms = []
+        transforms: dict[str, TransformStamped] = {}
         for i in newest.values():
             frame = update.window.frames[i]
             child = frame.frame_id + self._settings.map.tf_child_suffix
+            if child in transforms or not frame.frame_id:
+                self._warn_of_frame(frame.frame_id, update)
+                continue
             header = self._header(frame.stamp_ns)
-            transforms.append(messages.transform_message(header, child, update.map_from_camera[i]))
-        self._publishers["tf"].publish(TFMessage(transforms=transforms))
+            pose = update.map_from_camera[i]
+            transforms[child] = messages.transform_message(header, child, pose)
+        self._publishers["tf"].publish(TFMessage(transforms=list(transforms.values())))
+
+    def _warn_of_frame(self, frame_id: str, update: MappedWindow) -> None:
+        """Say once that a frame_id does not name one camera."""
+        if frame_id in self.shared_frames:
+            return
+        cameras = sorted({f.camera for f in update.window.frames if f.frame_id == frame_id})
+        self.shared_frames[frame_id] = tuple(cameras)
+        self._node.get_logger().warning(
+            f"frame_id {frame_id!r} is that of {' and '.join(cameras)}: /tf holds the first only, "
+            "and odometry, depth and imu cannot be matched; give each camera a frame_id of its own"
+        )

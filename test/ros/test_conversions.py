@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import array
+import os
 import struct
 import sys
 import types
@@ -24,7 +25,7 @@ from g2vlm_ros.geometry.sim3 import rotation_from_xyzw
 from g2vlm_ros.images import decoding
 from g2vlm_ros.images.decoding import ImageError
 from g2vlm_ros.records import Intrinsics
-from g2vlm_ros.ros.conversions import messages
+from g2vlm_ros.ros.conversions import cv_bridge_fallback, messages
 
 pytestmark = pytest.mark.ros
 
@@ -90,8 +91,7 @@ def test_a_big_endian_image_is_read_as_such():
     assert (expected != decoding.decode(msg.data, "mono16", W, H, msg.step, False)).any()
 
 
-def test_reading_an_rgb_image_copies_nothing(monkeypatch):
-    monkeypatch.setattr(messages, "_bridge", lambda: None)
+def test_reading_an_rgb_image_copies_nothing():
     msg = raw("rgb8")
     pixels = messages.frame_from_image(msg, "front").decode()
     assert np.shares_memory(pixels, np.frombuffer(msg.data, np.uint8))
@@ -141,39 +141,75 @@ def test_a_compressed_image_becomes_a_frame(extension, tolerance):
 
 
 def fake_bridge(monkeypatch, answer) -> None:
-    """A cv_bridge module whose bridge gives `answer(msg, encoding)`."""
-    module = types.ModuleType("cv_bridge")
-    module.CvBridge = type(
-        "CvBridge", (), {"imgmsg_to_cv2": lambda self, msg, wanted: answer(msg, wanted)}
-    )
-    monkeypatch.setitem(sys.modules, "cv_bridge", module)
-    messages._bridge.cache_clear()
+    """A usable cv_bridge whose bridge gives `answer(msg, encoding)`."""
+    bridge = types.SimpleNamespace(imgmsg_to_cv2=answer)
+    monkeypatch.setattr(cv_bridge_fallback, "usable_bridge", lambda: bridge)
+
+
+ONLY_OURS = {"rgb8", "uyvy", "yuyv", "nv12", "nv21"}
+"""Encodings that cv_bridge of some supported ROS distribution does not convert."""
+
+
+def write_cv_bridge(folder, monkeypatch, body) -> None:
+    """A package cv_bridge that a child process finds as well."""
+    (folder / "cv_bridge.py").write_text(body)
+    monkeypatch.setenv("PYTHONPATH", f"{folder}:{os.environ.get('PYTHONPATH', '')}")
+    cv_bridge_fallback.usable_bridge.cache_clear()
+    monkeypatch.delitem(sys.modules, "cv_bridge", raising=False)
 
 
 @pytest.fixture(autouse=True)
 def forget_the_bridge():
     yield
-    messages._bridge.cache_clear()
+    cv_bridge_fallback.usable_bridge.cache_clear()
 
 
-def test_cv_bridge_decodes_where_it_is_installed(monkeypatch):
-    mark = np.full((H, W, 3), 7, np.uint8)
-    fake_bridge(monkeypatch, lambda msg, wanted: mark if wanted == "rgb8" else None)
-    assert messages.decoder() == "cv_bridge"
-    assert messages.frame_from_image(raw("bgr8", padding=0), "front").decode() is mark
+def foreign():
+    """An image in an encoding that only cv_bridge knows."""
+    return Image(
+        header=messages.header(STAMP_NS, "optical"),
+        height=2,
+        width=2,
+        encoding="bgr16",
+        step=12,
+        data=bytes(24),
+    )
+
+
+@pytest.mark.parametrize("encoding", sorted(decoding.ENCODINGS))
+def test_encodings_that_we_know_never_touch_cv_bridge(monkeypatch, encoding):
+    monkeypatch.setattr(
+        cv_bridge_fallback, "usable_bridge", lambda: pytest.fail("cv_bridge was asked")
+    )
+    message = raw(encoding, padding=0)
+    expected = decoding.decode(message.data, encoding, W, H, message.step)
+    np.testing.assert_array_equal(messages.frame_from_image(message, "front").decode(), expected)
+
+
+def test_an_encoding_that_we_do_not_know_is_left_to_cv_bridge(monkeypatch):
+    pixels = np.full((2, 2, 3), 7, np.uint8)
+    fake_bridge(monkeypatch, lambda msg, wanted: pixels if wanted == "rgb8" else None)
+    assert messages.frame_from_image(foreign(), "front").decode() is pixels
+    short = foreign()
+    short.data = bytes(10)
+    with pytest.raises(ImageError) as caught:
+        messages.frame_from_image(short, "front")
+    assert caught.value.reason == "truncated"
 
 
 @pytest.mark.parametrize(
-    "msg",
-    [raw("bgr8", padding=4), raw("mono16", padding=0, is_bigendian=1), raw("nv12", padding=0)],
-    ids=["padded", "big endian", "nv12"],
+    "body", ["import os; os.kill(os.getpid(), 11)", "raise ImportError('undefined symbol')"]
 )
-def test_what_cv_bridge_gets_wrong_is_read_without_it(monkeypatch, msg):
-    fake_bridge(monkeypatch, lambda msg, wanted: pytest.fail("cv_bridge was asked"))
-    expected = decoding.decode(
-        msg.data, msg.encoding, W, H, msg.step, is_bigendian=bool(msg.is_bigendian)
-    )
-    np.testing.assert_array_equal(messages.frame_from_image(msg, "front").decode(), expected)
+def test_a_cv_bridge_that_crashes_is_tried_in_a_child_and_never_imported(
+    monkeypatch, tmp_path, body
+):
+    write_cv_bridge(tmp_path, monkeypatch, body)
+    assert cv_bridge_fallback.usable_bridge() is None
+    with pytest.raises(ImageError, match="'bgr16' is not one of"):
+        messages.frame_from_image(foreign(), "front")
+    assert "cv_bridge" not in sys.modules
+    bgr = raw("bgr8", padding=0)
+    assert messages.frame_from_image(bgr, "front").decode().shape == (H, W, 3)
 
 
 def test_a_failing_cv_bridge_is_an_image_error(monkeypatch):
@@ -182,17 +218,11 @@ def test_a_failing_cv_bridge_is_an_image_error(monkeypatch):
 
     fake_bridge(monkeypatch, fail)
     with pytest.raises(ImageError, match="boost says no") as caught:
-        messages.frame_from_image(raw("bgr8", padding=0), "front").decode()
+        messages.frame_from_image(foreign(), "front").decode()
     assert caught.value.reason == "undecodable"
 
 
-def test_without_cv_bridge_opencv_decodes(monkeypatch):
-    monkeypatch.setitem(sys.modules, "cv_bridge", None)
-    messages._bridge.cache_clear()
-    assert messages.decoder() == "opencv"
-
-
-@pytest.mark.parametrize("encoding", sorted(messages.CV_BRIDGE_ENCODINGS))
+@pytest.mark.parametrize("encoding", sorted(set(decoding.ENCODINGS) - ONLY_OURS))
 def test_cv_bridge_and_opencv_give_the_same_pixels(encoding):
     bridge = pytest.importorskip("cv_bridge", reason="cv_bridge is not installed").CvBridge()
     msg = raw(encoding, padding=0)
@@ -263,6 +293,7 @@ def test_region_of_interest_and_binning_keep_the_rays_of_the_pixels():
 def test_distortion_is_noticed():
     assert not messages.is_distorted(calibration(d=[0.0] * 5))
     assert messages.is_distorted(calibration(d=[0.0, -0.1, 0.0, 0.0, 0.0]))
+    assert messages.is_distorted(calibration(distortion_model="equidistant", d=[0.0] * 4))
 
 
 def test_intrinsics_of_another_size_are_refused():

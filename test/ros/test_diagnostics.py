@@ -120,6 +120,7 @@ def test_every_thing_that_can_fail_has_a_task(report):
         "loops",
         "calibration",
         "engine",
+        "callbacks",
     }
 
 

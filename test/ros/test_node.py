@@ -399,7 +399,9 @@ def test_the_map_and_its_grid_are_latched_and_saved_in_every_format(tmp_path):
 
     from g2vlm_ros.ros.publishers import LATCHED
 
-    with bench(**{"voxel.publish_period_s": 0.1, "voxel.max_edge_step": 0.0}) as made:
+    with bench(
+        **{"map.metres_per_unit": 1.0, "voxel.publish_period_s": 0.1, "voxel.max_edge_step": 0.0}
+    ) as made:
         made.listen(PointCloud2, "/perception/points")
         stream(made, 3)
         made.listen(PointCloud2, "/perception/map", LATCHED)

@@ -10,7 +10,7 @@ constructor copies it twice. Time is integer nanoseconds. Poses are (4, 4) matri
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import lru_cache, partial
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -35,12 +35,13 @@ from g2vlm_ros.geometry.sim3 import quaternion_xyzw, rotation_from_xyzw
 from g2vlm_ros.images import decoding
 from g2vlm_ros.images.decoding import ImageError
 from g2vlm_ros.records import Frame, Intrinsics
-
-CV_BRIDGE_ENCODINGS = frozenset(decoding.ENCODINGS) - {"rgb8", "uyvy", "yuyv", "nv12", "nv21"}
-"""What cv_bridge of every supported ROS distribution converts; rgb8 needs no conversion."""
+from g2vlm_ros.ros.conversions import cv_bridge_fallback
 
 DEPTH_ENCODINGS = {"32FC1": ("f4", 1.0), "16UC1": ("u2", 1e-3)}
 """Of depth images (REP-118): numpy kind of a pixel, and its unit in metres."""
+
+FISHEYE_MODELS = ("equidistant", "fisheye")
+"""Distortion models whose projection is no pinhole even where all coefficients are 0."""
 
 _SECOND_NS = 1_000_000_000
 
@@ -77,11 +78,41 @@ def frame_from_image(
     Raises ImageError as `core.images.check` does, and with reason "stamp" where the acquisition
     time is zero (a driver that never set it) or negative: windows and TF need real stamps.
     """
+    if msg.encoding not in decoding.ENCODINGS and cv_bridge_fallback.usable_bridge():
+        _check_foreign(msg, max_px)
+        return _frame(msg.header, camera, partial(cv_bridge_fallback.decode, msg), **known)
     decoding.check(
         msg.encoding, msg.width, msg.height, msg.step, memoryview(msg.data).nbytes, max_px
     )
-    decode = partial(_decode_image, msg)
+    decode = partial(
+        decoding.decode,
+        msg.data,
+        msg.encoding,
+        msg.width,
+        msg.height,
+        msg.step,
+        bool(msg.is_bigendian),
+    )
     return _frame(msg.header, camera, decode, **known)
+
+
+def _check_foreign(msg: Image, max_px: int | None) -> None:
+    """What can be told of the size of an image whose encoding only cv_bridge knows."""
+    if not msg.width or not msg.height or (max_px and msg.width * msg.height > max_px):
+        raise ImageError(
+            "size", f"size is {msg.width}x{msg.height}; it must be 1x1 to max_image_px = {max_px}"
+        )
+    if len(msg.data) < msg.step * msg.height:
+        raise ImageError(
+            "truncated", f"{len(msg.data)} bytes are there, {msg.step * msg.height} are needed"
+        )
+
+
+def image_size(msg: Image | CompressedImage) -> tuple[int, int]:
+    """(width, height) by the message's or the file's header; ImageError where it has none."""
+    if isinstance(msg, Image):
+        return msg.width, msg.height
+    return decoding.check_compressed(memoryview(msg.data).tobytes(), msg.format)
 
 
 def frame_from_compressed(
@@ -112,40 +143,6 @@ def _frame(
             "the time of acquisition",
         )
     return Frame(ns, camera, header.frame_id, decode, **known)
-
-
-def decoder() -> str:
-    """What decodes raw images here: "cv_bridge", or "opencv" where that cannot be imported."""
-    return "cv_bridge" if _bridge() else "opencv"
-
-
-@lru_cache(maxsize=1)
-def _bridge() -> Any:
-    """A CvBridge, or None: not installed, or built for another major version of numpy."""
-    try:
-        from cv_bridge import CvBridge
-
-        return CvBridge()
-    except (ImportError, AttributeError):
-        return None
-
-
-def _decode_image(msg: Image) -> np.ndarray:
-    """Pixels by cv_bridge where it can, else by core.images, which gives the same.
-
-    cv_bridge's Python side shears rows padded by other than whole pixels, and its byte swapping
-    fails with numpy 2; both are read by core.images.
-    """
-    bridge = _bridge()
-    tight = msg.step == msg.width * decoding.ENCODINGS[msg.encoding].pixel_bytes
-    if bridge and msg.encoding in CV_BRIDGE_ENCODINGS and tight and not msg.is_bigendian:
-        try:
-            return bridge.imgmsg_to_cv2(msg, "rgb8")
-        except Exception as error:  # cv_bridge lets C++ exceptions of several types through
-            raise ImageError("undecodable", f"cv_bridge cannot decode it: {error}") from error
-    return decoding.decode(
-        msg.data, msg.encoding, msg.width, msg.height, msg.step, bool(msg.is_bigendian)
-    )
 
 
 def depth_reader(msg: Image) -> Callable[[], np.ndarray]:
@@ -204,11 +201,12 @@ def intrinsics_from_info(msg: CameraInfo) -> Intrinsics | None:
 
 
 def is_distorted(msg: CameraInfo) -> bool:
-    """Whether the image bends straight lines (a D that is not all zero).
+    """Whether the image bends straight lines: a D that is not all zero, or a fisheye model.
 
-    We take K as a pinhole all the same; the node warns, and a rectified topic is the remedy.
+    An equidistant lens does so whatever D is. We take K as a pinhole all the same; the node
+    warns, and a rectified topic is the remedy.
     """
-    return bool(np.any(msg.d))
+    return bool(np.any(msg.d)) or msg.distortion_model in FISHEYE_MODELS
 
 
 def cloud_message(

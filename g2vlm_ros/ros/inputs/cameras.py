@@ -4,6 +4,9 @@
 from __future__ import annotations
 
 import functools
+import math
+import re
+import time
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -27,6 +30,19 @@ from g2vlm_ros.settings import Settings
 
 TF_STATIC = QoSProfile(depth=100, durability=DurabilityPolicy.TRANSIENT_LOCAL)
 
+REPEAT_S = 5.0
+"""A sentence that differs from an earlier one by numbers only is not said again within this."""
+MAX_KINDS = 100
+"""Kinds of sentences remembered; names in them come from outside."""
+MAX_ASPECT_DIFFERENCE = 0.01
+"""Relative difference of width to height, of image and camera_info, up to which one is the other
+scaled."""
+
+
+def printable(text: str) -> str:
+    """The text without what would forge a line of the log, or command a terminal."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
 
 class Cameras:
     """Subscribes to every camera of the settings with sensor QoS, overridable.
@@ -46,6 +62,8 @@ class Cameras:
         self._max_px = settings.max_image_px
         self._offer, self._reject = offer, reject
         self._intrinsics: dict[str, Intrinsics] = {}
+        self._warned: set[tuple[str, str]] = set()
+        self._said_s: dict[str, float] = {}
         self._group = MutuallyExclusiveCallbackGroup()
         compressed = settings.image_transport == "compressed"
         self._frame_from = (
@@ -93,7 +111,20 @@ class Cameras:
             self._node.destroy_subscription(self._subscriptions.pop())
 
     def _warn(self, sentence: str) -> None:
-        self._log.warning(sentence, throttle_duration_sec=5.0)
+        # rclpy's own throttle is per line of code: one kind of sentence would silence the others.
+        kind, now_s = re.sub(r"[-0-9.]+", "#", sentence), time.monotonic()
+        if now_s - self._said_s.get(kind, -math.inf) < REPEAT_S:
+            return
+        if len(self._said_s) >= MAX_KINDS:
+            self._said_s.clear()
+        self._said_s[kind] = now_s
+        self._log.warning(printable(sentence))
+
+    def _warn_once(self, camera: str, sentence: str) -> None:
+        """Say it for each camera: rclpy's own `once` is per line of code."""
+        if (camera, sentence) not in self._warned:
+            self._warned.add((camera, sentence))
+            self._log.warning(printable(f"{camera}: {sentence}"))
 
     def _listen(self, kind: type, topic: str, callback: Callable, qos: QoSProfile) -> None:
         def incompatible(event) -> None:
@@ -119,13 +150,31 @@ class Cameras:
                 message,
                 camera,
                 max_px=self._max_px,
-                intrinsics=self._intrinsics.get(camera),
+                intrinsics=self._fitting_intrinsics(camera, message),
             )
         except ImageError as error:
             self._reject(error.reason)
-            self._log.warning(f"{camera}: {error}", throttle_duration_sec=5.0)
+            self._warn(f"{camera}: {error}")
             return
         self._offer(self._completed(frame))
+
+    def _fitting_intrinsics(
+        self, camera: str, message: Image | CompressedImage
+    ) -> Intrinsics | None:
+        """The camera's calibration; None where it is that of an image of another shape."""
+        intrinsics = self._intrinsics.get(camera)
+        if intrinsics is None:
+            return None
+        width, height = messages.image_size(message)
+        calibrated = intrinsics.width_px, intrinsics.height_px
+        if abs(width * calibrated[1] / (height * calibrated[0]) - 1) <= MAX_ASPECT_DIFFERENCE:
+            return intrinsics
+        self._warn_once(
+            camera,
+            f"camera_info is of {calibrated[0]}x{calibrated[1]} px, the image has "
+            f"{width}x{height}: it is not used; publish the calibration of this resolution",
+        )
+        return None
 
     def _completed(self, frame: Frame) -> Frame:
         """The frame with odometry, depth image and up, where there is a topic for them."""
@@ -143,15 +192,10 @@ class Cameras:
             intrinsics = messages.intrinsics_from_info(message)
         except ValueError as error:
             intrinsics = None
-            self._log.warning(
-                f"{camera}: camera_info is not used: {error}", throttle_duration_sec=5.0
-            )
+            self._warn(f"{camera}: camera_info is not used: {error}")
         if intrinsics is None:
             self._intrinsics.pop(camera, None)
             return
         self._intrinsics[camera] = intrinsics
         if messages.is_distorted(message):
-            self._log.warning(
-                f"{camera}: camera_info has lens distortion; use a rectified image topic",
-                once=True,
-            )
+            self._warn_once(camera, "camera_info has lens distortion; use a rectified image topic")

@@ -13,6 +13,7 @@ from sensor_msgs.msg import Image
 
 from g2vlm_ros.images.decoding import ImageError
 from g2vlm_ros.ros.conversions import messages
+from g2vlm_ros.ros.inputs.unmatched import UnmatchedFrames
 
 EARLY_IMAGES = 8
 """Depth images kept that no frame has asked for yet."""
@@ -48,6 +49,9 @@ class DepthImages:
 
     def __init__(self, slop_s: float, warn: Callable[[str], None]):
         self._slop_ns, self._warn = slop_s * 1e9, warn
+        self._unmatched = UnmatchedFrames(warn)
+        self._newest: tuple[int, str] | None = None
+        self._last: _Wanted | None = None
         self._early: deque[tuple[int, str, Callable[[], np.ndarray]]] = deque(maxlen=EARLY_IMAGES)
         self._wanted: deque[weakref.ref[_Wanted]] = deque(maxlen=WAITING_FRAMES)
 
@@ -56,17 +60,39 @@ class DepthImages:
         try:
             read = messages.depth_reader(message)
         except ImageError as error:
-            self._warn(f"depth image of '{message.header.frame_id}' is not used: {error}")
+            self._warn(f"depth image of {message.header.frame_id!r} is not used: {error}")
             return
         image = (messages.stamp_ns(message.header.stamp), message.header.frame_id, read)
         self._early.append(image)
+        self._newest = image[:2]
         for wanted in filter(None, (each() for each in self._wanted)):
             wanted.take(*image)
 
     def of(self, stamp_ns: int, frame_id: str) -> Callable[[], np.ndarray | None]:
         """What `Frame.depth` of a frame is."""
+        # A depth image may come after its frame: the frame before this one is looked at.
+        before = self._last
+        if before is not None:
+            matched, frame = before.read is not None, (before.stamp_ns, before.frame_id)
+            self._unmatched.note(matched, lambda: self._why_unmatched(*frame))
         wanted = _Wanted(stamp_ns, frame_id, self._slop_ns)
         for image in self._early:
             wanted.take(*image)
         self._wanted.append(weakref.ref(wanted))
+        self._last = wanted
         return wanted.depth
+
+    def _why_unmatched(self, stamp_ns: int, frame_id: str) -> str:
+        if self._newest is None:
+            return "no depth image comes; compare depth_topic with the topics that exist, and QoS"
+        depth_ns, depth_frame = self._newest
+        if depth_frame != frame_id:
+            return (
+                f"depth images match no frame: their frame_id is {depth_frame!r}, the camera's is "
+                f"{frame_id!r}; depth must be registered to the camera and carry its frame_id"
+            )
+        return (
+            f"depth images match no frame: their newest stamp is {depth_ns * 1e-9:.3f} s, the "
+            f"frame's is {stamp_ns * 1e-9:.3f} s, and they may differ by window.sync_slop_s = "
+            f"{self._slop_ns * 1e-9:g} s"
+        )

@@ -13,6 +13,7 @@ from sensor_msgs.msg import Imu
 from g2vlm_ros.geometry.sim3 import rotation_from_xyzw
 from g2vlm_ros.ros.conversions import messages
 from g2vlm_ros.ros.inputs.static_tf import StaticTf
+from g2vlm_ros.ros.inputs.unmatched import UnmatchedFrames
 
 GRAVITY = 9.81
 MAX_OFF = 0.1
@@ -32,6 +33,7 @@ class ImuGravity:
     def __init__(self, frames: StaticTf, warn: Callable[[str], None]):
         self._frames, self._warn = frames, warn
         self._imu_frame = ""
+        self._unmatched = UnmatchedFrames(warn)
         self._samples: deque[tuple[int, np.ndarray]] = deque(maxlen=KEPT_SAMPLES)
 
     def update(self, message: Imu) -> None:
@@ -53,6 +55,7 @@ class ImuGravity:
     def up_at(self, stamp_ns: int, frame_id: str) -> np.ndarray | None:
         """Unit float64 (3,) in the axes of a frame; None where it is not known."""
         near = [up for ns, up in list(self._samples) if abs(ns - stamp_ns) <= AVERAGED_NS]
+        self._unmatched.note(bool(near), lambda: self._why_unmatched(stamp_ns))
         if not near:
             return None
         up = np.mean(near, axis=0)
@@ -66,11 +69,20 @@ class ImuGravity:
         camera_from_imu = self._frames.between(frame_id, self._imu_frame)
         if camera_from_imu is None:
             self._warn(
-                f"no fixed transform between imu frame '{self._imu_frame}' and camera frame "
-                f"'{frame_id}'; publish it on /tf_static"
+                f"no fixed transform between imu frame {self._imu_frame!r} and camera frame "
+                f"{frame_id!r}; publish it on /tf_static"
             )
             return None
         return camera_from_imu[:3, :3] @ up / strength
+
+    def _why_unmatched(self, stamp_ns: int) -> str:
+        if not self._samples:
+            return "no usable imu message comes; compare imu_topic with the topics that exist"
+        return (
+            f"imu matches no frame: its newest stamp is {self._samples[-1][0] * 1e-9:.3f} s, the "
+            f"frame's is {stamp_ns * 1e-9:.3f} s, and they may differ by "
+            f"{AVERAGED_NS * 1e-9:g} s; both clocks must be the same"
+        )
 
 
 def _rotation(turn: Quaternion) -> np.ndarray:

@@ -13,6 +13,7 @@ from nav_msgs.msg import Odometry
 from g2vlm_ros.geometry.sim3 import Sim3
 from g2vlm_ros.ros.conversions import messages
 from g2vlm_ros.ros.inputs.static_tf import StaticTf
+from g2vlm_ros.ros.inputs.unmatched import UnmatchedFrames
 
 MAX_GAP_NS = 500_000_000
 """A message this far from a frame's stamp says nothing about it."""
@@ -25,6 +26,7 @@ class OdometryPoses:
     def __init__(self, frames: StaticTf, warn: Callable[[str], None]):
         self._frames, self._warn = frames, warn
         self._base = ""
+        self._unmatched = UnmatchedFrames(warn)
         self._heard: deque[tuple[int, np.ndarray]] = deque(maxlen=KEPT_MESSAGES)
 
     def update(self, message: Odometry) -> None:
@@ -44,6 +46,7 @@ class OdometryPoses:
     def camera_at(self, stamp_ns: int, frame_id: str) -> dict[str, np.ndarray]:
         """What a Frame gets: `odom_from_camera`, or `position_m` of the robot, or nothing."""
         pose = self._pose_at(stamp_ns)
+        self._unmatched.note(pose is not None, lambda: self._why_unmatched(stamp_ns))
         if pose is None or not np.isfinite(pose[:3, 3]).all():
             return {}
         if np.isnan(pose).any():
@@ -51,12 +54,25 @@ class OdometryPoses:
         base_from_camera = self._frames.between(self._base, frame_id)
         if base_from_camera is None:
             self._warn(
-                f"no fixed transform between odometry's frame '{self._base}' and camera frame "
-                f"'{frame_id}': odometry gives the scale, but cannot carry the map over gaps; "
+                f"no fixed transform between odometry's frame {self._base!r} and camera frame "
+                f"{frame_id!r}: odometry gives the scale, but cannot carry the map over gaps; "
                 "publish it on /tf_static"
             )
             return {"position_m": pose[:3, 3]}
-        return {"odom_from_camera": pose @ base_from_camera}
+        odom_from_camera = pose @ base_from_camera
+        if not np.isfinite(odom_from_camera).all():
+            return {}
+        return {"odom_from_camera": odom_from_camera}
+
+    def _why_unmatched(self, stamp_ns: int) -> str:
+        if not self._heard:
+            return "no odometry comes; compare odometry_topic with the topics that exist, and QoS"
+        newest_ns = self._heard[-1][0]
+        return (
+            f"odometry matches no frame: its newest stamp is {newest_ns * 1e-9:.3f} s, the "
+            f"frame's is {stamp_ns * 1e-9:.3f} s, and they may differ by "
+            f"{MAX_GAP_NS * 1e-9:g} s; both clocks must be the same"
+        )
 
     def _pose_at(self, stamp_ns: int) -> np.ndarray | None:
         """odom_from_base (4, 4) at a stamp, or of the nearest message within MAX_GAP_NS."""

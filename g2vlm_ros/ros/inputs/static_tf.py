@@ -10,6 +10,9 @@ from tf2_msgs.msg import TFMessage
 
 from g2vlm_ros.ros.conversions import messages
 
+MAX_DISTANCE_M = 1000.0
+"""Between two parts of a robot; beyond it a transform is a mistake, and would end in the map."""
+
 
 class StaticTf:
     """The tree of fixed transforms heard so far; warn gets one sentence about a bad one."""
@@ -24,7 +27,14 @@ class StaticTf:
             try:
                 pose = messages.transform_matrix(each.transform)
             except ValueError as error:
-                self._warn(f"/tf_static of '{each.child_frame_id}' is not used: {error}")
+                self._warn(f"/tf_static of {each.child_frame_id!r} is not used: {error}")
+                continue
+            if not np.abs(pose[:3, 3]).max() <= MAX_DISTANCE_M:
+                self._warn(
+                    f"/tf_static of {each.child_frame_id!r} is not used: its translation is "
+                    f"{pose[:3, 3].tolist()} m; it must be finite and at most "
+                    f"{MAX_DISTANCE_M:g} m"
+                )
                 continue
             self._parents[each.child_frame_id] = (each.header.frame_id, pose)
 
