@@ -28,6 +28,7 @@ from g2vlm_ros.checkpoint.onnx_manifest import (
     command,
 )
 from g2vlm_ros.checkpoint.prompt_layout import Segment
+from g2vlm_ros.inference.device_errors import lost_sentence, says_lost
 from g2vlm_ros.inference.input_checks import (
     check_boundaries,
     check_grid,
@@ -36,7 +37,7 @@ from g2vlm_ros.inference.input_checks import (
     text_feeds,
 )
 from g2vlm_ros.inference.kv_buffer import ForkedCache
-from g2vlm_ros.records import NonFiniteError, RawGeometry
+from g2vlm_ros.records import BackendGoneError, NonFiniteError, RawGeometry
 
 DTYPES = ("float32", "float16", "int8")
 ELEMENTS = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
@@ -400,6 +401,9 @@ def _failures_of(stage: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # onnxruntime has one class per status, none in common
+        if says_lost(str(error)):
+            where = f"ONNX Runtime, {stage}"
+            raise BackendGoneError(lost_sentence(where, str(error).split("\n")[0])) from error
         raise RuntimeError(
             f"onnxruntime {onnxruntime.__version__} failed in stage {stage} ({error}); if memory "
             "ran out, use fewer views or smaller images, or end other programs"

@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
+import functools
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,6 +15,7 @@ from torch import Tensor
 
 from g2vlm_ros.checkpoint.config import PATCH_PX, ModelConfig
 from g2vlm_ros.checkpoint.prompt_layout import Segment
+from g2vlm_ros.inference.device_errors import lost_is_final, says_lost
 from g2vlm_ros.inference.input_checks import check_boundaries, check_grid, check_ids, check_images
 from g2vlm_ros.inference.torch_cache import TorchCache
 from g2vlm_ros.inference.torch_decoding import TokenDecoder, bucket
@@ -36,6 +39,17 @@ MAX_DECODER_DEVIATION = {
 }
 """Largest ||logits - wanted|| / ||wanted|| of decoding with fixed shapes, as for engines."""
 log = logging.getLogger(__name__)
+
+
+def _stage(method: Callable[..., Any]) -> Callable[..., Any]:
+    """A method that computes: without gradients, and a lost device is one for good."""
+
+    @functools.wraps(method)
+    def run(*arguments: Any, **named: Any) -> Any:
+        with torch.inference_mode(), lost_is_final(f"torch, {method.__name__}"):
+            return method(*arguments, **named)
+
+    return run
 
 
 class TorchBackend:
@@ -80,23 +94,25 @@ class TorchBackend:
     def new_cache(self) -> TorchCache:
         return TorchCache(self.config.text.layers)
 
-    @torch.inference_mode()
+    @_stage
     def encode_geometry(self, images: np.ndarray) -> Tensor:
         check_images("images", images, ndim=4, multiple=PATCH_PX)
         return _finite("encode_geometry", self.network.encode_geometry(self._put(images)))
 
+    @_stage
     def describe(self, features: Tensor) -> np.ndarray:
         return features.float().mean(1).cpu().numpy()
 
+    @_stage
     def fetch(self, features: Tensor) -> np.ndarray:
         return features.float().cpu().numpy()
 
-    @torch.inference_mode()
+    @_stage
     def encode_semantics(self, image: np.ndarray) -> Tensor:
         check_images("image", image, ndim=3, multiple=PATCH_PX * self.config.vision.merge)
         return _finite("encode_semantics", self.network.encode_semantics(self._put(image)))
 
-    @torch.inference_mode()
+    @_stage
     def geometry(self, features: Tensor, segment: Segment, cache: TorchCache) -> Tensor:
         views, patches = features.shape[:2]
         check_boundaries(segment, "geometry", views, patches)
@@ -104,7 +120,7 @@ class TorchBackend:
         positions = self._put(segment.positions)
         return _finite("geometry", self.network.geometry(features, ids, positions, cache))
 
-    @torch.inference_mode()
+    @_stage
     def heads(
         self, hidden: Tensor, grid_hw: tuple[int, int], global_points: bool = False
     ) -> RawGeometry:
@@ -113,7 +129,7 @@ class TorchBackend:
         arrays = [None if x is None else _finite("heads", x).float() for x in results]
         return RawGeometry(*(None if x is None else x.cpu().numpy() for x in arrays))
 
-    @torch.inference_mode()
+    @_stage
     def language(
         self, segment: Segment, cache: TorchCache, features: Tensor | None = None
     ) -> np.ndarray:
@@ -137,6 +153,8 @@ class TorchBackend:
             try:
                 self._decoder = self._checked_decoder(token, positions, cache, capacity)
             except (RuntimeError, NonFiniteError) as error:  # of CUDA, or of our own check
+                if says_lost(str(error)):
+                    raise
                 log.warning("decoding without a CUDA graph: %s", error)
                 self.fixed_shapes = False
                 return self.network.text(token, positions, cache, cache.length)

@@ -26,7 +26,7 @@ from g2vlm_ros.export.parity import check  # noqa: E402
 from g2vlm_ros.inference import backend as door  # noqa: E402
 from g2vlm_ros.inference.backend import open_backend  # noqa: E402
 from g2vlm_ros.inference.onnx_backend import OnnxBackend  # noqa: E402
-from g2vlm_ros.records import NonFiniteError, RawGeometry, UnfitError  # noqa: E402
+from g2vlm_ros.records import BackendGoneError, NonFiniteError, RawGeometry, UnfitError  # noqa: E402
 
 GOLDEN = Path(__file__).parents[1] / "data" / "golden" / "A"
 SPECIAL = SpecialTokens(401, 402, 409, 410, 198)
@@ -382,6 +382,21 @@ class WithoutMemory:
         raise MemoryError("Failed to allocate memory for requested buffer")
 
     run_with_iobinding = run
+
+
+def test_a_lost_device_is_final(views: np.ndarray) -> None:
+    """As ONNX Runtime passes CUDA's sentence on."""
+
+    class Lost(WithoutMemory):
+        def run_with_iobinding(self, *_: object) -> None:
+            raise RuntimeError(
+                "CUDA failure 700: an illegal memory access was encountered ; GPU=0"
+            )
+
+    stages = OnnxBackend.open(GOLDEN, device="cpu")
+    stages._sessions["encode_geometry.onnx"] = Lost()
+    with pytest.raises(BackendGoneError, match="lost in ONNX Runtime, encode_geometry: CUDA fail"):
+        stages.encode_geometry(views)
 
 
 @pytest.mark.parametrize("file", ["encode_geometry", "geometry", "heads", "language"])

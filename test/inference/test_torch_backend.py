@@ -16,7 +16,7 @@ from g2vlm_ros.inference import torch_decoding
 from g2vlm_ros.inference.backend import open_backend
 from g2vlm_ros.inference.torch_backend import TorchBackend
 from g2vlm_ros.model import decoder, encoders, heads, layers, network, rope
-from g2vlm_ros.records import NonFiniteError, RawGeometry
+from g2vlm_ros.records import BackendGoneError, NonFiniteError, RawGeometry
 
 GOLDEN = Path(__file__).parents[1] / "data" / "golden" / "A"
 SPECIAL = SpecialTokens(401, 402, 409, 410, 198)
@@ -232,6 +232,26 @@ def test_a_decoder_that_computes_something_else_is_not_used(
     for want, got in zip(conversation(stages, views), conversation(fixed, views), strict=True):
         np.testing.assert_allclose(got, want, atol=1e-4, rtol=1e-4)
     assert not fixed.fixed_shapes and "decoding without a CUDA graph" in caplog.text
+
+
+def test_a_lost_device_ends_the_process_whoever_reports_it(
+    stages: TorchBackend, views: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As torch words it; other errors of torch stay what they are."""
+    texts = [
+        "CUDA error: an illegal memory access was encountered\nCUDA kernel errors might be",
+        "CUDA out of memory. Tried to allocate 20 GiB",
+    ]
+
+    def fail(*_: object) -> None:
+        raise RuntimeError(texts.pop(0))
+
+    monkeypatch.setattr(stages.network, "encode_geometry", fail)
+    with pytest.raises(BackendGoneError, match="lost in torch, encode_geometry: .*; nothing runs"):
+        stages.encode_geometry(views)
+    with pytest.raises(RuntimeError, match="out of memory") as error:
+        stages.encode_geometry(views)
+    assert not isinstance(error.value, BackendGoneError)
 
 
 def test_buffers_of_fixed_shapes_are_powers_of_two() -> None:

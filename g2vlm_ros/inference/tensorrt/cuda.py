@@ -5,8 +5,7 @@ Addresses are integers, streams and events opaque. Both use the device's primary
 TensorRT does. Copies to and from the host are asynchronous: their memory must be pinned, and
 stay untouched until the stream was synchronised.
 
-A context that is lost is lost for the process: after an illegal address on an H100 the primary
-context could be reset, but no new one could be retained. So nothing is tried again here.
+A context that is lost is lost for the process (`inference.device_errors`): nothing is tried again.
 """
 
 from __future__ import annotations
@@ -18,44 +17,9 @@ from typing import Any
 
 import numpy as np
 
+from g2vlm_ros.inference.device_errors import lost_sentence, says_lost
 from g2vlm_ros.records import BackendGoneError, UnfitError
 
-LOST_STATUS = (
-    "ILLEGAL_ADDRESS",
-    "ILLEGAL_INSTRUCTION",
-    "INVALID_ADDRESS_SPACE",
-    "INVALID_PC",
-    "MISALIGNED_ADDRESS",
-    "LAUNCH_FAILED",
-    "LAUNCH_TIMEOUT",
-    "HARDWARE_STACK_ERROR",
-    "TENSOR_MEMORY_LEAK",
-    "ECC_UNCORRECTABLE",
-    "CONTAINED",
-    "CONTEXT_IS_DESTROYED",
-    "ERROR_ASSERT",
-    "DEVICE_UNAVAILABLE",
-    "EXTERNAL_DEVICE",
-    "SYSTEM_NOT_READY",
-    "ERROR_UNKNOWN",
-)
-"""Parts of the status names after which a context answers nothing any more (cuda-python)."""
-LOST_TEXT = (
-    "illegal memory access",
-    "illegal instruction",
-    "operation not supported on global/shared address space",
-    "invalid program counter",
-    "misaligned address",
-    "unspecified launch failure",
-    "launch failed",
-    "launch timed out",
-    "hardware stack error",
-    "uncorrectable ecc error",
-    "context is destroyed",
-    "device-side assert",
-    "unknown error",
-)
-"""The same as sentences of cuGetErrorString, which is what pycuda has to say."""
 MIB = 1 << 20
 
 
@@ -88,13 +52,8 @@ def out_of_host_memory(size: int) -> OutOfMemoryError:
 
 def failure(call: str, reason: str) -> CudaError:
     """The error for a status name (CUDA_ERROR_ILLEGAL_ADDRESS) or a sentence of the driver."""
-    if any(status in reason for status in LOST_STATUS) or any(
-        text in reason.lower() for text in LOST_TEXT
-    ):
-        return DeviceLostError(
-            f"CUDA was lost in {call}: {reason}; nothing runs on this GPU in this process any "
-            "more; start it again, and if it stays so check the GPU with `dmesg`"
-        )
+    if says_lost(reason):
+        return DeviceLostError(lost_sentence(call, reason))
     return CudaError(f"{call} failed: {reason}")
 
 
