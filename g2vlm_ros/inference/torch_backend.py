@@ -149,6 +149,8 @@ class TorchBackend:
         """One token by the decoder of fixed shapes; by the network where that is not possible."""
         capacity = bucket(cache.length + 1)
         if self._decoder is None or self._decoder.capacity != capacity:
+            if self._decoder is not None:
+                log.info("the buffer for decoding holds %d tokens from now on", capacity)
             self._decoder = None  # its memory first
             try:
                 self._decoder = self._checked_decoder(token, positions, cache, capacity)
