@@ -123,6 +123,10 @@ class CloudSettings:
 class MapSettings:
     """The map frame, and how windows are joined into it."""
 
+    folder: str = parameter(
+        "",
+        "Folder that ~/save_map and ~/load_map may not leave; empty: any folder of the robot.",
+    )
     frame: str = parameter("map", "Frame of all published geometry (z up, REP-105).", name=FRAME)
     publish_tf: bool = parameter(True, "Publish the pose of the newest view on /tf.")
     tf_child_suffix: str = parameter(

@@ -7,6 +7,7 @@ frames it has where that is known, what it left out and why, and where its stamp
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -26,7 +27,14 @@ IMAGE_SUFFIXES = frozenset(
 DEFAULT_RATE_HZ = 1.0
 """Of image files whose names carry no seconds and for which no rate is given."""
 
-_SECONDS_IN_NAME = re.compile(r"(?:(?P<id>.*)_)?(?P<seconds>\d+\.\d+)")
+_SECONDS_IN_NAME = re.compile(r"(?:(?P<id>.*)_)?(?P<time>\d+\.\d+)")
+_NANOSECONDS_IN_NAME = re.compile(r"(?:(?P<id>.*)_)?(?P<time>\d{18,19})")
+"""As EuRoC and other ASL data sets name images: 1.4e18 is a moment of our days."""
+MAX_FRAME_RATE_HZ = 240.0
+"""A container that says more (browsers and screen recorders write 1000) tells a unit of time, not
+a rate, and its count of frames is the length in that unit."""
+
+_log = logging.getLogger(__name__)
 
 
 class FrameSource(Protocol):
@@ -79,15 +87,26 @@ class ImageFiles:
 
     def __iter__(self) -> Iterator[tuple[np.ndarray, int]]:
         for path, stamp_ns in zip(self.paths, self.stamps_ns, strict=True):
-            yield load_image(path), stamp_ns
+            try:
+                image = load_image(path, upright=True)
+            except (OSError, ValueError) as error:
+                # As a live camera's broken frame: left out, and said.
+                _log.warning("%s is left out: %s", path.name, error)
+                continue
+            yield image, stamp_ns
 
 
 @dataclass(frozen=True)
 class VideoFile:
-    """A video at a constant frame rate; stamps count from the first frame of the file."""
+    """A video; stamps are the times of its frames, or count at a rate that was given.
+
+    Recordings of browsers and screens come with gaps, and with a nominal rate that means nothing.
+    """
 
     path: Path
-    rate_hz: float
+    nominal_rate_hz: float
+    rate_hz: float | None
+    """As given; None takes the frames' own times."""
     length: int | None
     """From the container's frame count, which a damaged file may not keep."""
     selection: Selection
@@ -98,14 +117,27 @@ class VideoFile:
         video = cv2.VideoCapture(str(self.path))
         try:
             index = yielded = 0
+            stamp_ns = -1
             while yielded != self.selection.count and video.grab():
                 since_start = index - self.selection.start
+                stamp_ns = self._stamp_ns(video, index, stamp_ns)
                 if since_start >= 0 and since_start % self.selection.stride == 0:
-                    yield _decoded(video, self.path, index), round(index * 1e9 / self.rate_hz)
-                    yielded += 1
+                    image = _decoded(video, self.path, index)
+                    if image is not None:
+                        yield image, stamp_ns
+                        yielded += 1
                 index += 1
         finally:
             video.release()
+
+    def _stamp_ns(self, video: cv2.VideoCapture, index: int, before_ns: int) -> int:
+        """Of the frame just grabbed; where its container tells no later time, one period on."""
+        if self.rate_hz is not None:
+            return round(index * 1e9 / self.rate_hz)
+        own_ns = round(video.get(cv2.CAP_PROP_POS_MSEC) * 1e6)
+        if index and own_ns <= before_ns:
+            return before_ns + round(1e9 / self.nominal_rate_hz)
+        return max(0, own_ns)
 
 
 def open_source(
@@ -171,7 +203,7 @@ def _open_images(
     stamped = _stamps_of_names(paths)
     if stamped:
         paths, stamps_ns = [p for _, p in stamped], [ns for ns, _ in stamped]
-        origin = "seconds in the file names"
+        origin = "times in the file names"
     else:
         rate = DEFAULT_RATE_HZ if rate_hz is None else rate_hz
         stamps_ns = [round(index * 1e9 / rate) for index in range(len(paths))]
@@ -183,11 +215,14 @@ def _open_images(
 
 
 def _stamps_of_names(paths: list[Path]) -> list[tuple[int, Path]]:
-    """(stamp_ns, path) in order of time if every name tells its own seconds, otherwise nothing."""
-    matches = [_SECONDS_IN_NAME.fullmatch(path.stem) for path in paths]
-    if not all(matches) or len({match["id"] for match in matches}) != 1:
+    """(stamp_ns, path) in order of time if every name tells its own time, otherwise nothing."""
+    for pattern, scale in ((_SECONDS_IN_NAME, 9), (_NANOSECONDS_IN_NAME, 0)):
+        matches = [pattern.fullmatch(path.stem) for path in paths]
+        if all(matches) and len({match["id"] for match in matches}) == 1:
+            stamps = [int(Decimal(match["time"]).scaleb(scale)) for match in matches]
+            break
+    else:
         return []
-    stamps = [int(Decimal(match["seconds"]).scaleb(9)) for match in matches]
     ordered = sorted(zip(stamps, paths, strict=True))
     distinct = all(earlier[0] < later[0] for earlier, later in pairwise(ordered))
     return ordered if distinct else []
@@ -206,13 +241,14 @@ def _open_video(path: Path, selection: Selection, rate_hz: float | None) -> Vide
         video.release()
     if rate_hz is None and not 0 < own_rate < float("inf"):
         raise ValueError(f"{path} does not tell its frame rate ({own_rate}); give rate_hz")
-    known = 0 < frames < float("inf")
+    known = 0 < frames < float("inf") and own_rate <= MAX_FRAME_RATE_HZ
     return VideoFile(
         path,
-        own_rate if rate_hz is None else rate_hz,
+        own_rate,
+        rate_hz,
         len(_chosen(selection, int(frames), path)) if known else None,
         selection,
-        "the video's frame rate" if rate_hz is None else f"{rate_hz:g} Hz as given",
+        "the video's own times" if rate_hz is None else f"{rate_hz:g} Hz as given",
     )
 
 
@@ -225,10 +261,12 @@ def _chosen(selection: Selection, available: int, path: Path) -> range:
     return chosen
 
 
-def _decoded(video: cv2.VideoCapture, path: Path, index: int) -> np.ndarray:
+def _decoded(video: cv2.VideoCapture, path: Path, index: int) -> np.ndarray | None:
+    """RGB of the frame just grabbed; None, and said, where it cannot be decoded."""
     decoded, image = video.retrieve()
     if not decoded:
-        raise ValueError(f"frame {index} of {path} cannot be decoded; use count to stop before it")
+        _log.warning("frame %d of %s is left out: it cannot be decoded", index, path.name)
+        return None
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
 
 

@@ -21,6 +21,10 @@ from g2vlm_ros.settings import MapSettings
 from g2vlm_ros.srv import EditMap, LoadMap, SaveMap
 
 MAP_FORMATS = ("ply", "pcd", "npz")
+MAX_PATH_LENGTH = 4096
+"""Of Linux."""
+SHOWN_LENGTH = 200
+"""So much of a path is repeated in an error."""
 
 
 class MapServices:
@@ -28,6 +32,7 @@ class MapServices:
 
     def __init__(self, settings: MapSettings, dense_map: DenseMap, services: PointService):
         self._map_frame, self._map, self._services = settings.frame, dense_map, services
+        self._folder = settings.folder
         self.log_failure = services.log_failure
 
     @reply_errors
@@ -36,30 +41,57 @@ class MapServices:
         self._services.check_active()
         if not self._map.stamp_ns:
             self._services.current(math.inf, REFRESH_WAIT_S)
-        path = Path(request.path).expanduser()
+        path = self._confined(request.path)
         kind = request.format or path.suffix.lstrip(".").lower()
         if kind not in MAP_FORMATS or path.suffix.lower() != f".{kind}":
             raise invalid(
-                f"path '{request.path}' with format '{request.format}'; give a path that ends in "
+                f"path {_short(request.path)} with format {_short(request.format)}; give a path "
+                "that ends in "
                 f".{', .'.join(MAP_FORMATS)}"
             )
-        if not path.is_absolute() or not path.parent.is_dir():
+        if not path.parent.is_dir():
             raise invalid(
-                f"path '{request.path}' must be absolute and its folder must exist on the robot"
+                f"path {_short(request.path)} is in a folder that does not exist on the robot"
             )
+        if path.exists() and not path.is_file():
+            raise invalid(f"path {_short(request.path)} is no regular file; give another name")
         response.points, response.path = self._map.save(path), str(path)
 
     @reply_errors
     def load_map(self, request: LoadMap.Request, response: LoadMap.Response) -> None:
         """Continue in a saved map in place of the live one."""
         self._services.check_active()
-        path = Path(request.path).expanduser()
-        if not path.is_absolute():
-            raise invalid(f"path '{request.path}' must be absolute, on the robot")
+        path = self._confined(request.path)
+        if not path.is_file():
+            raise invalid(
+                f"path {_short(request.path)} is no map file: no regular file on the robot"
+            )
         try:
             response.points = self._map.load(path, _rigid("map_from_file", request.map_from_file))
         except MapFileError as error:
             raise invalid(str(error)) from error
+
+    def _confined(self, text: str) -> Path:
+        """The absolute path of a request, inside map.folder where that is set."""
+        if not 0 < len(text) <= MAX_PATH_LENGTH or "\0" in text:
+            raise invalid(
+                f"path {_short(text)} has {len(text)} characters; it must have 1 to "
+                f"{MAX_PATH_LENGTH}, and no zero byte"
+            )
+        try:
+            path = Path(text).expanduser()
+            folder = Path(self._folder).expanduser() if self._folder else None
+            if not path.is_absolute() and folder is not None:
+                path = folder / path
+            if not path.is_absolute():
+                raise invalid(f"path {_short(text)} must be absolute, on the robot")
+            # Links are followed before it is compared: none leads out.
+            inside = folder is None or path.resolve().is_relative_to(folder.resolve())
+        except (RuntimeError, OSError) as error:
+            raise invalid(f"path {_short(text)}: {error}") from error
+        if not inside:
+            raise invalid(f"path {_short(text)} is outside map.folder, {self._folder}")
+        return path
 
     @reply_errors
     def edit_map(self, request: EditMap.Request, response: EditMap.Response) -> None:
@@ -148,3 +180,8 @@ def _rigid(field: str, pose: Pose) -> Sim3:
     if not np.isfinite(matrix).all():
         raise invalid(f"{field} has position {matrix[:3, 3].tolist()}; it must be finite")
     return Sim3(1.0, matrix[:3, :3], matrix[:3, 3])
+
+
+def _short(text: str) -> str:
+    """A text of a request as an error repeats it: printable, of bounded length."""
+    return repr(text if len(text) <= SHOWN_LENGTH else text[:SHOWN_LENGTH] + "…")

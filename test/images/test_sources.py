@@ -45,7 +45,7 @@ def test_seconds_in_names_become_exact_stamps_in_order_of_time(tmp_path):
     source = open_source(tmp_path, rate_hz=30)
     assert places(source) == [1, 0, 2]
     assert stamps(source) == [999_120_000_000, 999_500_000_000, 74_735_839_000_000]
-    assert source.stamps == "seconds in the file names"
+    assert source.stamps == "times in the file names"
 
 
 def test_seconds_need_no_id(tmp_path):
@@ -105,13 +105,14 @@ def test_nothing_to_read_is_an_error(tmp_path):
         open_source(tmp_path / "broken.png")
 
 
-def test_damaged_pixels_stop_the_iteration_by_name(tmp_path):
+def test_a_picture_with_damaged_pixels_is_left_out_and_named(tmp_path, caplog):
     noise = np.random.default_rng(0).integers(0, 256, (99, 99, 3), np.uint8)
     Image.fromarray(noise).save(tmp_path / "b.jpg")
     data = (tmp_path / "b.jpg").read_bytes()
     (tmp_path / "b.jpg").write_bytes(data[: len(data) // 2])
-    with pytest.raises(ValueError, match=r"b\.jpg is damaged"):
-        list(open_source(write(tmp_path, "a.png")))
+    source = open_source(write(tmp_path, "a.png", "c.png"))
+    assert source.length == 3 and [stamp for _, stamp in source] == [0, 2_000_000_000]
+    assert "b.jpg is left out" in caplog.text and "is damaged" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -152,7 +153,7 @@ def red_places(source) -> list[int]:
 
 def test_videos_come_in_rgb_with_their_own_rate(video):
     source = open_source(video)
-    assert source.length == 9 and source.stamps == "the video's frame rate"
+    assert source.length == 9 and source.stamps == "the video's own times"
     assert red_places(source) == list(range(9))
     assert stamps(source) == [index * 125_000_000 for index in range(9)]
 
@@ -170,3 +171,64 @@ def test_files_that_are_no_video_are_refused(tmp_path):
     (tmp_path / "noise.mp4").write_bytes(b"no video at all" * 50)
     with pytest.raises(ValueError, match=r"noise\.mp4 cannot be read as a video"):
         open_source(tmp_path / "noise.mp4")
+
+
+def test_names_in_nanoseconds_are_stamps(tmp_path):
+    stamps = [1_700_000_000_000_000_000 + k * 100_000_000 for k in range(4)]
+    write(tmp_path, *(f"{stamp}.png" for stamp in stamps))
+    assert [stamp for _, stamp in open_source(tmp_path)] == stamps
+
+
+def test_numbers_of_ten_digits_are_no_stamps(tmp_path):
+    write(tmp_path, "1700000000.png", "1700000001.png")
+    assert [stamp for _, stamp in open_source(tmp_path)] == [0, 1_000_000_000]
+
+
+def test_photographs_stand_upright(tmp_path):
+    picture = Image.fromarray(np.zeros((48, 64, 3), np.uint8))
+    picture.paste((255, 0, 0), (0, 32, 16, 48))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    picture.save(tmp_path / "a.jpg", exif=exif, quality=95)
+    ((image, _),) = open_source(tmp_path)
+    assert image.shape == (64, 48, 3)
+    assert image[4, 4, 0] > 200 and image[4, 4, 1] < 60, "the red corner is at the top left"
+
+
+class FakeVideo:
+    """What OpenCV says of a screen recording: 1000 Hz by its container, real times by frame."""
+
+    TIMES_MS = (0.0, 3000.0, 3033.0, 3066.0)
+
+    def __init__(self, _path):
+        self._index = -1
+
+    def isOpened(self):  # noqa: N802
+        return True
+
+    def grab(self):
+        self._index += 1
+        return self._index < len(self.TIMES_MS)
+
+    def retrieve(self):
+        return True, np.zeros((4, 4, 3), np.uint8)
+
+    def get(self, what):
+        return {
+            cv2.CAP_PROP_FPS: 1000.0,
+            cv2.CAP_PROP_FRAME_COUNT: 3067.0,
+            cv2.CAP_PROP_POS_MSEC: self.TIMES_MS[max(0, self._index)],
+        }[what]
+
+    def release(self):
+        pass
+
+
+def test_a_video_is_played_by_the_times_of_its_frames(tmp_path, monkeypatch):
+    monkeypatch.setattr(cv2, "VideoCapture", FakeVideo)
+    (tmp_path / "screen.mkv").write_bytes(b"x")
+    source = open_source(tmp_path / "screen.mkv")
+    assert source.length is None, "3067 is no count of frames"
+    assert [stamp for _, stamp in source] == [0, 3_000_000_000, 3_033_000_000, 3_066_000_000]
+    given = open_source(tmp_path / "screen.mkv", rate_hz=10)
+    assert [stamp for _, stamp in given] == [0, 100_000_000, 200_000_000, 300_000_000]

@@ -238,3 +238,28 @@ def test_bad_edits_get_a_code_and_a_sentence(still, action, frame, size, code, w
     answer = edit(still, action, pose_at([0.001, 0.001, 0.001], frame), size)
     assert not answer.success and answer.error_code == code and words in answer.error_msg
     assert not answer.edits
+
+
+def test_paths_of_services_are_checked_before_anything_is_opened(tmp_path):
+    import os
+
+    from g2vlm_ros.srv import LoadMap
+
+    inside, outside = tmp_path / "maps", tmp_path / "elsewhere"
+    inside.mkdir()
+    outside.mkdir()
+    os.mkfifo(inside / "pipe.npz")
+    (inside / "way_out").symlink_to(outside)
+    with bench(**{"map.folder": str(inside)}) as made:
+        for path in (
+            "/dev/ptmx",
+            str(inside / "pipe.npz"),
+            "~nobody-of-this-name/m.npz",
+            "x" * 5000,
+            str(outside / "m.npz"),
+            str(inside / ".." / "elsewhere" / "m.npz"),
+            str(inside / "way_out" / "m.npz"),
+        ):
+            reply = made.call(LoadMap, "/perception/load_map", LoadMap.Request(path=path))
+            assert not reply.success and reply.error_code == 9909, (path, reply.error_msg)
+            assert len(reply.error_msg) < 1000

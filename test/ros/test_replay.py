@@ -333,14 +333,35 @@ def test_calibration_of_another_size_ends_playing(audience, tmp_path):
     assert seen.replay.ended and not seen.images
 
 
-def test_image_that_breaks_later_ends_playing(audience, tmp_path):
+def test_a_picture_with_a_damaged_body_is_left_out_and_named(audience, tmp_path, caplog):
     folder = write_images(tmp_path / "i")
     broken = folder / "03.png"
     broken.write_bytes(broken.read_bytes()[:60])
     seen = audience({"path": folder, "rate_hz": 50.0})
     seen.until_finished()
-    assert seen.replay.ended and "03.png" in seen.replay.failure
-    assert len(seen.images) == 3
+    assert not seen.replay.failure
+    assert len(seen.images) == len(list(folder.iterdir())) - 1
+    assert "03.png is left out" in caplog.text
+
+
+def test_recordings_that_cannot_be_played_name_the_remedy(ros, tmp_path):
+    (tmp_path / "old.bag").write_bytes(b"#ROSBAG V2.0\n")
+    (tmp_path / "a.db3.zstd").write_bytes(b"x")
+    (tmp_path / "cut.mcap").write_bytes(b"\x89MCAP0\r\n" + b"x" * 50)
+    two = tmp_path / "two"
+    two.mkdir()
+    for name in ("a_0.db3", "a_1.db3"):
+        (two / name).write_bytes(b"SQLite format 3\0")
+    unnamed = tmp_path / "unnamed"
+    unnamed.mkdir()
+    (unnamed / "metadata.yaml").write_text(
+        "rosbag2_bagfile_information:\n  version: 8\n  storage_identifier: ''\n"
+    )
+    assert "ROS 1" in refusal({"path": tmp_path / "old.bag"})
+    assert "zstd -d" in refusal({"path": tmp_path / "a.db3.zstd"})
+    assert "mcap recover" in refusal({"path": tmp_path / "cut.mcap"})
+    assert "ros2 bag reindex" in refusal({"path": two})
+    assert "storage_identifier" in refusal({"path": unnamed})
 
 
 def refusal(settings):

@@ -6,6 +6,7 @@ Messages stay as they were recorded; only their stamp is read.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,6 +18,15 @@ from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 
 PICTURES = {"sensor_msgs/msg/Image": Image, "sensor_msgs/msg/CompressedImage": CompressedImage}
 BAG_SUFFIXES = frozenset((".mcap", ".db3"))
+STORAGES = ("sqlite3", "mcap")
+STORAGE_LINE = re.compile(r"^\s*storage_identifier:\s*[\"']?([^\"'\s]*)", re.M)
+REFUSED = {
+    ".bag": "is a ROS 1 recording; convert it: pip install rosbags, then rosbags-convert --src "
+    "FILE.bag --dst FOLDER",
+    ".db3.zstd": "is a compressed file of a recording; unpack it: zstd -d FILE.db3.zstd",
+    ".mcap.zstd": "is a compressed file of a recording; unpack it: zstd -d FILE.mcap.zstd",
+}
+"""What is recorded but cannot be played as it is, and the remedy."""
 
 
 class Shot(NamedTuple):
@@ -66,8 +76,44 @@ class Bag:
 
 
 def is_bag(path: Path) -> bool:
-    """Whether `path` looks like a recording: a folder with metadata.yaml, .mcap or .db3."""
-    return path.suffix in BAG_SUFFIXES or (path / "metadata.yaml").is_file()
+    """Whether `path` looks like a recording, one that cannot be played included."""
+    if path.is_dir():
+        return (path / "metadata.yaml").is_file() or bool(_storage_files(path))
+    return path.suffix in BAG_SUFFIXES or any(path.name.endswith(end) for end in REFUSED)
+
+
+def _storage_files(folder: Path) -> list[Path]:
+    """Files of a folder that hold recorded messages, compressed ones included."""
+    ends = (*BAG_SUFFIXES, *(end for end in REFUSED if end != ".bag"))
+    return sorted(path for path in folder.iterdir() if path.name.endswith(ends))
+
+
+def _playable(path: Path) -> Path:
+    """The recording itself, or its only file where metadata.yaml is missing.
+
+    ValueError with the command that makes it playable.
+    """
+    if path.is_dir() and not (path / "metadata.yaml").is_file():
+        files = _storage_files(path)
+        if len(files) != 1:
+            names = ", ".join(file.name for file in files)
+            raise ValueError(
+                f"{path} has no metadata.yaml (the recorder did not end in order) and several "
+                f"files ({names}); run: ros2 bag reindex {path}"
+            )
+        path = files[0]
+    for end, advice in REFUSED.items():
+        if path.name.endswith(end) and path.is_file():
+            raise ValueError(f"{path} {advice}")
+    metadata = path / "metadata.yaml"
+    if metadata.is_file():
+        named = STORAGE_LINE.search(metadata.read_text())
+        if named is None or named[1] not in STORAGES:
+            raise ValueError(
+                f"{metadata} has storage_identifier '{named[1] if named else ''}'; it must be one "
+                f"of {', '.join(STORAGES)}"
+            )
+    return path
 
 
 def open_bag(path: Path, topic: str = "") -> Bag:
@@ -79,6 +125,7 @@ def open_bag(path: Path, topic: str = "") -> Bag:
         raise FileNotFoundError(
             f"{path} does not exist; give a rosbag2 folder, .mcap or .db3 file"
         )
+    path = _playable(path)
     with _reader(path) as reader:
         connections = list(reader.connections)
     counts: dict[str, int] = {}
@@ -136,4 +183,7 @@ def _reader(path: Path) -> Iterator[Any]:
         with Reader(path) as reader:
             yield reader
     except (ReaderError, RuntimeError, AssertionError) as error:
-        raise ValueError(f"{path} cannot be read as a recording: {error}") from error
+        remedy = ""
+        if path.suffix == ".mcap":
+            remedy = f"; where it was cut off, run: mcap recover {path} -o recovered.mcap"
+        raise ValueError(f"{path} cannot be read as a recording: {error}{remedy}") from error

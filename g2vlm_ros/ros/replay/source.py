@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import logging
 from array import array
 from collections.abc import Iterator
 from io import BytesIO
@@ -15,12 +16,14 @@ import PIL.Image
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from std_msgs.msg import Header
 
+from g2vlm_ros.images.decoding import ImageError
 from g2vlm_ros.images.sources import open_source
 from g2vlm_ros.ros.conversions import messages
 from g2vlm_ros.ros.replay.calibration import read_camera_info
 from g2vlm_ros.ros.replay.rosbag import is_bag, open_bag
 
 JPEG_QUALITY = 95
+_log = logging.getLogger(__name__)
 
 
 class CameraFrame(NamedTuple):
@@ -79,7 +82,12 @@ class Recording:
         else:
             for stamp_ns, recorded, info in self._bag:
                 recorded.header = self._header(stamp_ns, recorded.header.frame_id)
-                yield self._with_info(stamp_ns, *self._transported(recorded), info)
+                try:
+                    image, size = self._transported(recorded)
+                except ImageError as error:
+                    _log.warning("the picture at %.3f s is left out: %s", stamp_ns * 1e-9, error)
+                    continue
+                yield self._with_info(stamp_ns, image, size, info)
 
     def _header(self, stamp_ns: int, recorded_frame_id: str) -> Header:
         frame_id = self._frame_id or recorded_frame_id or self._default_frame_id
