@@ -16,10 +16,14 @@ import rclpy
 from action_msgs.msg import GoalStatus
 from g2vlm_ros.srv import SpatialQuery
 from geometry_msgs.msg import PoseStamped
-from nav2_msgs.action import NavigateToPose
 from rclpy.action import ActionClient
 
 from g2vlm_ros.ros.client.client import SpatialClient, UnreachableError
+
+try:
+    from nav2_msgs.action import NavigateToPose
+except ImportError:
+    NavigateToPose = None
 
 TREE = Path(__file__).resolve().with_name("go_to.xml")
 DISCOVERY_S = 5.0
@@ -34,6 +38,10 @@ def stand_before(thing: str, frame: str, **fields: Any) -> SpatialQuery.Response
 
 def drive(node: Any, pose: PoseStamped, tree: str) -> int:
     """Send the goal and wait for its end; returns a GoalStatus. ConnectionError without Nav2."""
+    if NavigateToPose is None:
+        raise ConnectionError(
+            "nav2_msgs is not installed; install Nav2 (ros-$ROS_DISTRO-nav2-msgs)"
+        )
     action = ActionClient(node, NavigateToPose, "navigate_to_pose")
     if not action.wait_for_server(DISCOVERY_S):
         raise ConnectionError("navigate_to_pose is not offered; start Nav2 first")
@@ -54,7 +62,11 @@ def main(arguments: list[str] | None = None, **fields: Any) -> int:
     parser.add_argument(
         "--tree", default=str(TREE), help="behaviour tree, a path on Nav2's machine"
     )
+    parser.add_argument(
+        "--wait-s", type=float, default=10.0, help="give up looking for the thing after this long"
+    )
     chosen = parser.parse_args(arguments)
+    fields = {"max_wait_s": chosen.wait_s, **fields}
     try:
         answer = stand_before(" ".join(chosen.thing), chosen.frame, **fields)
         print(answer.answer if answer.success else answer.error_msg)

@@ -140,13 +140,16 @@ class DenseMap:
             positions = np.stack([points[axis] for axis in "xyz"], axis=-1)
             return self._occupancy.grid(positions, self._camera, self._floor)
 
-    def save(self, path: Path) -> int:
-        """Write the map as .npz, .ply or .pcd; returns the voxel count. Raises MapFileError."""
+    def save(self, path: Path, objects: bytes = b"") -> int:
+        """Write the map as .npz, .ply or .pcd; returns the voxel count. Raises MapFileError.
+
+        objects: kept with the map, in .npz files (`map_files.load_objects`).
+        """
         with self._lock:
             if self._voxels is None:
                 return 0
             metres = 1.0 if self._scale is ScaleState.METRIC else float("nan")
-            info = MapInfo(self._settings.map.frame, self._scale, metres)
+            info = MapInfo(self._settings.map.frame, self._scale, metres, objects)
             return save_map(path, self._voxels, info)
 
     def load(self, path: Path, map_from_file: Sim3) -> int:

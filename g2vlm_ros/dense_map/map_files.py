@@ -29,6 +29,8 @@ VERSION = 1
 COLUMNS = ("position", "colour", "count", "confidence", "stamp_ns", "window")
 """What is kept of a voxel; revisions belong to the running map."""
 
+MAX_OBJECT_BYTES = 64 << 20
+"""Of the objects of a map: some 100 000."""
 MAX_META_BYTES = 1 << 20
 """Of the description of a map; ours has a kilobyte."""
 
@@ -47,6 +49,8 @@ class MapInfo:
     scale_state: ScaleState
     metres_per_unit: float
     """NaN when unknown."""
+    objects: bytes = b""
+    """What `query.object_memory` keeps with the map; of .npz files only."""
 
 
 def save_map(path: str | os.PathLike, voxel_map: VoxelMap, info: MapInfo) -> int:
@@ -98,6 +102,26 @@ def load_map(path: str | os.PathLike, voxel_map: VoxelMap) -> MapInfo:
     )
 
 
+def load_objects(path: str | os.PathLike) -> bytes:
+    """`MapInfo.objects` of a saved map; empty for an older file, which has none.
+
+    MapFileError when it is no map, damaged, or larger than MAX_OBJECT_BYTES.
+    """
+    try:
+        with _regular_file(path) as file, zipfile.ZipFile(file) as archive:
+            if "objects.npy" not in archive.namelist():
+                return b""
+            with archive.open("objects.npy") as member:
+                shape, _, dtype = _array_header(member)
+                if dtype != np.uint8 or len(shape) != 1 or shape[0] > MAX_OBJECT_BYTES:
+                    raise MapFileError(f"{path} is damaged: its objects are {dtype} {shape}")
+                return member.read(shape[0])
+    except MapFileError:
+        raise
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise MapFileError(f"{path} is no map file or is damaged ({error})") from error
+
+
 def read_pcd(path: str | os.PathLike) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Points float32 (n, 3), colours uint8 (n, 3), confidence float32 (n,) of a saved PCD.
 
@@ -130,7 +154,13 @@ def _write_npz(
     }
     columns = {name: np.ascontiguousarray(voxels[name]) for name in COLUMNS}
     with replaced(path) as file:
-        np.savez(file, meta=np.array(json.dumps(meta)), keys=keys, **columns)
+        np.savez(
+            file,
+            meta=np.array(json.dumps(meta)),
+            objects=np.frombuffer(info.objects, np.uint8),
+            keys=keys,
+            **columns,
+        )
 
 
 def _write_ply(

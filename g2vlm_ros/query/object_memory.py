@@ -55,8 +55,12 @@ RAY_MARGIN_M = 0.1
 """The same for small distances."""
 MIN_RAYS = 5
 """Of the 9 sample points of an object, those that must lie inside an image to say anything."""
+MIN_UPPER_RAYS = 3
+"""Of the 5 in its upper half, those that must pass to say that it is gone."""
 MAX_NAME = 128
 """Characters of a name or label that are kept."""
+NO_MAP = -1
+"""Before the first window: what is loaded then lies in the map that comes."""
 LOADED = 0
 """Window of loaded objects; windows of this session count from 1, so no correction moves them."""
 SAMPLES = np.array([(0, 0, 0), *itertools.product((-0.3, 0.3), repeat=3)])
@@ -218,7 +222,7 @@ class ObjectMemory:
         self._max = max_objects
         self._objects: dict[int, MapObject] = {}
         self._places: dict[int, Sim3] = {}
-        self._map_id = 0
+        self._map_id = NO_MAP
         self._next_id = 1
         self._version = 0
         self._lock = threading.RLock()
@@ -299,8 +303,11 @@ class ObjectMemory:
         if placement.scale_state is not ScaleState.METRIC or not self._max:
             return
         with self._lock:
+            if self._map_id == NO_MAP:
+                self._merge_maps(NO_MAP, placement.map_id)
             self._map_id = placement.map_id
-            self._merge_maps(placement.merged_map_id)
+            if placement.merged_map_id is not None:
+                self._merge_maps(placement.merged_map_id, placement.map_id)
             self._correct(dict(placement.corrections))
             self._places[update.window.id] = placement.map_from_window
             seen = self._associate(sightings, update)
@@ -313,13 +320,11 @@ class ObjectMemory:
     def _here(self) -> list[MapObject]:
         return [each for each in self._objects.values() if each.map_id == self._map_id]
 
-    def _merge_maps(self, ended: int | None) -> None:
-        """Objects of a map that a loop joined to this one lie in this one now."""
-        if ended is None:
-            return
+    def _merge_maps(self, ended: int, map_id: int) -> None:
+        """Objects of a map that ended because it was joined to another lie in that one now."""
         for each in list(self._objects.values()):
             if each.map_id == ended:
-                self._objects[each.id] = replace(each, map_id=self._map_id)
+                self._objects[each.id] = replace(each, map_id=map_id)
 
     def _correct(self, places: Mapping[int, Sim3]) -> None:
         """Objects move with the window that saw them last."""
@@ -470,22 +475,13 @@ class ObjectMemory:
             rows.append(row)
         return json.dumps({"version": 1, "objects": rows}).encode()
 
-    def load(self, content: bytes, map_from_file: Sim3, map_id: int) -> int:
-        """Put saved objects in place of the present ones; their count.
-
-        map_from_file, rigid: where the file's origin lies now. Raises ObjectMemoryError, and
-        changes nothing then.
-        """
-        objects = [
-            _transformed(replace(each, map_id=map_id, window_id=LOADED), map_from_file)
-            for each in _read(content)[: self._max]
-        ]
+    def replace_all(self, objects: Sequence[MapObject]) -> None:
+        """Put loaded objects in place of the present ones, in the map that is live now."""
         with self._lock:
             self.clear()
-            self._map_id = map_id
-            self._objects = {each.id: each for each in objects}
-            self._next_id = 1 + max((self._next_id - 1, *self._objects), default=0)
-        return len(objects)
+            for each in objects[: self._max]:
+                self._objects[each.id] = replace(each, map_id=self._map_id, window_id=LOADED)
+            self._next_id = 1 + max((self._next_id - 1, *self._objects))
 
 
 def sightings_of(
@@ -651,14 +647,16 @@ def _look(update: MappedWindow, points: PointMap, view: int, known: MapObject) -
     usable = np.isfinite(depth) & (depth > 0)
     if np.count_nonzero(usable) < MIN_RAYS:
         return ""
-    depth, far, margin = depth[usable], far[usable], margin[usable]
     passes = depth > far + half + margin
     blocked = depth < far - half - margin
-    if passes.all():
-        return "through"
-    if blocked.any() or passes.any():
+    if blocked[usable].any():
         return ""
-    return "at"
+    # Behind the lower part lies the floor that it stands on: only what looks through the upper
+    # one tells.
+    upper = usable & (samples[inside, 2] >= known.centre[2])
+    if np.count_nonzero(upper) >= MIN_UPPER_RAYS and passes[upper].all():
+        return "through"
+    return "" if passes[usable].any() else "at"
 
 
 def _taken(other: MapObject, here: Sequence[MapObject]) -> bool:
@@ -680,8 +678,15 @@ def _transformed(known: MapObject, motion: Sim3) -> MapObject:
     )
 
 
+def from_bytes(content: bytes, map_from_file: Sim3) -> list[MapObject]:
+    """The objects of `ObjectMemory.to_bytes`, each checked; none of nothing.
+
+    map_from_file, rigid: where the file's origin lies now. ObjectMemoryError says what is wrong.
+    """
+    return [_transformed(each, map_from_file) for each in _read(content)] if content else []
+
+
 def _read(content: bytes) -> list[MapObject]:
-    """Saved objects, each checked; ObjectMemoryError says what is wrong."""
     try:
         document = json.loads(content)
         if document["version"] != 1:

@@ -49,6 +49,7 @@ class QuestionType(Enum):
     APPROACH = "approach"
     MOTION = "motion"
     LAST_SEEN = "last_seen"
+    """When a thing was seen last, by the object memory."""
     TALK = "talk"
 
 
@@ -369,7 +370,24 @@ def _nearest(match: re.Match, text: str) -> Plan:
 
 
 _X, _Y, _Z = (rf"(?P<{letter}>[^,?:]+?)" for letter in "xyz")
+_SEEN = r"(?:see|seen|spot|spotted|notice|noticed|come across|observe|observed)"
 _RULES: list[tuple[str, Callable[[re.Match, str], Plan | None]]] = [
+    (
+        rf"^(?:when|how long ago) (?:did|have) you (?:last |ever )?{_SEEN} {_X}(?: last)?$",
+        _of(QuestionType.LAST_SEEN, "x"),
+    ),
+    (
+        rf"^(?:when|how long ago) (?:was|were) {_X} (?:last )?{_SEEN}(?: last)?$",
+        _of(QuestionType.LAST_SEEN, "x"),
+    ),
+    (
+        rf"\bhow many {_X} (?:have|did) you {_SEEN}(?: so far| yet| (?:here|today|altogether))?$",
+        _of(QuestionType.COUNT, "x", word="seen"),
+    ),
+    (
+        rf"^where (?:did|have) you (?:last |ever )?{_SEEN} {_X}(?: last)?$",
+        _of(QuestionType.LOCATE, "x"),
+    ),
     (
         r"\bwhere (?:would|will|do|am|should) i "
         r"(?:be|end up|stand|land|arrive) (?:if|when|after)\b"

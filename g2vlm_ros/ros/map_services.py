@@ -12,8 +12,9 @@ from geometry_msgs.msg import Pose
 
 from g2vlm_ros.dense_map.dense_map import DenseMap
 from g2vlm_ros.dense_map.map_editor import Edit, MapEditError, MapEditor, OrientedBox
-from g2vlm_ros.dense_map.map_files import MapFileError
+from g2vlm_ros.dense_map.map_files import MapFileError, load_objects
 from g2vlm_ros.geometry.sim3 import Sim3
+from g2vlm_ros.query.object_memory import ObjectMemory, ObjectMemoryError, from_bytes
 from g2vlm_ros.ros.conversions import messages
 from g2vlm_ros.ros.point_service import REFRESH_WAIT_S, PointService, box_of
 from g2vlm_ros.ros.service_errors import RequestError, check_map_frame, invalid, reply_errors
@@ -30,9 +31,16 @@ SHOWN_LENGTH = 200
 class MapServices:
     """Answers SaveMap, LoadMap and EditMap; `services` knows whether and from what."""
 
-    def __init__(self, settings: MapSettings, dense_map: DenseMap, services: PointService):
+    def __init__(
+        self,
+        settings: MapSettings,
+        dense_map: DenseMap,
+        objects: ObjectMemory,
+        services: PointService,
+    ):
         self._map_frame, self._map, self._services = settings.frame, dense_map, services
         self._folder = settings.folder
+        self._objects = objects
         self.log_failure = services.log_failure
 
     @reply_errors
@@ -55,7 +63,8 @@ class MapServices:
             )
         if path.exists() and not path.is_file():
             raise invalid(f"path {_short(request.path)} is no regular file; give another name")
-        response.points, response.path = self._map.save(path), str(path)
+        response.points = self._map.save(path, self._objects.to_bytes())
+        response.path = str(path)
 
     @reply_errors
     def load_map(self, request: LoadMap.Request, response: LoadMap.Response) -> None:
@@ -67,9 +76,12 @@ class MapServices:
                 f"path {_short(request.path)} is no map file: no regular file on the robot"
             )
         try:
-            response.points = self._map.load(path, _rigid("map_from_file", request.map_from_file))
-        except MapFileError as error:
+            map_from_file = _rigid("map_from_file", request.map_from_file)
+            objects = from_bytes(load_objects(path), map_from_file)
+            response.points = self._map.load(path, map_from_file)
+        except (MapFileError, ObjectMemoryError) as error:
             raise invalid(str(error)) from error
+        self._objects.replace_all(objects)
 
     def _confined(self, text: str) -> Path:
         """The absolute path of a request, inside map.folder where that is set."""

@@ -37,6 +37,7 @@ from g2vlm_ros.ros.inference_scheduler import InferenceScheduler
 from g2vlm_ros.ros.inputs.cameras import Cameras
 from g2vlm_ros.ros.lifecycle import FAILURE, SafeLifecycleNode, all_or_nothing
 from g2vlm_ros.ros.map_services import MapServices
+from g2vlm_ros.ros.object_services import ObjectServices
 from g2vlm_ros.ros.point_service import PointService
 from g2vlm_ros.ros.publishers import LATCHED, Publishers
 from g2vlm_ros.ros.query_server import QueryServer
@@ -78,6 +79,7 @@ class PerceptionNode(SafeLifecycleNode):
         self._perception: Perception | None = None
         self._queries: QueryServer | None = None
         self._outputs: Publishers | None = None
+        self._object_services: ObjectServices | None = None
         self._cameras: Cameras | None = None
         self._live: MappingPipeline | None = None
         self._map: DenseMap | None = None
@@ -188,6 +190,8 @@ class PerceptionNode(SafeLifecycleNode):
             self.get_logger().error("the device's thread does not end; it is left to itself")
         if self._queries is not None:
             self.attempt("closing questions", self._queries.close)
+        if self._object_services is not None:
+            self.attempt("closing objects", self._object_services.close)
         if self._outputs is not None:
             self.attempt("closing topics", self._outputs.close)
         publishers, self._report_publishers = self._report_publishers, []
@@ -197,7 +201,7 @@ class PerceptionNode(SafeLifecycleNode):
         for service in services:
             self.attempt("closing services", lambda s=service: self.destroy_service(s))
         self._perception = self._queries = self._outputs = self._live = self._map = None
-        self._newest = None
+        self._object_services = self._newest = None
         self._configured = False
 
     def _device_rests(self) -> bool:
@@ -265,7 +269,10 @@ class PerceptionNode(SafeLifecycleNode):
             windows=self,
             objects=self._objects,
         )
-        maps = MapServices(self._settings.map, self._map, services)
+        self._object_services = ObjectServices(
+            self, self._settings.map.frame, self._objects, windows=self
+        )
+        maps = MapServices(self._settings.map, self._map, self._objects, services)
         geometry = ReentrantCallbackGroup()
         # One at a time: two that write one file, or read a large one, do not help each other, and
         # what hangs here must not take the threads of everything else.
@@ -288,7 +295,7 @@ class PerceptionNode(SafeLifecycleNode):
 
     def _schedule(self) -> None:
         """Queue a window job unless one is queued already; a running one does not count."""
-        if self._active and not self._job_waiting.is_set() and self._outputs.wanted():
+        if self._active and not self._job_waiting.is_set() and self.listened_to():
             self._job_waiting.set()
             try:
                 self._device.submit(self.run_window)
@@ -318,6 +325,7 @@ class PerceptionNode(SafeLifecycleNode):
         self._queries.remember(update)
         if update.session < self._session:
             return True  # forgotten while it was published
+        self._object_services.publish()
         self._newest, self._problem = update, ""
         self._latency_s = self._age_s(update)
         self._publish_status()
@@ -375,9 +383,14 @@ class PerceptionNode(SafeLifecycleNode):
         update = self._newest
         return () if update is None else tuple(sorted(f.stamp_ns for f in update.window.frames))
 
+    @property
+    def objects(self) -> ObjectMemory:
+        """What is remembered of the map."""
+        return self._objects
+
     def listened_to(self) -> bool:
         """Whether anybody subscribes to something that needs the model."""
-        return self._outputs.wanted()
+        return self._outputs.wanted() or self._object_services.wanted()
 
     def idle(self) -> bool:
         """Whether no window job is queued or running."""
@@ -420,6 +433,7 @@ class PerceptionNode(SafeLifecycleNode):
         now_s = self.get_clock().now().nanoseconds * 1e-9
         self._diagnostics.frame_rate.update(now_s, self._live.counts().received)
         self._publish_status()
+        self._object_services.publish()
         if self._device_gone:
             self.get_logger().error(
                 f"the device is gone for this process: inactive; it ends with exit code "

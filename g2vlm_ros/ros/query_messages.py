@@ -41,10 +41,10 @@ def check(request: Any, cameras: Sequence[str], now_ns: int) -> None:
     elif len(request.targets):
         raise invalid("targets are given without question_type; name it, or leave them out")
     if request.question or not request.question_type:
-        _check_text("question", request.question)
+        check_text("question", request.question)
     for index, example in enumerate(request.examples):
-        _check_text(f"examples[{index}].question", example.question)
-        _check_text(f"examples[{index}].answer", example.answer)
+        check_text(f"examples[{index}].question", example.question)
+        check_text(f"examples[{index}].answer", example.answer)
     if len(request.dialogue) > MAX_CHARACTERS:
         raise invalid(
             f"dialogue has {len(request.dialogue)} characters; at most {MAX_CHARACTERS} are taken"
@@ -83,7 +83,7 @@ def _check_targets(request: Any) -> None:
     if len(request.targets) > MAX_TARGETS:
         raise invalid(f"targets has {len(request.targets)} names; at most {MAX_TARGETS} are taken")
     for index, target in enumerate(request.targets):
-        _check_text(f"targets[{index}]", target)
+        check_text(f"targets[{index}]", target)
     form = REQUEST_FORMS.get(request.question_type)
     if form is None or request.targets:
         _plan_of(request)
@@ -97,7 +97,8 @@ def _plan_of(request: Any) -> question_parser.Plan:
         raise invalid(str(error)) from error
 
 
-def _check_text(field: str, text: str) -> None:
+def check_text(field: str, text: str) -> None:
+    """INVALID_REQUEST for text that is empty, too long, not UTF-8 or holds control characters."""
     if not text.strip() or len(text) > MAX_CHARACTERS:
         raise invalid(f"{field} has {len(text)} characters; it must have 1 to {MAX_CHARACTERS}")
     if "\ufffd" in text:

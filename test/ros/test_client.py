@@ -188,7 +188,7 @@ def test_schemas_follow_the_srv():
     assert ask["properties"]["camera_ids"] == {"type": "array", "items": {"type": "string"}}
     for style in (agent_tools.openai_style(), agent_tools.anthropic_style()):
         json.dumps(style)
-        assert len(style) == 4
+        assert len(style) == 5
 
 
 def test_tools_call_the_robot_and_name_what_is_wrong(robot):
@@ -203,6 +203,68 @@ def test_tools_call_the_robot_and_name_what_is_wrong(robot):
     assert "HOW" in run("ask", {"question": "a", "answer_kind": "HOW"})["remedy"]
     refused = run("ask", {"question": "How far is the sofa?", **OLD})
     assert refused["error"] == "NO_GEOMETRY" and refused["remedy"]
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "words"),
+    [
+        ("max_wait_s", "5", "max_wait_s is '5'; it must be a number"),
+        ("max_wait_s", None, "max_wait_s is None"),
+        ("max_wait_s", True, "max_wait_s is True"),
+        ("max_wait_s", 1e300, "within 3.4e+38"),
+        ("max_age_s", float("nan"), "finite"),
+        ("answer_kind", 256, "from 0 to 255"),
+        ("answer_kind", 1.5, "a whole number"),
+        ("camera_ids", "front", "a list of string"),
+        ("camera_ids", [1], "camera_ids[0] is 1; it must be text"),
+        ("use_memory", 1, "true or false"),
+        ("stamp", 3, "builtin_interfaces/Time message"),
+    ],
+)
+def test_values_are_checked_before_any_c_code(field, value, words):
+    from g2vlm_ros.ros.client import client
+
+    with pytest.raises(ValueError) as caught:
+        client.request("What?", **{field: value})
+    assert words in str(caught.value)
+
+
+def test_whole_numbers_are_numbers():
+    """rosidl's C code would end the process."""
+    from rclpy.serialization import serialize_message
+
+    from g2vlm_ros.ros.client import client
+
+    asked = client.request("What?", max_wait_s=5, max_age_s=60, min_confidence=1)
+    assert (asked.max_wait_s, type(asked.max_wait_s)) == (5.0, float)
+    assert serialize_message(asked)
+    with pytest.raises(ValueError, match="question is 5"):
+        client.request(5)
+
+
+def test_an_agent_over_mcp_gets_answers_for_whole_numbers_and_errors_for_nonsense(robot):
+    """With the real package's client: `isError`, and the server goes on."""
+    mcp = pytest.importorskip("mcp", reason="pip install 'mcp>=2'")
+
+    from g2vlm_ros.ros.client import agent_tools
+
+    async def talk():
+        server = agent_tools.mcp_server(agent_tools.answered(robot))
+        async with mcp.Client(server) as client:
+            arguments = {"question": "What is there?", "max_wait_s": 20, "max_age_s": 10**12}
+            good = await client.call_tool("ask", arguments)
+            bad = [
+                await client.call_tool("ask", given)
+                for given in ({"question": 5}, {}, {"question": "a", "max_wait_s": "soon"})
+            ]
+            return good, bad, await client.call_tool("find", {})
+
+    good, bad, found = asyncio.run(talk())
+    answer = json.loads(good.content[0].text)
+    assert not good.is_error and answer["success"] and answer["measured"] is False
+    assert all(each.is_error for each in bad)
+    assert "max_wait_s" in json.loads(bad[2].content[0].text)["remedy"]
+    assert found.is_error, "nothing is remembered without metres"
 
 
 def test_the_mcp_server_offers_and_calls_the_tools(capsys):
@@ -225,7 +287,7 @@ def test_the_mcp_server_offers_and_calls_the_tools(capsys):
         return [tool.name for tool in offered.tools], good, bad
 
     names, good, bad = asyncio.run(talk())
-    assert names == ["ask", "locate", "measure", "look"] and not good.is_error
+    assert names == ["ask", "locate", "measure", "look", "find"] and not good.is_error
     assert bad.is_error and json.loads(bad.content[0].text)["got"] == {"question": "; rm -rf"}
 
 

@@ -17,10 +17,11 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+from g2vlm_ros.query.object_memory import ObjectState
 from g2vlm_ros.query.question_parser import AnswerType
 from g2vlm_ros.ros.client.ask import code_name
 from g2vlm_ros.ros.client.client import SpatialClient, UnreachableError
-from g2vlm_ros.srv import SpatialQuery
+from g2vlm_ros.srv import FindObjects, SpatialQuery
 
 _SIMPLE = {
     "string": "string",
@@ -40,6 +41,8 @@ _WHAT = {
     "locate": "Where a thing is: position in metres with its covariance.",
     "measure": "A length in metres: a distance, a size or a gap, asked for in words.",
     "look": "Describe what the cameras see now.",
+    "find": "Where things were seen so far, also those that are in no view now: place, state "
+    "(PRESENT, UNCERTAIN, GONE, MOVED) and how long ago. Without a name: all things.",
 }
 
 
@@ -70,6 +73,7 @@ def schemas() -> list[dict[str, Any]]:
         "locate": ({"thing": thing, **common}, ["thing"]),
         "measure": ({"question": everything["question"], **common}, ["question"]),
         "look": (common, []),
+        "find": ({"name": {"type": "string", "maxLength": 400}}, []),
     }
     return [
         {
@@ -101,31 +105,49 @@ def anthropic_style() -> list[dict[str, Any]]:
 
 def call(robot: Any, tool: str, arguments: dict[str, Any]) -> dict[str, Any]:
     """Run a tool; the answer as a JSON object. ValueError names an unknown tool or argument."""
-    known = {schema["name"]: schema["parameters"] for schema in schemas()}
-    if tool not in known:
-        raise ValueError(f"no tool '{tool}'; there are {', '.join(known)}")
-    wrong = set(arguments) - set(known[tool]["properties"])
-    missing = set(known[tool]["required"]) - set(arguments)
-    if wrong or missing:
-        raise ValueError(
-            f"{tool} has no {', '.join(sorted(wrong)) or 'wrong argument'} and needs "
-            f"{', '.join(known[tool]['required']) or 'nothing'}"
-        )
-    given = dict(arguments)
-    for name, names in (("answer_kind", AnswerType.__members__), ("reference", _REFERENCES)):
-        if name in given:
-            if given[name] not in names:
-                raise ValueError(f"{name} '{given[name]}' must be one of {', '.join(names)}")
-            given[name] = int(names[given[name]])
+    fields = _checked(tool, arguments)
+    if tool == "find":
+        return found_as_json(robot.find(fields.get("name", ""), with_gone=True))
     if tool == "ask":
-        answer = robot.ask(given.pop("question"), **given)
+        answer = robot.ask(fields.pop("question"), **fields)
     elif tool == "locate":
-        answer = robot.locate(given.pop("thing"), **given)
+        answer = robot.locate(fields.pop("thing"), **fields)
     elif tool == "measure":
-        answer = robot.ask(given.pop("question"), answer_kind=int(AnswerType.NUMBER), **given)
+        answer = robot.ask(fields.pop("question"), answer_kind=int(AnswerType.NUMBER), **fields)
     else:
-        answer = robot.ask("What do you see?", answer_kind=int(AnswerType.TEXT), **given)
+        answer = robot.ask("What do you see?", answer_kind=int(AnswerType.TEXT), **fields)
     return as_json(answer)
+
+
+def _checked(tool: str, arguments: dict[str, Any]) -> dict[str, Any]:
+    """Arguments by name, enumerations as numbers; ValueError names the first that is wrong.
+
+    Types of the others are checked by `client.fields`, where the message is made.
+    """
+    offered = {schema["name"]: schema["parameters"] for schema in schemas()}
+    if tool not in offered:
+        raise ValueError(f"no tool '{tool}'; there are {', '.join(offered)}")
+    properties, required = offered[tool]["properties"], offered[tool]["required"]
+    unknown = sorted(set(arguments) - set(properties))
+    if unknown:
+        raise ValueError(
+            f"{tool} has no argument {', '.join(unknown)}; it has {', '.join(properties)}"
+        )
+    missing = [name for name in required if name not in arguments]
+    if missing:
+        raise ValueError(f"{tool} needs {', '.join(missing)}")
+    fields = dict(arguments)
+    for name, names in (("answer_kind", AnswerType.__members__), ("reference", _REFERENCES)):
+        if name in fields:
+            if not isinstance(fields[name], str) or fields[name] not in names:
+                raise ValueError(
+                    f"{name} is {fields[name]!r}; it must be one of {', '.join(names)}"
+                )
+            fields[name] = int(names[fields[name]])
+    for name in ("thing", "name"):
+        if name in fields and not isinstance(fields[name], str):
+            raise ValueError(f"{name} is {fields[name]!r}; it must be text")
+    return fields
 
 
 _REFERENCES = {"VIEWER": 0, "OBJECT": 1, "WORLD": 2}
@@ -134,25 +156,49 @@ _REFERENCES = {"VIEWER": 0, "OBJECT": 1, "WORLD": 2}
 def as_json(answer: SpatialQuery.Response) -> dict[str, Any]:
     """What a language agent can use of an answer."""
     if not answer.success:
-        return {
-            "success": False,
-            "error": code_name(answer.error_code),
-            "remedy": answer.error_msg,
-        }
+        return _refused(answer)
     kind = AnswerType(answer.answer_kind)
-    made: dict[str, Any] = {"success": True, "answer": answer.answer, "kind": kind.name}
+    fields: dict[str, Any] = {"success": True, "answer": answer.answer, "kind": kind.name}
     if kind == AnswerType.YES_NO:
-        made["yes"] = answer.yes_no
+        fields["yes"] = answer.yes_no
     if not math.isnan(answer.number):
-        made["number"], made["unit"] = answer.number, answer.unit
+        fields["number"], fields["unit"] = answer.number, answer.unit
     if kind in (AnswerType.POINT, AnswerType.POSE):
-        made["frame"] = answer.pose.header.frame_id
-        made["position_m"] = _position(answer.pose)
-    made["objects"] = [{"label": o.label, "position_m": _position(o.pose)} for o in answer.objects]
-    made["confidence"] = None if answer.confidence < 0 else round(answer.confidence, 3)
-    made["age_s"] = round(answer.age_s, 2)
-    made["reasoning"] = list(answer.reasoning)
-    return made
+        fields["frame"] = answer.pose.header.frame_id
+        fields["position_m"] = _position(answer.pose)
+    fields["objects"] = [
+        {"label": o.label, "position_m": _position(o.pose)} for o in answer.objects
+    ]
+    fields["measured"] = answer.measured
+    if answer.remembered:
+        fields["remembered"] = True
+    fields["confidence"] = None if answer.confidence < 0 else round(answer.confidence, 3)
+    fields["age_s"] = round(answer.age_s, 2)
+    fields["reasoning"] = list(answer.reasoning)
+    return fields
+
+
+def found_as_json(answer: FindObjects.Response) -> dict[str, Any]:
+    """What a language agent can use of remembered things."""
+    if not answer.success:
+        return _refused(answer)
+    now_s = answer.header.stamp.sec + answer.header.stamp.nanosec * 1e-9
+    objects = []
+    for each in answer.objects:
+        p = each.pose.position
+        objects.append(
+            {
+                "label": each.name or each.label,
+                "position_m": [round(value, 3) for value in (p.x, p.y, p.z)],
+                "state": ObjectState(each.state).name,
+                "seen_s_ago": round(now_s - each.last_seen.sec - each.last_seen.nanosec * 1e-9, 1),
+            }
+        )
+    return {"success": True, "frame": answer.header.frame_id, "objects": objects}
+
+
+def _refused(answer: Any) -> dict[str, Any]:
+    return {"success": False, "error": code_name(answer.error_code), "remedy": answer.error_msg}
 
 
 def _position(stamped: Any) -> list[float]:

@@ -51,6 +51,8 @@ def report(answer: SpatialQuery.Response) -> str:
         size = f", {seen.width_px:.0f}x{seen.height_px:.0f} px" if seen.width_px else ""
         lines.append(f"  seen by {seen.camera} at pixel ({seen.u_px:.0f}, {seen.v_px:.0f}){size}")
     lines += [f"  - {step}" for step in answer.reasoning]
+    if kind in (AnswerType.NUMBER, AnswerType.YES_NO) and not answer.measured:
+        lines.append("  by the model's words alone: not measured")
     sure = "not calibrated" if answer.confidence < 0 else f"{answer.confidence:.2f}"
     spent = sum(answer.stage_times_s)
     window = f"window {answer.window_id}, {answer.age_s:.1f} s old"

@@ -34,9 +34,10 @@ from rclpy.task import Future
 from sensor_msgs.msg import Image
 
 from g2vlm_ros.action import AnswerSpatialQuery
+from g2vlm_ros.ros.client.fields import message
 from g2vlm_ros.ros.conversions import messages
 from g2vlm_ros.ros.rclpy_workarounds import SafeEntities
-from g2vlm_ros.srv import GetPoints, SpatialQuery
+from g2vlm_ros.srv import FindObjects, GetPoints, SpatialQuery
 
 PATIENCE_S = 2.0
 """How long a client waits past the question's own max_wait_s before it gives the node up."""
@@ -70,6 +71,7 @@ class _Connection:
         self._executor.add_node(self._node)
         self.query = self._node.create_client(SpatialQuery, f"{node}/query")
         self.points = self._node.create_client(GetPoints, f"{node}/get_points")
+        self.objects = self._node.create_client(FindObjects, f"{node}/find_objects")
         self.answer = ActionClient(self._node, AnswerSpatialQuery, f"{node}/answer")
         self._closed = Future(executor=self._executor)
         self._thread = threading.Thread(target=self._spin, daemon=True)
@@ -219,21 +221,9 @@ def _silent(timeout_s: float) -> UnreachableError:
 def request(question: str, kind: type = SpatialQuery.Request, **fields: Any) -> Any:
     """A request, or a goal (`kind`); fields as in SpatialQuery.srv.
 
-    ValueError for text that cannot be sent, and for a field that is not there.
+    ValueError for a value that cannot be sent, and for a field that is not there.
     """
-    try:
-        question.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise ValueError(
-            f"the question has an unpaired surrogate at character {error.start}; send Unicode"
-        ) from error
-    known = kind.get_fields_and_field_types()
-    wrong = set(fields) - set(known)
-    if wrong:
-        raise ValueError(
-            f"SpatialQuery has no field {', '.join(sorted(wrong))}; it has {', '.join(known)}"
-        )
-    return kind(question=question, **fields)
+    return message(kind, question=question, **fields)
 
 
 class SpatialClient:
@@ -272,11 +262,18 @@ class SpatialClient:
         kind = SpatialQuery.Request.POINT
         return self.ask(f"Where is the {thing}?", answer_kind=kind, **fields)
 
+    def find(self, words: str = "", **fields: Any) -> FindObjects.Response:
+        """What is remembered of things by that name, seen at any time; all without words."""
+        asked = message(FindObjects.Request, words=words, **fields)
+        return self._wait(
+            self._connection.send(self._connection.objects, asked), DISCOVERY_S + PATIENCE_S
+        )
+
     def points(
         self, camera: str, u_px: list[float], v_px: list[float], **fields: Any
     ) -> GetPoints.Response:
         """The 3D points of pixels of a camera's newest view."""
-        asked = GetPoints.Request(camera=camera, u_px=u_px, v_px=v_px, **fields)
+        asked = message(GetPoints.Request, camera=camera, u_px=u_px, v_px=v_px, **fields)
         return self._wait(
             self._connection.send(self._connection.points, asked), DISCOVERY_S + PATIENCE_S
         )
@@ -346,7 +343,7 @@ class AsyncSpatialClient:
         self, camera: str, u_px: list[float], v_px: list[float], **fields: Any
     ) -> GetPoints.Response:
         """The 3D points of pixels of a camera's newest view."""
-        asked = GetPoints.Request(camera=camera, u_px=u_px, v_px=v_px, **fields)
+        asked = message(GetPoints.Request, camera=camera, u_px=u_px, v_px=v_px, **fields)
         return await self._call(self._connection.points, asked, DISCOVERY_S + PATIENCE_S)
 
     async def _call(self, client: Any, asked: Any, timeout_s: float) -> Any:

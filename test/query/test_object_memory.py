@@ -1,0 +1,242 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Objects of a known room: remembered once each, missed when gone, moved with the map."""
+
+import dataclasses
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from g2vlm_tests.room import FOCAL, HEIGHT, WIDTH, box, camera, room
+
+from g2vlm_ros.geometry.sim3 import Sim3
+from g2vlm_ros.query.answerer import Answerer
+from g2vlm_ros.query.grounding import OutOfTimeError
+from g2vlm_ros.query.object_measurement import locate
+from g2vlm_ros.query.object_memory import (
+    ObjectMemory,
+    ObjectMemoryError,
+    ObjectState,
+    age_in_words,
+    from_bytes,
+    matching,
+    sightings_of,
+)
+from g2vlm_ros.query.types import Abstention, Query
+from g2vlm_ros.records import Intrinsics, ScaleState
+
+CHAIR, TABLE = box(3.0, 0.7), box(4.0, -0.9, size=(0.8, 1.2, 0.7))
+LENS = Intrinsics(FOCAL, FOCAL, (WIDTH - 1) / 2, (HEIGHT - 1) / 2, WIDTH, HEIGHT)
+SECOND_NS = 1_000_000_000
+
+
+class Drive:
+    """A memory that is shown windows of one view each, a second apart."""
+
+    def __init__(self, max_objects=100):
+        self.memory, self.windows = ObjectMemory(max_objects), 0
+
+    def see(self, boxes, names, pose=None, corrections=(), merged=None, map_id=0, **options):
+        """One window of a room of boxes; names: what a detector calls them, "" for nothing."""
+        self.windows += 1
+        points, regions = room(boxes, [camera() if pose is None else pose], **options)
+        update = SimpleNamespace(
+            window=SimpleNamespace(
+                id=self.windows,
+                frames=[SimpleNamespace(camera="camera", stamp_ns=self.windows * SECOND_NS)],
+            ),
+            scene=SimpleNamespace(images=[np.full((HEIGHT, WIDTH, 3), (255, 0, 0), np.uint8)]),
+            result=SimpleNamespace(intrinsics=[LENS]),
+            placement=SimpleNamespace(
+                scale_state=ScaleState.METRIC if points.metric else ScaleState.RELATIVE,
+                map_id=map_id,
+                merged_map_id=merged,
+                corrections=tuple(corrections),
+                map_from_window=Sim3.identity(),
+            ),
+            new_views=(0,),
+            trusted_views=(0,),
+        )
+        things = [
+            locate(points, places[0], name, "detection", 0.9)
+            for name, places in zip(names, regions, strict=True)
+            if name and places
+        ]
+        sightings = sightings_of(update, points, things, lambda r: (*r.low_px, *r.high_px))
+        self.memory.observe(update, points, sightings, [0] if any(names) else [])
+        return points
+
+    def states(self):
+        return {each.label: each.state for each in self.memory.objects()}
+
+
+def test_objects_are_confirmed_after_three_windows_and_each_is_one():
+    drive = Drive()
+    for k in range(2):
+        drive.see([CHAIR, TABLE], ["red chair", "table"], noise=0.01, seed=k)
+    assert drive.memory.objects() == ()
+    poses = [camera(), camera(0.5, 1.0, yaw=-0.3), camera(0.5, -0.5), camera(1.0, 0.0)]
+    for k, pose in enumerate(poses):
+        drive.see([CHAIR, TABLE], ["chair", "table"], pose, noise=0.01, seed=2 + k)
+    chair, table = drive.memory.objects()
+    assert (chair.label, table.label) == ("red chair", "table"), "the name that says more stays"
+    assert chair.sightings == 6 and chair.state == ObjectState.PRESENT
+    for thing, truth in ((chair, CHAIR), (table, TABLE)):
+        off = thing.centre - np.mean(truth, axis=0)
+        assert np.linalg.norm(off) < 0.3
+        assert off @ np.linalg.solve(thing.covariance + 0.05**2 * np.eye(3), off) < 3 * 11.34
+    assert chair.colour == (1.0, 0.0, 0.0)
+    assert (chair.first_seen_ns, chair.last_seen_ns) == (SECOND_NS, 6 * SECOND_NS)
+
+
+def test_two_of_a_kind_stay_two():
+    drive = Drive()
+    for _ in range(4):
+        drive.see([CHAIR, box(3.0, -0.9)], ["chair", "chair"])
+    assert len(drive.memory.objects()) == 2
+
+
+def test_what_is_taken_away_is_gone_and_what_is_hidden_is_not():
+    drive = Drive()
+    for _ in range(3):
+        drive.see([CHAIR, TABLE], ["chair", "table"])
+    screen = box(2.0, -0.5, size=(0.1, 1.2, 1.8))
+    seen = []
+    for _ in range(6):
+        drive.see([screen], [""])
+        seen.append(drive.states()["chair"])
+    assert seen[0] == ObjectState.PRESENT, "one miss is none"
+    assert ObjectState.UNCERTAIN in seen and seen[-1] == ObjectState.GONE
+    assert drive.states()["table"] == ObjectState.PRESENT, "the screen hides its place"
+    assert [each.label for each in drive.memory.find()] == ["table"]
+    assert {each.label for each in drive.memory.find(with_gone=True)} == {"chair", "table"}
+    drive.see([CHAIR], ["chair"])
+    assert drive.states()["chair"] == ObjectState.PRESENT, "seen again, there again"
+
+
+def test_what_stands_elsewhere_has_moved_and_takes_its_name_along():
+    drive = Drive()
+    for _ in range(3):
+        drive.see([CHAIR], ["chair"])
+    drive.memory.rename(drive.memory.objects()[0].id, "Ada's chair")
+    for _ in range(8):
+        drive.see([box(3.0, -1.2)], ["chair"])
+    old, new = drive.memory.objects()
+    assert (old.state, new.state) == (ObjectState.MOVED, ObjectState.PRESENT)
+    assert (old.name, new.name) == ("", "Ada's chair")
+    assert matching(drive.memory.objects(), "Ada's chair") == [new]
+
+
+def test_a_loop_moves_the_objects_of_the_windows_that_it_moves():
+    drive = Drive()
+    for _ in range(3):
+        drive.see([CHAIR], ["chair"])
+    before = drive.memory.objects()[0].centre
+    turn = np.array([[0.0, -1.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, 1.0]])
+    motion = Sim3(1.0, turn, np.array([1.0, 2.0, 0.0]))
+    drive.see([TABLE], ["table"], corrections=[(3, motion)])
+    moved = next(each for each in drive.memory.objects() if each.label == "chair")
+    assert moved.centre == pytest.approx(turn @ before + [1.0, 2.0, 0.0])
+
+
+def test_objects_of_another_map_are_hidden_until_a_loop_joins_it():
+    drive = Drive()
+    for _ in range(3):
+        drive.see([CHAIR], ["chair"])
+    drive.see([TABLE], ["table"], map_id=1)
+    assert drive.memory.objects() == () and drive.memory.map_id == 1
+    drive.see([TABLE], ["table"], map_id=1, merged=0)
+    assert [each.label for each in drive.memory.objects()] == ["chair"]
+
+
+def test_the_number_is_bounded_and_what_matters_least_goes_first():
+    drive = Drive(max_objects=2)
+    for _ in range(3):
+        drive.see([CHAIR, TABLE], ["chair", "table"])
+    for k in range(5):
+        drive.see([box(3.0, 0.0, size=(0.3, 0.3, 0.5))], [f"toy{k}"], camera(0.0, 5.0 * (k + 1)))
+        drive.see([CHAIR, TABLE], ["chair", "table"])
+    assert {each.label for each in drive.memory.objects()} == {"chair", "table"}
+
+
+def test_windows_without_metres_are_left_out():
+    drive = Drive()
+    for _ in range(4):
+        drive.see([CHAIR], ["chair"], metric=False)
+    assert drive.memory.objects() == ()
+
+
+def test_saved_objects_come_back_where_the_map_lies_now():
+    drive = Drive()
+    for _ in range(3):
+        drive.see([CHAIR, TABLE], ["chair", "table"])
+    drive.memory.rename(1, "mine")
+    saved = drive.memory.to_bytes()
+    fresh = ObjectMemory(100)
+    motion = Sim3(1.0, np.eye(3), np.array([5.0, 0.0, 0.0]))
+    fresh.replace_all(from_bytes(saved, motion))
+    for old, new in zip(drive.memory.objects(), fresh.objects(), strict=True):
+        assert new.centre == pytest.approx(old.centre + [5.0, 0.0, 0.0])
+        assert (new.id, new.label, new.name) == (old.id, old.label, old.name)
+        assert new.state == old.state and new.last_seen_ns == old.last_seen_ns
+    assert from_bytes(b"", motion) == []
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"{",
+        b"[]",
+        b'{"version": 2, "objects": []}',
+        b'{"version": 1, "objects": [{}]}',
+        b'{"version": 1, "objects": 3}',
+    ],
+)
+def test_damaged_objects_are_refused(content):
+    with pytest.raises(ObjectMemoryError):
+        from_bytes(content, Sim3.identity())
+
+
+def remembered_chair():
+    drive = Drive()
+    for _ in range(3):
+        drive.see([CHAIR], ["red chair"])
+    return drive.memory.objects()
+
+
+def out_of_time(prompt, marks):
+    raise OutOfTimeError
+
+
+def answer(question, memory, says=None, **fields):
+    points, _ = room([TABLE])
+    now_ns = 3 * SECOND_NS + 720 * SECOND_NS
+    query = Query(question, memory=memory, now_ns=now_ns, **fields)
+    model = (lambda prompt, marks: says) if says else out_of_time
+    return Answerer(points, query, model, None).answer()
+
+
+def test_a_thing_that_is_in_no_view_is_answered_from_memory_with_its_age():
+    memory = remembered_chair()
+    where = answer("Where is the red chair?", memory)
+    assert where.remembered is memory[0] and where.measured
+    assert where.pose[:3, 3] == pytest.approx(memory[0].centre)
+    assert "12 minutes ago" in where.text
+    far = answer("How far is the chair?", memory, says="I do not see a chair.")
+    assert far.number.value == pytest.approx(np.linalg.norm(memory[0].centre - [0, 0, 1.2]))
+    assert answer("Is there a chair?", memory).yes_no
+    assert "12 minutes ago" in answer("When did you last see the chair?", memory).text
+    assert answer("How many chairs have you seen?", memory).number.value == 1
+
+
+def test_what_is_known_to_be_gone_is_refused_with_when_and_where_it_was():
+    gone = tuple(dataclasses.replace(each, evidence=-3.0) for each in remembered_chair())
+    with pytest.raises(Abstention, match="12 minutes ago and is gone"):
+        answer("Where is the red chair?", gone)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"), [(5, "5 s"), (60, "1 minute"), (7300, "2 hours"), (90000, "1 day")]
+)
+def test_ages_are_said_in_the_unit_that_fits(seconds, words):
+    (chair,) = remembered_chair()
+    assert age_in_words(chair, chair.last_seen_ns + seconds * SECOND_NS) == words

@@ -1,0 +1,151 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The object memory over real DDS: latched, found, named, deleted, saved, asked about."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+pytestmark = pytest.mark.ros
+pytest.importorskip("torch", reason="the golden checkpoint runs on the torch backend here")
+
+from g2vlm_tests.asking import SMALL_QUERY, START_S, ask, feed  # noqa: E402
+from g2vlm_tests.harness import bench  # noqa: E402
+
+
+def cups():
+    from g2vlm_ros.query.object_memory import MapObject
+
+    cup = MapObject(
+        id=4,
+        label="blue cup",
+        centre=np.array([2.0, 1.0, 0.8]),
+        size=np.array([0.1, 0.1, 0.12]),
+        yaw_rad=0.0,
+        covariance=np.eye(3) * 0.01,
+        map_id=0,
+        window_id=0,
+        first_seen_ns=int(START_S * 1e9) - 10**9,
+        last_seen_ns=int(START_S * 1e9) - 10**9,
+        camera="camera",
+        box_px=(10.0, 10.0, 20.0, 20.0),
+        colour=(0.0, 0.0, 1.0),
+        evidence=4.0,
+        sightings=5,
+    )
+    return [cup, dataclasses.replace(cup, id=5, label="plate", evidence=-4.0)]
+
+
+@pytest.fixture(scope="module")
+def made():
+    with bench(**SMALL_QUERY, **{"map.metres_per_unit": 1.0}) as made:
+        feed(made)
+        assert ask(made, question="What is there?").window_id == 1
+        yield made
+
+
+@pytest.fixture
+def objects(made):
+    """The two objects, remembered; what ~/objects says of them."""
+    from g2vlm_ros.msg import MapObjects
+
+    from g2vlm_ros.ros.publishers import LATCHED
+
+    topic = "/perception/objects"
+    if topic not in made.received:
+        made.listen(MapObjects, topic, LATCHED)
+    made.node.objects.replace_all(cups())
+    made.until(
+        lambda: made.received[topic] and len(made.received[topic][-1].objects) == 2,
+        "the objects",
+    )
+    return made.received[topic]
+
+
+def find(made, **fields):
+    from g2vlm_ros.srv import FindObjects
+
+    return made.call(FindObjects, "/perception/find_objects", FindObjects.Request(**fields))
+
+
+def edit(made, **fields):
+    from g2vlm_ros.srv import EditObject
+
+    return made.call(EditObject, "/perception/edit_object", EditObject.Request(**fields))
+
+
+def test_objects_are_latched_with_their_state(made, objects):
+    message = objects[-1]
+    cup, plate = message.objects
+    assert message.header.frame_id == "map" and message.map_id == 0
+    assert (cup.label, cup.state, plate.state) == ("blue cup", 0, 2)
+    assert (cup.pose.position.x, cup.size.z) == pytest.approx((2.0, 0.12))
+    assert cup.last_seen.sec == 999 and cup.evidence.width_px == 10.0 and cup.colour.a == 1.0
+
+
+def test_objects_are_found_by_words_region_and_time(made, objects):
+    from builtin_interfaces.msg import Time
+    from geometry_msgs.msg import PoseStamped, Vector3
+
+    assert [each.label for each in find(made, words="cup").objects] == ["blue cup"]
+    assert [each.label for each in find(made).objects] == ["blue cup"]
+    assert len(find(made, with_gone=True).objects) == 2
+    here = PoseStamped()
+    here.header.frame_id = "map"
+    near = find(made, box_pose=here, box_size=Vector3(x=1.0, y=1.0, z=1.0))
+    assert near.error_code == 9905
+    here.pose.position.x, here.pose.position.y = 2.0, 1.0
+    assert find(made, box_pose=here, box_size=Vector3(x=1.0, y=1.0, z=2.0)).success
+    assert find(made, seen_since=Time(sec=2000)).error_code == 9905
+    here.header.frame_id = "odom"
+    assert find(made, box_pose=here, box_size=Vector3(x=1.0, y=1.0, z=1.0)).error_code == 9902
+    assert find(made, words="\x1b[2J").error_code == 9909
+    assert find(made, max_objects=0).error_code == 9909
+
+
+def test_objects_are_named_and_deleted(made, objects):
+    assert edit(made, action=1, id=4, name="Ada's cup").success
+    assert find(made, words="Ada's cup").objects[0].id == 4
+    assert edit(made, action=1, id=77, name="x").error_code == 9905
+    assert edit(made, action=3, id=4).error_code == 9909
+    assert edit(made, action=1, id=4, name="n" * 200).error_code == 9909
+    assert edit(made, action=2, id=4).success
+    made.until(lambda: [o.id for o in objects[-1].objects] == [5], "the list without it")
+
+
+def test_questions_fall_back_to_memory_and_say_so(made, objects):
+    answer = ask(made, question="Where is the blue cup?", answer_kind=4)
+    assert answer.success and answer.remembered and answer.measured, answer.error_msg
+    assert answer.stamp.sec == 999 and answer.age_s > 1e6
+    assert answer.pose.pose.position.x == pytest.approx(2.0)
+    alone = ask(made, question="Where is the blue cup?", answer_kind=4, use_memory=False)
+    assert not alone.remembered and not alone.success
+    gone = ask(made, question="Where is the plate?", answer_kind=4)
+    assert gone.error_code == 9905 and "gone" in gone.error_msg
+    named = ask(made, question_type="locate", targets=["blue cup"])
+    assert named.success and named.remembered and named.answer_kind == 4
+
+
+def test_objects_are_saved_and_loaded_with_the_map(made, objects, tmp_path):
+    from g2vlm_ros.srv import LoadMap, SaveMap
+    from std_srvs.srv import Trigger
+
+    path = str(tmp_path / "home.npz")
+    saved = made.call(SaveMap, "/perception/save_map", SaveMap.Request(path=path))
+    assert saved.success, saved.error_msg
+    assert made.call(Trigger, "/perception/reset", Trigger.Request()).success
+    made.until(lambda: not objects[-1].objects, "the empty list after the reset")
+    loaded = LoadMap.Request(path=path)
+    loaded.map_from_file.position.x = 1.0
+    loaded.map_from_file.orientation.w = 1.0
+    answer = made.call(LoadMap, "/perception/load_map", loaded)
+    assert answer.success, answer.error_msg
+    found = find(made, words="cup")
+    assert found.objects[0].pose.position.x == pytest.approx(3.0), found.error_msg
+
+
+def test_the_client_finds_objects(made, objects):
+    from g2vlm_ros.ros.client.client import SpatialClient
+
+    with SpatialClient() as robot:
+        assert [each.label for each in robot.find("cup").objects] == ["blue cup"]
