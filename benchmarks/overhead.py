@@ -112,7 +112,7 @@ PARTS = {
     "resize": ("g2vlm_ros.perception:resize_views",),
     "cameras of views": ("g2vlm_ros.perception:intrinsics_of_views",),
     "confidence": ("g2vlm_ros.perception:multi_view_confidence",),
-    "pose refinement": ("g2vlm_ros.pipeline:refine_poses",),
+    "pose refinement": ("g2vlm_ros.mapping.pose_refinement:PoseRefiner.refine",),
     "placing, less its parts": ("g2vlm_ros.mapping.graph_slam:GraphSlam.place",),
     "registration": ("g2vlm_ros.mapping.graph_slam:register_views",),
     "covisibility": ("g2vlm_ros.mapping.graph_slam:measure_covisibility",),
@@ -148,9 +148,7 @@ class Parts:
                 owner = importlib.import_module(module)
                 for each in owners:
                     owner = getattr(owner, each)
-                function = getattr(owner, attribute, None)
-                if function is None:
-                    raise SystemExit(f"PARTS of {__file__} names {name}, which does not exist")
+                function = getattr(owner, attribute)
                 self._before.append((owner, attribute, function))
                 setattr(owner, attribute, self._timed(part, function))
         return self

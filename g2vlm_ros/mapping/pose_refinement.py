@@ -17,6 +17,7 @@ import cv2
 import numpy as np
 
 from g2vlm_ros.geometry.confidence import multi_view_confidence
+from g2vlm_ros.kernels import api
 from g2vlm_ros.mapping.feature_matching import matched_poses
 from g2vlm_ros.mapping.network_errors import FIRST, NetworkErrors
 from g2vlm_ros.mapping.view_tracks import TrackedViews, Tracks, follow_corners
@@ -42,6 +43,8 @@ MAX_CHANGE = 1.0
 LOST_PX, MAX_SEARCHES = 6.0, 2
 """Median error of the tracks from which on they are followed again from the adjusted poses, and
 how often they are followed at most."""
+MIN_FIELD_PX = 112
+"""Depth is moved by a field of at least so many columns and rows, where the image has them."""
 
 
 class PoseRefiner:
@@ -147,9 +150,13 @@ def _errors_px(adjustment: Adjustment, tracks: Tracks, size: tuple[int, int]) ->
 def _applied(result: Reconstruction, adjustment: Adjustment) -> Reconstruction:
     """The window with an adjustment's poses and depth."""
     poses = adjustment.poses.astype(np.float32)
-    size = result.local_points_u.shape[2:0:-1]
+    # The field is smooth: read on a coarser grid, and linearly between.
+    size = tuple(
+        min(length, max(MIN_FIELD_PX, length // 4))
+        for length in result.local_points_u.shape[2:0:-1]
+    )
     stretch = np.exp([knot_field(knots, size) for knots in adjustment.log_depth])
-    points = result.local_points_u * stretch[..., None].astype(np.float32)
+    points = api.scale_points(result.local_points_u, stretch)
     geometry = replace(result.geometry, window_from_camera=poses, local_points_u=points, pack=None)
     confidence = result.confidence
     if geometry.confidence is None:
