@@ -6,13 +6,14 @@
 #   VIEW=1                the demo in a browser as well
 #   DEMO_IMAGES=FOLDER    photographs for the demo instead of a simulated home
 #   DEMO_OUT=FOLDER       where the demo leaves its report and clouds
+#   MINUTES=N             of fuzz and soak
 #   PYTEST="-k word -x"   arguments for pytest; -n 0 runs the tests in one process
 PYTHON ?= python3
 DEMO_OUT ?= demo_output
 SETUP = $(PYTHON) tools/setup_env.py
 export TORCH_INDEX
 
-.PHONY: demo eval test build bench gpu lint clean
+.PHONY: demo eval test build bench gpu fuzz faults soak lint clean
 
 demo:
 	@$(SETUP) $(if $(VIEW),view,demo) -m g2vlm_ros.demo.nodes.run_demo --out "$(DEMO_OUT)" $(if $(VIEW),--view) \
@@ -33,11 +34,14 @@ bench:
 gpu:
 	@$(SETUP) bench -m benchmarks.gpu
 
+fuzz:
+	@PYTHONPATH=test $(SETUP) test -m g2vlm_tests.fuzz $(if $(MINUTES),--minutes $(MINUTES))
+
 lint:
 	@$(SETUP) lint -m ruff check .
 	@$(SETUP) lint -m ruff format --check .
 
 clean:
-	rm -rf .venv .setup.lock build install log demo_output eval_output bench_output .pytest_cache .ruff_cache \
+	rm -rf .venv .setup.lock build install log demo_output eval_output bench_output .hypothesis .pytest_cache .ruff_cache \
 	  g2vlm_ros/kernels/compiled
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

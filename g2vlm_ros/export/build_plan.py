@@ -55,10 +55,15 @@ class BuildPlan:
             profiles = yaml.safe_load(path.read_text(encoding="utf-8"))["profiles"]
         except (OSError, yaml.YAMLError, KeyError, TypeError) as error:
             raise PlanError(f"{path} is no plan ({error}); see engines/plan.yaml") from error
+        if not isinstance(profiles, dict):
+            raise PlanError(f"{path} has no profiles; see engines/plan.yaml")
         if profile not in profiles:
-            profile_names = ", ".join(profiles)
+            profile_names = ", ".join(map(str, profiles))
             raise PlanError(f"profile '{profile}' is not in {path}; choose one of {profile_names}")
-        return BuildPlan.checked(profile, profiles[profile])
+        try:
+            return BuildPlan.checked(profile, profiles[profile])
+        except (TypeError, KeyError, AttributeError) as error:
+            raise PlanError(f"profile {profile} of {path} is damaged ({error})") from error
 
     @staticmethod
     def checked(profile: str, values: dict[str, Any]) -> BuildPlan:

@@ -7,6 +7,7 @@ number here.
 
 from __future__ import annotations
 
+import math
 import re
 import unicodedata
 from typing import NamedTuple
@@ -94,7 +95,7 @@ def _digits(found: list[Token], at: int) -> Numeral | None:
 
 
 def decimal(text: str) -> float | None:
-    """The value of a numeral in digits, with a point or a comma; None where it is ambiguous."""
+    """The value of digits with a point or a comma; None where ambiguous or beyond a float."""
     if not re.fullmatch(r"\d+(?:[.,]\d+)*(?:e[+-]?\d+)?", text):
         return None
     mantissa, _, exponent = text.partition("e")
@@ -116,7 +117,8 @@ def decimal(text: str) -> float | None:
             mantissa = "".join([*groups, last])
         else:
             mantissa = "".join(groups) + "." + last
-    return float(mantissa) * 10 ** int(exponent or 0)
+    value = float(f"{mantissa}e{exponent or 0}")
+    return value if math.isfinite(value) else None
 
 
 def _words(found: list[Token], at: int) -> Numeral | None:
