@@ -1,20 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
 """Brings the perception node up to active; with replay:=PATH on a recording as its camera."""
 
+from difflib import get_close_matches
 from pathlib import Path
 
 from launch.actions import (
     DeclareLaunchArgument,
     EmitEvent,
+    LogInfo,
     OpaqueFunction,
     RegisterEventHandler,
     TimerAction,
 )
 from launch.event_handlers import OnProcessExit
 from launch.events import matches_action
+from launch.substitutions.substitution_failure import SubstitutionFailure
 from launch_ros.actions import LifecycleNode, Node
 from launch_ros.event_handlers import OnStateTransition
 from launch_ros.events.lifecycle import ChangeState
+from launch_ros.substitutions import FindPackagePrefix
 from lifecycle_msgs.msg import Transition
 
 from launch import LaunchDescription
@@ -23,6 +27,11 @@ SHARE = Path(__file__).parents[1]
 DEVICE_GONE = 75
 """Exit code of the perception node when nothing runs on its GPU any more (perception_node.py)."""
 PROFILES = ("FASTDDS_DEFAULT_PROFILES_FILE", "FASTRTPS_DEFAULT_PROFILES_FILE")
+RVIZ_TOPICS = (
+    *("points", "map", "occupancy", "path", "pose", "window_poses", "depth/image"),
+    "query/picture",
+)
+"""Of the node, as config/perception.rviz names them: /perception/TOPIC."""
 TEXTS = {
     "params_file": "Laid over config/perception.yaml: files or names in config/ (cpu), by commas.",
     "checkpoint": "Folder of the checkpoint; empty: model.checkpoint of the parameter files.",
@@ -34,7 +43,7 @@ TEXTS = {
 SWITCHES = (
     ("use_sim_time", "false", "Take time from /clock; a replay then publishes it."),
     ("autostart", "true", "Configure and activate; false leaves that to a lifecycle manager."),
-    ("rviz", "false", "Show cloud, path, poses, frames and depth in RViz."),
+    ("rviz", "false", "Show cloud, map, grid, path, poses, depth and answers in RViz."),
     ("viewer", "false", "Show the map in a browser: http://127.0.0.1:8080 (needs viser)."),
     ("demo", "false", "Drive a simulated home; the demo checkpoint on the CPU looks at it."),
 )
@@ -48,6 +57,7 @@ def generate_launch_description():
 
 
 def launch_nodes(context):
+    check_names(context.argv)
     given = dict(context.launch_configurations)
     on = {name: given[name] == "true" for name, _, _ in SWITCHES}
     files, cameras = (given[name].replace(",", " ").split() for name in ("params_file", "cameras"))
@@ -65,24 +75,48 @@ def launch_nodes(context):
         common["parameters"] = [{"path": given["replay"], "sim_time": on["use_sim_time"]}]
         common["parameters"] += [{"camera": camera} for camera in cameras[:1]]
         actions.append(Node(name="replay", executable="replay", **common))
-    plain = {**common, "parameters": []}
+    clock = {"use_sim_time": on["use_sim_time"]}
     if on["demo"] and not given["replay"]:
-        actions.append(Node(name="sim_camera", executable="sim_camera", **plain))
+        walk = {"loop": True, "sim_time": on["use_sim_time"]}
+        common["parameters"] = [{**walk, **({"cameras": cameras} if cameras else {})}]
+        actions.append(Node(name="sim_camera", executable="sim_camera", **common))
+    common["parameters"] = [clock]
     if on["viewer"]:
-        actions.append(Node(name="viewer", executable="viewer", **plain))
+        actions.append(Node(name="viewer", executable="viewer", **common))
     if on["rviz"]:
-        view = ["-d", f"{SHARE}/config/perception.rviz"]
-        actions.append(Node(package="rviz2", executable="rviz2", arguments=view))
+        actions.append(rviz(context, given["namespace"], clock))
     return actions
 
 
+def rviz(context, namespace, clock):
+    """RViz on this node's topics, or one sentence where it is not installed (ros-base)."""
+    try:
+        FindPackagePrefix("rviz2").perform(context)
+    except (LookupError, SubstitutionFailure):
+        return LogInfo(
+            msg="rviz:=true, but rviz2 is not installed here; on a machine that has it run: "
+            f"rviz2 -d {SHARE}/config/perception.rviz"
+        )
+    prefix = f"/{namespace.strip('/')}" if namespace.strip("/") else ""
+    topics = [(f"/perception/{n}", f"{prefix}/perception/{n}") for n in RVIZ_TOPICS]
+    view = ["-d", f"{SHARE}/config/perception.rviz"]
+    return Node(
+        package="rviz2", executable="rviz2", arguments=view, remappings=topics, parameters=[clock]
+    )
+
+
 def perception(common, autostart):
-    """The node; after DEVICE_GONE it is started again, because a CUDA context is lost for good."""
+    """The node; after DEVICE_GONE it is started again, because a CUDA context is lost for good.
+
+    Where it ends with another code than 0, or cannot be configured, the launch ends with code 1.
+    """
     node = LifecycleNode(name="perception", executable="perception", **common)
 
-    def again(event, _):
-        if event.returncode != DEVICE_GONE:
+    def again(event, context):
+        if context.is_shutdown or event.returncode == 0:
             return None
+        if event.returncode != DEVICE_GONE:
+            give_up(f"perception ended with code {event.returncode}")
         return [TimerAction(period=5.0, actions=perception(common, autostart))]
 
     ended = RegisterEventHandler(OnProcessExit(target_action=node, on_exit=again))
@@ -94,14 +128,43 @@ def bring_up(node):
         event = ChangeState(lifecycle_node_matcher=matches_action(node), transition_id=transition)
         return EmitEvent(event=event)
 
-    then = [change(Transition.TRANSITION_ACTIVATE)]
-    done = {"start_state": "configuring", "goal_state": "inactive", "entities": then}
-    handler = OnStateTransition(target_lifecycle_node=node, **done)
-    return [RegisterEventHandler(handler), change(Transition.TRANSITION_CONFIGURE)]
+    def after(start, goal, *entities):
+        return RegisterEventHandler(
+            OnStateTransition(
+                target_lifecycle_node=node, start_state=start, goal_state=goal, entities=entities
+            )
+        )
+
+    def failure(sentence):
+        return OpaqueFunction(function=lambda _: give_up(sentence))
+
+    return [
+        after("configuring", "inactive", change(Transition.TRANSITION_ACTIVATE)),
+        after("configuring", "unconfigured", failure("perception cannot be configured")),
+        after("activating", "inactive", failure("perception cannot be activated")),
+        change(Transition.TRANSITION_CONFIGURE),
+    ]
+
+
+def give_up(sentence):
+    """End the launch with code 1: what is left of it would only look alive."""
+    raise RuntimeError(f"{sentence}; its log above says why")
+
+
+def check_names(arguments):
+    """Refuse NAME:=VALUE that is nearly, but not quite, the name of an argument of this file."""
+    names = [*TEXTS, *(name for name, _, _ in SWITCHES)]
+    for name in (argument.partition(":=")[0] for argument in arguments if ":=" in argument):
+        similar = get_close_matches(name, names, 1, 0.7)
+        if name not in names and similar:
+            raise RuntimeError(f"there is no argument {name}; did you mean {similar[0]}:=?")
 
 
 def existing(name):
     path = Path(name).expanduser() if "/" in name or "." in name else SHARE / f"config/{name}.yaml"
     if not path.is_file():
-        raise RuntimeError(f"params_file names {path}, which does not exist")
+        shipped = ", ".join(sorted(f.stem for f in (SHARE / "config").glob("*.yaml")))
+        raise RuntimeError(
+            f"params_file names {path}, which does not exist; names in config/: {shipped}"
+        )
     return str(path)

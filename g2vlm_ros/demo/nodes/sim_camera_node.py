@@ -4,7 +4,7 @@
 Publishes <camera>/image_raw and camera_info, the robot's `odom`, and on /tf_static how its cameras
 are mounted. What only the simulation can know goes to topics of its own: ~/truth/pose (frame
 `home`, optical axes) and ~/truth/depth/image. The robot walks once through the home, then the node
-is finished.
+is finished, or it walks back and forth (`loop`).
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 import threading
 import time
 import traceback
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -38,6 +39,16 @@ HOME_FRAME, ODOM_FRAME, BASE_FRAME = "home", "odom", "base_link"
 FIRST_NS = 1_000_000_000
 """Simulated time starts here: to ROS, time 0 means that there is no time yet."""
 
+MAX_MOMENTS = 10_000
+"""Frames whose truth is remembered, half an hour at 5 Hz; a walk that loops has no end."""
+
+
+def there_and_back(steps: range) -> Iterator[int]:
+    """The steps forwards, then backwards, and so on, without standing at either end."""
+    while True:
+        yield from steps[:-1]
+        yield from reversed(steps[1:])
+
 
 @dataclass(frozen=True)
 class SimCameraSettings:
@@ -56,6 +67,9 @@ class SimCameraSettings:
         0.02, "Standard deviation of steps and turns of odom, relative.", low=0.0, high=1.0
     )
     sim_time: bool = parameter(False, "Stamp with simulated time and publish /clock.")
+    loop: bool = parameter(
+        False, "Walk back the same way at the end, and so on; otherwise the node ends."
+    )
     wait_for_subscriber: bool = parameter(True, "Hold the first frame until somebody subscribes.")
 
     def __post_init__(self) -> None:
@@ -165,13 +179,15 @@ class SimCamera(Node):
                 return
         gap = round(RATE_HZ / self._settings.rate_hz)
         begin_s = time.monotonic()
-        for step in range(0, len(self.scene.walk.time_s), gap):
+        there = range(0, len(self.scene.walk.time_s), gap)
+        for count, step in enumerate(there_and_back(there) if self._settings.loop else there):
             poses = self._turned(self.scene.walk.world_from_camera[step])
             views = self._views(poses, step)
-            due_s = begin_s + self.scene.walk.time_s[step] / self._settings.speed
+            walked_s = count * gap / RATE_HZ
+            due_s = begin_s + walked_s / self._settings.speed
             if self._closing.wait(max(0.0, due_s - time.monotonic())):
                 return
-            self._publish(step, poses, views)
+            self._publish(step, walked_s, poses, views)
 
     def _turned(self, pose: np.ndarray) -> np.ndarray:
         """Poses (C, 4, 4) of all cameras, one of which looks ahead from a pose (4, 4)."""
@@ -185,12 +201,16 @@ class SimCamera(Node):
         times = np.full(count, self.scene.walk.time_s[step])
         return render([self.scene.home], np.zeros(count, np.int64), poses, times, self.camera)
 
-    def _publish(self, step: int, poses: np.ndarray, views: RenderedViews) -> None:
+    def _publish(
+        self, step: int, walked_s: float, poses: np.ndarray, views: RenderedViews
+    ) -> None:
         time_s = float(self.scene.walk.time_s[step])
         stamp_ns = self.get_clock().now().nanoseconds
         if self._clock_topic is not None:
-            stamp_ns = FIRST_NS + round(time_s * 1e9)
+            stamp_ns = FIRST_NS + round(walked_s * 1e9)
             self._clock_topic.publish(Clock(clock=messages.stamp(stamp_ns)))
+        if len(self.moments) >= MAX_MOMENTS:
+            del self.moments[next(iter(self.moments))]
         self.moments[stamp_ns] = Moment(poses[0], time_s, np.asarray(views.items[0]))
         self._odom.publish(self._odometry_message(step, stamp_ns))
         truth = messages.header(stamp_ns, HOME_FRAME)

@@ -159,3 +159,11 @@ def test_wrong_settings_are_named():
         SimCameraSettings(cameras=["left:north"])
     with pytest.raises(SettingError, match="cameras is empty"):
         SimCameraSettings(cameras=[])
+
+
+def test_a_walk_that_loops_goes_back_the_way_it_came():
+    from itertools import islice
+
+    from g2vlm_ros.demo.nodes.sim_camera_node import there_and_back
+
+    assert list(islice(there_and_back(range(0, 8, 2)), 10)) == [0, 2, 4, 6, 4, 2, 0, 2, 4, 6]
