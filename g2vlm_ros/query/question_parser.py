@@ -103,13 +103,40 @@ _TO_US = (
     r"(?:,? ?(?:from|to|of) (?:you|me|here|us|the (?:camera|robot|viewer|observer|newest view)))?"
 )
 _OPENING = (
-    r"^(?:(?:please|robot|(?:can you )?tell me|give me|say|do you know"
+    r"^(?:(?:please|robot|(?:(?:can|could|would|will) you )?(?:please )?tell me|give me|say"
+    r"|(?:can|could|would|will) you(?: please)?(?= (?:go|drive|move|walk|come|bring|take|lead"
+    r"|guide|head|find|locate|measure|count|show|estimate)\b)|do you know|i (?:want|need) to know"
     r"|(?:seen )?from (?:here|your (?:place|point of view)))[, ]+)+"
 )
 _LENGTHS = r"(?:met(?:er|re)s?|centimet(?:er|re)s?|cm|feet|inches|steps)"
 _HOW = r"how (?:far(?: away)?|tall|high|wide|long|deep|big|large)"
 _INDIRECT = rf"^({_HOW}) (?!(?:is|are|away)\b)(.+?) (is|are)(?=(?: from\b.*)?[.?!]*$)"
 """As in "tell me how far the chair is"; the verb is put before the thing."""
+_INDIRECT_PLACE = (
+    r"^(?:show me |find out )?where (?!(?:is|are|can|could|did|do)\b)(.+?) (is|are)[.?!]*$"
+)
+"""As in "show me where the chair is"."""
+_FILLERS = (
+    (r"\bwhat['’]s\b", "what is"),
+    (r"\bwhere['’]s\b", "where is"),
+    (r"\b(?:exactly|roughly|approximately|about how)\b ?", ""),
+    (
+        r" (?:over there|anywhere|around here|around|in here|in view|in sight|somewhere)"
+        r"(?=[.?!]*$)",
+        "",
+    ),
+    (r"\b(is|are) (.+?) (?:standing|hanging|sitting|lying|placed|located)\b", r"\1 \2"),
+    (
+        r"^does (.+?) (?:stand|hang|sit|lie) "
+        r"(?=to |on |in |left|right|behind|above|below|under|between)",
+        r"is \1 ",
+    ),
+    (
+        r"\b(how (?:tall|high|wide|long|deep|big|large|far)) would you say (.+?) (is|are)\b",
+        r"\1 \3 \2",
+    ),
+)
+"""What is said otherwise, in the words of the rules."""
 _SPATIAL = re.compile(
     r"\b(?:far|near|close|reach|bigg?|larg|small|tall|high|low|wid|narrow|long|short|deep|size|height"
     r"|width|distance|fit|pass|stand|put|place|between|behind|beside|above|under)(?:e?r?|e?st|e?s)\b"
@@ -291,7 +318,11 @@ def _bare(question: str) -> str:
     text = re.sub(r"\s+", " ", plain(question)).strip()
     text = re.sub(r"[.,!?]+ ?(?:please )?(?:answer|give|reply)\b[^.!?]*[.!?]*$", "", text)
     text = re.sub(_OPENING, "", text)
+    for pattern, instead in _FILLERS:
+        text = re.sub(pattern, instead, text)
+    text = re.sub(_OPENING, "", text)
     text = re.sub(_INDIRECT, r"\1 \3 \2", text)
+    text = re.sub(_INDIRECT_PLACE, r"where \2 \1", text)
     text = re.sub(r"^in (?:the newest|these|this|the) views?(?:'s frame)?, ", "", text)
     text = re.sub(
         r"(?: in| from)? (?:the newest|these|this) views?(?:'s frame)?(?=[.?!]|$)", "", text
@@ -410,6 +441,22 @@ _RULES: list[tuple[str, Callable[[re.Match, str], Plan | None]]] = [
         rf"{_X}$",
         _of(QuestionType.HEADING, "x"),
     ),
+    (
+        rf"^when was the last time (?:that )?(?:you|we) (?:saw|noticed|spotted) {_X}$",
+        _of(QuestionType.LAST_SEEN, "x"),
+    ),
+    (
+        rf"^(?:in )?(?:which|what) (?:direction|way) (?:does|do) {_X} (?:lie|stand)$",
+        _of(QuestionType.WHERE, "x"),
+    ),
+    (
+        rf"\bhow much (?:does|do) {_X} measure in (?P<how>height|width|length|depth)$",
+        _size,
+    ),
+    (
+        rf"\bdimensions of {_X}$",
+        lambda match, text: Plan(QuestionType.SIZE, (name(match["x"]),), "size"),
+    ),
     (rf"\bhow many {_LENGTHS} (?:are there |is it )?between {_X} and {_Y}$", _distance),
     (rf"\bhow many {_LENGTHS} (?:apart )?are {_X} and {_Y}(?: apart)?$", _distance),
     (rf"\bhow (?:far|many {_LENGTHS}) is it to {_X}$", _distance),
@@ -419,6 +466,11 @@ _RULES: list[tuple[str, Callable[[re.Match, str], Plan | None]]] = [
     (rf"\bdistance (?:is )?between {_X} and {_Y}$", _distance),
     (rf"\b(?:distance|how far is it) from {_X} to {_Y}$", _distance),
     (rf"\bdistance (?:to|of) {_X}$", _distance),
+    (
+        rf"\bhow (?:far|close|near)(?: off| away)? (?:are|is) (?:we|you|it) (?:to|from) {_X}$",
+        _distance,
+    ),
+    (rf"\bhow far off (?:is|are) {_X}$", _distance),
     (rf"\bhow far (?:apart |away )?are {_X} and {_Y}(?: apart)?$", _distance),
     (rf"\bhow far (?:away )?(?:is|are) {_X}(?: away)? from {_Y}$", _distance),
     (rf"\bhow (?:far|close|near)(?: away)? (?:is|are|to) {_X}$", _distance),
@@ -435,6 +487,10 @@ _RULES: list[tuple[str, Callable[[re.Match, str], Plan | None]]] = [
         _of(QuestionType.CLOSER, "x", "y"),
     ),
     (rf"^is {_X} or {_Y} (?:closer|nearer){_TO_US}$", _of(QuestionType.CLOSER, "x", "y")),
+    (
+        rf"^of {_X} and {_Y}, (?:which|what)(?: one)? is (?:closer|nearer){_TO_US}$",
+        _of(QuestionType.CLOSER, "x", "y"),
+    ),
     (
         rf"^is {_X} (?:closer|nearer){_TO_US} than {_Y}$",
         _of(QuestionType.CLOSER, "x", "y", word="yes_no"),
@@ -474,7 +530,11 @@ _RULES: list[tuple[str, Callable[[re.Match, str], Plan | None]]] = [
         rf"\b(?:how many|what number of)(?! {_LENGTHS}\b) {_X}(?: (?:are|do|can|is|stand)\b.*)?$",
         _of(QuestionType.COUNT, "x"),
     ),
-    (rf"^(?:count|the number of|what is the number of) {_X}$", _of(QuestionType.COUNT, "x")),
+    (
+        r"^(?:count(?: all| up)?(?: the)?|(?:what is )?the number of) "
+        rf"{_X}(?: (?:in|on) (?:the |this )?(?:room|floor|view|table))?$",
+        _of(QuestionType.COUNT, "x"),
+    ),
     (
         rf"^(?:is|are) there {_X}(?: in (?:view|sight|the room|here))?$",
         _of(QuestionType.EXISTS, "x"),
@@ -483,15 +543,19 @@ _RULES: list[tuple[str, Callable[[re.Match, str], Plan | None]]] = [
         rf"^does (?:the|this) (?:room|place|view|image) (?:have|contain|show) {_X}$",
         _of(QuestionType.EXISTS, "x"),
     ),
-    (rf"^(?:do|can) you see {_X}$", _of(QuestionType.EXISTS, "x")),
+    (rf"^(?:do|can) you (?:see|spot|find) {_X}$", _of(QuestionType.EXISTS, "x")),
+    (rf"^(?:have you got|do you have) {_X}(?: in view)?$", _of(QuestionType.EXISTS, "x")),
     (rf"^(?:is|are) {_X} (?:visible|there|in (?:view|sight))$", _of(QuestionType.EXISTS, "x")),
     (r"^(?:is|are) (?P<x>an? [\w ]+|any [\w ]+)$", _of(QuestionType.EXISTS, "x")),
     (
-        rf"^(?:go|drive|navigate|move|walk|bring me|take me|come)(?: \w+)? to {_X}$",
+        r"^(?:go|drive|navigate|move|walk|head|come|get|(?:bring|take|lead|guide|drive) me)"
+        rf"(?: (?!to\b)\w+)? to {_X}$",
         _of(QuestionType.APPROACH, "x"),
     ),
     (
-        rf"\b(?:where (?:is|are)|locate|find|point (?:at|to)|show me|position of|place of) {_X}$",
+        r"\b(?:where (?:is|are)|where (?:can|could|do|would) (?:i|we|you) (?:find|see)|looking for"
+        r"|where (?:did|have) (?:i|we) (?:left?|leave|put)|locate|find|point (?:at|to)|show me"
+        rf"|position of|place of|location of) {_X}$",
         _of(QuestionType.LOCATE, "x"),
     ),
 ]

@@ -32,6 +32,10 @@ class ClientTracker:
         self._last: OrderedDict[int, int] = OrderedDict()
         self._clients = 0
 
+    def clients(self) -> int:
+        """How many are told apart now."""
+        return len(self._last)
+
     def client_of(self, number: int) -> int:
         """A number for the client whose request has this sequence number."""
         behind = {client: number - last for client, last in self._last.items()}
