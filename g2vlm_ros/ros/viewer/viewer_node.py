@@ -43,6 +43,7 @@ from g2vlm_ros.ros.viewer.scene import (
     status_lines,
     table,
 )
+from g2vlm_ros.ros.viewer.visitors import guarded
 
 LOOK_PERIOD_S = 0.2
 """How often the node looks whether a browser is open."""
@@ -84,9 +85,11 @@ class Page:
         self._size = 0.2
         """Of drawn cameras, in map lengths."""
         self._shown: dict[str, list] = {}
-        self._server = viser.ViserServer(
-            settings.host, settings.port, label="g2vlm_ros", verbose=False
-        )
+        self._server: viser.ViserServer | None = None
+        with guarded(settings.host, self._count_visitors):
+            self._server = viser.ViserServer(
+                settings.host, settings.port, label="g2vlm_ros", verbose=False
+            )
         self._server.scene.set_up_direction("+z")
         gui = self._server.gui
         gui.configure_theme(dark_mode=True, show_logo=False, show_share_button=False)
@@ -108,6 +111,9 @@ class Page:
         """Where to point the browser of this machine."""
         host = self._server.get_host()
         return f"http://{'localhost' if host == '0.0.0.0' else host}:{self._server.get_port()}"
+
+    def _count_visitors(self) -> int:
+        return 0 if self._server is None else len(self._server.get_clients())
 
     def watched(self) -> bool:
         """Whether a browser is open."""
