@@ -45,6 +45,7 @@ PIP_ONLY = {
     "torch",
     "tqdm",
     "viser",
+    "websockets",
 }
 
 USED_WITHOUT_IMPORT = {

@@ -22,6 +22,8 @@ from pathlib import Path
 import yaml
 
 ROOT = Path(__file__).resolve().parents[3]
+PROGRESS_S = 10.0
+"""Between two lines of progress where nobody looks on at a terminal."""
 CLOUD, POSE = "/perception/points", "/perception/pose"
 
 
@@ -77,7 +79,8 @@ def run(chosen: argparse.Namespace) -> dict:
     )
     view = _view() if chosen.view else None
     started = time.monotonic()
-    questions = None
+    questions = camera = None
+    complete = True
     try:
         _activate(perception)
         _wait_for_recorder(perception, recorder)
@@ -85,7 +88,7 @@ def run(chosen: argparse.Namespace) -> dict:
         executor.add_node(camera)
         if chosen.images is None:
             questions = _interview(perception, camera)
-        _follow(perception, camera, started, chosen.limit_s)
+        complete = _follow(perception, camera, started, chosen.limit_s)
         if questions is not None:
             questions.stop()
     finally:
@@ -95,6 +98,10 @@ def run(chosen: argparse.Namespace) -> dict:
                 input("the page stays until you press Enter")
             view.terminate()
         perception.trigger_shutdown()
+        if camera is not None:
+            # It stops publishing before its context goes.
+            executor.remove_node(camera)
+            camera.destroy_node()
         executor.shutdown()
         spinning.join(timeout=5)
         rclpy.try_shutdown()
@@ -108,6 +115,7 @@ def run(chosen: argparse.Namespace) -> dict:
         **shown,
         "checkpoint": chosen.checkpoint.name,
         **report,
+        "drive_complete": complete,
         **_questions(questions, chosen.out),
         "run_s": round(time.monotonic() - started, 1),
         "peak_memory_mb": round(peak_mb),
@@ -206,16 +214,31 @@ def _wait_for_recorder(perception, recorder: subprocess.Popen) -> None:
         time.sleep(0.05)
 
 
-def _follow(perception, camera, started: float, limit_s: float) -> None:
-    """A progress line until the camera has ended and the device has rested for two seconds."""
-    quiet = 0
-    while quiet < 10 and time.monotonic() - started < limit_s:
+def _follow(perception, camera, started: float, limit_s: float) -> bool:
+    """A progress line until the camera has ended and the device has rested for two seconds.
+
+    False, and said, where `limit_s` were over first.
+    """
+    quiet, on_screen = 0, sys.stderr.isatty()
+    shown_s = 0.0
+    while quiet < 10:
         counts, spent_s = perception.counts(), time.monotonic() - started
-        line = f"\r{spent_s:5.1f} s  frames {counts.received:4d}  windows {counts.windows:4d}"
-        print(line, end="", flush=True, file=sys.stderr)
+        if on_screen or spent_s - shown_s >= PROGRESS_S:
+            shown_s = spent_s
+            line = f"{spent_s:5.1f} s  frames {counts.received:4d}  windows {counts.windows:4d}"
+            end = "" if on_screen else "\n"
+            print("\r" * on_screen + line, end=end, flush=True, file=sys.stderr)
+        if spent_s >= limit_s:
+            print(
+                f"\nthe drive is cut short: {limit_s:.0f} s are over (--limit-s); what follows is "
+                "of its first part",
+                file=sys.stderr,
+            )
+            return False
         quiet = quiet + 1 if camera.finished and perception.idle() else 0
         time.sleep(0.2)
     print(file=sys.stderr)
+    return True
 
 
 def main(arguments: list[str] | None = None) -> int:

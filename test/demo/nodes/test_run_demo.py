@@ -43,7 +43,7 @@ def test_demo_leaves_a_report_of_what_was_received(tmp_path):
     )
     assert result.returncode == 0, result.stderr
     report = json.loads((tmp_path / "report.json").read_text())
-    assert report["frames_in"] == 12 and report["windows"] >= 1
+    assert report["frames_in"] == 12 and report["windows"] >= 1 and report["drive_complete"]
     assert report["received"]["/perception/points"] >= 1
     assert report["received"]["/perception/pose"] == report["frames_used"]
     assert report["latency_ms"]["p50"] > 0 and "heads" in report["stage_ms"]
@@ -80,3 +80,13 @@ def test_a_drive_through_a_home_is_judged(tmp_path):
     right = [a for a in report["questions"] if a["verdict"] == "right" and a["confidence"] > 0]
     assert (tmp_path / "answer.png").exists() == bool(right)
     assert "| all |" in (tmp_path / "questions.md").read_text()
+
+
+def test_a_drive_that_is_cut_short_is_called_so(tmp_path):
+    small = ["--checkpoint", str(GOLDEN), "--width", "56", "--backend", "torch"]
+    slow = ["--rate-hz", "0.5", "--limit-s", "8"]
+    result = run(tmp_path, "--images", str(FRAMES), *small, *slow)
+    assert "the drive is cut short: 8 s are over" in result.stderr
+    assert "Traceback" not in result.stderr
+    assert json.loads((tmp_path / "report.json").read_text())["drive_complete"] is False
+    assert result.stderr.count("windows") < 10, "no line five times a second in a log"
