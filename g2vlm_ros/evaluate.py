@@ -112,6 +112,8 @@ class SequenceRun:
         spent_s = getattr(self._perception, "spent_s", 0.0)
         start_s = time.process_time()
         while (update := self._pipeline.step()) is not None:
+            if update.still:
+                continue
             self.dense_map.add(update)
             stand_in_s = getattr(self._perception, "spent_s", 0.0) - spent_s
             self._cpu_s.append(time.process_time() - start_s - stand_in_s)

@@ -29,6 +29,7 @@ from g2vlm_ros.mapping.keyframes import (
     normalised_descriptors,
 )
 from g2vlm_ros.mapping.pose_refinement import PoseRefiner
+from g2vlm_ros.mapping.stillness import StillnessDetector
 from g2vlm_ros.mapping.window_buffer import WindowBuffer
 from g2vlm_ros.mapping.window_pose import WindowPose
 from g2vlm_ros.perception import Perception, Scene, with_input_sizes
@@ -52,6 +53,9 @@ class MappedWindow:
     stage_times_s: dict[str, float]
     session: int = 0
     """Resets before the window was taken."""
+    still: bool = False
+    """The cameras have not moved since: the same window once more, with the stamps of the images
+    that say so and no new view."""
 
     @property
     def trusted_views(self) -> tuple[int, ...]:
@@ -89,6 +93,8 @@ class MappingPipeline:
         self._slam = GraphSlam(settings.map)
         self._quality = ImageQualityFilter()
         self._refiner = PoseRefiner()
+        self._stillness = StillnessDetector()
+        self._last: MappedWindow | None = None
         self._keyframes = KeyframeStore(settings.map.keyframes)
         # Windows of the last tries by either reason; a loop that closed counts as expected.
         self._last_expected = self._last_alike = 0
@@ -138,7 +144,9 @@ class MappingPipeline:
         """Run the next window, if there is one, through model and map (device thread only).
 
         Frames that cannot be decoded, or that show a covered, blurred or frozen camera, are
-        counted and left out; without a new view there is no update, nor after a reset meanwhile.
+        counted and left out, and so are those of cameras that have not moved: where all are, the
+        last window comes once more (`still`), which no map grows by. Otherwise there is no update
+        without a new view, nor after a reset meanwhile.
         Raises NonFiniteError, and whatever the backend raises when the device fails.
         """
         with self._lock:
@@ -150,9 +158,9 @@ class MappingPipeline:
         if restart:
             self._forget()
         started = time.perf_counter()
-        window, images = self._decode(window)
+        window, images, unmoved = self._decode(window)
         if all(_key(frame) in self._seen for frame in window.frames):
-            return None
+            return self._repeated(unmoved, session) if unmoved else None
         decoded = time.perf_counter()
         scene = self._perception.scene(images)
         network = self._perception.reconstruct(scene)
@@ -178,29 +186,69 @@ class MappingPipeline:
             if session != self._session:
                 return None
             self._windows += 1
+        for frame, image in zip(window.frames, images, strict=True):
+            self._stillness.take(frame, image)
+        self._last = update
         return update
+
+    def _repeated(self, unmoved: Sequence[Frame], session: int) -> MappedWindow | None:
+        """The last window with the stamps of frames that show the same; None before the first.
+
+        Nothing was measured anew, so that its covariances stay what they were.
+        """
+        last = self._last
+        if last is None or last.session != session:
+            return None
+        frames = list(last.window.frames)
+        for frame in unmoved:
+            own = [i for i, each in enumerate(frames) if each.camera == frame.camera]
+            newest = max(own, key=lambda i: frames[i].stamp_ns)
+            stamp_ns = max(frame.stamp_ns, frames[newest].stamp_ns)
+            frames[newest] = replace(frames[newest], stamp_ns=stamp_ns)
+        placement = replace(
+            last.placement,
+            new_map="",
+            scale_jump=1.0,
+            rescaled=1.0,
+            loop_closed=False,
+            merged_map_id=None,
+            corrections=(),
+        )
+        window = Window(last.window.id, tuple(frames))
+        self._last = replace(
+            last, window=window, placement=placement, new_views=(), stage_times_s={}, still=True
+        )
+        return self._last
 
     def _forget(self) -> None:
         self._slam.reset()
         self._keyframes.clear()
         self._seen.clear()
         self._images.clear()
+        self._stillness.clear()
+        self._last = None
         self._last_expected = self._last_alike = 0
 
-    def _decode(self, window: Window) -> tuple[Window, list[np.ndarray]]:
-        """The window without the frames that cannot be used, and the images of the rest.
+    def _decode(self, window: Window) -> tuple[Window, list[np.ndarray], list[Frame]]:
+        """The window without the frames that cannot be used, the images of the rest, and the
+        frames of cameras that have not moved since the last window.
 
         An image that the window before had is the same object: it is neither decoded nor resized
         (`Perception.scene`) twice.
         """
         earlier, self._images = self._images, {}
-        frames, images = [], []
+        frames, images, unmoved = [], [], []
         for frame in window.frames:
             image, fault = earlier.get(_key(frame)), None
             try:
                 if image is None:
                     image = frame.decode()
-                if _key(frame) not in self._seen:
+                if _key(frame) in self._seen:
+                    pass
+                elif self._stillness.is_still(frame, image):
+                    fault = "still"
+                    unmoved.append(frame)
+                else:
                     fault = self._quality.fault(frame.camera, image)
             except ValueError:
                 fault = "undecodable"
@@ -211,7 +259,9 @@ class MappingPipeline:
             else:
                 with self._lock:
                     self._buffer.discard(frame, fault)
-        return Window(window.id, tuple(frames)), images
+                    if fault == "still":
+                        self._buffer.renew(frame.stamp_ns)
+        return Window(window.id, tuple(frames)), images, unmoved
 
     def _refined(
         self, network: Reconstruction, odometry: Sequence[np.ndarray | None] = ()

@@ -26,6 +26,7 @@ from g2vlm_ros.demo.sim.analytic_hall import (
     steps,
     trajectory_error,
 )
+from g2vlm_ros.dense_map.dense_map import DenseMap
 from g2vlm_ros.geometry.sim3 import Sim3
 from g2vlm_ros.pipeline import MappingPipeline
 from g2vlm_ros.records import ScaleState
@@ -140,8 +141,55 @@ def test_covered_blurred_and_frozen_cameras_are_counted_by_reason(short):
     blur = with_image(lambda image: cv2.GaussianBlur(image, (0, 0), 9))
     run(perception, live, range(11, 14), blur)
     assert live.counts().dropped["blurred"] == 3
-    run(perception, live, range(14, 22), with_image(lambda image: last))
+    # A camera that repeats one image while odometry drives on is frozen, not still.
+    drives = [np.eye(4) for _ in range(8)]
+    for number, pose in enumerate(drives):
+        pose[0, 3] = 0.2 * number
+
+    def frozen(number, frame):
+        return replace(frame, decode=lambda: last, odom_from_camera=drives[number - 14])
+
+    run(perception, live, range(14, 22), frozen)
     assert live.counts().dropped["frozen"] >= 4
+
+
+def test_a_robot_that_stands_still_stays_where_it_is():
+    """A network that is off anew in every window; the map must not drift by what it adds up."""
+    noise = Noise(0.05, 0.0, 0.03, 0.03)
+    perception, live = make(lap_poses(40, 0.2), noise, map__loop_closure=False)
+    dense = DenseMap(Settings.from_flat({"map.loop_closure": False}))
+    for update in run(perception, live, range(9)):
+        dense.add(update)
+    points, last = len(dense.points()), update
+    still = perception.image(8)
+    rng = np.random.default_rng(0)
+
+    def parked(number, frame):
+        image = np.clip(still + rng.normal(0, 2.5, still.shape), 0, 255).astype(np.uint8)
+        return replace(frame, decode=lambda: image)
+
+    repeats = []
+    for round_ in range(100):
+        stamped = lambda n, f, r=round_: replace(  # noqa: E731
+            parked(n, f), stamp_ns=f.stamp_ns + r * GAP_NS
+        )
+        for update in run(perception, live, [9], stamped):
+            dense.add(update)
+            repeats.append(update)
+    assert len(repeats) >= 33 and all(update.still for update in repeats)
+    assert live.counts().windows == last.window.id, "the network was not asked again"
+    np.testing.assert_array_equal(repeats[-1].map_from_camera, last.map_from_camera)
+    np.testing.assert_array_equal(repeats[-1].placement.covariance, last.placement.covariance)
+    assert len(dense.points()) == points
+    ages = [update.window.stamp_ns for update in repeats]
+    assert ages == sorted(ages) and ages[-1] >= last.window.stamp_ns + 98 * GAP_NS
+    # Driving on, longer after than any window may span, the map goes on.
+    later = lambda n, f: replace(f, stamp_ns=f.stamp_ns + 100 * GAP_NS)  # noqa: E731
+    updates = run(perception, live, range(10, 16), later)
+    assert updates and not any(update.still for update in updates)
+    assert {update.placement.map_id for update in updates} == {0}, [
+        u.placement.new_map for u in updates
+    ]
 
 
 def test_a_jump_of_exposure_changes_nothing():

@@ -33,6 +33,13 @@ class _Instant:
     frames: dict[str, Frame] = field(default_factory=dict)
     used: bool = False
     """Part of a window already."""
+    shown_ns: int = 0
+    """Newest time at which the cameras still showed the same, if later than stamp_ns."""
+
+    @property
+    def until_ns(self) -> int:
+        """Newest time at which these views are known to be true."""
+        return max(self.stamp_ns, self.shown_ns)
 
     @property
     def position_m(self) -> np.ndarray | None:
@@ -62,6 +69,7 @@ class WindowBuffer:
         self._window_id = 0
         self._pending: list[_Instant] = []
         self._kept: list[_Instant] = []
+        self._in_window: list[_Instant] = []  # of the last window, without discarded frames
         self._last_stamp_ns: dict[str, int] = {}
         self._first_stamp_ns = 0
         self.received = 0
@@ -106,8 +114,17 @@ class WindowBuffer:
             if instant.frames.get(frame.camera) is frame:
                 self._kept.remove(instant)
                 break
+        self._in_window = [i for i in self._in_window if i.frames.get(frame.camera) is not frame]
         self.dropped[reason] += 1
         self.used -= 1
+
+    def renew(self, stamp_ns: int) -> None:
+        """The cameras still show at this time what they showed in the last window."""
+        fresh = [instant for instant in self._kept if not instant.used]
+        overlap = self._in_window[-self._settings.overlap :] if self._settings.overlap else []
+        for instant in overlap:
+            instant.shown_ns = max(instant.shown_ns, stamp_ns)
+        self._kept = overlap + fresh
 
     def clear(self, reason: str = "reset") -> None:
         """Forget all frames; counters stay."""
@@ -138,6 +155,7 @@ class WindowBuffer:
                 self.dropped["superseded"] += len(instant.frames)
         shared = min(self._settings.overlap, self._settings.views // len(cameras) - 1)
         self._kept = chosen[-shared:] if shared else []
+        self._in_window = chosen
         self._window_id += 1
         frames = tuple(i.frames[c] for i in chosen for c in self._cameras if c in i.frames)
         return Window(self._window_id, frames)
@@ -190,14 +208,14 @@ class WindowBuffer:
             return
         limit_ns = self._kept[-1].stamp_ns - self._settings.max_age_s * NS_PER_S
         for instant in self._kept:
-            if instant.stamp_ns < limit_ns and not instant.used:
+            if instant.until_ns < limit_ns and not instant.used:
                 self.dropped["too_old"] += len(instant.frames)
-        self._kept = [i for i in self._kept if i.stamp_ns >= limit_ns]
+        self._kept = [i for i in self._kept if i.until_ns >= limit_ns]
 
     def _drop_all(self, reason: str) -> None:
         unused = [i for i in self._kept if not i.used] + self._pending
         self.dropped[reason] += sum(len(i.frames) for i in unused)
-        self._pending, self._kept = [], []
+        self._pending, self._kept, self._in_window = [], [], []
         self._last_stamp_ns.clear()
 
 

@@ -131,9 +131,16 @@ class ContextStore:
 
     def remember(self, update: MappedWindow) -> CachedWindow:
         """Hold a window; the oldest one goes unless a conversation is about it."""
-        if not self.recent or self.recent[-1].update is not update:
+        if update.still and self.recent and self._same(self.recent[-1].update, update):
+            self.recent[-1].update = update
+        elif not self.recent or self.recent[-1].update is not update:
             self.recent.append(CachedWindow(update))
         return self.recent[-1]
+
+    @staticmethod
+    def _same(one: MappedWindow, other: MappedWindow) -> bool:
+        """Whether a window came once more because its cameras stand still."""
+        return (one.window.id, one.session) == (other.window.id, other.session)
 
     def dialogue(self, name: str) -> Dialogue | None:
         """The conversation of that name, if it is still remembered."""

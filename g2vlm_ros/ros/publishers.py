@@ -232,6 +232,8 @@ class Publishers:
             set(update.new_views) & set(update.trusted_views), key=lambda i: frames[i].stamp_ns
         )
         self._extend_path(update, new)
+        if update.still:
+            new = [max(update.trusted_views, key=lambda i: frames[i].stamp_ns)]
         for i in new:
             header = self._header(frames[i].stamp_ns)
             if self._listened("pose"):
