@@ -24,7 +24,7 @@ class Sizes:
     dino_layers: int = 2
     dino_heads: int = 3
     registers: int = 4
-    table_side: int = 8
+    table_side: int = 16
     vit_width: int = 128
     vit_layers: int = 2
     vit_heads: int = 4
@@ -108,8 +108,8 @@ class Sizes:
 class Data:
     """What is rendered and how windows are cut from it."""
 
-    width_px: int = 112
-    height_px: int = 84
+    width_px: int = 224
+    height_px: int = 168
     semantic_px: int = 168
     """Side of the square image for the semantic encoder."""
     views_per_scene: int = 8
