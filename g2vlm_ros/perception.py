@@ -89,6 +89,7 @@ class Perception:
     def __init__(self, stages: Backend, tokenizer: Tokenizer, settings: Settings):
         self._stages = stages
         self._tokenizer = tokenizer
+        settings = with_input_sizes(settings)
         self._model = settings.model
         self._query = settings.query
         self._reconstruction_prefix: Cache | None = None
@@ -117,7 +118,7 @@ class Perception:
             dtype=model.dtype,
             dino_windows=None if model.dino_windows == "auto" else model.dino_windows,
         )
-        perception = cls(stages, Tokenizer.open(model.checkpoint), with_input_sizes(settings))
+        perception = cls(stages, Tokenizer.open(model.checkpoint), settings)
         perception.warnings = untrained_sizes(settings)
         return perception
 

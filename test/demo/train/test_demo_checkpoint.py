@@ -69,7 +69,7 @@ def test_the_card_is_true(scores, name):
 
 def test_the_images_mend_the_poses(scores):
     assert scores["refined_rotation_deg"] < 0.7 * scores["rotation_deg"]
-    assert scores["refined_direction_deg"] < scores["direction_deg"]
+    assert scores["refined_points_m"] < scores["points_m"]
 
 
 def test_images_of_other_homes_ruin_the_scores(perception, clips, scores):

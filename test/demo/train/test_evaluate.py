@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from g2vlm_tests.tiny_training import TINY
 
+from g2vlm_ros.checkpoint.input_sizes import InputSizes  # noqa: E402
 from g2vlm_ros.checkpoint.tokenizer import Tokenizer
 from g2vlm_ros.demo.sim.camera import lens, world_from_camera
 from g2vlm_ros.demo.sim.contact_sheet import Exhibit, page
@@ -106,6 +107,7 @@ def test_points_do_not_care_for_a_similarity():
 def test_language_is_scored_by_kind(clips, monkeypatch, tokenizer_folder):
     monkeypatch.setattr(evaluation, "clips_of", lambda split, first, count: clips)
     network = build(TINY.sizes.model(), 0).eval().requires_grad_(False)
+    InputSizes(112, 168).write(tokenizer_folder)
     settings = settings_for(tokenizer_folder)
     perception = Perception(TorchBackend(network), Tokenizer.open(tokenizer_folder), settings)
     known = Baselines([QuestionAnswer("exists", "Is there a bed?", "No.")])
