@@ -92,3 +92,41 @@ def test_memory_of_windows_and_dialogues_is_bounded():
             assert answer.success, answer.error_msg
         windows, dialogues = made.queries.worker.held()
         assert windows == 2 and dialogues == ["d2", "d3"]
+
+
+def test_a_client_that_floods_leaves_another_at_least_half_of_its_answers():
+    """Each question under another dialogue's name; the other client asks one after the other."""
+    import rclpy
+    from g2vlm_ros.srv import SpatialQuery
+    from rclpy.qos import QoSProfile
+
+    with bench(**SMALL_QUERY, **{"query.queue": 4}) as made:
+        feed(made)
+        flooder = rclpy.create_node("flooder", context=made.context)
+        made.executor.add_node(flooder)
+        client = flooder.create_client(
+            SpatialQuery, "/perception/query", qos_profile=QoSProfile(depth=1000)
+        )
+        assert client.wait_for_service(20)
+        over, codes = threading.Event(), []
+
+        def flood(number):
+            asked = request(question="What is there?", dialogue=f"d{number}")
+            future = client.call_async(asked)
+            future.add_done_callback(lambda done: again(done, number))
+
+        def again(done, number):
+            codes.append(done.result().error_code)
+            if not over.is_set():
+                threading.Timer(0.01, flood, [number + 100]).start()
+
+        for number in range(12):
+            flood(number)
+        made.until(lambda: 9907 in codes, "the flood to fill its queue")
+        answers = [ask(made, question="What is there?", max_wait_s=10.0) for _ in range(10)]
+        over.set()
+        served = sum(answer.success for answer in answers)
+        assert served >= 5, [answer.error_msg for answer in answers]
+        made.until(lambda: not made.waiting(), "the flood to end")
+        made.executor.remove_node(flooder)
+        flooder.destroy_node()
