@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-# make demo | eval | test | build | bench | gpu | lint | clean: each sets up what it needs in .venv first (tools/setup_env.py).
+# make demo | eval | test | build | bench | gpu | fuzz | faults | soak | lint | clean: each sets up what it needs in .venv first (tools/setup_env.py).
 #   PYTHON=python3.12     another Python, 3.10 to 3.13
 #   TORCH_INDEX=URL       a package index with CPU builds of torch; PyPI's own is the CUDA build, some GB larger
 #   SEED=N                another held-out home for the demo
@@ -37,11 +37,17 @@ gpu:
 fuzz:
 	@PYTHONPATH=test $(SETUP) test -m g2vlm_tests.fuzz $(if $(MINUTES),--minutes $(MINUTES))
 
+faults:
+	@PYTHONPATH=test $(SETUP) test -m g2vlm_tests.faults
+
+soak:
+	@PYTHONPATH=test $(SETUP) test -m g2vlm_tests.soak $(if $(MINUTES),--minutes $(MINUTES))
+
 lint:
 	@$(SETUP) lint -m ruff check .
 	@$(SETUP) lint -m ruff format --check .
 
 clean:
-	rm -rf .venv .setup.lock build install log demo_output eval_output bench_output .hypothesis .pytest_cache .ruff_cache \
+	rm -rf .venv .setup.lock build install log demo_output eval_output bench_output soak_output .hypothesis .pytest_cache .ruff_cache \
 	  g2vlm_ros/kernels/compiled
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
