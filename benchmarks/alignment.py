@@ -113,7 +113,7 @@ def metres() -> dict[str, Any]:
         live.offer(frame_of(perception, number, position_m=noisy[number]))
         while (update := live.step()) is not None:
             updates.append(update)
-            if update.placement.scale_state.name == "METRIC":
+            if update.placement.scale.state.name == "METRIC":
                 metric = metric or update.window.id
                 true_scale = 1 / perception.window_from_world.scale
                 if not update.placement.loop_closed:
@@ -123,7 +123,7 @@ def metres() -> dict[str, Any]:
         "metric_from_window": metric,
         "scale_error_mean": round(float(np.mean(factors)) - 1, 4),
         "scale_error_largest": round(float(np.abs(np.array(factors) - 1).max()), 4),
-        "stated_relative_std": round(last.scale_std, 4),
+        "stated_relative_std": round(last.scale.relative_std, 4),
     }
 
 

@@ -36,9 +36,10 @@ from g2vlm_ros.demo.sim.scenes import make_scene
 from g2vlm_ros.demo.sim.splits import home_seed
 from g2vlm_ros.demo.sim.wheel_odometry import base_poses, mount, odometry
 from g2vlm_ros.dense_map.dense_map import DenseMap
+from g2vlm_ros.mapping.window_pose import MappedWindow
 from g2vlm_ros.parameter_schema import flattened
 from g2vlm_ros.perception import Perception, Scene
-from g2vlm_ros.pipeline import MappedWindow, MappingPipeline
+from g2vlm_ros.pipeline import MappingPipeline
 from g2vlm_ros.records import Frame, Reconstruction, ScaleState
 from g2vlm_ros.settings import Settings
 
@@ -128,7 +129,7 @@ class Log:
         the map is not in metres.
         """
         placement = update.placement
-        if placement.scale_state is not ScaleState.METRIC:
+        if placement.scale.state is not ScaleState.METRIC:
             return None
         first, numbers, result, *_ = self.windows[placement.map_id][0]
         start = self._places[first].apply_pose(result.window_from_camera[0].astype(np.float64))

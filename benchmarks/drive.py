@@ -114,7 +114,7 @@ class Drive:
             self.joined += placement.merged_map_id is not None
             if (
                 placement.new_map
-                or placement.rescaled != 1.0
+                or placement.scale.rescaled != 1.0
                 or placement.merged_map_id is not None
             ):
                 self.places[:] = np.nan

@@ -40,8 +40,9 @@ from g2vlm_ros.dense_map.map_changes import change_rows
 from g2vlm_ros.geometry import point_cloud
 from g2vlm_ros.inference.tensorrt.device_memory import DeviceMemory
 from g2vlm_ros.inference.tensorrt.point_packing import PointPacker
+from g2vlm_ros.mapping.window_pose import MappedWindow
 from g2vlm_ros.perception import Perception
-from g2vlm_ros.pipeline import MappedWindow, MappingPipeline
+from g2vlm_ros.pipeline import MappingPipeline
 from g2vlm_ros.records import RawGeometry
 from g2vlm_ros.settings import Settings
 
@@ -114,8 +115,8 @@ PARTS = {
     "confidence": ("g2vlm_ros.perception:multi_view_confidence",),
     "pose refinement": ("g2vlm_ros.mapping.pose_refinement:PoseRefiner.refine",),
     "placing, less its parts": ("g2vlm_ros.mapping.graph_slam:GraphSlam.place",),
-    "registration": ("g2vlm_ros.mapping.graph_slam:register_views",),
-    "covisibility": ("g2vlm_ros.mapping.graph_slam:measure_covisibility",),
+    "registration": ("g2vlm_ros.mapping.window_registration:register_views",),
+    "covisibility": ("g2vlm_ros.mapping.window_registration:measure_covisibility",),
     "surfaces and up": (
         "g2vlm_ros.mapping.gravity_alignment:surfaces_of",
         "g2vlm_ros.mapping.gravity_alignment:structure_up",

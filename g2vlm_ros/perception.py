@@ -70,13 +70,14 @@ class Example:
 
 
 @dataclass
-class _Clock:
-    """Seconds per stage."""
+class StageTimer:
+    """Seconds per stage of the work, in the order of the stages."""
 
     times_s: dict[str, float] = field(default_factory=dict)
 
     @contextmanager
     def measure(self, stage: str) -> Iterator[None]:
+        """Adds what the block took; one that fails counts for nothing."""
         start = time.perf_counter()
         yield
         spent = time.perf_counter() - start
@@ -164,7 +165,7 @@ class Perception:
         Raises NonFiniteError naming the stage that produced NaN or infinity.
         """
         scene = scene if isinstance(scene, Scene) else self.scene(scene)
-        clock = _Clock()
+        clock = StageTimer()
         text, views = reconstruction_segments(self._tokenizer, len(scene.views), scene.grid_hw)
         if self._reconstruction_prefix is None:
             self._reconstruction_prefix = self._stages.new_cache()
@@ -213,7 +214,7 @@ class Perception:
                 len(scene.views),
                 self._query.max_views,
             )
-        clock = _Clock()
+        clock = StageTimer()
         segments = self._dialogue(scene, question, history, examples)
         *prefix, text = segments
         computed = text.length
@@ -232,7 +233,7 @@ class Perception:
         answer = self._tokenizer.decode(ids)
         return Answer(answer, tuple(ids), finished, clock.times_s, computed)
 
-    def _encode(self, scene: Scene, clock: _Clock) -> None:
+    def _encode(self, scene: Scene, clock: StageTimer) -> None:
         if scene.features is None:
             with clock.measure("encode_geometry"):
                 scene.features = self._stages.encode_geometry(scene.views)
@@ -253,7 +254,7 @@ class Perception:
         return Turn(question, answer, len(scene.views), scene.grid_hw, (merged, merged))
 
     def _prefill(
-        self, segments: Sequence[Segment], scenes: Sequence[Scene], clock: _Clock
+        self, segments: Sequence[Segment], scenes: Sequence[Scene], clock: StageTimer
     ) -> Cache:
         """A cache that holds the dialogue up to the end of the last scene's images."""
         cache = self._stages.new_cache()

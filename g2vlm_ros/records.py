@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """The records that cross module borders: shape, unit and frame of every field, checked when made.
 
-Lengths come from the model in its own unit (suffix ``_u``); only `alignment` turns them into
-metres (``_m``). Camera frames are optical (x right, y down, z forward; REP-103). Pixel centres lie
-at integer coordinates. Arrays inside records are read-only.
+Lengths come from the model in its own unit (suffix ``_u``); only `mapping.graph_slam` turns them
+into metres (``_m``). Camera frames are optical (x right, y down, z forward; REP-103). Pixel
+centres lie at integer coordinates. Arrays inside records are read-only.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 
@@ -150,9 +150,20 @@ class Window:
     frames: tuple[Frame, ...]
 
     @property
+    def newest(self) -> int:
+        """Index of the newest view."""
+        return newest_view(self.frames)
+
+    @property
     def stamp_ns(self) -> int:
         """Acquisition time of the newest view."""
-        return max(frame.stamp_ns for frame in self.frames)
+        return self.frames[self.newest].stamp_ns
+
+
+def newest_view(frames: Sequence[Frame], views: Iterable[int] | None = None) -> int:
+    """Index of the newest frame, of all or of some views; the first of those of one moment."""
+    among = range(len(frames)) if views is None else views
+    return max(among, key=lambda i: frames[i].stamp_ns)
 
 
 @dataclass(frozen=True)

@@ -231,9 +231,9 @@ def test_odometry_makes_metres_and_its_jump_is_refused_and_counted():
         return replace(frame, position_m=poses[number, :3, 3] + [jump, 0, 0])
 
     updates = run(perception, live, range(41), odometry)
-    assert updates[-1].placement.scale_state is ScaleState.METRIC
-    assert updates[-1].placement.scale_source == "odometry"
-    assert all(u.placement.scale_jump == 1 for u in updates[5:])
+    assert updates[-1].placement.scale.state is ScaleState.METRIC
+    assert updates[-1].placement.scale.source == "odometry"
+    assert all(u.placement.scale.jump == 1 for u in updates[5:])
     way = np.linalg.norm(np.diff(updates[-1].map_from_camera[:, :3, 3], axis=0), axis=1)
     np.testing.assert_allclose(way, 0.4, rtol=0.05)
 
@@ -248,9 +248,9 @@ def test_missing_odometry_leaves_metres_that_were_known_but_less_certain():
         lambda n, f: replace(f, position_m=poses[n, :3, 3].copy()) if n < 20 else f,
     )
     placements = [u.placement for u in updates]
-    assert placements[-1].scale_state is ScaleState.METRIC
-    assert placements[-1].scale_std > 1.1 * placements[9].scale_std
-    assert updates[-1].placement.new_map == ""
+    assert placements[-1].scale.state is ScaleState.METRIC
+    assert placements[-1].scale.relative_std > 1.1 * placements[9].scale.relative_std
+    assert updates[-1].placement.new_map is None
 
 
 def test_reset_and_a_clock_that_jumps_back_start_a_new_map(short):
@@ -347,7 +347,7 @@ def test_odometry_that_jumps_all_the_time_makes_no_metres():
     updates = run(
         perception, live, range(31), lambda n, f: replace(f, position_m=20 * rng.normal(size=3))
     )
-    assert {u.placement.scale_state for u in updates} == {ScaleState.RELATIVE}
+    assert {u.placement.scale.state for u in updates} == {ScaleState.RELATIVE}
 
 
 def test_frames_may_come_from_any_thread_while_windows_are_made(short):
@@ -370,8 +370,7 @@ def test_memory_of_a_long_drive_is_bounded():
     perception, live = make(poses, map__keyframes=10, map__graph_windows=16)
     sizes = []
     for update in run(perception, live, range(len(poses))):
-        graph = live._slam._graph
-        sizes.append((len(graph), len(live._keyframes), len(live._slam._map_of)))
+        sizes.append(live.sizes())
         assert update.placement.map_id == 0
-    assert max(s[0] for s in sizes) <= 18 and max(s[1] for s in sizes) == 10
-    assert sizes[-1] <= (18, 10, 18)
+    assert max(s.graph_nodes for s in sizes) <= 18 and max(s.keyframes for s in sizes) == 10
+    assert max(s.waiting_frames for s in sizes) <= 3

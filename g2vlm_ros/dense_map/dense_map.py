@@ -22,7 +22,7 @@ from g2vlm_ros.dense_map.voxel_fusion import PointViews
 from g2vlm_ros.dense_map.voxel_map import VoxelMap
 from g2vlm_ros.geometry.point_cloud import affines
 from g2vlm_ros.geometry.sim3 import Sim3
-from g2vlm_ros.pipeline import MappedWindow
+from g2vlm_ros.mapping.window_pose import MappedWindow
 from g2vlm_ros.records import ScaleState
 from g2vlm_ros.settings import Settings
 
@@ -63,7 +63,7 @@ class DenseMap:
         Views that nothing connects with the place of their window stay out.
         """
         placement = update.placement
-        metric = placement.scale_state is ScaleState.METRIC
+        metric = placement.scale.state is ScaleState.METRIC
         with self._lock:
             if update.session < self._least_session:
                 return
@@ -83,7 +83,7 @@ class DenseMap:
                 self._hold(unit, *self._make(unit))
             elif (metric and self._scale is not ScaleState.METRIC) or unit > COARSER * self._unit:
                 self._resize(unit)
-            self._scale = placement.scale_state
+            self._scale = placement.scale.state
             self._integrate(update)
 
     def reset(self, session: int | None = None) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 
 from g2vlm_ros.evaluation.trajectory_metrics import PublishedPose, fit_poses
 from g2vlm_ros.geometry.sim3 import Sim3
-from g2vlm_ros.pipeline import MappedWindow
+from g2vlm_ros.mapping.window_pose import MappedWindow
 from g2vlm_ros.records import ScaleState
 
 ViewKey = tuple[str, int]
@@ -75,8 +75,8 @@ class MapRecord:
         poses = update.result.window_from_camera.astype(np.float64)
         window = _Window(update.window.id, views, update.trusted_views, poses)
         self._windows[map_id].append(window)
-        self._metric[map_id] = placement.scale_state is ScaleState.METRIC
-        newest = max(range(len(frames)), key=lambda i: frames[i].stamp_ns)
+        self._metric[map_id] = placement.scale.state is ScaleState.METRIC
+        newest = update.window.newest
         first = self._windows[map_id][0]
         if first is not window:
             self._published.append(

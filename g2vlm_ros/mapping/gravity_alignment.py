@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which way is up, and where the floor is: what windows tell of the level of a map.
+"""Gravity and structure alignment: which way is up in a map, and where its floor is.
 
 Up is by gravity where there is an IMU, else by the floors, ceilings and walls in view. Every
 window that tells holds its place in the pose graph upright, so that turns do not bend the map.
@@ -19,8 +19,10 @@ from g2vlm_ros.kernels import api
 from g2vlm_ros.mapping.pose_graph import PoseGraph
 from g2vlm_ros.records import Frame, Reconstruction
 
-MAX_TILT_RAD, MAX_TILT = np.deg2rad(1.0), 2.0
-"""A map may be so far off its level, and by so many standard deviations, before it is turned."""
+MAX_TILT_RAD = np.deg2rad(1.0)
+"""A map may be so far off its level before it is turned: what is less, nobody sees..."""
+MAX_TILT_STD = 2.0
+"""...and by so many standard deviations: what is less, nobody knows."""
 MAX_UP_OFF_RAD = np.deg2rad(15.0)
 """Surfaces that have up farther from the map's are not of its floors and walls."""
 FLOORS = 16
@@ -38,10 +40,13 @@ OPEN = 0.01
 """Weight of where the search stands, as a share of that of all surfaces."""
 FARTHEST_RAD = np.deg2rad(35.0)
 """From where the search began; what is farther may as well be across a wall."""
-NEAR_RAD, SOFT_RAD = np.deg2rad((10.0, 5.0))
+SOFT_RAD = np.deg2rad(5.0)
+"""Where the weight of a surface that is off falls to half: the scatter of the demo checkpoint's
+normals."""
+NEAR_RAD = np.deg2rad(10.0)
+"""Twice that: up to here a surface counts as level or upright..."""
 MIN_NEAR = 0.6
-"""Share of the surfaces that must be level or upright to NEAR_RAD; of directions without any order
-a fifth is."""
+"""...as so large a share must; of directions without any order a fifth does."""
 NORMALS_PER_VIEW = 2000
 NORMAL_SIDE = 56
 """A normal spans one part in so many of the width, on either side."""
@@ -51,9 +56,12 @@ BLOCKS_PER_SIDE = 8
 """Normals of neighbouring pixels err alike: a view counts as 8 x 8 independent ones."""
 FLOOR_STEP = 0.02
 """A point lies on a floor when it is within this fraction of the median range."""
-FLOOR_TILT = np.cos(np.deg2rad(20.0))
-MIN_FLOOR, MIN_NORMALS = 30, 200
-"""Points, of all views, that make a floor or tell what is up."""
+FLOOR_COSINE = np.cos(np.deg2rad(20.0))
+"""Of the normal of a floor to up: the scatter of single normals, four times."""
+MIN_FLOOR = 30
+"""Points of all views that make a floor: a median of fewer is no height."""
+MIN_NORMALS = 200
+"""Points of all views that tell what is up: three surfaces of 8 x 8 patches."""
 FLOOR_OF_MOST = 0.2
 """A floor has at least so many points of those of the largest level surface."""
 MAX_BELOW = 0.005
@@ -152,8 +160,9 @@ def structure_up(surfaces: Surfaces, near: np.ndarray) -> Up | None:
     axes = np.linalg.svd(across(up))[0][:, :2]
     independent = len(np.unique(surfaces.blocks)) / len(normals)
     spread = max(1.4826 * float(np.median(off)), 1e-3)
-    known = (axes.T @ walls @ axes + level * np.eye(2)) * independent / spread**2
-    covariance = np.linalg.inv(known + 1e-6 * np.eye(2)) + STRUCTURE_STD_RAD**2 * np.eye(2)
+    moments = axes.T @ walls @ axes + level * np.eye(2)
+    information = moments * independent / spread**2
+    covariance = np.linalg.inv(information + 1e-6 * np.eye(2)) + STRUCTURE_STD_RAD**2 * np.eye(2)
     return Up(up, axes @ np.linalg.inv(covariance) @ axes.T, "structure")
 
 
@@ -164,7 +173,7 @@ def find_floor(surfaces: Surfaces, up: np.ndarray) -> Floor | None:
     """
     middle = surfaces.centres.mean(0)
     height = (surfaces.points - middle) @ up
-    level = (np.abs(surfaces.normals @ up) > FLOOR_TILT) & (height < -0.1 * surfaces.reach)
+    level = (np.abs(surfaces.normals @ up) > FLOOR_COSINE) & (height < -0.1 * surfaces.reach)
     heights, thick = np.sort(height[level]), 2 * FLOOR_STEP * surfaces.reach
     counts = np.searchsorted(heights, heights + thick) - np.arange(len(heights))
     most = counts.max(initial=0)
@@ -176,8 +185,8 @@ def find_floor(surfaces: Surfaces, up: np.ndarray) -> Floor | None:
     floor = float(np.median(layer))
     if len(layer) < MIN_FLOOR or (height < floor - 1.5 * thick).mean() > MAX_BELOW:
         return None
-    own = (surfaces.centres - middle) @ up - floor
-    if own.min() <= thick / 2:
+    above = (surfaces.centres - middle) @ up - floor
+    if above.min() <= thick / 2:
         return None
     return Floor(middle + floor * up, -floor, float(np.std(layer)) / -floor)
 
@@ -196,6 +205,16 @@ def upright(up: np.ndarray) -> np.ndarray:
     return np.eye(3) + skew + skew @ skew / (1.0 + cosine)
 
 
+@dataclass(frozen=True)
+class LevelUpdate:
+    """What a window told of the level of its map."""
+
+    turned: bool
+    """Whether the whole map was turned upright."""
+    floor: Floor | None
+    """Under the cameras of the window; None where it shows none, or up is not known yet."""
+
+
 @dataclass
 class GravityAlignment:
     """What holds one map upright, and its floor."""
@@ -207,47 +226,52 @@ class GravityAlignment:
 
     def update(
         self, graph: PoseGraph, node: int, frames: Sequence[Frame], result: Reconstruction
-    ) -> tuple[bool, Floor | None]:
-        """What a window just placed says: whether that turned the map, and its floor."""
+    ) -> LevelUpdate:
+        """Up and floor by a window that was just placed at `node`."""
         surfaces = surfaces_of(result)
-        turned = self._hear_up(graph, node, frames, result, surfaces)
+        up = self._measured_up(graph.pose(node).rotation[2], frames, result, surfaces)
+        turned = up is not None and self._hold_upright(graph, node, up)
         floor = find_floor(surfaces, graph.pose(node).rotation[2]) if self.source else None
         if floor is not None:
             self._floors.append((node, floor.point))
-        return turned, floor
+        return LevelUpdate(turned, floor)
 
     def floor_z(self, graph: PoseGraph) -> float:
         """Height of the floor in the map; NaN while none was seen."""
         heights = [graph.pose(n).apply(point)[2] for n, point in self._floors if n in graph]
         return float(np.median(heights)) if heights else float("nan")
 
-    def _hear_up(
+    def _measured_up(
         self,
-        graph: PoseGraph,
-        node: int,
+        map_z: np.ndarray,
         frames: Sequence[Frame],
         result: Reconstruction,
         surfaces: Surfaces,
-    ) -> bool:
-        """The first of a source turns the map at once, later all that was heard together."""
-        now = graph.pose(node).rotation[2]
+    ) -> Up | None:
+        """Up in the window by gravity, or by structure while gravity never spoke.
+
+        map_z: (3,) the map's z in the window's frame. Structure that is far off it is another's.
+        """
         up = gravity_up(frames, result)
-        if up is None and self.source != "gravity":
-            up = structure_up(surfaces, now)
-            if up is not None and self.source and up.direction @ now < np.cos(MAX_UP_OFF_RAD):
-                up = None
-        if up is None:
-            return False
+        if up is not None or self.source == "gravity":
+            return up
+        up = structure_up(surfaces, map_z)
+        if up is not None and self.source and up.direction @ map_z < np.cos(MAX_UP_OFF_RAD):
+            return None
+        return up
+
+    def _hold_upright(self, graph: PoseGraph, node: int, up: Up) -> bool:
+        """Whether the map was turned: by the first of a source at once, later by all together."""
         members = graph.component(node)
-        news = up.source != self.source
-        if news:
+        first = up.source != self.source
+        if first:
             graph.forget_ups(members)
             self.source = up.source
         graph.measure_up(node, up.information)
         direction, std_rad = graph.up(members)
-        if news:
+        if first:
             direction = graph.pose(node).rotation @ up.direction
-        elif direction[2] >= np.cos(max(MAX_TILT_RAD, MAX_TILT * std_rad)):
+        elif direction[2] >= np.cos(max(MAX_TILT_RAD, MAX_TILT_STD * std_rad)):
             return False
         graph.move(members, Sim3(1.0, upright(direction), np.zeros(3)))
         return True

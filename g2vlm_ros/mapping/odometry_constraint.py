@@ -15,11 +15,14 @@ import numpy as np
 from g2vlm_ros.geometry.registration import RelativePose, about
 from g2vlm_ros.geometry.sim3 import Sim3
 from g2vlm_ros.mapping.scale_measurements import MAX_SPEED_M_S, ScaleMeasurement
-from g2vlm_ros.records import Frame, Reconstruction
+from g2vlm_ros.records import Frame, Reconstruction, newest_view
 
 DRIFT = 0.05
 """Deviation of odometry, per metre of way and per radian of turn."""
-MIN_STD_M, MIN_STD_RAD = 0.01, 0.01
+MIN_STD_M = 0.01
+"""Of odometry over no way at all: its own resolution, and the mount of the camera..."""
+MIN_STD_RAD = 0.01
+"""...as an angle."""
 
 
 @dataclass(frozen=True)
@@ -37,10 +40,10 @@ class OdometryConstraint:
         cls, frames: Sequence[Frame], result: Reconstruction, trusted: Sequence[bool]
     ) -> OdometryConstraint | None:
         """Of the trusted views; None where odometry knows none of them."""
-        known = [i for i, f in enumerate(frames) if trusted[i] and f.odom_from_camera is not None]
-        if not known:
+        views = [i for i, f in enumerate(frames) if trusted[i] and f.odom_from_camera is not None]
+        if not views:
             return None
-        newest = max(known, key=lambda i: frames[i].stamp_ns)
+        newest = newest_view(frames, views)
         pose = result.window_from_camera[newest].astype(np.float64)
         return cls(frames[newest].stamp_ns, frames[newest].odom_from_camera, pose)
 

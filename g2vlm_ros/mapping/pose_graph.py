@@ -1,51 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Similarities between windows, made consistent: a small pose graph, optimised incrementally.
+"""Pose graph of windows: nodes map_from_window, measured relative poses between them.
 
-The tangent of a similarity is (rotation 3 in rad, translation 3, log scale 1). Nodes are
-map_from_window; edges are joints with their information; a node's scale and its up can be measured
-from outside. The graph never holds more than
-`max_nodes` nodes: beyond that, old ones are folded into their neighbours and move with them.
+Poses are similarities, since each window has a unit of its own; a node's scale and its up can be
+measured from outside. The graph never holds more than `max_nodes` nodes: beyond that, old ones are
+folded into their neighbours and move with them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from g2vlm_ros.geometry.sim3 import Sim3, cross_matrix
+from g2vlm_ros.geometry.sim3 import Sim3
+from g2vlm_ros.mapping.graph_optimizer import Edge, Factors
 
-MAX_STEPS = 15
-ENOUGH = 1e-3
-"""Relative gain of a step below which optimisation ends."""
 RECENT = 8
 """Nodes that every window may move; the whole graph moves at loop closures only."""
 Z_STD_RAD = 0.5
 """Deviation of a map's z from up, as far as no measurement tells."""
 MAX_FOLDED = 4000
 """Folded windows that still follow their neighbours; older ones are forgotten."""
-
-
-@dataclass
-class _Edge:
-    """A measured target_from_source; covariance of its left tangent (target's frame)."""
-
-    target: int
-    source: int
-    measured: Sim3
-    covariance: np.ndarray
-
-    def other(self, node: int) -> int:
-        return self.source if node == self.target else self.target
-
-    def seen_from(self, node: int) -> tuple[Sim3, np.ndarray]:
-        """(node_from_other, its covariance)."""
-        if node == self.target:
-            return self.measured, self.covariance
-        inverse = self.measured.inverse()
-        move = inverse.adjoint()
-        return inverse, move @ self.covariance @ move.T
 
 
 class PoseGraph:
@@ -57,7 +32,7 @@ class PoseGraph:
         self._max_nodes = max_nodes
         self._poses: dict[int, Sim3] = {}
         self._covariances: dict[int, np.ndarray] = {}
-        self._edges: dict[int, list[_Edge]] = {}
+        self._edges: dict[int, list[Edge]] = {}
         self._scales: dict[int, tuple[float, float]] = {}
         self._ups: dict[int, np.ndarray] = {}
         self._spans: dict[int, int] = {}
@@ -87,8 +62,9 @@ class PoseGraph:
 
     def members(self, nodes: Iterable[int]) -> list[int]:
         """These nodes and all that was folded into them."""
-        chosen = set(nodes)
-        return [n for n, (keeper, _) in self._folded.items() if keeper in chosen] + sorted(chosen)
+        keepers = set(nodes)
+        folded = [n for n, (keeper, _) in self._folded.items() if keeper in keepers]
+        return folded + sorted(keepers)
 
     def recent(self, node: int) -> list[int]:
         """The last RECENT nodes of the node's component, its first one left out."""
@@ -108,15 +84,15 @@ class PoseGraph:
     def attach(
         self, node: int, target: int, target_from_node: Sim3, covariance: np.ndarray
     ) -> None:
-        """A new node where its joint with an existing one puts it."""
+        """A new node where its relative pose to an existing one puts it."""
         self.add(node, self.pose(target) @ target_from_node)
         edge = self.connect(target, node, target_from_node, covariance)
         back = edge.measured.inverse().adjoint()
-        carried = back @ (self._covariances[edge.target] + edge.covariance) @ back.T
-        self._covariances[node] = carried
+        chain = self._covariances[edge.target] + edge.covariance
+        self._covariances[node] = back @ chain @ back.T
 
-    def connect(self, target: int, source: int, measured: Sim3, covariance: np.ndarray) -> _Edge:
-        """A joint between two nodes; a second one between the same nodes is merged with it.
+    def connect(self, target: int, source: int, measured: Sim3, covariance: np.ndarray) -> Edge:
+        """A relative pose between two nodes; a second one between them is merged with it.
 
         A folded target or source stands for the node that it was folded into.
         """
@@ -129,9 +105,9 @@ class PoseGraph:
             measured = measured @ relative.inverse()
         for edge in self._edges[target]:
             if edge.other(target) == source:
-                _merge(edge, *_Edge(target, source, measured, covariance).seen_from(edge.target))
+                edge.merge(*Edge(target, source, measured, covariance).seen_from(edge.target))
                 return edge
-        edge = _Edge(target, source, measured, covariance)
+        edge = Edge(target, source, measured, covariance)
         self._edges[target].append(edge)
         self._edges[source].append(edge)
         return edge
@@ -156,8 +132,8 @@ class PoseGraph:
         parts = [rotation @ information @ rotation.T for rotation, information in rotations]
         if not parts:
             return None
-        still = np.diag([1.0, 1.0, 0.0]) / Z_STD_RAD**2
-        strength, axes = np.linalg.eigh(np.sum(parts, axis=0) + still)
+        prior = np.diag([1.0, 1.0, 0.0]) / Z_STD_RAD**2
+        strength, axes = np.linalg.eigh(np.sum(parts, axis=0) + prior)
         direction = axes[:, 0] * (1.0 if axes[2, 0] >= 0 else -1.0)
         return direction, float(max(strength[1], 1e-9) ** -0.5)
 
@@ -171,14 +147,14 @@ class PoseGraph:
                 self._scales[node] = (log_scale + float(np.log(by.scale)), std)
 
     def component(self, node: int) -> set[int]:
-        """Nodes that joints connect with this one, itself included."""
-        found, waiting = {node}, [node]
-        while waiting:
-            here = waiting.pop()
-            fresh = {edge.other(here) for edge in self._edges[here]} - found
-            found |= fresh
-            waiting += fresh
-        return found
+        """Nodes that edges connect with this one, itself included."""
+        members, queue = {node}, [node]
+        while queue:
+            here = queue.pop()
+            neighbours = {edge.other(here) for edge in self._edges[here]} - members
+            members |= neighbours
+            queue += neighbours
+        return members
 
     def remove(self, node: int) -> None:
         """Forget a node, its edges and what was folded into it."""
@@ -190,7 +166,7 @@ class PoseGraph:
 
     def optimise_recent(self, node: int) -> None:
         """Move the last RECENT nodes of the node's component; the others stand still."""
-        self._optimise(self.recent(node))
+        self._factors(self.recent(node)).optimise()
 
     def optimise(self, node: int) -> float:
         """Move the whole component, its first node held, and return `cost`.
@@ -198,20 +174,23 @@ class PoseGraph:
         Covariances of all its nodes are computed anew.
         """
         first, *free = sorted(self.component(node), key=abs)
-        self._optimise(free)
-        self._refresh_covariances(first, free)
-        return self._cost(free)
+        factors = self._factors(free)
+        factors.optimise()
+        self._covariances[first] = np.zeros((7, 7))
+        self._covariances.update(factors.covariances())
+        return factors.cost()
 
     def cost(self, node: int) -> float:
         """Sum of squared normalised errors of the node's component (chi square)."""
-        return self._cost(sorted(self.component(node), key=abs)[1:])
+        return self._factors(sorted(self.component(node), key=abs)[1:]).cost()
 
     def snapshot(self) -> tuple:
         """What `restore` needs to undo additions and moves."""
-        edges = {n: [_Edge(**vars(e)) for e in own] for n, own in self._edges.items()}
-        shared: dict[tuple[int, int], _Edge] = {}
-        for own in edges.values():
-            own[:] = [shared.setdefault((e.target, e.source), e) for e in own]
+        copies: dict[int, Edge] = {}
+        for at_node in self._edges.values():
+            for edge in at_node:
+                copies.setdefault(id(edge), Edge(**vars(edge)))
+        edges = {n: [copies[id(e)] for e in at_node] for n, at_node in self._edges.items()}
         tables = (
             self._poses,
             self._covariances,
@@ -229,100 +208,18 @@ class PoseGraph:
             tables
         )
 
-    def _optimise(self, free: list[int]) -> None:
-        """Levenberg-Marquardt over the free nodes' right tangents."""
-        if not free:
-            return
-        damping, cost = 1e-9, np.inf
-        for _ in range(MAX_STEPS):
-            hessian, gradient, cost = self._normal_equations(free)
-            diagonal = np.diag(np.diag(hessian)) * damping
-            step = np.linalg.solve(hessian + diagonal, -gradient).reshape(-1, 7)
-            before = {n: self._poses[n] for n in free}
-            for node, part in zip(free, step, strict=True):
-                self._poses[node] = self._poses[node] @ Sim3.exp(part)
-            after = self._cost(free)
-            if after > cost * (1 + 1e-9):
-                self._poses.update(before)
-                damping = max(damping, 1e-6) * 100
-                if damping > 1e6:
-                    return
-            else:
-                damping /= 10
-                if cost - after <= ENOUGH * cost + 1e-9:
-                    return
+    def _factors(self, free: Sequence[int]) -> Factors:
+        edges = list({id(e): e for n in free for e in self._edges[n]}.values())
+        return Factors(self._poses, edges, self._scales, self._ups, free)
 
-    def _touching(self, free: list[int]) -> list[_Edge]:
-        return list({id(e): e for n in free for e in self._edges[n]}.values())
-
-    def _error(self, edge: _Edge) -> tuple[float, np.ndarray, np.ndarray, Sim3]:
-        """Squared normalised error, residual (7,), information, and the leftover similarity."""
-        target, source = self._poses[edge.target], self._poses[edge.source]
-        leftover = target.inverse() @ source @ edge.measured.inverse()
-        residual = leftover.log()
-        information = np.linalg.inv(edge.covariance)
-        return float(residual @ information @ residual), residual, information, leftover
-
-    def _cost(self, free: list[int]) -> float:
-        edges = sum(self._error(e)[0] for e in self._touching(free))
-        scales = sum(self._scale_error(n) ** 2 for n in free if n in self._scales)
-        return edges + scales + sum(self._lean(n) for n in free if n in self._ups)
-
-    def _lean(self, node: int) -> float:
-        """Squared normalised angle between the map's z and what was measured as up."""
-        z = self._poses[node].rotation[2]
-        return float(z @ self._ups[node] @ z)
-
-    def _scale_error(self, node: int) -> float:
-        log_scale, std = self._scales[node]
-        return (float(np.log(self._poses[node].scale)) - log_scale) / std
-
-    def _normal_equations(self, free: list[int]) -> tuple[np.ndarray, np.ndarray, float]:
-        """Hessian (7k, 7k), gradient (7k,) and cost."""
-        place = {node: slice(7 * i, 7 * i + 7) for i, node in enumerate(free)}
-        hessian, gradient = np.zeros((7 * len(free),) * 2), np.zeros(7 * len(free))
-        cost = 0.0
-        for edge in self._touching(free):
-            squared, residual, information, leftover = self._error(edge)
-            cost += squared
-            parts = {edge.target: -np.eye(7), edge.source: (leftover @ edge.measured).adjoint()}
-            known = [(place[n], part) for n, part in parts.items() if n in place]
-            for here, part in known:
-                gradient[here] += part.T @ information @ residual
-                for there, other in known:
-                    hessian[here, there] += part.T @ information @ other
-        for node in free:
-            if node in self._scales:
-                row = place[node].start + 6
-                std = self._scales[node][1]
-                hessian[row, row] += 1 / std**2
-                gradient[row] += self._scale_error(node) / std
-                cost += self._scale_error(node) ** 2
-            if node in self._ups:
-                z, information = self._poses[node].rotation[2], self._ups[node]
-                turn = cross_matrix(z)
-                rows = slice(place[node].start, place[node].start + 3)
-                hessian[rows, rows] += turn.T @ information @ turn
-                gradient[rows] += turn.T @ information @ z
-                cost += self._lean(node)
-        return hessian, gradient, cost
-
-    def _refresh_covariances(self, first: int, free: list[int]) -> None:
-        self._covariances[first] = np.zeros((7, 7))
-        if not free:
-            return
-        inverse = np.linalg.inv(self._normal_equations(free)[0])
-        for i, node in enumerate(free):
-            self._covariances[node] = inverse[7 * i : 7 * i + 7, 7 * i : 7 * i + 7]
-
-    def fold(self) -> list[int]:
-        """Keep at most `max_nodes`: fold old nodes into neighbours; returns forgotten nodes.
+    def fold(self, max_nodes: int | None = None) -> list[int]:
+        """Keep at most so many nodes: fold old ones into neighbours; returns forgotten nodes.
 
         The node that stands for the fewest windows goes, the oldest first, never one of the last
         RECENT nor the first of its component, which holds the map's frame.
         """
         forgotten = []
-        while len(self._poses) > self._max_nodes:
+        while len(self._poses) > (max_nodes or self._max_nodes):
             order = sorted(self._poses, key=abs)
             node = min(order[1:-RECENT], key=lambda n: self._spans[n])
             if self._edges[node]:
@@ -337,7 +234,7 @@ class PoseGraph:
         return forgotten
 
     def _fold(self, node: int) -> None:
-        """Replace a node by joints between its neighbours, composed through it."""
+        """Replace a node by edges between its neighbours, composed through it."""
         edges = self._edges[node]
         nearest = min(edges, key=lambda e: np.trace(e.seen_from(node)[1][:3, :3]))
         keeper = nearest.other(node)
@@ -354,8 +251,8 @@ class PoseGraph:
         span, up = self._spans[node], self._ups.get(node)
         self.remove(node)
         if up is not None:
-            turned = relative.rotation @ up @ relative.rotation.T
-            self._ups[keeper] = self._ups.get(keeper, 0.0) + turned
+            in_keeper = relative.rotation @ up @ relative.rotation.T
+            self._ups[keeper] = self._ups.get(keeper, 0.0) + in_keeper
         self._spans[keeper] += span
         if node > 0:
             self._folded[node] = (keeper, relative)
@@ -363,12 +260,3 @@ class PoseGraph:
             self._folded[child] = (keeper, relative @ child_relative)
         for other, measured, covariance in composed:
             self.connect(keeper, other, measured, covariance)
-
-
-def _merge(edge: _Edge, measured: Sim3, covariance: np.ndarray) -> None:
-    """Fuse a second measurement into an edge by information."""
-    first, second = np.linalg.inv(edge.covariance), np.linalg.inv(covariance)
-    merged = np.linalg.inv(first + second)
-    shift = merged @ second @ (measured @ edge.measured.inverse()).log()
-    edge.measured = Sim3.exp(shift) @ edge.measured
-    edge.covariance = merged

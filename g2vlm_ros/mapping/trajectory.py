@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where the cameras were, as the map has it now: loops, metres and gravity move earlier poses."""
+"""Trajectory of camera poses; loops, metres and gravity move the earlier ones."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ class Trajectory:
                 changed = True
         self._places[window] = placement.map_from_window
         self._views.extend((stamp_ns, window, pose) for stamp_ns, pose in views)
-        held = {window for _, window, _ in self._views}
-        self._places = {name: place for name, place in self._places.items() if name in held}
+        windows = {window for _, window, _ in self._views}
+        self._places = {w: place for w, place in self._places.items() if w in windows}
         return changed
 
     def poses(self, newest: int | None = None) -> list[tuple[int, np.ndarray]]:

@@ -103,6 +103,12 @@ class WindowBuffer:
         last = self._last_stamp_ns
         return tuple(c for c in self._cameras if last.get(c, self._first_stamp_ns) < limit_ns)
 
+    @property
+    def waiting(self) -> int:
+        """Frames that are held and that no window has used yet."""
+        unused = [i for i in self._kept if not i.used] + self._pending
+        return sum(len(i.frames) for i in unused)
+
     def reject(self, reason: str) -> None:
         """Count a frame that was received but could not be offered."""
         self.received += 1

@@ -1,56 +1,102 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where a window lies in the map, and how well that is known: what `GraphSlam` says of it."""
+"""Where a window lies in the map, and how well that is known: what mapping says of a window."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from enum import Enum
+from functools import cached_property
 
 import numpy as np
 
 from g2vlm_ros.geometry.registration import RelativePose
 from g2vlm_ros.geometry.sim3 import Sim3, cross_matrix
-from g2vlm_ros.records import Reconstruction, ScaleState
+from g2vlm_ros.records import Reconstruction, ScaleState, Window
 
 VIEW_TURN_RAD = 0.005
 """Assumed orientation error of a view in its window."""
 
 
+class Reason(str, Enum):
+    """One word of a fixed list; equal to its text, which is what messages and counters show."""
+
+    def __str__(self) -> str:
+        return self.value
+
+
+class StartReason(Reason):
+    """Why no shared view joins a window to the map before it."""
+
+    FIRST = "first"
+    """Nothing was before it."""
+    NO_SHARED_VIEW = "no_shared_view"
+    NO_OVERLAP = "no_overlap"
+    """A turn too fast for the views to overlap."""
+    POOR_REGISTRATION = "poor_registration"
+    """The shared views do not fit to each other."""
+
+
+class LoopOutcome(Reason):
+    """How a try to close a loop ended."""
+
+    CLOSED = "closed"
+    NO_OVERLAP = "no_overlap"
+    """Old and new views do not show the same surfaces."""
+    LOOKS_DIFFERENT = "looks_different"
+    """They do, but not in the same colours."""
+    POOR_REGISTRATION = "poor_registration"
+    """The reconstruction of both fits to one of the two windows only."""
+    CONTRADICTS_MAP = "contradicts_map"
+    """It would bend the map, or its metres, too far."""
+    NON_FINITE = "non_finite"
+    """The network failed on the two together."""
+
+
+@dataclass(frozen=True)
+class ScaleUpdate:
+    """What is known of the unit of a map after a window, and what the window changed of it."""
+
+    state: ScaleState
+    relative_std: float = float("nan")
+    """Relative standard deviation of the metres; NaN while nothing is known."""
+    source: str = "none"
+    """"odometry", "rig", "depth", "camera_height", "fixed" or "none"."""
+    jump: float = 1.0
+    """New over old estimate of the scale where it changed by more than its deviation."""
+    refused: int = 0
+    """Measurements of scale in a row that contradict their source's others and were left out."""
+    clash: str = ""
+    """The sources of scale that contradict the believed ones and are not used; or ""."""
+    rescaled: float = 1.0
+    """Factor by which all lengths of the map grew with this window; 1 where none did."""
+
+    @property
+    def metres_per_unit(self) -> float:
+        """Metres per map unit: 1 when METRIC, NaN otherwise."""
+        return 1.0 if self.state is ScaleState.METRIC else float("nan")
+
+
 @dataclass(frozen=True)
 class WindowPose:
-    """Where a window lies in the map."""
+    """Where a window lies in the map, and what its arrival changed there."""
 
     map_from_window: Sim3
     map_id: int
     """Counts from 0, up each time a window could not be joined to the ones before. It goes back
     when a loop joins a later map to an earlier one."""
-    scale_state: ScaleState
-    metres_per_unit: float
-    """Metres per map unit: 1 when METRIC, NaN otherwise."""
-    relative_pose: RelativePose | None
-    """The best joint with an earlier window; None for the first window of a map, and where
+    scale: ScaleUpdate
+    relative_pose: RelativePose | None = None
+    """The best one to an earlier window; None for the first window of a map, and where
     odometry placed the window."""
-    new_map: str = ""
-    """Why a map starts here: "first", "no_shared_view", "no_overlap" (a turn too fast for the
-    views to overlap) or "poor_registration"; empty where none starts."""
-    by_odometry: str = ""
-    """Why odometry, and no joint, placed the window: one of the reasons above; or ""."""
+    new_map: StartReason | None = None
+    """Why a map starts here; None where none starts."""
+    by_odometry: StartReason | None = None
+    """Why odometry, and no shared view, placed the window; None where it did not."""
     covariance: np.ndarray = field(default_factory=lambda: np.full((0, 6, 6), np.nan))
     """float64 (N, 6, 6) of each view's pose: x y z, then rotation about x y z of the map
     (REP-103), relative to the origin of the map."""
     trusted: tuple[bool, ...] = ()
     """Per view: whether overlaps connect it with the views that place the window."""
-    scale_std: float = float("nan")
-    """Relative standard deviation of the metres; NaN while nothing is known."""
-    scale_source: str = "none"
-    """"odometry", "rig", "depth", "camera_height", "fixed" or "none"."""
-    scale_jump: float = 1.0
-    """New over old estimate of the scale where it changed by more than its deviation."""
-    scale_refused: int = 0
-    """Measurements of scale in a row that contradict their source's others and were left out."""
-    scale_clash: str = ""
-    """The sources of scale that contradict the believed ones and are not heard; or ""."""
-    rescaled: float = 1.0
-    """Factor by which all lengths of the map grew with this window; 1 where none did."""
     floor_z: float = float("nan")
     """Height of the floor in the map (map units); NaN while none was seen."""
     loop_closed: bool = False
@@ -59,10 +105,45 @@ class WindowPose:
     """The map that ended because the loop joined it to `map_id`."""
     corrections: tuple[tuple[int, Sim3], ...] = ()
     """Earlier windows that moved: (window id, new map_from_window)."""
+    forgotten: tuple[int, ...] = ()
+    """Windows of long ago that the map holds no longer: nothing corrects their places now."""
 
     def camera_poses(self, window_from_camera: np.ndarray) -> np.ndarray:
         """map_from_camera float64 (N, 4, 4), rigid, z-up map."""
         return self.map_from_window.apply_pose(window_from_camera)
+
+
+@dataclass(frozen=True)
+class MappedWindow:
+    """One window after model and map."""
+
+    window: Window
+    result: Reconstruction
+    """The network's, its poses and its depth mended (`refine_poses`, `fuse_depth`)."""
+    placement: WindowPose
+    new_views: tuple[int, ...]
+    """Indices of views that no earlier window held."""
+    stage_times_s: dict[str, float] = field(default_factory=dict)
+    session: int = 0
+    """Resets before the window was taken."""
+    still: bool = False
+    """The cameras have not moved since: the same window once more, with the stamps of the images
+    that say so and no new view."""
+
+    @cached_property
+    def map_from_camera(self) -> np.ndarray:
+        """float64 (N, 4, 4) rigid poses of the views in the map (map units, optical axes)."""
+        return self.placement.camera_poses(self.result.window_from_camera)
+
+    @property
+    def trusted_views(self) -> tuple[int, ...]:
+        """Indices of the views that overlaps connect with what places the window."""
+        trusted = self.placement.trusted or (True,) * self.result.views
+        return tuple(np.flatnonzero(trusted).tolist())
+
+    def map_points(self) -> np.ndarray:
+        """float32 (N, H, W, 3): the points of all views in the map (map units)."""
+        return self.placement.map_from_window.apply(self.result.points_u())
 
 
 def view_covariances(
@@ -81,11 +162,11 @@ def view_covariances(
     centres = map_from_window.apply(result.window_from_camera[:, :3, 3].astype(np.float64))
     noise = view_noise * depth * map_from_window.scale
     covariance = np.zeros((result.views, 6, 6))
-    for found, centre, std in zip(covariance, centres, noise, strict=True):
+    for pose_covariance, centre, std in zip(covariance, centres, noise, strict=True):
         jacobian = np.zeros((6, 7))
         jacobian[:3] = np.column_stack([-cross_matrix(centre), np.eye(3), centre])
         jacobian[3:, :3] = np.eye(3)
-        found += jacobian @ window_covariance @ jacobian.T
-        found[:3, :3] += np.eye(3) * std**2 + scale_std**2 * np.outer(centre, centre)
-        found[3:, 3:] += np.eye(3) * VIEW_TURN_RAD**2
+        pose_covariance += jacobian @ window_covariance @ jacobian.T
+        pose_covariance[:3, :3] += np.eye(3) * std**2 + scale_std**2 * np.outer(centre, centre)
+        pose_covariance[3:, 3:] += np.eye(3) * VIEW_TURN_RAD**2
     return covariance

@@ -15,11 +15,11 @@ import numpy as np
 
 from g2vlm_ros.images.preprocessing import PixelMap
 from g2vlm_ros.perception import Perception, Scene
-from g2vlm_ros.pipeline import MappedWindow
+from g2vlm_ros.pipeline import PerceivedWindow
 from g2vlm_ros.query import prompts
 from g2vlm_ros.query.point_map import PointMap, Region
 from g2vlm_ros.query.point_parser import Pointed
-from g2vlm_ros.records import Frame
+from g2vlm_ros.records import Frame, newest_view
 
 MAX_TURNS = 8
 """Turns of a conversation that the model is given; earlier ones are left out."""
@@ -30,19 +30,19 @@ MAX_MARKED_SCENES = 2
 class ViewSelection:
     """Some views of a window, as a question sees them. Views are counted within the selection."""
 
-    def __init__(self, update: MappedWindow, views: Sequence[int]):
+    def __init__(self, update: PerceivedWindow, views: Sequence[int]):
         self.update, self.views = update, tuple(views)
         self.frames: tuple[Frame, ...] = tuple(update.window.frames[i] for i in self.views)
         stamps_ns = [frame.stamp_ns for frame in update.window.frames]
         points = PointMap.of_window(update.result, update.placement, stamps_ns)
-        newest = max(range(len(self.views)), key=lambda i: self.frames[i].stamp_ns)
+        newest = newest_view(self.frames)
         self.points = points.part(self.views, newest)
         self._scenes: OrderedDict[tuple[prompts.Mark, ...], Scene] = OrderedDict()
 
     @property
     def stamp_ns(self) -> int:
         """Acquisition of the newest view."""
-        return max(frame.stamp_ns for frame in self.frames)
+        return self.frames[newest_view(self.frames)].stamp_ns
 
     def scene(self, perception: Perception, marks: Sequence[prompts.Mark] = ()) -> Scene:
         """The views inside the model, with marks drawn on them where there are any."""
@@ -101,7 +101,7 @@ class ViewSelection:
 class CachedWindow:
     """A window with what questions about it have computed."""
 
-    update: MappedWindow
+    update: PerceivedWindow
     _selections: dict[tuple[int, ...], ViewSelection] = field(default_factory=dict)
 
     def select(self, views: Sequence[int] | None = None) -> ViewSelection:
@@ -129,7 +129,7 @@ class ContextStore:
         self._dialogues: OrderedDict[str, Dialogue] = OrderedDict()
         self._max_dialogues = max_dialogues
 
-    def remember(self, update: MappedWindow) -> CachedWindow:
+    def remember(self, update: PerceivedWindow) -> CachedWindow:
         """Hold a window; the oldest one goes unless a conversation is about it."""
         if update.still and self.recent and self._same(self.recent[-1].update, update):
             self.recent[-1].update = update
@@ -138,7 +138,7 @@ class ContextStore:
         return self.recent[-1]
 
     @staticmethod
-    def _same(one: MappedWindow, other: MappedWindow) -> bool:
+    def _same(one: PerceivedWindow, other: PerceivedWindow) -> bool:
         """Whether a window came once more because its cameras stand still."""
         return (one.window.id, one.session) == (other.window.id, other.session)
 

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from g2vlm_ros.geometry.sim3 import Sim3
-from g2vlm_ros.pipeline import MappedWindow
+from g2vlm_ros.pipeline import PerceivedWindow
 from g2vlm_ros.query.labels import label_fit, words_of
 from g2vlm_ros.query.object_measurement import Object3D, map_covariance
 from g2vlm_ros.query.point_map import PointMap
@@ -290,7 +290,7 @@ class ObjectMemory:
 
     def observe(
         self,
-        update: MappedWindow,
+        update: PerceivedWindow,
         points: PointMap,
         sightings: Sequence[Sighting],
         detected_views: Iterable[int] = (),
@@ -300,7 +300,7 @@ class ObjectMemory:
         points: of all its views. detected_views: those that a detector has looked at.
         """
         placement = update.placement
-        if placement.scale_state is not ScaleState.METRIC or not self._max:
+        if placement.scale.state is not ScaleState.METRIC or not self._max:
             return
         with self._lock:
             if self._map_id == NO_MAP:
@@ -339,7 +339,7 @@ class ObjectMemory:
             if motion is not None:
                 self._objects[each.id] = _transformed(each, motion)
 
-    def _associate(self, sightings: Sequence[Sighting], update: MappedWindow) -> set[int]:
+    def _associate(self, sightings: Sequence[Sighting], update: PerceivedWindow) -> set[int]:
         """Fuse sightings with the objects that they are of; new ones for the rest. Their ids."""
         pairs = []
         for index, sighting in enumerate(sightings):
@@ -406,7 +406,7 @@ class ObjectMemory:
 
     def _look_for_missing(
         self,
-        update: MappedWindow,
+        update: PerceivedWindow,
         points: PointMap,
         views: Sequence[int],
         detected_views: set[int],
@@ -485,7 +485,7 @@ class ObjectMemory:
 
 
 def sightings_of(
-    update: MappedWindow, points: PointMap, things: Sequence[Object3D], to_pixels: Any
+    update: PerceivedWindow, points: PointMap, things: Sequence[Object3D], to_pixels: Any
 ) -> list[Sighting]:
     """Objects of a window as sightings, each by its newest view.
 
@@ -525,7 +525,7 @@ def _mean_colour(image: np.ndarray, corners: Sequence[float]) -> tuple[float, fl
     return red, green, blue
 
 
-def _new_object(object_id: int, sighting: Sighting, update: MappedWindow) -> MapObject:
+def _new_object(object_id: int, sighting: Sighting, update: PerceivedWindow) -> MapObject:
     thing = sighting.thing
     return MapObject(
         id=object_id,
@@ -622,7 +622,7 @@ def _overlap(one: MapObject, other: MapObject) -> float:
     return float(np.prod(shared)) / min(volumes)
 
 
-def _look(update: MappedWindow, points: PointMap, view: int, known: MapObject) -> str:
+def _look(update: PerceivedWindow, points: PointMap, view: int, known: MapObject) -> str:
     """What a view sees of an object's place: "through" it, "at" it, or "" (nothing certain)."""
     camera = update.result.intrinsics[view]
     if camera is None or not known.confirmed:

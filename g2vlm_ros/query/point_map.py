@@ -57,7 +57,7 @@ class PointMap:
     ) -> PointMap:
         """The point map of a placed window; stamps of its views say which is the newest."""
         place = placement.map_from_window
-        std = placement.scale_std
+        std = placement.scale.relative_std
         covariance = placement.covariance
         known = covariance.shape[0] == result.views and np.isfinite(covariance).all()
         return cls(
@@ -66,7 +66,7 @@ class PointMap:
             result.confidence,
             placement.camera_poses(result.window_from_camera),
             max(range(len(stamps_ns)), key=lambda i: stamps_ns[i]),
-            placement.scale_state == ScaleState.METRIC,
+            placement.scale.state == ScaleState.METRIC,
             float(std) if np.isfinite(std) else 0.0,
             placement.floor_z,
             covariance[:, :3, :3] if known else None,

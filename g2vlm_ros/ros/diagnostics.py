@@ -9,8 +9,9 @@ from collections import deque
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 from std_msgs.msg import Header
 
+from g2vlm_ros.mapping.window_pose import MappedWindow, StartReason
 from g2vlm_ros.msg import ReconstructionStatus
-from g2vlm_ros.pipeline import Counts, MappedWindow
+from g2vlm_ros.pipeline import Counts
 from g2vlm_ros.records import ScaleState
 from g2vlm_ros.ros.conversions import messages
 from g2vlm_ros.settings import Settings
@@ -30,9 +31,9 @@ MISSED_FRAMES = 3.0
 REMEMBERED_S = 30.0
 """Span over which the rate of frames is measured."""
 STARTS = {
-    "no_shared_view": "no view is shared with the windows before",
-    "no_overlap": "the newest view shows nothing that the shared ones do",
-    "poor_registration": "the window does not fit to the ones before",
+    StartReason.NO_SHARED_VIEW: "no view is shared with the windows before",
+    StartReason.NO_OVERLAP: "the newest view shows nothing that the shared ones do",
+    StartReason.POOR_REGISTRATION: "the window does not fit to the ones before",
 }
 """Why a map starts, in words; the very first one needs none."""
 OK, WARN, ERROR = DiagnosticStatus.OK, DiagnosticStatus.WARN, DiagnosticStatus.ERROR
@@ -76,12 +77,12 @@ def status_message(
     status.window_id = update.window.id
     status.view_stamps = [messages.stamp(frame.stamp_ns) for frame in frames]
     status.view_cameras = [frame.camera for frame in frames]
-    status.scale_state = int(placement.scale_state)
+    status.scale_state = int(placement.scale.state)
     status.map_id = placement.map_id
-    if placement.scale_state is ScaleState.METRIC:
+    if placement.scale.state is ScaleState.METRIC:
         status.metres_per_unit = placement.map_from_window.scale
-    status.scale_relative_std = placement.scale_std
-    status.scale_source = placement.scale_source
+    status.scale_relative_std = placement.scale.relative_std
+    status.scale_source = placement.scale.source
     if placement.relative_pose is not None:
         status.alignment_quality = placement.relative_pose.inliers
     status.stage_names = list(update.stage_times_s)
@@ -136,13 +137,13 @@ def silence_remarks(counts: Counts) -> list[str]:
 def scale_remarks(update: MappedWindow) -> list[str]:
     """What contradicts the scale."""
     placement, told = update.placement, []
-    if placement.scale_clash:
+    if placement.scale.clash:
         told.append(
-            f"metres by {placement.scale_clash} contradict those by {placement.scale_source} and "
+            f"metres by {placement.scale.clash} contradict those by {placement.scale.source} and "
             "are not used"
         )
-    if placement.scale_refused:
-        told.append(f"{placement.scale_refused} measurements of scale in a row do not fit")
+    if placement.scale.refused:
+        told.append(f"{placement.scale.refused} measurements of scale in a row do not fit")
     return told
 
 
@@ -313,7 +314,7 @@ class Diagnostics:
         if placement.relative_pose is not None:
             values["inliers"] = f"{placement.relative_pose.inliers:.3f}"
             values["residual"] = f"{placement.relative_pose.residual:.4f}"
-        if placement.scale_state is ScaleState.METRIC:
+        if placement.scale.state is ScaleState.METRIC:
             told = scale_remarks(update)
             message = "; ".join(told) or "lengths are metres"
             return self._task("scale", WARN if told else OK, message, **values)
@@ -321,8 +322,9 @@ class Diagnostics:
         return self._task("scale", WARN, hint, **values)
 
     def _loops(self, counts: Counts) -> DiagnosticStatus:
-        told = ", ".join(f"{n} {outcome}" for outcome, n in sorted(counts.loops.items()))
-        return self._task("loops", OK, told or "no place was seen again", **counts.loops)
+        values = {str(outcome): n for outcome, n in sorted(counts.loops.items())}
+        told = ", ".join(f"{n} {outcome}" for outcome, n in values.items())
+        return self._task("loops", OK, told or "no place was seen again", **values)
 
     def _calibration(self, update: MappedWindow | None) -> DiagnosticStatus:
         told = camera_remarks(update) if update is not None else []

@@ -117,7 +117,7 @@ class ObjectServices:
 
     def _nothing(self) -> RequestError:
         newest = self._windows.newest_window()
-        metric = newest and newest[0].placement.scale_state is ScaleState.METRIC
+        metric = newest and newest[0].placement.scale.state is ScaleState.METRIC
         if not self._memory.objects() and not metric:
             return RequestError(
                 Codes.NO_GEOMETRY,

@@ -27,7 +27,7 @@ from g2vlm_ros.dense_map.dense_map import DenseMap
 from g2vlm_ros.msg import ReconstructionStatus
 from g2vlm_ros.parameter_schema import SettingError, parameters_of
 from g2vlm_ros.perception import Perception
-from g2vlm_ros.pipeline import Counts, MappedWindow, MappingPipeline
+from g2vlm_ros.pipeline import Counts, MappingPipeline, PerceivedWindow
 from g2vlm_ros.query.object_memory import ObjectMemory
 from g2vlm_ros.records import BackendGoneError, Frame
 from g2vlm_ros.ros import parameters
@@ -83,7 +83,7 @@ class PerceptionNode(SafeLifecycleNode):
         self._cameras: Cameras | None = None
         self._live: MappingPipeline | None = None
         self._map: DenseMap | None = None
-        self._newest: MappedWindow | None = None
+        self._newest: PerceivedWindow | None = None
         self._report_publishers: list = []
         self._map_and_point_services: list = []
         self._report_timers: list = []
@@ -335,10 +335,10 @@ class PerceptionNode(SafeLifecycleNode):
         """Whether requests are served."""
         return self._active
 
-    def _age_s(self, update: MappedWindow) -> float:
+    def _age_s(self, update: PerceivedWindow) -> float:
         return (self.get_clock().now().nanoseconds - update.window.stamp_ns) * 1e-9
 
-    def newest_window(self) -> tuple[MappedWindow, float] | None:
+    def newest_window(self) -> tuple[PerceivedWindow, float] | None:
         """The newest window and its age in seconds, or None before the first."""
         update = self._newest
         return None if update is None else (update, self._age_s(update))

@@ -10,7 +10,7 @@ from geometry_msgs.msg import Point32, PoseStamped, Vector3
 
 from g2vlm_ros.dense_map.map_editor import OrientedBox
 from g2vlm_ros.images.preprocessing import PixelMap
-from g2vlm_ros.pipeline import MappedWindow
+from g2vlm_ros.pipeline import PerceivedWindow
 from g2vlm_ros.ros.conversions import messages
 from g2vlm_ros.ros.service_errors import (
     Codes,
@@ -67,7 +67,7 @@ class PointService:
         response.header.frame_id = self._map_frame
         response.points = [Point32(x=float(x), y=float(y), z=float(z)) for x, y, z in points]
         response.confidence = [-1.0 if math.isnan(c) else float(c) for c in confidence]
-        response.scale_state = int(update.placement.scale_state)
+        response.scale_state = int(update.placement.scale.state)
         response.window_id = update.window.id
 
     def check_active(self) -> None:
@@ -75,7 +75,7 @@ class PointService:
         if not self._windows.is_active():
             raise inactive()
 
-    def current(self, max_age_s: float, max_wait_s: float) -> MappedWindow:
+    def current(self, max_age_s: float, max_wait_s: float) -> PerceivedWindow:
         """The newest window; a fresh one is tried when there is none young enough."""
         self.check_active()
         if not max_age_s > 0:
@@ -94,7 +94,7 @@ class PointService:
         return update
 
     def _points_of_pixels(
-        self, request: GetPoints.Request, update: MappedWindow
+        self, request: GetPoints.Request, update: PerceivedWindow
     ) -> tuple[np.ndarray, np.ndarray, int]:
         """Map points (n, 3) and confidence (n,) of pixels of a camera's newest view."""
         frames = update.window.frames
@@ -130,7 +130,7 @@ class PointService:
         return points, confidence, view
 
     def _points_in_box(
-        self, request: GetPoints.Request, update: MappedWindow
+        self, request: GetPoints.Request, update: PerceivedWindow
     ) -> tuple[np.ndarray, np.ndarray]:
         """Map points (n, 3) and confidence (n,) inside an oriented box."""
         box = box_of(request.box_pose, request.box_size, self._map_frame)

@@ -19,7 +19,8 @@ from g2vlm_ros.dense_map.dense_map import DenseMap, Version
 from g2vlm_ros.dense_map.map_changes import CHANGED_POINT, EVERYTHING, POINT, change_rows
 from g2vlm_ros.geometry import point_cloud
 from g2vlm_ros.mapping.trajectory import Trajectory
-from g2vlm_ros.pipeline import MappedWindow
+from g2vlm_ros.mapping.window_pose import MappedWindow
+from g2vlm_ros.records import newest_view
 from g2vlm_ros.ros.conversions import messages
 from g2vlm_ros.settings import Settings
 
@@ -185,7 +186,8 @@ class Publishers:
             self._publish_cloud(update, np.array(views))
 
     def _publish_cloud(self, update: MappedWindow, views: np.ndarray) -> None:
-        header = self._header(max(update.window.frames[i].stamp_ns for i in views))
+        frames = update.window.frames
+        header = self._header(frames[newest_view(frames, views)].stamp_ns)
         packed = self._packed_on_device(update, views)
         if packed is None:
             self._cloud = self._packed_here(header, update, views)

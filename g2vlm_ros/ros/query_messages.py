@@ -274,8 +274,8 @@ def encode(
 def describe_window(response: Any, selection: ViewSelection, answered_ns: int) -> None:
     """Which window an answer or a refusal is about, and what its lengths mean."""
     placement = selection.update.placement
-    response.scale_state = int(placement.scale_state)
-    response.scale_relative_std = float(placement.scale_std)
+    response.scale_state = int(placement.scale.state)
+    response.scale_relative_std = float(placement.scale.relative_std)
     response.stamp = messages.stamp(selection.stamp_ns)
     response.age_s = (answered_ns - selection.stamp_ns) * 1e-9
     response.window_id = selection.update.window.id

@@ -20,7 +20,7 @@ from rclpy.qos import QoSProfile
 
 from g2vlm_ros.action import AnswerSpatialQuery
 from g2vlm_ros.perception import Perception
-from g2vlm_ros.pipeline import MappedWindow
+from g2vlm_ros.pipeline import PerceivedWindow
 from g2vlm_ros.query.grounding import NoLanguageError, OutOfTimeError
 from g2vlm_ros.query.object_memory import ObjectMemory
 from g2vlm_ros.query.types import Abstention
@@ -109,7 +109,7 @@ class QueryServer:
             result_service_qos_profile=BURST,
         )
 
-    def remember(self, update: MappedWindow) -> None:
+    def remember(self, update: PerceivedWindow) -> None:
         """Hold a window for questions about its moment (device's thread)."""
         self.worker.remember(update)
 

@@ -17,7 +17,7 @@ from tf2_msgs.msg import TFMessage
 from g2vlm_ros.action import AnswerSpatialQuery
 from g2vlm_ros.msg import SpatialExample
 from g2vlm_ros.perception import Example, Perception
-from g2vlm_ros.pipeline import MappedWindow
+from g2vlm_ros.pipeline import PerceivedWindow
 from g2vlm_ros.query.answerer import Answerer
 from g2vlm_ros.query.context import CachedWindow, ContextStore, ViewSelection
 from g2vlm_ros.query.grounding import NoLanguageError, OutOfTimeError, measure_detections
@@ -77,7 +77,7 @@ class QueryWorker:
         if settings.query.target_tf:
             self._tf = node.create_lifecycle_publisher(TFMessage, "/tf", QoSProfile(depth=100))
 
-    def remember(self, update: MappedWindow) -> None:
+    def remember(self, update: PerceivedWindow) -> None:
         """Hold a window for questions about its moment, and its objects for those about later."""
         selection = self._context.remember(update).select()
         detections = self.detections.of(selection)
@@ -214,7 +214,7 @@ class QueryWorker:
     def _age_s(self, window: CachedWindow) -> float:
         return (self.now_ns() - window.update.window.stamp_ns) * 1e-9
 
-    def _views(self, update: MappedWindow, cameras: Sequence[str]) -> list[int]:
+    def _views(self, update: PerceivedWindow, cameras: Sequence[str]) -> list[int]:
         frames = update.window.frames
         views = [i for i, frame in enumerate(frames) if not cameras or frame.camera in cameras]
         if not views:

@@ -12,7 +12,7 @@ import numpy as np
 from rclpy.node import Node
 from rclpy.time import Time
 
-from g2vlm_ros.records import Frame
+from g2vlm_ros.records import Frame, newest_view
 from g2vlm_ros.ros.conversions import messages
 
 
@@ -49,7 +49,7 @@ class TfLookup:
             return np.eye(4)
         own = [i for i, frame in enumerate(frames) if frame.frame_id == target]
         if own:
-            newest = max(own, key=lambda i: frames[i].stamp_ns)
+            newest = newest_view(frames, own)
             return np.linalg.inv(map_from_camera[newest])
         known = ", ".join(sorted({self.map_frame, *(frame.frame_id for frame in frames)} - {""}))
         if self._buffer is None:

@@ -5,13 +5,13 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from g2vlm_ros.pipeline import MappedWindow
+from g2vlm_ros.pipeline import PerceivedWindow
 
 
 class WindowSource(Protocol):
     """The node as services see it; any thread unless a method says otherwise."""
 
-    def newest_window(self) -> tuple[MappedWindow, float] | None:
+    def newest_window(self) -> tuple[PerceivedWindow, float] | None:
         """The newest window and its age in seconds, or None before the first."""
 
     def run_window(self) -> None:

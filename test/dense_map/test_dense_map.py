@@ -84,7 +84,7 @@ def test_the_map_lies_on_the_true_surfaces(lap):
 def test_pixels_that_share_a_voxel_are_not_all_taken(monkeypatch):
     def filled():
         dense_map, updates, _ = drive(lap_poses(12, 0.3), odometry=True, voxel__size_m=0.5)
-        assert updates[-1].placement.scale_state is ScaleState.METRIC
+        assert updates[-1].placement.scale.state is ScaleState.METRIC
         return len(dense_map.points()), dense_map._voxels.counts.integrated
 
     voxels, taken = filled()
@@ -365,7 +365,7 @@ def test_an_edit_made_before_the_metres_holds_afterwards():
         live.offer(frame_of(perception, number, **known))
         while (update := live.step()) is not None:
             dense_map.add(update)
-            states.append(update.placement.scale_state)
+            states.append(update.placement.scale.state)
             if len(states) == 1:
                 half = np.full(3, 20 * dense_map._voxels.size)
                 box = OrientedBox(positions_of(dense_map)[0], half, np.eye(3))
@@ -390,7 +390,7 @@ def test_a_first_window_close_to_a_wall_does_not_keep_the_voxels_small():
         dense_map.add(update)
     reach = np.median([np.median(u.result.local_points_u[..., 2]) for u in rest])
     size = dense_map._voxels.size
-    assert rest[-1].placement.scale_state is ScaleState.RELATIVE
+    assert rest[-1].placement.scale.state is ScaleState.RELATIVE
     assert size > 2 * small and size == pytest.approx(reach / 100, rel=0.5)
     held = positions_of(dense_map)
     apart = np.linalg.norm(seen_close[::20, None] - held[None], axis=2).min(1)

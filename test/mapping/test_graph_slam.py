@@ -20,7 +20,7 @@ from g2vlm_ros.demo.sim.analytic_hall import (
     trajectory_error,
 )
 from g2vlm_ros.geometry.sim3 import ZUP_FROM_OPTICAL, Sim3
-from g2vlm_ros.mapping import graph_slam
+from g2vlm_ros.mapping import window_registration
 from g2vlm_ros.mapping.graph_slam import GraphSlam
 from g2vlm_ros.records import Frame, RawGeometry, Reconstruction, ScaleState, Window
 from g2vlm_ros.settings import MapSettings
@@ -79,7 +79,7 @@ def test_windows_of_random_unit_and_frame_join_into_one_map(rng):
         placement = slam.place(make_window(number, ids), result)
         for i, pose in zip(ids, placement.camera_poses(result.window_from_camera), strict=True):
             map_poses[i] = pose
-        assert placement.map_id == 0 and placement.scale_state is ScaleState.RELATIVE
+        assert placement.map_id == 0 and placement.scale.state is ScaleState.RELATIVE
         if number == 0:
             unit_of_map = placement.map_from_window.scale * unit.scale
     for i, pose in map_poses.items():
@@ -114,7 +114,7 @@ def test_known_scale_makes_the_map_metric(rng):
     result = make_result([make_view(rng, p) for p in poses], poses, Sim3.identity())
     placement = GraphSlam(MapSettings(metres_per_unit=2.0)).place(make_window(1, [0, 1]), result)
     found = placement.camera_poses(result.window_from_camera)
-    assert placement.scale_state is ScaleState.METRIC
+    assert placement.scale.state is ScaleState.METRIC
     distance = np.linalg.norm(found[1, :3, 3] - found[0, :3, 3])
     expected = 2 * np.linalg.norm(poses[1][:3, 3] - poses[0][:3, 3])
     assert distance == pytest.approx(expected, rel=1e-5)
@@ -142,18 +142,18 @@ def test_map_becomes_metres_once_and_says_so():
     perception = DrivePerception(lap_poses(21, 0.3))
     odometry = lambda n: perception.poses[n, :3, 3].copy() if n >= 6 else None  # noqa: E731
     placed = [p for p, _ in place_all(perception, triples(10), odometry=odometry)]
-    states = [p.scale_state for p in placed]
+    states = [p.scale.state for p in placed]
     turn = states.index(ScaleState.METRIC)
     assert 3 <= turn <= 6 and set(states[turn:]) == {ScaleState.METRIC}
-    assert all(np.isnan(p.metres_per_unit) and p.rescaled == 1 for p in placed[:turn])
-    assert all(p.scale_source == "none" and np.isnan(p.scale_std) for p in placed[:3])
+    assert all(np.isnan(p.scale.metres_per_unit) and p.scale.rescaled == 1 for p in placed[:turn])
+    assert all(p.scale.source == "none" and np.isnan(p.scale.relative_std) for p in placed[:3])
     change = placed[turn]
-    assert change.rescaled != 1 and change.metres_per_unit == 1
+    assert change.scale.rescaled != 1 and change.scale.metres_per_unit == 1
     assert [w for w, _ in change.corrections] == list(range(1, turn + 1))
     factors = [new.scale / placed[w - 1].map_from_window.scale for w, new in change.corrections]
-    np.testing.assert_allclose(factors, change.rescaled, rtol=1e-3)
-    assert all(p.rescaled == 1 and p.scale_jump == 1 for p in placed[turn + 1 :])
-    assert change.scale_source == "odometry" and 0 < placed[-1].scale_std <= 0.1
+    np.testing.assert_allclose(factors, change.scale.rescaled, rtol=1e-3)
+    assert all(p.scale.rescaled == 1 and p.scale.jump == 1 for p in placed[turn + 1 :])
+    assert change.scale.source == "odometry" and 0 < placed[-1].scale.relative_std <= 0.1
     poses = [
         p.camera_poses(r.window_from_camera)
         for p, r in place_all(perception, triples(10), odometry=odometry)
@@ -167,11 +167,11 @@ def test_scale_that_changes_later_is_reported_and_everything_moves():
     perception = DrivePerception(lap_poses(31, 0.3))
     odometry = lambda n: perception.poses[n, :3, 3] * (1.0 if n < 14 else 2.0)  # noqa: E731
     placed = [p for p, _ in place_all(perception, triples(15), odometry=odometry)]
-    refused = [p.scale_refused for p in placed]
+    refused = [p.scale.refused for p in placed]
     assert max(refused) == 2, "twice refused, then believed"
-    (change,) = [p for p in placed[1:] if p.scale_jump != 1]
-    assert change.scale_jump == pytest.approx(2, rel=0.05)
-    assert change.rescaled == pytest.approx(2, rel=0.05) and len(change.corrections) >= 8
+    (change,) = [p for p in placed[1:] if p.scale.jump != 1]
+    assert change.scale.jump == pytest.approx(2, rel=0.05)
+    assert change.scale.rescaled == pytest.approx(2, rel=0.05) and len(change.corrections) >= 8
 
 
 def test_a_floor_levels_the_map_that_a_tilted_camera_started():
@@ -223,7 +223,7 @@ def test_unknown_scale_of_a_metric_map_is_uncertainty_along_the_ray_from_its_ori
     along = place / np.linalg.norm(place)
     spread = np.sqrt(along @ last.covariance[-1, :3, :3] @ along)
     assert spread > 0.1 * np.linalg.norm(place), "the fixed number is good to 10 %"
-    assert last.scale_source == "fixed" and last.scale_std >= 0.1
+    assert last.scale.source == "fixed" and last.scale.relative_std >= 0.1
 
 
 def test_odometry_keeps_the_scale_from_drifting():
@@ -234,9 +234,9 @@ def test_odometry_keeps_the_scale_from_drifting():
         unit = placement.map_from_window.scale * np.linalg.norm(
             np.diff(result.window_from_camera[[0, 2], :3, 3], axis=0)
         )
-        assert placement.scale_state is ScaleState.METRIC
+        assert placement.scale.state is ScaleState.METRIC
         assert unit == pytest.approx(0.6, rel=0.25)
-    assert placed[-1][0].scale_std < 0.05
+    assert placed[-1][0].scale.relative_std < 0.05
 
 
 def place_pairs(seed, monkeypatch, fixed):
@@ -268,16 +268,16 @@ def place_pairs(seed, monkeypatch, fixed):
 @pytest.mark.parametrize("seed", range(3))
 def test_odometry_over_weak_poses_does_not_spoil_a_network_that_knows_metres(seed, monkeypatch):
     placed = place_pairs(seed, monkeypatch, fixed=1.0)
-    assert all(p.scale_state is ScaleState.METRIC for p, _ in placed)
+    assert all(p.scale.state is ScaleState.METRIC for p, _ in placed)
     off = np.array([np.log(p.map_from_window.scale) - truth for p, truth in placed])
     assert np.abs(off[20:]).mean() < 0.15 and np.abs(off).max() < 0.35
-    assert abs(off[-1]) < 3 * placed[-1][0].scale_std, "the deviation is honest"
+    assert abs(off[-1]) < 3 * placed[-1][0].scale.relative_std, "the deviation is honest"
 
 
 def test_poses_as_weak_as_that_make_no_metres_by_themselves(monkeypatch):
     placed = [p for p, _ in place_pairs(1, monkeypatch, fixed=0.0)]
-    assert {p.scale_state for p in placed} == {ScaleState.RELATIVE}
-    assert placed[-1].scale_source == "odometry" and placed[-1].scale_std > 0.1
+    assert {p.scale.state for p in placed} == {ScaleState.RELATIVE}
+    assert placed[-1].scale.source == "odometry" and placed[-1].scale.relative_std > 0.1
 
 
 def test_a_map_that_misses_its_metres_comes_to_them_once_odometry_knows_better(monkeypatch):
@@ -286,7 +286,7 @@ def test_a_map_that_misses_its_metres_comes_to_them_once_odometry_knows_better(m
     perception = DrivePerception(lap_poses(41, 0.4))
     odometry = lambda n: perception.poses[n, :3, 3].copy()  # noqa: E731
     placed = place_all(perception, triples(20), MapSettings(metres_per_unit=1.0), odometry)
-    assert placed[0][0].scale_state is ScaleState.METRIC
+    assert placed[0][0].scale.state is ScaleState.METRIC
     assert placed[-1][0].map_from_window.scale == pytest.approx(1.2, rel=0.07)
 
 
@@ -323,7 +323,7 @@ def test_windows_that_share_views_with_several_others_use_them_all(monkeypatch):
     windows = [list(range(k, k + 4)) for k in range(8)]
     errors = []
     for remembered in (1, 4):
-        monkeypatch.setattr(graph_slam, "REMEMBERED_WINDOWS", remembered)
+        monkeypatch.setattr(window_registration, "REMEMBERED_WINDOWS", remembered)
         errors.append(0.0)
         for seed in range(2):
             noise = Noise(0.03, 0.05, 0.01, 0.01)
@@ -351,7 +351,7 @@ def test_a_depth_image_gives_metres_to_within_a_percent():
         return lambda: depth.repeat(3, axis=0).repeat(3, axis=1)
 
     for number, (placement, found) in enumerate(place_drive(poses, depth=camera)):
-        assert placement.scale_state is ScaleState.METRIC and placement.scale_source == "depth"
+        assert placement.scale.state is ScaleState.METRIC and placement.scale.source == "depth"
         way = np.linalg.norm(found[2][:3, 3] - found[0][:3, 3])
         truth = np.linalg.norm(poses[number + 2][:3, 3] - poses[number][:3, 3])
         assert way == pytest.approx(truth, rel=0.01)
@@ -359,4 +359,4 @@ def test_a_depth_image_gives_metres_to_within_a_percent():
 
 def test_a_camera_whose_depth_image_never_came_has_no_metres():
     for placement, _ in place_drive(lap_poses(4, 0.3), depth=lambda pose: lambda: None):
-        assert placement.scale_state is ScaleState.RELATIVE
+        assert placement.scale.state is ScaleState.RELATIVE

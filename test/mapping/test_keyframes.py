@@ -15,15 +15,9 @@ from g2vlm_ros.demo.sim.analytic_hall import (
     pose_on_lap,
 )
 from g2vlm_ros.geometry.registration import sample_view
-from g2vlm_ros.mapping.keyframes import (
-    Keyframe,
-    KeyframeStore,
-    by_appearance,
-    by_pose,
-    compressed,
-    measure_covisibility,
-    normalised_descriptors,
-)
+from g2vlm_ros.mapping.covisibility import measure_covisibility
+from g2vlm_ros.mapping.keyframes import Keyframe, KeyframeStore, compressed, view_descriptor
+from g2vlm_ros.mapping.loop_closure import by_appearance, by_pose
 
 
 @pytest.fixture
@@ -37,11 +31,15 @@ def keyframe(perception, window_id, descriptor):
     return Keyframe(window_id, frame_of(perception, 0), sample, np.eye(4), np.float32(descriptor))
 
 
+def descriptors(result):
+    return np.stack([view_descriptor(result, view) for view in range(result.views)])
+
+
 def test_store_is_bounded_and_spreads_over_time(perception):
     store, one = KeyframeStore(8), keyframe(perception, 0, [1, 0])
     for window in range(1, 101):
-        store.add(replace(one, window_id=window), np.eye(4), 1.0)
-    ids = [k.window_id for k in store._kept]
+        store.add(replace(one, window_id=window), np.eye(4))
+    ids = store.window_ids
     assert len(store) == 8 and ids[0] == 1 and ids[-1] == 100
     assert max(np.diff(ids)) < 50
 
@@ -49,7 +47,7 @@ def test_store_is_bounded_and_spreads_over_time(perception):
 def test_most_similar_old_view_is_found_and_young_ones_are_not(perception):
     store = KeyframeStore(10)
     for window, descriptor in ((1, [1, 0]), (2, [0.8, 0.6]), (30, [0.6, 0.8])):
-        store.add(keyframe(perception, window, descriptor), np.eye(4), 1.0)
+        store.add(keyframe(perception, window, descriptor), np.eye(4))
     found, similarity = by_appearance(store.up_to(20), np.float32([0.6, 0.8]))
     assert found.window_id == 2 and similarity == pytest.approx(0.96)
     assert by_appearance(store.up_to(0), np.float32([0, 1])) is None
@@ -65,7 +63,7 @@ def test_most_similar_old_view_is_found_and_young_ones_are_not(perception):
 def test_a_view_is_new_after_a_way_or_a_turn(perception):
     store, pose = KeyframeStore(10), np.eye(4)
     assert store.is_new(pose, 2.0)
-    store.add(keyframe(perception, 1, [1, 0]), pose, 2.0)
+    store.add(keyframe(perception, 1, [1, 0]), pose)
     near, far, turned = pose.copy(), pose.copy(), pose_on_lap(0, 0.5)
     near[0, 3], far[0, 3] = 0.2, 0.4
     turned[:3, 3] = 0
@@ -74,18 +72,18 @@ def test_a_view_is_new_after_a_way_or_a_turn(perception):
 
 def test_descriptors_of_the_network_come_first_and_thumbnails_stand_in(perception):
     result = perception.reconstruct([0, 1, 4])
-    thumbnails = normalised_descriptors(result)
+    thumbnails = descriptors(result)
     np.testing.assert_allclose(np.linalg.norm(thumbnails, axis=1), 1, rtol=1e-5)
     assert thumbnails[0] @ thumbnails[1] > 0.3 > thumbnails[0] @ thumbnails[2]
     own = np.float32([[3, 4], [1, 0], [0, 0]])
-    found = normalised_descriptors(replace(result, descriptors=own))
+    found = descriptors(replace(result, descriptors=own))
     np.testing.assert_allclose(found, [[0.6, 0.8], [1, 0], [0, 0]], atol=1e-6)
 
 
 def test_exposure_does_not_change_thumbnails(perception):
     result = perception.reconstruct([0])
     dark = replace(result, colours=(result.colours // 2))
-    similarity = normalised_descriptors(result)[0] @ normalised_descriptors(dark)[0]
+    similarity = view_descriptor(result, 0) @ view_descriptor(dark, 0)
     assert similarity > 0.99
 
 

@@ -16,8 +16,13 @@ from g2vlm_ros.demo.sim.analytic_hall import (
     run,
     trajectory_error,
 )
-from g2vlm_ros.mapping import keyframes, pose_graph
+from g2vlm_ros.mapping import loop_closure, pose_graph
 from g2vlm_ros.records import NonFiniteError, ScaleState
+
+
+def after_a_minute(number, frame):
+    """A frame that no window of before can hold together with its own."""
+    return replace(frame, stamp_ns=frame.stamp_ns + 60 * 10**9)
 
 
 def test_a_loop_takes_out_most_of_the_drift():
@@ -64,8 +69,8 @@ def test_loop_closure_says_what_it_moved():
 def test_a_network_that_hallucinates_a_bridge_cannot_bend_the_map(monkeypatch, guards):
     """The place is the same, but the bridge puts the new views three metres aside."""
     if guards == "only the map":
-        monkeypatch.setattr(keyframes, "MIN_ALIKE", -2.0)
-        monkeypatch.setattr(keyframes, "LOOP_OVERLAP", 0.0)
+        monkeypatch.setattr(loop_closure, "MIN_ALIKE", -2.0)
+        monkeypatch.setattr(loop_closure, "MIN_OVERLAP", 0.0)
     poses = lap_poses(round(LAP_M / 0.4) + 5, 0.4, weave=0.0)
     perception, live = make(poses, map__loop_gap_windows=20)
     honest = perception.reconstruct
@@ -99,9 +104,9 @@ def test_views_of_windows_that_the_map_forgot_are_not_looked_for(monkeypatch):
     perception, live = make(poses, map__loop_gap_windows=2, map__graph_windows=16)
     updates = run(perception, live, range(len(poses)))
     assert len(updates) == (len(poses) - 1) // 2
-    kept = {k.window_id for k in live._keyframes.up_to(updates[-1].window.id)}
-    kept -= live._slam.forgotten
-    assert kept and all(window_id in live._slam._graph for window_id in kept)
+    forgotten = {window for u in updates for window in u.placement.forgotten}
+    assert len(forgotten) >= 5, "or nothing is tested"
+    assert 0 < live.sizes().keyframes <= len(updates) - len(forgotten)
 
 
 def test_a_bridge_that_the_network_cannot_compute_is_counted():
@@ -124,8 +129,7 @@ def test_a_robot_that_was_carried_finds_its_way_back_into_the_old_map():
     poses = np.concatenate([lap_poses(31, 0.3, 0), lap_poses(31, 0.3, 0)])
     perception, live = make(poses, map__loop_gap_windows=5)
     updates = run(perception, live, range(31))
-    live._buffer.clear("lost")
-    updates += run(perception, live, range(31, 62))
+    updates += run(perception, live, range(31, 62), after_a_minute)
     starts = [u.placement.new_map for u in updates if u.placement.new_map]
     assert starts == ["first", "no_shared_view"]
     (joined,) = [u for u in updates if u.placement.merged_map_id is not None]
@@ -165,8 +169,8 @@ def test_views_that_the_newest_one_does_not_overlap_are_no_part_of_its_bridge():
 
 def test_a_bridge_cannot_bring_a_carried_robot_back_in_other_metres(monkeypatch):
     """Both maps are in metres; the bridge makes all of the new views three times too large."""
-    monkeypatch.setattr(keyframes, "MIN_ALIKE", -2.0)
-    monkeypatch.setattr(keyframes, "LOOP_OVERLAP", 0.0)
+    monkeypatch.setattr(loop_closure, "MIN_ALIKE", -2.0)
+    monkeypatch.setattr(loop_closure, "MIN_OVERLAP", 0.0)
     poses = np.concatenate([lap_poses(31, 0.3, 0), lap_poses(31, 0.3, 0)])
     for factor in (1.0, 3.0):
         perception, live = make(poses, map__loop_gap_windows=5)
@@ -187,9 +191,10 @@ def test_a_bridge_cannot_bring_a_carried_robot_back_in_other_metres(monkeypatch)
         perception.reconstruct = swollen
         tell = lambda number, frame: replace(frame, position_m=poses[number, :3, 3])  # noqa: E731
         updates = run(perception, live, range(31), tell)
-        live._buffer.clear("lost")
-        updates += run(perception, live, range(31, 62), tell)
-        assert updates[-1].placement.scale_state is ScaleState.METRIC
+        updates += run(
+            perception, live, range(31, 62), lambda n, f, t=tell: after_a_minute(n, t(n, f))
+        )
+        assert updates[-1].placement.scale.state is ScaleState.METRIC
         joined = any(u.placement.merged_map_id is not None for u in updates)
         assert joined == (factor == 1.0)
         assert ("contradicts_map" in live.counts().loops) == (factor != 1.0)

@@ -90,7 +90,7 @@ def turned_away(**settings):
 def test_a_turn_too_fast_to_overlap_stays_in_the_map(metres):
     perception, placed = turned_away(metres_per_unit=1.0, odometry_reach_m=2.0)
     placements = [p for p, _ in placed]
-    assert [p.by_odometry for p in placements] == ["", "", "no_overlap", "", ""]
+    assert [p.by_odometry for p in placements] == [None, None, "no_overlap", None, None]
     assert {p.map_id for p in placements} == {0} and placements[0].new_map == "first"
     jump = placements[2]
     assert jump.relative_pose is None and jump.trusted == (False, False, True)
@@ -110,6 +110,6 @@ def test_without_reach_or_metres_a_sub_map_starts(settings, metres):
     _, placed = turned_away(**settings)
     placements = [p for p, _ in placed]
     assert placements[2].new_map == "no_overlap" and placements[2].map_id == 1
-    assert placements[0].scale_state is (
+    assert placements[0].scale.state is (
         ScaleState.METRIC if "metres_per_unit" in settings else ScaleState.RELATIVE
     )

@@ -202,11 +202,9 @@ def test_folding_a_crossing_keeps_what_its_joints_say(rng):
     graph, truth = ring(rng, 40, 0.0, max_nodes=64)
     for a, b in ((3, 20), (4, 25), (5, 30), (20, 35)):
         graph.connect(a, b, truth[a].inverse() @ truth[b], SMALL)
-    small, _ = graph, graph._max_nodes
-    small._max_nodes = 18
-    small.fold()
-    assert len(small) == 18
-    assert max(near(small.pose(k), truth[k]) for k in truth) < 1e-6 and small.cost(40) < 1e-6
+    graph.fold(18)
+    assert len(graph) == 18
+    assert max(near(graph.pose(k), truth[k]) for k in truth) < 1e-6 and graph.cost(40) < 1e-6
 
 
 def test_joints_with_folded_windows_reach_their_keepers(rng):

@@ -7,15 +7,14 @@ import numpy as np
 
 from g2vlm_ros.geometry.sim3 import Sim3
 from g2vlm_ros.mapping.trajectory import Trajectory
-from g2vlm_ros.mapping.window_pose import WindowPose
+from g2vlm_ros.mapping.window_pose import ScaleUpdate, WindowPose
 from g2vlm_ros.records import ScaleState
 
 
 def placed(x, map_id=0, corrections=()):
     place = Sim3(1.0, np.eye(3), np.array([x, 0.0, 0.0]))
-    return WindowPose(
-        place, map_id, ScaleState.RELATIVE, float("nan"), None, corrections=tuple(corrections)
-    )
+    unknown = ScaleUpdate(ScaleState.RELATIVE)
+    return WindowPose(place, map_id, unknown, corrections=tuple(corrections))
 
 
 def at(z):

@@ -9,6 +9,7 @@ import pytest
 from g2vlm_tests.room import FOCAL, HEIGHT, WIDTH, box, camera, room
 
 from g2vlm_ros.geometry.sim3 import Sim3
+from g2vlm_ros.mapping.window_pose import ScaleUpdate
 from g2vlm_ros.query.answerer import Answerer
 from g2vlm_ros.query.grounding import OutOfTimeError
 from g2vlm_ros.query.object_measurement import locate
@@ -47,7 +48,7 @@ class Drive:
             scene=SimpleNamespace(images=[np.full((HEIGHT, WIDTH, 3), (255, 0, 0), np.uint8)]),
             result=SimpleNamespace(intrinsics=[LENS]),
             placement=SimpleNamespace(
-                scale_state=ScaleState.METRIC if points.metric else ScaleState.RELATIVE,
+                scale=ScaleUpdate(ScaleState.METRIC if points.metric else ScaleState.RELATIVE),
                 map_id=map_id,
                 merged_map_id=merged,
                 corrections=tuple(corrections),

@@ -37,11 +37,10 @@ def report():
     return make
 
 
-def update_of(told_px=None, found_px=50.0, trusted=(True, True), **placement):
+def update_of(told_px=None, found_px=50.0, trusted=(True, True), scale=(), **placement):
     """An update with what the status reads of it."""
     from g2vlm_ros.geometry.sim3 import Sim3
-    from g2vlm_ros.mapping.window_pose import WindowPose
-    from g2vlm_ros.pipeline import MappedWindow
+    from g2vlm_ros.mapping.window_pose import MappedWindow, ScaleUpdate, WindowPose
     from g2vlm_ros.records import Frame, Intrinsics, Reconstruction, ScaleState, Window
     from g2vlm_ros.records import RawGeometry as Raw
 
@@ -52,10 +51,9 @@ def update_of(told_px=None, found_px=50.0, trusted=(True, True), **placement):
     raw = Raw(np.ones((2, 48, 64, 3), np.float32), poses, np.zeros((2, 9), np.float32))
     grey = np.zeros((2, 48, 64, 3), np.uint8)
     result = Reconstruction(raw, grey, np.ones((2, 48, 64), np.float32), (found,) * 2, {})
-    place = WindowPose(
-        Sim3.identity(), 3, ScaleState.METRIC, 1.0, None, trusted=trusted, **placement
-    )
-    return MappedWindow(Window(7, frames), None, result, place, poses.astype(float), (0, 1), {})
+    metric = ScaleUpdate(ScaleState.METRIC, **dict(scale))
+    place = WindowPose(Sim3.identity(), 3, metric, trusted=trusted, **placement)
+    return MappedWindow(Window(7, frames), result, place, (0, 1))
 
 
 @pytest.mark.parametrize(
@@ -65,8 +63,8 @@ def update_of(told_px=None, found_px=50.0, trusted=(True, True), **placement):
         ({"new_map": "first"}, ""),
         ({"new_map": "poor_registration"}, "map 3 starts: the window does not fit"),
         ({"trusted": (False, True)}, "1 of 2 views have no pose"),
-        ({"scale_clash": "fixed", "scale_source": "odometry"}, "by fixed contradict .* odometry"),
-        ({"scale_refused": 2}, "2 measurements of scale in a row"),
+        ({"scale": {"clash": "fixed", "source": "odometry"}}, "by fixed contradict .* odometry"),
+        ({"scale": {"refused": 2}}, "2 measurements of scale in a row"),
         ({"told_px": 101.0}, ""),
         ({"told_px": 140.0}, "front says focal length 70 px, the points say 50 px"),
     ],

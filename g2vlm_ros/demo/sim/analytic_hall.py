@@ -16,7 +16,8 @@ from g2vlm_ros.geometry.camera import unproject
 from g2vlm_ros.geometry.registration import fit_sim3
 from g2vlm_ros.geometry.sim3 import ZUP_FROM_OPTICAL, Sim3
 from g2vlm_ros.mapping.graph_slam import GraphSlam
-from g2vlm_ros.pipeline import MappedWindow, MappingPipeline
+from g2vlm_ros.mapping.window_pose import MappedWindow
+from g2vlm_ros.pipeline import MappingPipeline
 from g2vlm_ros.records import Frame, Intrinsics, RawGeometry, Reconstruction, Window
 from g2vlm_ros.settings import MapSettings, Settings
 
@@ -293,7 +294,7 @@ def frame_of(perception: DrivePerception, number: int, **more) -> Frame:
 
 
 def drive(perception: DrivePerception, on_update=lambda update, numbers: None, **values) -> Track:
-    """Run all views through LiveMapping; `values` are settings with __ for the dot."""
+    """Run all views through MappingPipeline; `values` are settings with __ for the dot."""
     flat = {"window.max_age_s": 10.0, "model.image_width_px": 70}
     flat.update({key.replace("__", "."): value for key, value in values.items()})
     live = MappingPipeline(perception, Settings.from_flat(flat))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -148,6 +149,7 @@ class TensorRTBackend:
             open_engine(self._version, self.device, self._folder, each, self._remedy)
             for each in metadata
         ]
+        weakref.finalize(self, _save_kernels, self._engines)
         self.device.release_idle()  # golden cases are longer than what most windows need
         try:
             self._packer = PointPacker(self.device)
@@ -156,11 +158,6 @@ class TensorRTBackend:
         except CudaError as error:
             self._packer = None
             log.warning("clouds are packed on the CPU: %s", error)
-
-    def close(self) -> None:
-        """Keeps the kernels that TensorRT-RTX compiled while it ran, for the next start."""
-        for engine in self._engines:
-            engine.save_kernels()
 
     # --- the stages --------------------------------------------------------------------------
 
@@ -306,6 +303,18 @@ class TensorRTBackend:
                 stage = source.stage
             source = source.source
         raise NonFiniteError(stage)
+
+
+def _save_kernels(engines: list[Engine]) -> None:
+    """Keeps what TensorRT-RTX compiled while it ran, for the next start: at the end of a backend.
+
+    A context that was lost, or a full disk, costs the next start some time and nothing else.
+    """
+    for engine in engines:
+        try:
+            engine.save_kernels()
+        except (OSError, RuntimeError) as error:
+            log.warning("kernels of %s are not kept: %s", engine.metadata.file, error)
 
 
 def _choose(

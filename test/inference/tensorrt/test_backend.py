@@ -31,6 +31,7 @@ from g2vlm_ros.inference.tensorrt.cuda import (  # noqa: E402
     DeviceLostError,
     OutOfMemoryError,
 )
+from g2vlm_ros.inference.tensorrt.engine import Engine  # noqa: E402
 from g2vlm_ros.inference.tensorrt.engine_metadata import EngineError  # noqa: E402
 from g2vlm_ros.inference.torch_backend import TorchBackend  # noqa: E402
 from g2vlm_ros.records import BackendGoneError, NonFiniteError, RawGeometry, UnfitError  # noqa: E402
@@ -182,6 +183,25 @@ def test_features_and_descriptors_equal_torch(
     stages.language(walk.text(PROMPT), cache)
     hidden = stages.geometry(features, walk.geometry(len(views), GRID), cache)
     assert stages.fetch(hidden).shape == (len(views), GRID[0] * GRID[1], 64)
+
+
+def test_compiled_kernels_are_kept_at_the_end(
+    built: Built, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """TensorRT-RTX compiles for shapes as they come; at the start only those of golden cases."""
+    saved: list[str] = []
+    backend = built.open()
+
+    def save(engine: Engine) -> None:
+        saved.append(engine.metadata.stage)
+        if engine.metadata.stage == "heads":
+            raise OSError("the disk is full")
+
+    monkeypatch.setattr(Engine, "save_kernels", save)
+    del backend
+    gc.collect()
+    assert sorted(saved) == sorted(engine.stage for engine in built.engines)
+    assert "are not kept: the disk is full" in caplog.text
 
 
 def test_results_of_one_window_outlive_the_next(
