@@ -8,7 +8,6 @@ has loaded any weight.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -28,6 +27,7 @@ from g2vlm_ros.checkpoint.onnx_manifest import (
     command,
 )
 from g2vlm_ros.checkpoint.prompt_layout import Segment
+from g2vlm_ros.inference.cpu_quota import usable_cores
 from g2vlm_ros.inference.device_errors import lost_sentence, says_lost
 from g2vlm_ros.inference.input_checks import (
     check_boundaries,
@@ -384,7 +384,7 @@ class OnnxCache(ForkedCache[list[OnnxTokens]]):
 
 def open_session(path: Path, device: str) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = len(os.sched_getaffinity(0))
+    options.intra_op_num_threads = usable_cores()
     # Idle threads that spin would take the processor from the rest of the robot.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     # Products with int4 weights would else round their activations to int8.

@@ -1,0 +1,35 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Threads follow the quota of a container, not the cores of its host."""
+
+import os
+
+import pytest
+
+from g2vlm_ros.inference.cpu_quota import usable_cores
+
+
+@pytest.mark.parametrize(
+    ("text", "cores"),
+    [
+        ("200000 100000", 2),
+        ("250000 100000", 3),
+        ("10000 100000", 1),
+        ("max 100000", 16),
+        ("", 16),
+    ],
+)
+def test_the_quota_of_a_control_group_bounds_the_threads(tmp_path, monkeypatch, text, cores):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(16)))
+    (tmp_path / "cpu.max").write_text(text)
+    assert usable_cores(tmp_path) == cores
+
+
+def test_version_1_of_control_groups_and_none_at_all(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(16)))
+    assert usable_cores(tmp_path) == 16
+    (tmp_path / "cpu").mkdir()
+    (tmp_path / "cpu" / "cpu.cfs_quota_us").write_text("200000\n")
+    (tmp_path / "cpu" / "cpu.cfs_period_us").write_text("100000\n")
+    assert usable_cores(tmp_path) == 2
+    (tmp_path / "cpu" / "cpu.cfs_quota_us").write_text("-1\n")
+    assert usable_cores(tmp_path) == 16
