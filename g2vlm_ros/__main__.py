@@ -255,3 +255,7 @@ class ProgressBar:
         if self._bar is not None:
             self._bar.update(1 if self._begun == self._steps else 0)
             self._bar.close()
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

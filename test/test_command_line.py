@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import cv2
@@ -178,3 +180,9 @@ def test_missing_backend_package_is_one_sentence(images, tmp_path, capsys, monke
     monkeypatch.setattr(__main__.Perception, "open", fail)
     assert run(images, "--checkpoint", tmp_path) == 2
     assert "No module named 'torch'; install it" in capsys.readouterr().err
+
+
+def test_the_module_runs_as_a_command(tmp_path):
+    command = [sys.executable, "-m", "g2vlm_ros", str(tmp_path), "--checkpoint", str(GOLDEN)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2 and "no readable image" in done.stderr
