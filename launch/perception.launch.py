@@ -42,7 +42,12 @@ TEXTS = {
 }
 SWITCHES = (
     ("use_sim_time", "false", "Take time from /clock; a replay then publishes it."),
-    ("autostart", "true", "Configure and activate; false leaves that to a lifecycle manager."),
+    (
+        "autostart",
+        "true",
+        "Configure and activate; false leaves that to a lifecycle manager. There is no bond: "
+        "Nav2's manager needs bond_timeout: 0.0.",
+    ),
     ("rviz", "false", "Show cloud, map, grid, path, poses, depth and answers in RViz."),
     ("viewer", "false", "Show the map in a browser: http://127.0.0.1:8080 (needs viser)."),
     ("demo", "false", "Drive a simulated home; the demo checkpoint on the CPU looks at it."),

@@ -55,6 +55,7 @@ def test_arguments(tree):
     assert {name: default for name, default, _ in switches} == SWITCHES
     described = [*constant(tree, "TEXTS").values(), *(text for _, _, text in switches)]
     assert all(text.endswith(".") for text in described)
+    assert any("bond_timeout: 0.0" in text for text in described), "Nav2 would end the bring-up"
 
 
 @pytest.fixture
