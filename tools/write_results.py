@@ -50,7 +50,7 @@ def benchmark(name: str, **paths: str) -> dict[str, tuple[str, str]]:
 ROWS = {
     "The network": (
         Result(
-            "against the original's reference vectors, fp32",
+            "the network against the original's reference vectors, fp32",
             "all 313 arrays within tolerance, the worst at 0.17 of it",
             "python -m g2vlm_ros.export.parity --golden test/data/golden/A",
             commit="c869de8",
@@ -87,7 +87,7 @@ ROWS = {
     ),
     "The demo checkpoint on 200 held-out homes": (
         Result(
-            "depth error, 4 views",
+            "depth error of the demo checkpoint, 200 homes, 4 views",
             "{relative:.1%}, metric {metric:.1%}",
             "make eval",
             demo(relative="geometry.4.abs_rel", metric="geometry.4.metric_abs_rel"),
@@ -170,7 +170,7 @@ ROWS = {
             benchmark("query", right="own_points.all_kinds"),
         ),
         Result(
-            "worded otherwise than rules and training",
+            "questions worded otherwise than rules and training",
             "**{right:.0%} right**, {geometry:.0%} by geometry alone",
             "python -m benchmarks query",
             benchmark(
@@ -234,6 +234,8 @@ Two shared CPU cores (AMD EPYC), other work beside most runs; date, machine and 
 each file of [benchmarks/results](../benchmarks/results). `make bench` measures all again, then
 `python3 tools/write_results.py` writes this page. What the benchmarks compare with:
 [benchmarks/README.md](../benchmarks/README.md). Bold: worse than the goal, or than one would like.
+`make eval` is of the demo checkpoint as it is now (224×168); files dated before 2026-11-28 that use
+a demo checkpoint (`demo_map`, `query`, `question_cost`) are of the one before it (112×84).
 """
 
 
