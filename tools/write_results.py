@@ -233,7 +233,8 @@ HEAD = """\
 Two shared CPU cores (AMD EPYC), other work beside most runs; date, machine and versions stand in
 each file of [benchmarks/results](../benchmarks/results). `make bench` measures all again, then
 `python3 tools/write_results.py` writes this page. What the benchmarks compare with:
-[benchmarks/README.md](../benchmarks/README.md). Bold: worse than the goal, or than one would like.
+[benchmarks/README.md](../benchmarks/README.md). Bold: worse than the goal, or than one would
+like.
 `make eval` is of the demo checkpoint as it is now (224×168); files dated before 2026-11-28 that use
 a demo checkpoint (`demo_map`, `query`, `question_cost`) are of the one before it (112×84).
 """
