@@ -21,6 +21,8 @@ from g2vlm_ros.settings import WindowSettings
 NS_PER_S = 1_000_000_000
 KEPT_WINDOWS = 4
 """Instants kept while the device is busy, in windows' worth; older ones are superseded."""
+SLOWER = 4
+"""A step of stamps may be so many times the one before: a slow camera is no clock that jumps."""
 SILENT_SHARE = 0.5
 """Share of max_age_s after which a silent camera is left out, while there is an overlap still."""
 
@@ -54,7 +56,8 @@ class WindowBuffer:
     (within min_gap_s or min_baseline_m of the last one kept), "out_of_order", "duplicate",
     "unsynchronised" (no partner from another camera), "too_old" (further than max_age_s behind),
     "superseded" (newer frames arrived while the device was busy, or from other cameras),
-    "clock_jump" and "reset", and whatever `reject` is told.
+    "wrong_stamp" (far from the frames before and after it), "clock_jump" and "reset",
+    and whatever `reject` is told.
     """
 
     def __init__(
@@ -71,25 +74,59 @@ class WindowBuffer:
         self._kept: list[_Instant] = []
         self._in_window: list[_Instant] = []  # of the last window, without discarded frames
         self._last_stamp_ns: dict[str, int] = {}
+        self._usual_step_ns: dict[str, int] = {}
+        self._suspects: dict[str, Frame] = {}  # far from their camera's last stamp, alone so far
         self._first_stamp_ns = 0
         self.received = 0
         self.used = 0
         self.dropped: Counter[str] = Counter()
 
     def offer(self, frame: Frame) -> None:
-        """Take a frame in. A stamp more than max_age_s in the past of its camera's last one is a
-        clock that jumped back (simulation restarted): everything older is dropped."""
+        """Take a frame in.
+
+        A stamp more than max_age_s behind its camera's last one, or far ahead of it, is not
+        believed alone: the frame waits for the camera's next one. If that one is on the same side,
+        the clock jumped (a simulation that restarted, a camera that paused) and both count; a jump
+        back drops everything older. If not, the stamp was wrong and its frame is dropped.
+        """
         if frame.camera not in self._cameras:
             raise ValueError(f"camera '{frame.camera}' is not one of {', '.join(self._cameras)}")
         self.received += 1
+        side = self._jump(frame)
+        suspect = self._suspects.pop(frame.camera, None)
+        if side and (suspect is None or self._jump(suspect) != side):
+            self._suspects[frame.camera] = frame
+            if suspect is not None:
+                self.dropped["wrong_stamp"] += 1
+            return
+        if side < 0:
+            self._drop_all("clock_jump")
+            self._on_clock_jump()
+        if suspect is not None:
+            if side:
+                self._accept(suspect)
+            else:
+                self.dropped["wrong_stamp"] += 1
+        self._accept(frame)
+
+    def _jump(self, frame: Frame) -> int:
+        """-1 or 1 where the stamp is too far behind or ahead of the camera's last one, else 0."""
+        last = self._last_stamp_ns.get(frame.camera)
+        if last is None:
+            return 0
+        step_ns, limit_ns = frame.stamp_ns - last, self._settings.max_age_s * NS_PER_S
+        if step_ns < -limit_ns:
+            return -1
+        usual_ns = self._usual_step_ns.get(frame.camera, 0)
+        return int(step_ns > max(limit_ns, SLOWER * usual_ns))
+
+    def _accept(self, frame: Frame) -> None:
         last = self._last_stamp_ns.get(frame.camera)
         if last is not None and frame.stamp_ns <= last:
-            if last - frame.stamp_ns > self._settings.max_age_s * NS_PER_S:
-                self._drop_all("clock_jump")
-                self._on_clock_jump()
-            else:
-                self.dropped["duplicate" if frame.stamp_ns == last else "out_of_order"] += 1
-                return
+            self.dropped["duplicate" if frame.stamp_ns == last else "out_of_order"] += 1
+            return
+        if last is not None:
+            self._usual_step_ns[frame.camera] = frame.stamp_ns - last
         if not self._last_stamp_ns:
             self._first_stamp_ns = frame.stamp_ns
         self._last_stamp_ns[frame.camera] = frame.stamp_ns
@@ -107,7 +144,7 @@ class WindowBuffer:
     def waiting(self) -> int:
         """Frames that are held and that no window has used yet."""
         unused = [i for i in self._kept if not i.used] + self._pending
-        return sum(len(i.frames) for i in unused)
+        return sum(len(i.frames) for i in unused) + len(self._suspects)
 
     def reject(self, reason: str) -> None:
         """Count a frame that was received but could not be offered."""
@@ -220,7 +257,9 @@ class WindowBuffer:
 
     def _drop_all(self, reason: str) -> None:
         unused = [i for i in self._kept if not i.used] + self._pending
-        self.dropped[reason] += sum(len(i.frames) for i in unused)
+        self.dropped[reason] += sum(len(i.frames) for i in unused) + len(self._suspects)
+        self._suspects.clear()
+        self._usual_step_ns.clear()
         self._pending, self._kept, self._in_window = [], [], []
         self._last_stamp_ns.clear()
 

@@ -107,6 +107,36 @@ def test_a_clock_that_jumps_back_starts_over_and_says_so():
     assert jumps == [1] and buffer.dropped["clock_jump"] == 2 and is_complete(buffer)
 
 
+@pytest.mark.parametrize("wrong", [3600.0, -900.0, 8.0])
+def test_one_wrong_stamp_is_dropped_and_nothing_else(wrong):
+    """Frames go on as if the one that is far from its neighbours had not come."""
+    jumps = []
+    buffer = WindowBuffer(["front"], SETTINGS, on_clock_jump=lambda: jumps.append(1))
+    feed(buffer, [1000.0, 1000.1, 1000.0 + wrong, 1000.2])
+    assert stamps(buffer.take()) == [1000.0, 1000.1, 1000.2]
+    assert not jumps and buffer.dropped == {"wrong_stamp": 1} and is_complete(buffer)
+
+
+def test_a_camera_that_pauses_loses_no_frame():
+    buffer = WindowBuffer(["front"], SETTINGS)
+    feed(buffer, [0.0, 0.1, 60.0])
+    assert buffer.take() is None and is_complete(buffer), "60 s is not believed alone"
+    feed(buffer, [60.1, 60.2])
+    assert stamps(buffer.take()) == [60.0, 60.1, 60.2]
+    assert buffer.dropped == {"too_old": 2} and is_complete(buffer)
+
+
+def test_a_slow_camera_is_no_clock_that_jumps():
+    settings = WindowSettings(views=1, overlap=0, min_gap_s=0.1, max_age_s=2.0)
+    buffer = WindowBuffer(["front"], settings)
+    windows = []
+    for seconds in range(0, 100, 10):
+        feed(buffer, [float(seconds)])
+        windows.append(buffer.take())
+    assert sum(window is not None for window in windows) >= 8 and is_complete(buffer)
+    assert "wrong_stamp" not in buffer.dropped
+
+
 def test_cameras_are_grouped_by_stamp_in_order_of_the_parameter():
     settings = WindowSettings(views=4, overlap=0, min_gap_s=0.1, sync_slop_s=0.02)
     buffer = WindowBuffer(["front", "rear"], settings)

@@ -89,7 +89,7 @@ def test_save_map_refuses_what_it_cannot_write(made, tmp_path):
     for path, words in (
         (tmp_path / "map.xyz", "ends in .ply, .pcd, .npz"),
         ("map.ply", "absolute"),
-        (tmp_path / "no" / "map.ply", "folder must exist"),
+        (tmp_path / "no" / "map.ply", "does not exist on the robot"),
     ):
         answer = made.call(SaveMap, "/perception/save_map", SaveMap.Request(path=str(path)))
         assert answer.error_code == 9909 and words in answer.error_msg
