@@ -123,7 +123,7 @@ class SharedView:
         blocks: np.ndarray,
     ):
         """source, target: float64 (n, 3). weights: float64 (n,). centre: (3,), the camera in the
-        target. blocks: int (n,), the patch of each point. ValueError for LEAST_PATCHES or less."""
+        target. blocks: int (n,), the patch of each point. ValueError for MIN_PATCHES or less."""
         good = np.isfinite(source).all(1) & np.isfinite(target).all(1) & (weights > 0)
         self.blocks = blocks[good]
         self.patches = len(np.unique(self.blocks))

@@ -44,7 +44,7 @@ class EngineMetadata:
     engine_sha256: str
     engine_bytes: int
     tensorrt: str
-    """Flavour and version, as in the file name."""
+    """Which TensorRT and its version, as in the file name."""
     gpu: str
     """Name of the GPU, or its compute capability where it was not there."""
     capability: str

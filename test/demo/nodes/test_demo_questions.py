@@ -89,7 +89,7 @@ def walk():
 
 
 def interviewed(walk, count, monkeypatch, speaks):
-    """The Interview of a node that knows all answers, or does not speak; and what it was asked."""
+    """DemoQuestions of a node that knows all answers, or does not speak; and what it was asked."""
     from sensor_msgs.msg import Image
 
     from g2vlm_ros.demo.nodes import demo_questions
