@@ -386,7 +386,9 @@ class ObjectMemory:
             return
         one = self._objects[object_id]
         for other in self._here():
-            if other.id == one.id or not _same_kind(one.label, other.label):
+            if other.id == one.id or other.id not in self._objects:
+                continue  # itself, or merged a moment ago
+            if not _same_kind(one.label, other.label):
                 continue
             if _overlap(one, other) < OVERLAP:
                 continue

@@ -241,3 +241,19 @@ def test_what_is_known_to_be_gone_is_refused_with_when_and_where_it_was():
 def test_ages_are_said_in_the_unit_that_fits(seconds, words):
     (chair,) = remembered_chair()
     assert age_in_words(chair, chair.last_seen_ns + seconds * SECOND_NS) == words
+
+
+def test_three_objects_that_turn_out_to_be_one_are_merged_into_the_oldest():
+    drive = Drive()
+    for _ in range(3):
+        drive.see([CHAIR], ["chair"])
+    (chair,) = drive.memory.objects()
+    shifts = {5: 0.15, 7: 0.15, 9: 0.0}
+    drive.memory.replace_all(
+        [
+            dataclasses.replace(chair, id=number, centre=chair.centre + (0, shift, 0))
+            for number, shift in shifts.items()
+        ]
+    )
+    drive.see([CHAIR], ["chair"])
+    assert [each.id for each in drive.memory.objects()] == [5]
