@@ -14,7 +14,7 @@ from enum import IntEnum
 
 import numpy as np
 
-from g2vlm_ros.kernels import api
+from g2vlm_ros.kernels.packing import valid_points
 
 
 class BackendGoneError(RuntimeError):
@@ -250,7 +250,7 @@ class Reconstruction:
         above a fraction of the nearer depth (0 keeps them), across which networks smear surfaces.
         """
         if max_edge_step not in self._valid:
-            mask = api.valid_points(self.local_points_u, max_edge_step)
+            mask = valid_points(self.local_points_u, max_edge_step)
             self._valid[max_edge_step] = frozen(mask, "valid", mask.shape, np.bool_)
         return self._valid[max_edge_step]
 

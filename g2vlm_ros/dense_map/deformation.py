@@ -10,7 +10,7 @@ import numpy as np
 
 from g2vlm_ros.dense_map.voxel_grid import VOXEL, pick
 from g2vlm_ros.geometry.sim3 import Sim3
-from g2vlm_ros.kernels import api
+from g2vlm_ros.kernels.voxels import correct_voxels
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Deformation:
     def apply(self, voxels: np.ndarray, positions: np.ndarray) -> np.ndarray:
         """Move those of the positions (n, 3) whose voxels are older than it; which, bool (n,)."""
         due = np.zeros(len(voxels), bool)
-        api.correct_voxels(
+        correct_voxels(
             voxels, self.windows, self.linear, self.offset, self.revision, positions, due
         )
         return due

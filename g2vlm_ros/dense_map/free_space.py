@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from g2vlm_ros.kernels.api import FreeSpace
+from g2vlm_ros.kernels.free_space import FreeSpace
 from g2vlm_ros.records import Intrinsics, frozen
 
 TILES = 32

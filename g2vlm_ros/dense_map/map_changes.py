@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from g2vlm_ros.geometry.point_cloud import POINT_BYTES, POINT_FIELDS
-from g2vlm_ros.kernels import api
+from g2vlm_ros.kernels.voxels import pack_voxels
 
 POINT = np.dtype([(name, "<u4" if name == "rgb" else "<f4") for name, _ in POINT_FIELDS])
 """A packed point of `cloud`, 20 bytes: x, y, z, rgb (0x00RRGGBB), confidence."""
@@ -27,7 +27,7 @@ def rgb_of(voxels: np.ndarray) -> np.ndarray:
 def points_of(voxels: np.ndarray) -> np.ndarray:
     """POINT (n,): VOXEL records as packed points; free slots (count 0) are left out."""
     points = np.empty(len(voxels), POINT)
-    return points[: api.pack_voxels(voxels, None, points)]
+    return points[: pack_voxels(voxels, None, points)]
 
 
 @dataclass(frozen=True)
@@ -91,5 +91,5 @@ def change_rows(change: ChangeSet) -> np.ndarray:
     for axis in "xyz":
         removed[axis] = np.nan
     removed["id"] = gone
-    api.pack_voxels(change.voxels, change.ids, present)
+    pack_voxels(change.voxels, change.ids, present)
     return rows

@@ -12,8 +12,17 @@ from __future__ import annotations
 
 import numpy as np
 
-from g2vlm_ros.kernels import api
+from g2vlm_ros.kernels import voxels as voxel_kernels
+from g2vlm_ros.kernels.cells import keys_of_points
+from g2vlm_ros.kernels.free_space import FreeSpace
 from g2vlm_ros.kernels.records import VOXEL
+from g2vlm_ros.kernels.voxels import (
+    close_voxels,
+    fold_cells,
+    open_voxels,
+    pack_voxels,
+    slots_in_blocks,
+)
 
 BLOCK_EDGE = 8
 CELLS = BLOCK_EDGE**3
@@ -106,7 +115,7 @@ class VoxelGrid:
     def keys_at(self, points: np.ndarray) -> np.ndarray:
         """int64 (n,): keys of the cells of points (n, 3); -1 where they are not finite, or 2**20
         voxels or more from the origin along an axis."""
-        return api.keys_of_points(points.astype(np.float64), self.size)
+        return keys_of_points(points.astype(np.float64), self.size)
 
     @staticmethod
     def centres_of(keys: np.ndarray, size: float) -> np.ndarray:
@@ -139,7 +148,7 @@ class VoxelGrid:
 
     def find_cells(self, cells: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
         """(slots, rows of the blocks, each -1 where there is none, absent voxels) of CELL (m,)."""
-        return api.find_cells(cells, self._keys, self._rows, self._index)
+        return voxel_kernels.find_cells(cells, self._keys, self._rows, self._index)
 
     def missing_blocks(self, keys: np.ndarray) -> int:
         """How many blocks `add` would have to make for these keys."""
@@ -154,17 +163,17 @@ class VoxelGrid:
         """
         rows = self._rows_of(keys >> _CELL_BITS, rows)
         slots = self._take_slots(len(keys))
-        api.open_voxels(keys, rows, slots, self._index, self.voxels, self.blocks["voxels"])
+        open_voxels(keys, rows, slots, self._index, self.voxels, self.blocks["voxels"])
         return slots
 
     def fold(self, cells: np.ndarray, slots: np.ndarray, revision: int) -> None:
         """Fold CELL (m,) into the voxels at slots (m,)."""
-        api.fold_cells(cells, slots, revision, self.voxels, self.blocks)
+        fold_cells(cells, slots, revision, self.voxels, self.blocks)
 
     def remove(self, slots: np.ndarray, revision: int) -> None:
         """Free voxels, and blocks that are left empty; `revision` never decreases."""
         slots = slots.astype(np.int64)
-        emptied = api.close_voxels(slots, self._index, self.voxels, self.blocks["voxels"])
+        emptied = close_voxels(slots, self._index, self.voxels, self.blocks["voxels"])
         end = self._free_size + len(slots)
         self._free[self._free_size : end] = slots
         self._freed[self._free_size : end] = revision
@@ -194,23 +203,23 @@ class VoxelGrid:
         """Slots int64 of the voxels of blocks that changed after revision `since`."""
         room = int(self.blocks["voxels"][rows].sum())
         rows = rows.astype(np.int64)
-        return api.slots_in_blocks(rows, self._index, self.voxels, room, since)
+        return slots_in_blocks(rows, self._index, self.voxels, room, since)
 
     def seen_through(
-        self, space: api.FreeSpace, rows: np.ndarray, slack: float, stamp_ns: int
+        self, space: FreeSpace, rows: np.ndarray, slack: float, stamp_ns: int
     ) -> np.ndarray:
         """Slots int64 of the voxels of blocks that a view sees through (`FreeSpace`)."""
         room = int(self.blocks["voxels"][rows].sum())
         return space.seen_through(rows, self._index, self.voxels, room, slack, stamp_ns)
 
-    def rows_in_view(self, space: api.FreeSpace) -> np.ndarray:
+    def rows_in_view(self, space: FreeSpace) -> np.ndarray:
         """Rows int64 of blocks that may hold voxels which a view sees through."""
         radius = 0.5 * BLOCK_EDGE * self.size * 3**0.5
         return space.blocks(self.blocks, self._fresh_row, radius)
 
     def packed(self, out: np.ndarray) -> int:
-        """Write all voxels as packed points into `out` (`api.pack_voxels`); returns how many."""
-        return api.pack_voxels(self.voxels[: self.high_water], None, out)
+        """Write all voxels as packed points into `out` (`pack_voxels`); returns how many."""
+        return pack_voxels(self.voxels[: self.high_water], None, out)
 
     def touch(self, slots: np.ndarray, revision: int, voxels: np.ndarray | None = None) -> None:
         """Tell blocks that voxels in them changed; `voxels` also brings stamps and windows."""

@@ -22,7 +22,7 @@ from g2vlm_ros.dense_map.map_changes import POINT, ChangeSet, MapCounts
 from g2vlm_ros.dense_map.voxel_fusion import SAMPLES_PER_VOXEL, PointViews
 from g2vlm_ros.dense_map.voxel_grid import BLOCK_EDGE, VOXEL, VoxelGrid, pick
 from g2vlm_ros.geometry.sim3 import Sim3
-from g2vlm_ros.kernels.api import CellSums
+from g2vlm_ros.kernels.cells import CellSums
 
 EVICTION_SHARE = 0.02
 """Short of memory, this share of it is freed at once, so that it is not done every time."""

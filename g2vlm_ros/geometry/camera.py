@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from g2vlm_ros.kernels import api
+from g2vlm_ros.kernels.pinholes import pinholes_of_points
 from g2vlm_ros.records import Intrinsics
 
 
@@ -41,7 +41,7 @@ def intrinsics_of_views(local_points: np.ndarray) -> tuple[Intrinsics | None, ..
     height, width = local_points.shape[1:3]
     step = max(1, min(height, width) // 64)
     cameras = []
-    for fx, fy, cx, cy in api.pinholes_of_points(local_points, step).tolist():
+    for fx, fy, cx, cy in pinholes_of_points(local_points, step).tolist():
         try:
             cameras.append(Intrinsics(fx, fy, cx, cy, width, height))
         except ValueError:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from g2vlm_ros.kernels import api
+from g2vlm_ros.kernels import agreement
 from g2vlm_ros.records import Intrinsics
 
 AGREEMENT_STEP = 0.05
@@ -33,7 +33,7 @@ def multi_view_confidence(
     behind another view's surface is hidden there and says nothing. Pixels at depth edges are
     halved. Views without intrinsics take no part.
     """
-    return api.multi_view_confidence(
+    return agreement.multi_view_confidence(
         local_points,
         relative_affines(window_from_camera),
         pinholes(intrinsics),

@@ -23,7 +23,8 @@ from typing import BinaryIO
 import numpy as np
 
 from g2vlm_ros.geometry.sim3 import quaternion_xyzw
-from g2vlm_ros.kernels import api
+from g2vlm_ros.kernels import packing
+from g2vlm_ros.kernels.packing import count_points, pack_points
 
 POINT_FIELDS = (("x", 0), ("y", 4), ("z", 8), ("rgb", 12), ("confidence", 16))
 """Name and byte offset of the float32 fields of a packed point."""
@@ -46,7 +47,9 @@ def valid_points(
     fraction `edge_step` (0 keeps them).
     """
     shape = local_points.shape
-    keep = api.valid_points(local_points.reshape(-1, *shape[-3:]), edge_step).reshape(shape[:-1])
+    keep = packing.valid_points(local_points.reshape(-1, *shape[-3:]), edge_step).reshape(
+        shape[:-1]
+    )
     return keep & (confidence >= min_confidence) if min_confidence > 0 else keep
 
 
@@ -87,10 +90,10 @@ def pack(
         rows, columns = (-(-length // stride_px) for length in maps[3].shape[1:])
         count = len(index) * rows * columns
     else:
-        count = api.count_points(maps[2], maps[3], index, stride_px, min_confidence)
+        count = count_points(maps[2], maps[3], index, stride_px, min_confidence)
     data = sized(count * POINT_BYTES, out)
     if data:
-        api.pack_points(
+        pack_points(
             *maps,
             index,
             affine,

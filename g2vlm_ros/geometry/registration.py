@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from g2vlm_ros.geometry.sim3 import Sim3
-from g2vlm_ros.kernels import api
+from g2vlm_ros.kernels.registration import fit_view
 from g2vlm_ros.records import Reconstruction
 
 ROBUST_STEPS = 4
@@ -197,7 +197,7 @@ def _fit_view(view: SharedView) -> tuple[Sim3, np.ndarray]:
     the range from the camera, each with the spread that it shows: depth errs along the ray, and
     squared distances would shrink the scale a little with every window.
     """
-    found = api.fit_view(
+    found = fit_view(
         view.source,
         view.target,
         view.weights,

@@ -17,7 +17,7 @@ import cv2
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from g2vlm_ros.kernels import api
+from g2vlm_ros.kernels.resize import resize_lanczos
 
 PATCH_PX = 14
 MAX_IMAGE_PX = 80_000_000
@@ -125,7 +125,7 @@ def resize_views(
         elif resample == "area":
             views[index] = _resize_fast(image, size)
         else:
-            api.resize_lanczos(image, *size, views[index])
+            resize_lanczos(image, *size, views[index])
     return views
 
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from g2vlm_ros.geometry.camera import project
 from g2vlm_ros.geometry.confidence import pinholes
-from g2vlm_ros.kernels import api
+from g2vlm_ros.kernels.agreement import covisibility
 from g2vlm_ros.records import Reconstruction
 
 POINTS_PER_VIEW = 600
@@ -51,7 +51,7 @@ def measure_covisibility(result: Reconstruction) -> Covisibility:
     height, width = result.local_points_u.shape[1:3]
     step = max(1, int(np.sqrt(height * width / POINTS_PER_VIEW)))
     return Covisibility(
-        *api.covisibility(
+        *covisibility(
             result.local_points_u,
             result.colours,
             result.window_from_camera,

@@ -15,7 +15,7 @@ from dataclasses import replace
 import numpy as np
 
 from g2vlm_ros.geometry.confidence import EDGE_STEP, pinholes, relative_affines
-from g2vlm_ros.kernels import api
+from g2vlm_ros.kernels.agreement import fusion_factors, scale_points
 from g2vlm_ros.records import Intrinsics, Reconstruction
 
 WIDTH_PX = 112
@@ -36,7 +36,7 @@ def fuse_depth(result: Reconstruction) -> Reconstruction:
     factors = _factors(points, result.window_from_camera, result.intrinsics)
     if (factors == 1).all():
         return result
-    moved = api.scale_points(points, factors)
+    moved = scale_points(points, factors)
     geometry = replace(result.geometry, local_points_u=moved, pack=None)
     return replace(result, geometry=geometry)
 
@@ -53,7 +53,7 @@ def _factors(
         for size, whole in ((rows, height), (columns, width))
     )
     cameras = [camera and camera.resized(columns, rows) for camera in intrinsics]
-    return api.fusion_factors(
+    return fusion_factors(
         points[:, row[:, None], column],
         relative_affines(window_from_camera),
         pinholes(cameras),

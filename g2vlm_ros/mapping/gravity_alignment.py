@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from g2vlm_ros.geometry.sim3 import Sim3, cross_matrix
-from g2vlm_ros.kernels import api
+from g2vlm_ros.kernels import surfaces as surface_kernels
 from g2vlm_ros.mapping.pose_graph import PoseGraph
 from g2vlm_ros.records import Frame, Reconstruction
 
@@ -111,7 +111,7 @@ def surfaces_of(result: Reconstruction) -> Surfaces:
     """Points on a grid of pixels of every view, where depth does not bend."""
     points, poses = result.local_points_u, result.window_from_camera
     height, width = points.shape[1:3]
-    places, normals, blocks = api.surfaces(
+    places, normals, blocks = surface_kernels.surfaces(
         points,
         poses,
         reach=max(1, width // NORMAL_SIDE),
@@ -153,7 +153,7 @@ def structure_up(surfaces: Surfaces, near: np.ndarray) -> Up | None:
     normals = surfaces.normals
     if len(normals) < MIN_NORMALS:
         return None
-    up, off, walls, level = api.structure_up(normals, near, GATES_RAD, SOFT_RAD, OPEN)
+    up, off, walls, level = surface_kernels.structure_up(normals, near, GATES_RAD, SOFT_RAD, OPEN)
     if (off < NEAR_RAD).mean() < MIN_NEAR or up @ near < np.cos(FARTHEST_RAD):
         return None
     # Two axes of the plane across: along `up` there is nothing to invert.

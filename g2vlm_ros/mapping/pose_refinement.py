@@ -17,7 +17,7 @@ import cv2
 import numpy as np
 
 from g2vlm_ros.geometry.confidence import multi_view_confidence
-from g2vlm_ros.kernels import api
+from g2vlm_ros.kernels.agreement import scale_points
 from g2vlm_ros.mapping.feature_matching import matched_poses
 from g2vlm_ros.mapping.network_errors import FIRST, NetworkErrors
 from g2vlm_ros.mapping.view_tracks import TrackedViews, Tracks, follow_corners
@@ -156,7 +156,7 @@ def _applied(result: Reconstruction, adjustment: Adjustment) -> Reconstruction:
         for length in result.local_points_u.shape[2:0:-1]
     )
     stretch = np.exp([knot_field(knots, size) for knots in adjustment.log_depth])
-    points = api.scale_points(result.local_points_u, stretch)
+    points = scale_points(result.local_points_u, stretch)
     geometry = replace(result.geometry, window_from_camera=poses, local_points_u=points, pack=None)
     confidence = result.confidence
     if geometry.confidence is None:

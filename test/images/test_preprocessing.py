@@ -273,13 +273,13 @@ def test_files_that_are_no_images_are_refused(tmp_path, colours, monkeypatch):
 def test_a_view_of_the_scene_before_is_not_resized_again(monkeypatch):
     rng = np.random.default_rng(0)
     images = [rng.integers(0, 256, (48, 64, 3), np.uint8) for _ in range(3)]
-    resized, real = [], preprocessing.api.resize_lanczos
+    resized, real = [], preprocessing.resize_lanczos
 
     def counted(image, *rest):
         resized.append(image)
         real(image, *rest)
 
-    monkeypatch.setattr(preprocessing.api, "resize_lanczos", counted)
+    monkeypatch.setattr(preprocessing, "resize_lanczos", counted)
     first = preprocessing.resize_views(images[:2], 28)
     again = preprocessing.resize_views(images[1:], 28, resized=[first[1], None])
     assert len(resized) == 3 and resized[2] is images[2]

@@ -12,8 +12,12 @@ import numpy as np
 import pytest
 from g2vlm_tests.noisy_room import window
 
-from g2vlm_ros.kernels import api, build
+from g2vlm_ros.kernels import build, checks
 from g2vlm_ros.kernels import library as loader
+from g2vlm_ros.kernels.agreement import fusion_factors, multi_view_confidence, scale_points
+from g2vlm_ros.kernels.cells import CellSums
+from g2vlm_ros.kernels.packing import pack_points, valid_points
+from g2vlm_ros.kernels.resize import resize_lanczos
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -21,21 +25,19 @@ ROOT = Path(__file__).resolve().parents[2]
 def results():
     """Bytes of what kernels of every kind give."""
     view = window()
-    valid = api.valid_points(view.points, 0.05)
+    valid = valid_points(view.points, 0.05)
     out = np.zeros(20 * valid.size, np.uint8)
     affines = np.ascontiguousarray(view.poses[:, :3])
     maps = view.points, view.colours, view.confidence, valid
-    api.pack_points(*maps, range(4), affines, out)
-    cells, *_ = api.CellSums().of_views(
+    pack_points(*maps, range(4), affines, out)
+    cells, *_ = CellSums().of_views(
         *maps, range(4), affines, np.full(4, 3.0), voxel_size=0.05, stamp_ns=1, window=1
     )
-    factor = api.fusion_factors(view.points, view.j_from_i, view.pinholes, 0.1, 0.2)
+    factor = fusion_factors(view.points, view.j_from_i, view.pinholes, 0.1, 0.2)
     small = np.empty((50, 70, 3), np.uint8)
-    api.resize_lanczos(view.colours[0], 70, 50, small)
-    arrays = [valid, out, cells, factor, api.scale_points(view.points, factor), small]
-    arrays.append(
-        api.multi_view_confidence(view.points, view.j_from_i, view.pinholes, 4, 0.05, 0.1)
-    )
+    resize_lanczos(view.colours[0], 70, 50, small)
+    arrays = [valid, out, cells, factor, scale_points(view.points, factor), small]
+    arrays.append(multi_view_confidence(view.points, view.j_from_i, view.pinholes, 4, 0.05, 0.1))
     return [array.tobytes() for array in arrays]
 
 
@@ -46,7 +48,7 @@ def test_variants_give_the_same_bits(monkeypatch):
         pytest.skip("this processor can run only one variant")
     for name in others:
         other = loader.library(name)
-        monkeypatch.setattr(api, "library", lambda other=other: other)
+        monkeypatch.setattr(checks, "library", lambda other=other: other)
         assert results() == wanted, f"{name} differs from {fastest}"
 
 

@@ -9,8 +9,29 @@ from g2vlm_tests import kernel_oracles as oracles
 from g2vlm_tests.noisy_room import window
 from PIL import Image
 
-from g2vlm_ros.kernels import api
+from g2vlm_ros.kernels.agreement import (
+    covisibility,
+    fusion_factors,
+    multi_view_confidence,
+    scale_points,
+)
+from g2vlm_ros.kernels.cells import FIRST_CELLS, CellSums, keys_of_points
+from g2vlm_ros.kernels.free_space import FreeSpace
+from g2vlm_ros.kernels.packing import count_points, pack_points, valid_points
+from g2vlm_ros.kernels.pinholes import pinholes_of_points
 from g2vlm_ros.kernels.records import CELL, VOXEL
+from g2vlm_ros.kernels.registration import fit_view
+from g2vlm_ros.kernels.resize import resize_lanczos
+from g2vlm_ros.kernels.surfaces import structure_up, surfaces
+from g2vlm_ros.kernels.voxels import (
+    close_voxels,
+    correct_voxels,
+    find_cells,
+    fold_cells,
+    open_voxels,
+    pack_voxels,
+    slots_in_blocks,
+)
 
 SIZE = 0.05
 AFFINE_SHIFT = np.array([0.3, -0.2, 0.1])
@@ -39,7 +60,7 @@ def test_valid_points(edge_step):
     points = spoiled(window().points)
     with np.errstate(invalid="ignore"):
         wanted = oracles.valid_points(points, edge_step)
-    valid = api.valid_points(points, edge_step)
+    valid = valid_points(points, edge_step)
     assert 0.5 < wanted.mean() < 1.0
     np.testing.assert_array_equal(valid, wanted)
 
@@ -49,16 +70,16 @@ def test_valid_points(edge_step):
 @pytest.mark.parametrize("least", [0.0, 0.4])
 def test_pack_points(organised, stride, least):
     view, chosen = window(), [2, 0]
-    maps = (view.points, view.colours, view.confidence, api.valid_points(view.points, 0.05))
+    maps = (view.points, view.colours, view.confidence, valid_points(view.points, 0.05))
     wanted = oracles.pack_points(*maps, chosen, affines(view)[chosen], stride, least, organised)
     out = np.zeros(20 * len(wanted) + 40, np.uint8)
-    size = api.pack_points(
+    size = pack_points(
         *maps, chosen, affines(view)[chosen], out,
         stride=stride, min_confidence=least, organised=organised,
     )  # fmt: skip
     assert size == len(wanted)
     if not organised:
-        assert api.count_points(view.confidence, maps[3], chosen, stride, least) == size
+        assert count_points(view.confidence, maps[3], chosen, stride, least) == size
     packed = out[: 20 * size].view(np.float32).reshape(-1, 5)
     np.testing.assert_allclose(packed[:, :3], wanted[:, :3], rtol=1e-5, atol=1e-5)
     np.testing.assert_array_equal(packed[:, 3:].view(np.uint32), wanted[:, 3:].view(np.uint32))
@@ -70,7 +91,7 @@ def test_packing_stops_where_its_buffer_ends():
     valid = np.ones(view.points.shape[:3], bool)
     out = np.full(20 * 7 + 13, 170, np.uint8)
     maps = (view.points, view.colours, view.confidence, valid)
-    assert api.pack_points(*maps, [0], affines(view)[:1], out) == 7
+    assert pack_points(*maps, [0], affines(view)[:1], out) == 7
     assert (out[20 * 7 :] == 170).all()
 
 
@@ -88,8 +109,8 @@ def same_sums(found, wanted, atol):
 
 def test_cells_of_every_pixel():
     view = window()
-    valid = api.valid_points(view.points, 0.05)
-    cells, added, outside = api.CellSums().of_views(
+    valid = valid_points(view.points, 0.05)
+    cells, added, outside = CellSums().of_views(
         view.points, view.colours, view.confidence, valid, [0, 3], affines(view)[[0, 3]],
         np.zeros(2), voxel_size=SIZE, stamp_ns=7, window=3,
     )  # fmt: skip
@@ -113,18 +134,18 @@ def test_cells_of_every_pixel():
 def test_cells_take_about_one_pixel_per_voxel_and_lose_few_cells():
     view = window(448, 336, noise=0.0)
     arrays = view.points, view.colours, view.confidence, np.ones(view.points.shape[:3], bool)
-    every, dense, _ = api.CellSums().of_views(
+    every, dense, _ = CellSums().of_views(
         *arrays, [0], affines(view)[:1], np.zeros(1), voxel_size=SIZE, stamp_ns=1, window=1
     )
     every = every.copy()
     per_depth = np.array([SIZE * view.pinholes[0, 0] / 1.3], np.float64)
-    thinned, sparse, _ = api.CellSums().of_views(
+    thinned, sparse, _ = CellSums().of_views(
         *arrays, [0], affines(view)[:1], per_depth, voxel_size=SIZE, stamp_ns=1, window=1
     )
     assert sparse < dense / 4
     well_seen = every["key"][every["count"] >= np.median(every["count"])]
     assert np.isin(well_seen, thinned["key"]).mean() > 0.65
-    thinned, _, _ = api.CellSums().of_views(
+    thinned, _, _ = CellSums().of_views(
         *arrays, [0], affines(view)[:1], per_depth / 2, voxel_size=SIZE, stamp_ns=1, window=1
     )
     assert np.isin(well_seen, thinned["key"]).mean() > 0.9
@@ -135,7 +156,7 @@ def test_cells_leave_out_points_beyond_the_range_and_of_low_confidence():
     points[0, 0, 1] = 1e9
     points[0, 0, 2] = np.nan
     confidence = np.array([[[0.9, 0.9, 0.9, 0.2]]], np.float32)
-    cells, added, outside = api.CellSums().of_views(
+    cells, added, outside = CellSums().of_views(
         points, np.zeros(points.shape, np.uint8), confidence, np.ones((1, 1, 4), bool), [0],
         np.eye(3, 4, dtype=np.float32)[None], np.zeros(1), voxel_size=SIZE, stamp_ns=1, window=1,
         min_confidence=0.5,
@@ -144,7 +165,7 @@ def test_cells_leave_out_points_beyond_the_range_and_of_low_confidence():
 
 
 def test_cell_memory_grows_with_the_window():
-    sums, rng = api.CellSums(), np.random.default_rng(0)
+    sums, rng = CellSums(), np.random.default_rng(0)
     points = rng.uniform(-50, 50, (1, 1, 200_000, 3)).astype(np.float32)
     ones = np.ones(points.shape[:3], np.float32)
     cells, _, _ = sums.of_views(
@@ -152,7 +173,7 @@ def test_cell_memory_grows_with_the_window():
         np.eye(3, 4, dtype=np.float32)[None], np.zeros(1), voxel_size=SIZE, stamp_ns=1, window=1,
     )  # fmt: skip
     keys = oracles.keys_of_points(points[0, 0].astype(np.float64), SIZE)
-    assert len(cells) > api.FIRST_CELLS
+    assert len(cells) > FIRST_CELLS
     np.testing.assert_array_equal(np.sort(cells["key"]), np.unique(keys))
 
 
@@ -165,7 +186,7 @@ def test_keys_at_the_border_of_the_map():
         turned = points[:, order]
         with np.errstate(invalid="ignore"):
             wanted = oracles.keys_of_points(turned, SIZE)
-        np.testing.assert_array_equal(api.keys_of_points(turned, SIZE), wanted)
+        np.testing.assert_array_equal(keys_of_points(turned, SIZE), wanted)
         assert (wanted < 0).sum() == 5
 
 
@@ -183,7 +204,7 @@ def test_cells_of_voxels_that_moved():
     voxels, rng = voxels_of(np.random.default_rng(1), 5000), np.random.default_rng(2)
     places = voxels["position"].astype(np.float64) + 0.013
     places[:3] = [[np.nan, 0, 0], [1e9, 0, 0], [0, 0, -1e9]]
-    cells, kept = api.CellSums().of_voxels(places, voxels, 0.2)
+    cells, kept = CellSums().of_voxels(places, voxels, 0.2)
     assert kept.sum() == 4997 and not kept[:3].any()
     weights = voxels["count"] * voxels["confidence"].astype(np.float64)
     keys = oracles.keys_of_points(places[kept], 0.2)
@@ -230,12 +251,12 @@ def test_find_and_fold():
     cells["colour"] = rng.uniform(0, 65000, (3000, 3)) * cells["weight"][:, None]
     cells["count"], cells["window"] = rng.integers(1, 900, 3000), rng.integers(1, 99, 3000)
     cells["stamp_ns"] = rng.integers(1, 99, 3000)
-    slots, rows, absent = api.find_cells(cells, block_keys, order, index)
+    slots, rows, absent = find_cells(cells, block_keys, order, index)
     assert absent == 1000 and (slots[2000:] == -1).all() and (rows[2000:] == -1).all()
     np.testing.assert_array_equal(known[slots[:2000]], cells["key"][:2000])
     blocks, cells, slots = blocks_of(len(order)), cells[:2000], slots[:2000]
     wanted = oracles.fold(voxels, slots, cells, 42)
-    api.fold_cells(cells, slots, 42, voxels, blocks)
+    fold_cells(cells, slots, 42, voxels, blocks)
     for name in ("stamp_ns", "window", "revision", "born", "cell", "count"):
         np.testing.assert_array_equal(voxels[name], wanted[name])
     for name in ("position", "confidence"):
@@ -256,19 +277,19 @@ def test_voxels_open_and_close():
     places = rng.choice(19 * 512, 600, replace=False)
     rows, keys = places >> 9, (1 << 40) | places & 511
     slots = rng.permutation(900)[:600].astype(np.int32)
-    api.open_voxels(keys, rows, slots, index, voxels, counts)
+    open_voxels(keys, rows, slots, index, voxels, counts)
     np.testing.assert_array_equal(index.reshape(-1)[places], slots + 1)
     np.testing.assert_array_equal(counts, np.bincount(rows, minlength=20))
     assert (voxels["cell"][slots] == places).all() and not voxels["count"][slots].any()
     voxels["revision"][slots] = np.arange(600)
-    newer = api.slots_in_blocks(np.arange(5), index, voxels, 600, since=300)
+    newer = slots_in_blocks(np.arange(5), index, voxels, 600, since=300)
     assert set(newer) == set(slots[(rows < 5) & (np.arange(600) > 300)].tolist())
     in_three = np.flatnonzero(rows <= 2)
-    emptied = api.close_voxels(slots[in_three].astype(np.int64), index, voxels, counts)
+    emptied = close_voxels(slots[in_three].astype(np.int64), index, voxels, counts)
     assert sorted(emptied) == [0, 1, 2] and not index[:3].any()
-    assert len(api.slots_in_blocks(np.arange(20), index, voxels, 600)) == 600 - len(in_three)
+    assert len(slots_in_blocks(np.arange(20), index, voxels, 600)) == 600 - len(in_three)
     with pytest.raises(ValueError, match="rows"):
-        api.open_voxels(keys[:1], np.array([20]), slots[:1], index, voxels, counts)
+        open_voxels(keys[:1], np.array([20]), slots[:1], index, voxels, counts)
 
 
 def test_corrections_move_older_voxels_of_their_windows():
@@ -285,7 +306,7 @@ def test_corrections_move_older_voxels_of_their_windows():
         which = np.searchsorted(windows, voxels["window"][i])
         wanted[i] = linear[which] @ wanted[i] + offset[which]
     moved = np.zeros(2000, bool)
-    api.correct_voxels(voxels, windows, linear, offset, 17, positions, moved)
+    correct_voxels(voxels, windows, linear, offset, 17, positions, moved)
     np.testing.assert_array_equal(moved, due)
     np.testing.assert_allclose(positions, wanted, atol=1e-12)
 
@@ -297,7 +318,7 @@ def test_packed_voxels(with_ids):
     fields = [("x", "<f4"), ("y", "<f4"), ("z", "<f4"), ("rgb", "<u4"), ("confidence", "<f4")]
     out = np.zeros(500, fields + [("id", "<i4")] * with_ids)
     ids = np.arange(1000, 1500, dtype=np.int32)
-    size = api.pack_voxels(voxels, ids if with_ids else None, out)
+    size = pack_voxels(voxels, ids if with_ids else None, out)
     kept = voxels[voxels["count"] > 0]
     assert size == len(kept)
     for axis, name in enumerate("xyz"):
@@ -308,13 +329,13 @@ def test_packed_voxels(with_ids):
     if with_ids:
         np.testing.assert_array_equal(out["id"][:size], ids[voxels["count"] > 0])
     with pytest.raises(ValueError, match="out"):
-        api.pack_voxels(voxels, None, np.zeros(499, fields))
+        pack_voxels(voxels, None, np.zeros(499, fields))
 
 
 def test_free_space_finds_what_rays_passed():
     view, rng = window(), np.random.default_rng(4)
     pose, pinhole = view.poses[1].astype(np.float64), view.pinholes[1]
-    space = api.FreeSpace(
+    space = FreeSpace(
         view.points[1, ..., 2], view.confidence[1], pose, pinhole,
         scale=1.3, min_confidence=0.05, tile=3,
     )  # fmt: skip
@@ -341,7 +362,7 @@ def test_the_sieve_keeps_every_block_that_holds_something_seen_through():
     view, rng = window(), np.random.default_rng(6)
     pose, pinhole = view.poses[0].astype(np.float64), view.pinholes[0]
     sure = np.ones(view.points.shape[1:3], np.float32)
-    space = api.FreeSpace(
+    space = FreeSpace(
         view.points[0, ..., 2], sure, pose, pinhole, scale=1.0, min_confidence=0.3, tile=3
     )
     nearest = oracles.nearest_depth(view.points[0, ..., 2], sure, 0.3)
@@ -366,7 +387,7 @@ def test_the_sieve_keeps_every_block_that_holds_something_seen_through():
 def test_the_ground_under_rays_ends_at_walls():
     view = window()
     pose, sure = view.poses[0].astype(np.float64), np.ones(view.points.shape[1:3], np.float32)
-    space = api.FreeSpace(
+    space = FreeSpace(
         view.points[0, ..., 2], sure, pose, view.pinholes[0], scale=1.0, min_confidence=0.3, tile=3
     )
     edges = space.ground((0.0, 0.0, 1.0, 0.0), 0.15, 1.5, 0.05, 64, 1)
@@ -387,7 +408,7 @@ def test_confidence():
     pinholes[3] = 0
     arguments = view.points, view.j_from_i, pinholes, 4, 0.05, 0.1
     wanted = oracles.multi_view_confidence(*arguments)
-    found = api.multi_view_confidence(*arguments)
+    found = multi_view_confidence(*arguments)
     assert 0.2 < np.isfinite(wanted).mean() < 1
     np.testing.assert_array_equal(np.isnan(found), np.isnan(wanted))
     off = np.abs(np.nan_to_num(found - wanted))
@@ -400,7 +421,7 @@ def test_fusion_factors():
     pinholes = view.pinholes.copy()
     pinholes[2] = 0
     arguments = view.points, view.j_from_i, pinholes, 0.1, 0.2
-    wanted, found = oracles.fusion_factors(*arguments), api.fusion_factors(*arguments)
+    wanted, found = oracles.fusion_factors(*arguments), fusion_factors(*arguments)
     off = np.abs(found / wanted - 1)
     assert wanted.std() > 1e-3
     # OpenCV's remap reads at 32nds of a pixel.
@@ -412,7 +433,7 @@ def test_scaled_points_lie_on_their_rays():
 
     view, rng = window(448, 336), np.random.default_rng(7)
     factor = rng.uniform(0.8, 1.2, (4, 84, 112)).astype(np.float32)
-    scaled = api.scale_points(view.points, factor)
+    scaled = scale_points(view.points, factor)
     for i in range(4):
         large = cv2.resize(factor[i], (448, 336), interpolation=cv2.INTER_LINEAR)
         np.testing.assert_allclose(scaled[i], view.points[i] * large[..., None], rtol=2e-5)
@@ -433,7 +454,7 @@ def test_resize_is_pillows_byte_for_byte(size, new_size):
     between = (size[0], new_size[1]) if rows_first else (new_size[0], size[1])
     pillow = Image.fromarray(image).resize(between, Image.LANCZOS).resize(new_size, Image.LANCZOS)
     out = np.empty((new_size[1], new_size[0], 3), np.uint8)
-    api.resize_lanczos(image, *new_size, out)
+    resize_lanczos(image, *new_size, out)
     np.testing.assert_array_equal(out, np.asarray(pillow))
 
 
@@ -461,7 +482,7 @@ def shared_view(outliers):
 def test_fit_of_a_view(outliers):
     source, target, weights, ranges, directions, centre = shared_view(outliers)
     blocks = np.arange(len(source)) * 64 // len(source)
-    fit, hessian, curvature, pulls = api.fit_view(
+    fit, hessian, curvature, pulls = fit_view(
         source, target, weights, ranges, directions, blocks, centre,
         robust_steps=4, polish_steps=40,
     )  # fmt: skip
@@ -486,7 +507,7 @@ def test_points_on_a_line_fix_no_similarity():
     arguments = along, along, np.ones(100), ranges, along / ranges[:, None]
     options = {"robust_steps": 4, "polish_steps": 8}
     blocks, centre = np.zeros(100, np.int64), np.zeros(3)
-    assert api.fit_view(*arguments, blocks, centre, **options) is None
+    assert fit_view(*arguments, blocks, centre, **options) is None
 
 
 def test_covisibility():
@@ -496,7 +517,7 @@ def test_covisibility():
     options = {"step": 4, "agreement": 0.1, "nearness": 0.4, "min_points": 30}
     # Colours that views share, so that brightness correlates.
     colours = np.clip(60 * view.points + 90, 0, 255).astype(np.uint8)
-    found = api.covisibility(view.points, colours, view.poses, pinholes, **options)
+    found = covisibility(view.points, colours, view.poses, pinholes, **options)
     wanted = oracles.covisibility(view.points, colours, view.poses, pinholes, *options.values())
     for one, other, bound in zip(found, wanted, (0.005, 0.02, 1e-3), strict=True):
         np.testing.assert_array_equal(np.isnan(one), np.isnan(other))
@@ -507,7 +528,7 @@ def test_covisibility():
 def test_surfaces_and_up():
     view = window(noise=0.0005)
     options = {"reach": 2, "step": 3, "max_bend": 0.02}
-    places, normals, blocks = api.surfaces(view.points, view.poses, **options, side=8)
+    places, normals, blocks = surfaces(view.points, view.poses, **options, side=8)
     w_places, w_normals = oracles.surfaces(view.points, view.poses, *options.values())
     assert len(places) == len(w_places) > 1000
     np.testing.assert_allclose(places, w_places, atol=1e-5)
@@ -516,7 +537,7 @@ def test_surfaces_and_up():
     start = np.array([0.2, -0.1, 1.0])
     start /= np.linalg.norm(start)
     gates = np.deg2rad([45.0, 30.0, 20.0, 15.0, 15.0])
-    up, off, walls, level = api.structure_up(normals, start, gates, np.deg2rad(5), 0.01)
+    up, off, walls, level = structure_up(normals, start, gates, np.deg2rad(5), 0.01)
     w_up, w_off, w_walls = oracles.structure_up(normals, start, gates, np.deg2rad(5), 0.01)
     np.testing.assert_allclose(up, w_up, atol=1e-9)
     np.testing.assert_allclose(off, w_off, atol=1e-9)
@@ -526,12 +547,12 @@ def test_surfaces_and_up():
 
 def test_pinholes():
     view = window(noise=0.0)
-    found = api.pinholes_of_points(view.points, 3)
+    found = pinholes_of_points(view.points, 3)
     for row, points in zip(found, view.points, strict=True):
         np.testing.assert_allclose(row, oracles.pinhole_of_points(points, 3), rtol=1e-6)
     flat = np.zeros((1, 8, 8, 3), np.float32)
     flat[..., 2] = 1
-    assert not np.isfinite(api.pinholes_of_points(flat, 1)).all()
+    assert not np.isfinite(pinholes_of_points(flat, 1)).all()
 
 
 def test_arrays_that_do_not_fit_are_refused_by_name():
@@ -553,20 +574,18 @@ def test_arrays_that_do_not_fit_are_refused_by_name():
         arguments = [*good]
         arguments[place] = bad
         with pytest.raises(ValueError, match=name):
-            api.pack_points(*arguments)
+            pack_points(*arguments)
     with pytest.raises(ValueError, match="stride"):
-        api.pack_points(*good, stride=0)
+        pack_points(*good, stride=0)
     with pytest.raises(ValueError, match="slots"):
         cells, voxels = np.zeros(1, CELL), np.zeros(4, VOXEL)
-        api.fold_cells(cells, np.array([4]), 1, voxels, blocks_of(1))
+        fold_cells(cells, np.array([4]), 1, voxels, blocks_of(1))
     with pytest.raises(ValueError, match="voxel size"):
-        api.keys_of_points(np.zeros((1, 3)), 0.0)
+        keys_of_points(np.zeros((1, 3)), 0.0)
 
 
 def test_another_memory_order_gives_the_same():
     view = window()
     turned = np.asfortranarray(view.points)
     assert not turned.flags.c_contiguous
-    np.testing.assert_array_equal(
-        api.valid_points(turned, 0.05), api.valid_points(view.points, 0.05)
-    )
+    np.testing.assert_array_equal(valid_points(turned, 0.05), valid_points(view.points, 0.05))

@@ -1,0 +1,144 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Points of views summed up by the cell of the map that they fall into (cells.cpp)."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+
+import numpy as np
+
+from g2vlm_ros.kernels.checks import (
+    I64,
+    call,
+    f32,
+    f64,
+    i64,
+    input_array,
+    length,
+    shape_of,
+    view_indices,
+)
+from g2vlm_ros.kernels.records import CELL, VOXEL
+
+TABLE_SHARE = 2
+"""Entries of a hash table per cell: at half full, a look-up meets 1.5 entries."""
+FIRST_CELLS = 1 << 16
+MAX_CELLS = 1 << 26
+"""Cells of one window, more than any has pixels."""
+
+
+class CellSums:
+    """Points and voxels summed up by cell; its memory is reused, and grows as cells need it."""
+
+    def __init__(self) -> None:
+        self._cells = np.empty(0, CELL)
+        self._table = np.empty(0, np.int32)
+
+    def of_views(
+        self,
+        points: np.ndarray,
+        colours: np.ndarray,
+        confidence: np.ndarray,
+        valid: np.ndarray,
+        views: Sequence[int],
+        affines: np.ndarray,
+        per_depth: np.ndarray,
+        *,
+        voxel_size: float,
+        stamp_ns: int,
+        window: int,
+        min_confidence: float = 0.0,
+    ) -> tuple[np.ndarray, int, int]:
+        """(CELL (m,), points added, points out of range) of some views, as `pack_points` has them.
+
+        per_depth float64 (V,): pixels of a voxel's edge at depth 1, by which pixels are thinned
+        out; 0 takes all. The cells are a view of this object's memory until the next call.
+        """
+        shape = shape_of(points, "points", (None, None, None, 3))
+        index = view_indices(views, shape[0])
+        arrays = [
+            input_array(points, "points", np.float32, shape),
+            input_array(colours, "colours", np.uint8, shape),
+            input_array(confidence, "confidence", np.float32, shape[:3]),
+            input_array(valid, "valid", np.bool_, shape[:3]),
+        ]
+        affines = input_array(affines, "affines", np.float32, (len(index), 3, 4))
+        per_depth = input_array(per_depth, "per_depth", np.float64, (len(index),))
+        seen = np.zeros(2, np.int64)
+
+        def attempt() -> int:
+            return call(
+                "cells_of_views",
+                I64,
+                *arrays,
+                index,
+                i64(len(index)),
+                i64(shape[1]),
+                i64(shape[2]),
+                affines,
+                per_depth,
+                f32(min_confidence),
+                f64(length(voxel_size)),
+                i64(stamp_ns),
+                ctypes.c_int32(window),
+                *self._room(),
+                seen,
+            )
+
+        cells = self._grown(attempt)
+        return cells, int(seen[0]), int(seen[1])
+
+    def of_voxels(
+        self, positions: np.ndarray, voxels: np.ndarray, voxel_size: float
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """(CELL (m,), bool (n,) in range) of VOXEL (n,) that come to lie at float64 (n, 3)."""
+        (count,) = shape_of(voxels, "voxels", (None,))
+        positions = input_array(positions, "positions", np.float64, (count, 3))
+        voxels = input_array(voxels, "voxels", VOXEL, (count,))
+        kept = np.empty(count, np.bool_)
+        cells = self._grown(
+            lambda: call(
+                "cells_of_voxels",
+                I64,
+                positions,
+                voxels,
+                i64(count),
+                f64(length(voxel_size)),
+                *self._room(),
+                kept,
+            )
+        )
+        return cells, kept
+
+    def _room(self) -> tuple:
+        bits = len(self._table).bit_length() - 1
+        return (
+            self._table,
+            ctypes.c_int32(bits),
+            self._cells,
+            i64(len(self._cells)),
+        )
+
+    def _grown(self, attempt) -> np.ndarray:
+        """The cells of a kernel that says -1 where it has too little room."""
+        if not len(self._cells):
+            self._resize(FIRST_CELLS)
+        while (size := attempt()) < 0:
+            self._resize(4 * len(self._cells))
+        return self._cells[:size]
+
+    def _resize(self, cells: int) -> None:
+        if cells > MAX_CELLS:
+            raise ValueError(f"a window falls into more than {MAX_CELLS} cells")
+        self._cells = np.empty(cells, CELL)
+        self._table = np.empty(TABLE_SHARE * cells, np.int32)
+
+
+def keys_of_points(points: np.ndarray, voxel_size: float) -> np.ndarray:
+    """int64 (n,): the cells that hold points float64 (n, 3); -1 where not finite or too far."""
+    count, _ = shape_of(points, "points", (None, 3))
+    points = input_array(points, "points", np.float64, (count, 3))
+    keys = np.empty(count, np.int64)
+    call("keys_of_points", None, points, i64(count), f64(length(voxel_size)), keys)
+    return keys
