@@ -76,7 +76,7 @@ def straightforward_cloud(header, fields, points, colours, confidence, **options
 
 def cloud_costs(repetitions: int = REPETITIONS) -> dict[str, object]:
     """Conversion and publication of the large cloud, and their ratios."""
-    from g2vlm_ros.ros.conversions import messages as conversions
+    from g2vlm_ros.ros.conversions import clouds, geometry
 
     rng = np.random.default_rng(0)
     shape = (VIEWS, HEIGHT, WIDTH)
@@ -85,28 +85,26 @@ def cloud_costs(repetitions: int = REPETITIONS) -> dict[str, object]:
     confidence = rng.random(shape, np.float32)
     poses = np.tile(np.eye(4), (VIEWS, 1, 1))
     holes = rng.random(shape) < 0.8
-    header = conversions.header(1, "map")
+    header = geometry.header(1, "map")
     maps = (points, colours, confidence)
     every = np.ones(shape, bool)
-    ours = conversions.cloud_message(header, *maps, every)
+    ours = clouds.cloud_message(header, *maps, every)
     kept = {"out": ours}
     source = np.frombuffer(ours.data, np.uint8).copy()
     target = np.empty_like(source)
     fields = ours.fields
-    spare = {
-        name: conversions.cloud_message(header, *maps, holes) for name in ("dense", "organised")
-    }
+    spare = {name: clouds.cloud_message(header, *maps, holes) for name in ("dense", "organised")}
     conversions = {
         "memcpy": lambda: np.copyto(target, source),
-        "ours": lambda: conversions.cloud_message(header, *maps, every, **kept),
-        "ours_to_new_memory": lambda: conversions.cloud_message(header, *maps, every),
-        "ours_posed": lambda: conversions.cloud_message(
+        "ours": lambda: clouds.cloud_message(header, *maps, every, **kept),
+        "ours_to_new_memory": lambda: clouds.cloud_message(header, *maps, every),
+        "ours_posed": lambda: clouds.cloud_message(
             header, *maps, every, poses=poses, scale=2.0, **kept
         ),
-        "ours_dense_80_percent": lambda: conversions.cloud_message(
+        "ours_dense_80_percent": lambda: clouds.cloud_message(
             header, *maps, holes, out=spare["dense"]
         ),
-        "ours_organised_80_percent": lambda: conversions.cloud_message(
+        "ours_organised_80_percent": lambda: clouds.cloud_message(
             header, *maps, holes, organised=True, out=spare["organised"]
         ),
         "straightforward": lambda: straightforward_cloud(header, fields, *maps),
@@ -233,7 +231,7 @@ def listen() -> None:
 def image_costs(repetitions: int = 3 * REPETITIONS) -> dict[str, object]:
     """Milliseconds per megapixel from message to model input, and their ratio to cv2.resize."""
     from g2vlm_ros.images.preprocessing import geometry_size, resize_views
-    from g2vlm_ros.ros.conversions import messages as conversions
+    from g2vlm_ros.ros.conversions import images
 
     messages, picture = image_messages()
     size = geometry_size(*IMAGE_PX, INPUT_WIDTH_PX)
@@ -242,7 +240,7 @@ def image_costs(repetitions: int = 3 * REPETITIONS) -> dict[str, object]:
     }
     for name, msg in messages.items():
         compressed = name == "jpeg"
-        read = conversions.frame_from_compressed if compressed else conversions.frame_from_image
+        read = images.frame_from_compressed if compressed else images.frame_from_image
         tasks[f"{name}_decode"] = lambda read=read, msg=msg: read(msg, "front").decode()
         for resample in ("area", "lanczos"):
             tasks[f"{name}_{resample}"] = lambda read=read, msg=msg, resample=resample: (
@@ -265,6 +263,8 @@ def image_messages() -> tuple[dict[str, object], np.ndarray]:
     """One synthetic picture as rgb8, bgr8, nv12 and JPEG messages, and its pixels."""
     from sensor_msgs.msg import CompressedImage, Image
 
+    from g2vlm_ros.ros.conversions import geometry
+
     width, height = IMAGE_PX
     rng = np.random.default_rng(0)
     coarse = rng.integers(0, 256, (height // 16, width // 16, 3), np.uint8)
@@ -285,7 +285,7 @@ def image_messages() -> tuple[dict[str, object], np.ndarray]:
     messages["jpeg"] = CompressedImage(format="jpeg")
     messages["jpeg"].data.frombytes(cv2.imencode(".jpg", bgr)[1].tobytes())
     for msg in messages.values():
-        msg.header = messages.header(1, "front")
+        msg.header = geometry.header(1, "front")
     return messages, picture
 
 

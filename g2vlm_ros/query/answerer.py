@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from g2vlm_ros.query import answer_parser, object_memory, prompts, relations
+from g2vlm_ros.query import answer_parser, map_object, prompts, relations
 from g2vlm_ros.query.answer_builders import AnswerBuilder
 from g2vlm_ros.query.grounding import Finder, NotVisibleError, OutOfTimeError, certainty
 from g2vlm_ros.query.object_measurement import Object3D, map_covariance
@@ -207,13 +207,13 @@ class Answerer:
     def _last_seen(self) -> Result:
         """When a thing was seen last, by the object memory."""
         phrase = self._plan.things[0]
-        known = object_memory.matching(self._query.memory, phrase)
+        known = map_object.matching(self._query.memory, phrase)
         if not known:
             raise Abstention(
                 Reason.NOT_VISIBLE, f"no {phrase} is remembered; look around or ask again"
             )
         latest = max(known, key=lambda each: each.last_seen_ns)
-        age = object_memory.age_in_words(latest, self._query.now_ns)
+        age = map_object.age_in_words(latest, self._query.now_ns)
         text = f"The {latest.label} was last seen {age} ago, at {latest.place_in_words()}."
         self._steps.append(f"Remembered: {text}")
         return Result(
@@ -223,7 +223,7 @@ class Answerer:
     def _count_remembered(self) -> Result:
         """How many things of a kind are remembered and, as far as is known, there."""
         phrase = self._plan.things[0]
-        known = [each for each in object_memory.matching(self._query.memory, phrase) if each.there]
+        known = [each for each in map_object.matching(self._query.memory, phrase) if each.there]
         text = f"{len(known)} {phrase} seen so far."
         self._steps.append(f"Counted in the object memory: {text}")
         number = Measure(float(len(known)), 0.0, "")
@@ -383,7 +383,7 @@ class Answerer:
         known = [each for each in self._query.memory if each.id in ids]
         if known:
             result.remembered = min(known, key=lambda each: each.last_seen_ns)
-            age = object_memory.age_in_words(result.remembered, self._query.now_ns)
+            age = map_object.age_in_words(result.remembered, self._query.now_ns)
             result.text += f" In no view now; the {result.remembered.label} was seen {age} ago."
         return result
 

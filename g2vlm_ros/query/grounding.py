@@ -11,7 +11,7 @@ import math
 import re
 from collections.abc import Callable, Sequence
 
-from g2vlm_ros.query import answer_parser, object_memory, prompts
+from g2vlm_ros.query import answer_parser, map_object, prompts
 from g2vlm_ros.query.labels import label_fit
 from g2vlm_ros.query.object_measurement import Object3D, group, locate
 from g2vlm_ros.query.point_map import PointMap, Region
@@ -74,7 +74,7 @@ class Finder:
         if len(self._regions) >= len(phrases) or self._detections:
             return True
         return all(
-            phrase == VIEWER or object_memory.matching(self._memory, phrase) for phrase in phrases
+            phrase == VIEWER or map_object.matching(self._memory, phrase) for phrase in phrases
         )
 
     def things(self, phrase: str) -> list[Object3D]:
@@ -111,17 +111,17 @@ class Finder:
 
     def remembered(self, phrase: str) -> list[Object3D]:
         """What the object memory holds; NotVisibleError where it is known to be gone."""
-        known = object_memory.matching(self._memory, phrase)
+        known = map_object.matching(self._memory, phrase)
         there = [each for each in known if each.there]
         if known and not there:
             latest = max(known, key=lambda each: each.last_seen_ns)
-            age = object_memory.age_in_words(latest, self._now_ns)
+            age = map_object.age_in_words(latest, self._now_ns)
             raise NotVisibleError(
                 f"the {latest.label} was at {latest.place_in_words()} {age} ago and is gone "
                 "from there"
             )
         for each in there:
-            age = object_memory.age_in_words(each, self._now_ns)
+            age = map_object.age_in_words(each, self._now_ns)
             self._note(f"Remembered: the {each.label} was at {each.place_in_words()} {age} ago.")
         return [each.as_object3d() for each in there]
 

@@ -10,8 +10,8 @@ from enum import Enum, IntEnum
 import numpy as np
 
 from g2vlm_ros.query import prompts
+from g2vlm_ros.query.map_object import MapObject
 from g2vlm_ros.query.object_measurement import Object3D
-from g2vlm_ros.query.object_memory import MapObject
 from g2vlm_ros.query.point_map import Region
 from g2vlm_ros.query.question_parser import AnswerType, Plan, parse
 from g2vlm_ros.query.relations import Measure

@@ -13,7 +13,7 @@ from sensor_msgs.msg import Image
 from g2vlm_ros.query import answer_image
 from g2vlm_ros.query.context import ViewSelection
 from g2vlm_ros.query.types import Result
-from g2vlm_ros.ros.conversions import messages
+from g2vlm_ros.ros.conversions import geometry, images
 from g2vlm_ros.ros.publishers import LATCHED
 
 LOOK_S = 0.2
@@ -81,8 +81,8 @@ class AnswerImagePublisher:
                 return
             answered_ns, draw, frame_id = self._undrawn
             self._undrawn = None
-            header = messages.header(answered_ns, frame_id)
-            message = messages.rgb_image(header, draw())
+            header = geometry.header(answered_ns, frame_id)
+            message = images.rgb_image(header, draw())
             self.drawn += 1
             self._publisher.publish(message)
 

@@ -13,7 +13,7 @@ from g2vlm_ros.mapping.window_pose import MappedWindow, StartReason
 from g2vlm_ros.msg import ReconstructionStatus
 from g2vlm_ros.pipeline import Counts
 from g2vlm_ros.records import ScaleState
-from g2vlm_ros.ros.conversions import messages
+from g2vlm_ros.ros.conversions import geometry
 from g2vlm_ros.settings import Settings
 
 EXPECTED_DROPS = ("too_close", "superseded", "reset")
@@ -75,7 +75,7 @@ def status_message(
     status.message = message or "; ".join(silence_remarks(counts) + remarks(update))
     placement, frames = update.placement, update.window.frames
     status.window_id = update.window.id
-    status.view_stamps = [messages.stamp(frame.stamp_ns) for frame in frames]
+    status.view_stamps = [geometry.stamp(frame.stamp_ns) for frame in frames]
     status.view_cameras = [frame.camera for frame in frames]
     status.scale_state = int(placement.scale.state)
     status.map_id = placement.map_id

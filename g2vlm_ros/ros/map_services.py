@@ -14,8 +14,9 @@ from g2vlm_ros.dense_map.dense_map import DenseMap
 from g2vlm_ros.dense_map.map_editor import Edit, MapEditError, MapEditor, OrientedBox
 from g2vlm_ros.dense_map.map_files import MapFileError, load_objects
 from g2vlm_ros.geometry.sim3 import Sim3
-from g2vlm_ros.query.object_memory import ObjectMemory, ObjectMemoryError, from_bytes
-from g2vlm_ros.ros.conversions import messages
+from g2vlm_ros.query.object_file import ObjectMemoryError, from_bytes, to_bytes
+from g2vlm_ros.query.object_memory import ObjectMemory
+from g2vlm_ros.ros.conversions import geometry
 from g2vlm_ros.ros.point_service import REFRESH_WAIT_S, PointService, box_of
 from g2vlm_ros.ros.service_errors import RequestError, check_map_frame, invalid, reply_errors
 from g2vlm_ros.settings import MapSettings
@@ -63,7 +64,7 @@ class MapServices:
             )
         if path.exists() and not path.is_file():
             raise invalid(f"path {_short(request.path)} is no regular file; give another name")
-        response.points = self._map.save(path, self._objects.to_bytes())
+        response.points = self._map.save(path, to_bytes(self._objects.objects()))
         response.path = str(path)
 
     @reply_errors
@@ -186,7 +187,7 @@ class MapServices:
 def _rigid(field: str, pose: Pose) -> Sim3:
     """The motion of a pose; RequestError where it is none."""
     try:
-        matrix = messages.pose_matrix(pose)
+        matrix = geometry.pose_matrix(pose)
     except ValueError as error:
         raise invalid(f"{field}: {error}") from error
     if not np.isfinite(matrix).all():

@@ -12,9 +12,10 @@ from std_msgs.msg import ColorRGBA
 
 from g2vlm_ros.msg import ImageRegion, MapObjects
 from g2vlm_ros.msg import MapObject as MapObjectMessage
-from g2vlm_ros.query.object_memory import MAX_NAME, MapObject, ObjectMemory
+from g2vlm_ros.query.map_object import MAX_NAME, MapObject
+from g2vlm_ros.query.object_memory import ObjectMemory
 from g2vlm_ros.records import ScaleState
-from g2vlm_ros.ros.conversions import messages
+from g2vlm_ros.ros.conversions import geometry
 from g2vlm_ros.ros.point_service import box_of
 from g2vlm_ros.ros.publishers import LATCHED
 from g2vlm_ros.ros.query_messages import check_text
@@ -56,7 +57,7 @@ class ObjectServices:
             stamp_ns = max((each.last_seen_ns for each in objects), default=self._now_ns())
             self._topic.publish(
                 MapObjects(
-                    header=messages.header(stamp_ns, self._map_frame),
+                    header=geometry.header(stamp_ns, self._map_frame),
                     map_id=max(0, self._memory.map_id),
                     objects=[object_message(each) for each in objects],
                 )
@@ -74,11 +75,11 @@ class ObjectServices:
         if any((size.x, size.y, size.z)):
             contains = box_of(request.box_pose, size, self._map_frame).contains
         found = self._memory.find(
-            request.words, contains, messages.stamp_ns(request.seen_since), request.with_gone
+            request.words, contains, geometry.stamp_ns(request.seen_since), request.with_gone
         )
         if not found:
             raise self._nothing()
-        response.header = messages.header(self._now_ns(), self._map_frame)
+        response.header = geometry.header(self._now_ns(), self._map_frame)
         response.objects = [object_message(each) for each in found[: request.max_objects]]
 
     @reply_errors
@@ -142,7 +143,7 @@ def object_message(thing: MapObject) -> MapObjectMessage:
         red, green, blue = thing.colour
         colour = ColorRGBA(r=red, g=green, b=blue, a=1.0)
     u0, v0, u1, v1 = thing.box_px
-    placed: Pose = messages.pose_message(pose)
+    placed: Pose = geometry.pose_message(pose)
     return MapObjectMessage(
         id=thing.id,
         label=thing.label,
@@ -155,12 +156,12 @@ def object_message(thing: MapObject) -> MapObjectMessage:
         belief=thing.belief,
         sightings=thing.sightings,
         misses=thing.misses,
-        first_seen=messages.stamp(thing.first_seen_ns),
-        last_seen=messages.stamp(thing.last_seen_ns),
+        first_seen=geometry.stamp(thing.first_seen_ns),
+        last_seen=geometry.stamp(thing.last_seen_ns),
         evidence=ImageRegion(
             kind=ImageRegion.BOX,
             camera=thing.camera,
-            stamp=messages.stamp(thing.last_seen_ns),
+            stamp=geometry.stamp(thing.last_seen_ns),
             u_px=(u0 + u1) / 2,
             v_px=(v0 + v1) / 2,
             width_px=u1 - u0,

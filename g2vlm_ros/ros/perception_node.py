@@ -31,7 +31,7 @@ from g2vlm_ros.pipeline import Counts, MappingPipeline, PerceivedWindow
 from g2vlm_ros.query.object_memory import ObjectMemory
 from g2vlm_ros.records import BackendGoneError, Frame
 from g2vlm_ros.ros import parameters
-from g2vlm_ros.ros.conversions import messages
+from g2vlm_ros.ros.conversions import geometry
 from g2vlm_ros.ros.diagnostics import Diagnostics, clock_remark, hang_remark, status_message
 from g2vlm_ros.ros.inference_scheduler import InferenceScheduler
 from g2vlm_ros.ros.inputs.cameras import Cameras
@@ -273,16 +273,16 @@ class PerceptionNode(SafeLifecycleNode):
             self, self._settings.map.frame, self._objects, windows=self
         )
         maps = MapServices(self._settings.map, self._map, self._objects, services)
-        geometry = ReentrantCallbackGroup()
+        concurrent = ReentrantCallbackGroup()
         # One at a time: two that write one file, or read a large one, do not help each other, and
         # what hangs here must not take the threads of everything else.
         files = MutuallyExclusiveCallbackGroup()
         for kind, name, handler, group in (
-            (GetPoints, "~/get_points", services.get_points, geometry),
+            (GetPoints, "~/get_points", services.get_points, concurrent),
             (SaveMap, "~/save_map", maps.save_map, files),
             (LoadMap, "~/load_map", maps.load_map, files),
             (EditMap, "~/edit_map", maps.edit_map, files),
-            (Trigger, "~/reset", self._reset, geometry),
+            (Trigger, "~/reset", self._reset, concurrent),
         ):
             service = self.create_service(kind, name, handler, callback_group=group)
             self._map_and_point_services.append(service)
@@ -403,7 +403,7 @@ class PerceptionNode(SafeLifecycleNode):
 
     def _publish_status(self) -> None:
         update, job_s = self._newest, self._device.running_for_s()
-        stamp = messages.stamp(update.window.stamp_ns) if update else self._now()
+        stamp = geometry.stamp(update.window.stamp_ns) if update else self._now()
         self._status.publish(
             status_message(
                 self._header(stamp),

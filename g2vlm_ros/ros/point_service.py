@@ -11,7 +11,7 @@ from geometry_msgs.msg import Point32, PoseStamped, Vector3
 from g2vlm_ros.dense_map.map_editor import OrientedBox
 from g2vlm_ros.images.preprocessing import PixelMap
 from g2vlm_ros.pipeline import PerceivedWindow
-from g2vlm_ros.ros.conversions import messages
+from g2vlm_ros.ros.conversions import geometry
 from g2vlm_ros.ros.service_errors import (
     Codes,
     RequestError,
@@ -37,7 +37,7 @@ def box_of(pose: PoseStamped, size: Vector3, map_frame: str) -> OrientedBox:
         raise invalid(f"box_size is {extent.tolist()}; give a box with every side above 0")
     check_map_frame("box_pose frame", pose.header.frame_id, map_frame)
     try:
-        placed = messages.pose_matrix(pose.pose)
+        placed = geometry.pose_matrix(pose.pose)
         return OrientedBox(placed[:3, 3], extent / 2, placed[:3, :3])
     except ValueError as error:
         raise invalid(f"box_pose: {error}") from error
@@ -63,7 +63,7 @@ class PointService:
         else:
             points, confidence = self._points_in_box(request, update)
             stamp_ns = update.window.stamp_ns
-        response.header.stamp = messages.stamp(stamp_ns)
+        response.header.stamp = geometry.stamp(stamp_ns)
         response.header.frame_id = self._map_frame
         response.points = [Point32(x=float(x), y=float(y), z=float(z)) for x, y, z in points]
         response.confidence = [-1.0 if math.isnan(c) else float(c) for c in confidence]

@@ -21,7 +21,7 @@ from g2vlm_ros.geometry import point_cloud
 from g2vlm_ros.mapping.trajectory import Trajectory
 from g2vlm_ros.mapping.window_pose import MappedWindow
 from g2vlm_ros.records import newest_view
-from g2vlm_ros.ros.conversions import messages
+from g2vlm_ros.ros.conversions import clouds, geometry, images
 from g2vlm_ros.settings import Settings
 
 LATCHED = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
@@ -108,7 +108,7 @@ class Publishers:
                 everything["id"] = EVERYTHING
                 for axis in "xyz":
                     everything[axis] = np.nan
-                message = messages.packed_cloud(self._header(stamp_ns), everything)
+                message = clouds.packed_cloud(self._header(stamp_ns), everything)
                 self._publishers["map_updates"].publish(message)
 
     def _retract(self, name: str, stamp_ns: int) -> None:
@@ -117,7 +117,7 @@ class Publishers:
             return
         header = self._header(stamp_ns)
         if name == "map":
-            message = messages.packed_cloud(header, np.empty(0, POINT))
+            message = clouds.packed_cloud(header, np.empty(0, POINT))
         else:
             message = OccupancyGrid(header=header)
             message.info.map_load_time = header.stamp
@@ -156,25 +156,25 @@ class Publishers:
         rows = change_rows(change)
         if len(rows):
             header = self._header(dense_map.stamp_ns)
-            publisher.publish(messages.packed_cloud(header, rows))
+            publisher.publish(clouds.packed_cloud(header, rows))
         self._sent["map_updates"] = version
         self._followers = followers if matched else set()
 
     @staticmethod
     def _map_message(dense_map: DenseMap, header: Header) -> PointCloud2:
-        return messages.packed_cloud(header, dense_map.points())
+        return clouds.packed_cloud(header, dense_map.points())
 
     @staticmethod
     def _occupancy_message(dense_map: DenseMap, header: Header) -> OccupancyGrid | None:
         grid = dense_map.occupancy()
-        return None if grid is None else messages.occupancy_grid(header, grid)
+        return None if grid is None else clouds.occupancy_grid(header, grid)
 
     def _listened(self, name: str) -> bool:
         publisher = self._publishers.get(name)
         return publisher is not None and publisher.get_subscription_count() > 0
 
     def _header(self, stamp_ns: int) -> Header:
-        return messages.header(stamp_ns, self._settings.map.frame)
+        return geometry.header(stamp_ns, self._settings.map.frame)
 
     def _publish_points(self, update: MappedWindow) -> None:
         if not self._listened("points"):
@@ -192,7 +192,7 @@ class Publishers:
         if packed is None:
             self._cloud = self._packed_here(header, update, views)
         else:
-            self._cloud = messages.cloud_of_bytes(header, packed, out=self._cloud)
+            self._cloud = clouds.cloud_of_bytes(header, packed, out=self._cloud)
         self._publishers["points"].publish(self._cloud)
 
     def _packed_on_device(self, update: MappedWindow, views: np.ndarray) -> np.ndarray | None:
@@ -212,7 +212,7 @@ class Publishers:
 
     def _packed_here(self, header: Header, update: MappedWindow, views: np.ndarray) -> PointCloud2:
         chosen, result = self._settings.cloud, update.result
-        return messages.cloud_message(
+        return clouds.cloud_message(
             header,
             result.local_points_u,
             result.colours,
@@ -240,13 +240,13 @@ class Publishers:
             header = self._header(frames[i].stamp_ns)
             if self._listened("pose"):
                 covariance = update.placement.covariance[i]
-                message = messages.pose_with_covariance(header, poses[i], covariance)
+                message = geometry.pose_with_covariance(header, poses[i], covariance)
                 self._publishers["pose"].publish(message)
         if self._listened("path"):
             self._publishers["path"].publish(self._path)
         if self._listened("window_poses"):
             header = self._header(update.window.stamp_ns)
-            self._publishers["window_poses"].publish(messages.pose_array(header, poses))
+            self._publishers["window_poses"].publish(geometry.pose_array(header, poses))
 
     def _extend_path(self, update: MappedWindow, new: list[int]) -> None:
         """Add the new views; all is written again where earlier ones moved."""
@@ -258,8 +258,8 @@ class Publishers:
         else:
             shown = self._trail.poses(newest=len(new)) if new else []
         for stamp_ns, pose in shown:
-            stamped = messages.pose_stamped(self._header(stamp_ns), pose)
-            messages.append(self._path, stamped, self._settings.map.path_length)
+            stamped = geometry.pose_stamped(self._header(stamp_ns), pose)
+            geometry.append(self._path, stamped, self._settings.map.path_length)
 
     def _publish_depth(self, update: MappedWindow) -> None:
         image, info = self._listened("depth"), self._listened("depth_info")
@@ -268,18 +268,18 @@ class Publishers:
         frames = update.window.frames
         newest = {frame.camera: i for i, frame in enumerate(frames)}
         for i in newest.values():
-            header = messages.header(frames[i].stamp_ns, frames[i].frame_id)
+            header = geometry.header(frames[i].stamp_ns, frames[i].frame_id)
             depth = update.result.local_points_u[i, ..., 2]
             if image:
                 scaled = depth * np.float32(update.placement.map_from_window.scale)
-                self._publishers["depth"].publish(messages.depth_image(header, scaled))
+                self._publishers["depth"].publish(images.depth_image(header, scaled))
             if info:
                 calibrated = frames[i].intrinsics
                 height, width = depth.shape
                 camera = update.result.intrinsics[i]
                 if calibrated is not None:
                     camera = calibrated.resized(width, height)
-                message = messages.camera_info(header, camera, width, height)
+                message = images.camera_info(header, camera, width, height)
                 self._publishers["depth_info"].publish(message)
 
     def _publish_transforms(self, update: MappedWindow) -> None:
@@ -295,7 +295,7 @@ class Publishers:
                 continue
             header = self._header(frame.stamp_ns)
             pose = update.map_from_camera[i]
-            transforms[child] = messages.transform_message(header, child, pose)
+            transforms[child] = geometry.transform_message(header, child, pose)
         self._publishers["tf"].publish(TFMessage(transforms=list(transforms.values())))
 
     def _warn_of_frame(self, frame_id: str, update: MappedWindow) -> None:

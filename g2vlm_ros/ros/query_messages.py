@@ -18,13 +18,13 @@ from geometry_msgs.msg import PoseStamped, Vector3
 from g2vlm_ros.msg import ImageRegion, SpatialObject
 from g2vlm_ros.query import question_parser
 from g2vlm_ros.query.context import ViewSelection
+from g2vlm_ros.query.map_object import MapObject
 from g2vlm_ros.query.object_measurement import Object3D, landmark, map_covariance
-from g2vlm_ros.query.object_memory import MapObject
 from g2vlm_ros.query.point_map import Region
 from g2vlm_ros.query.prompts import Mark, Reference
 from g2vlm_ros.query.question_parser import REQUEST_FORMS, AnswerType
 from g2vlm_ros.query.types import Detection, Query, ReferenceFrame, Result
-from g2vlm_ros.ros.conversions import messages
+from g2vlm_ros.ros.conversions import geometry
 from g2vlm_ros.ros.service_errors import Codes, RequestError, invalid
 
 MAX_CHARACTERS = 512
@@ -59,7 +59,7 @@ def check(request: Any, cameras: Sequence[str], now_ns: int) -> None:
             raise invalid(f"{field} is {getattr(request, field):g}; it must be above 0")
     if not 0 <= request.min_confidence <= 1:
         raise invalid(f"min_confidence is {request.min_confidence:g}; it must lie in 0 to 1")
-    stamp_ns = messages.stamp_ns(request.stamp)
+    stamp_ns = geometry.stamp_ns(request.stamp)
     if stamp_ns < 0 or stamp_ns > now_ns:
         raise invalid(
             f"stamp is {(stamp_ns - now_ns) * 1e-9:.1f} s in the future; ask about a moment that "
@@ -170,7 +170,7 @@ def _targets_in(request: Any) -> list[str]:
 
 def _region_in(region: ImageRegion, selection: ViewSelection) -> Region:
     """A region of a request at model size; RequestError where its view is not there."""
-    stamp_ns = messages.stamp_ns(region.stamp)
+    stamp_ns = geometry.stamp_ns(region.stamp)
     views = []
     for index, frame in enumerate(selection.frames):
         if frame.camera == region.camera and stamp_ns in (0, frame.stamp_ns):
@@ -223,8 +223,8 @@ class Target:
 
     def pose(self, stamp_ns: int, pose: np.ndarray) -> PoseStamped:
         """A pose of the map in this frame, stamped."""
-        return messages.pose_stamped(
-            messages.header(stamp_ns, self.frame_id), self.from_map @ pose
+        return geometry.pose_stamped(
+            geometry.header(stamp_ns, self.frame_id), self.from_map @ pose
         )
 
     def covariance(self, covariance: np.ndarray) -> np.ndarray:
@@ -266,7 +266,7 @@ def encode(
     describe_window(response, selection, answered_ns)
     if result.remembered is not None:
         response.remembered = True
-        response.stamp = messages.stamp(result.remembered.last_seen_ns)
+        response.stamp = geometry.stamp(result.remembered.last_seen_ns)
         response.age_s = (answered_ns - result.remembered.last_seen_ns) * 1e-9
     return response
 
@@ -276,7 +276,7 @@ def describe_window(response: Any, selection: ViewSelection, answered_ns: int) -
     placement = selection.update.placement
     response.scale_state = int(placement.scale.state)
     response.scale_relative_std = float(placement.scale.relative_std)
-    response.stamp = messages.stamp(selection.stamp_ns)
+    response.stamp = geometry.stamp(selection.stamp_ns)
     response.age_s = (answered_ns - selection.stamp_ns) * 1e-9
     response.window_id = selection.update.window.id
 
@@ -298,7 +298,7 @@ def _evidence(region: Region, selection: ViewSelection) -> ImageRegion:
     return ImageRegion(
         kind=ImageRegion.PIXEL if region.is_pixel else ImageRegion.BOX,
         camera=frame.camera,
-        stamp=messages.stamp(frame.stamp_ns),
+        stamp=geometry.stamp(frame.stamp_ns),
         u_px=(u0 + u1) / 2,
         v_px=(v0 + v1) / 2,
         width_px=u1 - u0,

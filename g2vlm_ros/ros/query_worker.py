@@ -21,13 +21,14 @@ from g2vlm_ros.pipeline import PerceivedWindow
 from g2vlm_ros.query.answerer import Answerer
 from g2vlm_ros.query.context import CachedWindow, ContextStore, ViewSelection
 from g2vlm_ros.query.grounding import NoLanguageError, OutOfTimeError, measure_detections
-from g2vlm_ros.query.object_memory import ObjectMemory, sightings_of
+from g2vlm_ros.query.object_association import sightings_of
+from g2vlm_ros.query.object_memory import ObjectMemory
 from g2vlm_ros.query.prompts import Mark
 from g2vlm_ros.query.question_parser import AnswerType
 from g2vlm_ros.query.types import Result
 from g2vlm_ros.ros import query_messages
 from g2vlm_ros.ros.answer_image_publisher import AnswerImagePublisher
-from g2vlm_ros.ros.conversions import messages
+from g2vlm_ros.ros.conversions import geometry
 from g2vlm_ros.ros.inputs.detections import Detections
 from g2vlm_ros.ros.publishers import LATCHED
 from g2vlm_ros.ros.query_messages import Target
@@ -161,7 +162,7 @@ class QueryWorker:
         request = question.request
         if question.fresh:
             return self._fresh_window(question)
-        stamp_ns = messages.stamp_ns(request.stamp)
+        stamp_ns = geometry.stamp_ns(request.stamp)
         if stamp_ns:
             return self._window_at(stamp_ns, request.max_age_s)
         dialogue = self._context.dialogue(request.dialogue) if request.dialogue else None
@@ -280,7 +281,7 @@ class QueryWorker:
 
     def _example(self, example: SpatialExample) -> Example:
         """A solved example; its scene is kept, so that its features are computed once."""
-        key = (example.camera, messages.stamp_ns(example.stamp))
+        key = (example.camera, geometry.stamp_ns(example.stamp))
         if key not in self._examples:
             image = self._context.image(*key)
             if image is None:
@@ -309,8 +310,8 @@ class QueryWorker:
         """Latch the last place that was asked about, and put it on /tf if that is wanted."""
         self._target.publish(stamped)
         if self._tf is not None:
-            header = messages.header(selection.stamp_ns, self._settings.map.frame)
-            transform = messages.transform_message(header, self._settings.query.target_tf, in_map)
+            header = geometry.header(selection.stamp_ns, self._settings.map.frame)
+            transform = geometry.transform_message(header, self._settings.query.target_tf, in_map)
             self._tf.publish(TFMessage(transforms=[transform]))
 
     def publish_answer(self, question: Question) -> None:

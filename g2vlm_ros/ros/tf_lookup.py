@@ -13,7 +13,7 @@ from rclpy.node import Node
 from rclpy.time import Time
 
 from g2vlm_ros.records import Frame, newest_view
-from g2vlm_ros.ros.conversions import messages
+from g2vlm_ros.ros.conversions import geometry
 
 
 class TfLookupError(LookupError):
@@ -59,11 +59,11 @@ class TfLookup:
             )
         try:
             found = self._buffer.lookup_transform(
-                target, self.map_frame, Time.from_msg(messages.stamp(stamp_ns))
+                target, self.map_frame, Time.from_msg(geometry.stamp(stamp_ns))
             )
         except Exception as error:  # tf2's exceptions share no base that Python sees everywhere
             raise TfLookupError(
                 f"no transform from '{self.map_frame}' to target_frame '{target}' at the stamp of "
                 f"the window ({error}); publish it on /tf or ask in one of {known}"
             ) from error
-        return messages.transform_matrix(found.transform)
+        return geometry.transform_matrix(found.transform)

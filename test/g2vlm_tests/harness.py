@@ -152,11 +152,11 @@ def image(seconds, number=None, encoding="rgb8", frame_id="optical", **fields):
     """A valid rgb8 Image of a photograph; fields override."""
     from sensor_msgs.msg import Image
 
-    from g2vlm_ros.ros.conversions import messages
+    from g2vlm_ros.ros.conversions import geometry
 
     pixels = photograph(round(seconds * 1000) if number is None else number)
     message = Image(
-        header=messages.header(round(seconds * 1e9), frame_id),
+        header=geometry.header(round(seconds * 1e9), frame_id),
         height=pixels.shape[0],
         width=pixels.shape[1],
         encoding=encoding,

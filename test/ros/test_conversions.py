@@ -25,7 +25,7 @@ from g2vlm_ros.geometry.sim3 import rotation_from_xyzw
 from g2vlm_ros.images import decoding
 from g2vlm_ros.images.decoding import ImageError
 from g2vlm_ros.records import Intrinsics
-from g2vlm_ros.ros.conversions import cv_bridge_fallback, messages
+from g2vlm_ros.ros.conversions import clouds, cv_bridge_fallback, geometry, images
 
 pytestmark = pytest.mark.ros
 
@@ -40,7 +40,7 @@ def raw(pixels: str = "rgb8", padding: int = 4, **changes: object) -> Image:
     rows = H * 3 // 2 if layout.half_chroma else H
     data = np.random.default_rng(len(pixels)).integers(0, 256, step * rows, np.uint8)
     msg = Image(height=H, width=W, encoding=pixels, step=step)
-    msg.header = messages.header(STAMP_NS, "front_optical")
+    msg.header = geometry.header(STAMP_NS, "front_optical")
     msg.data = array.array("B", data.tobytes())
     for name, value in changes.items():
         setattr(msg, name, value)
@@ -63,22 +63,22 @@ def position(msg) -> list[float]:
 
 
 def test_stamps_keep_every_nanosecond():
-    msg = messages.stamp(STAMP_NS)
+    msg = geometry.stamp(STAMP_NS)
     assert (msg.sec, msg.nanosec) == (1_700_000_000, 123_456_789)
-    assert messages.stamp_ns(msg) == STAMP_NS
-    assert messages.stamp_ns(Time(sec=-2, nanosec=500_000_000)) == -1_500_000_000
+    assert geometry.stamp_ns(msg) == STAMP_NS
+    assert geometry.stamp_ns(Time(sec=-2, nanosec=500_000_000)) == -1_500_000_000
 
 
 @pytest.mark.parametrize("ns", [-1, 2**31 * 10**9])
 def test_times_outside_the_message_are_refused(ns):
     with pytest.raises(ValueError, match=str(ns)):
-        messages.stamp(ns)
+        geometry.stamp(ns)
 
 
 @pytest.mark.parametrize("encoding", sorted(decoding.ENCODINGS))
 def test_a_raw_image_becomes_a_frame_with_its_pixels(encoding):
     msg = raw(encoding)
-    frame = messages.frame_from_image(msg, "front")
+    frame = images.frame_from_image(msg, "front")
     assert (frame.stamp_ns, frame.camera, frame.frame_id) == (STAMP_NS, "front", "front_optical")
     expected = decoding.decode(msg.data, encoding, W, H, msg.step)
     np.testing.assert_array_equal(frame.decode(), expected)
@@ -87,19 +87,19 @@ def test_a_raw_image_becomes_a_frame_with_its_pixels(encoding):
 def test_a_big_endian_image_is_read_as_such():
     msg = raw("mono16", is_bigendian=1)
     expected = decoding.decode(msg.data, "mono16", W, H, msg.step, True)
-    np.testing.assert_array_equal(messages.frame_from_image(msg, "front").decode(), expected)
+    np.testing.assert_array_equal(images.frame_from_image(msg, "front").decode(), expected)
     assert (expected != decoding.decode(msg.data, "mono16", W, H, msg.step, False)).any()
 
 
 def test_reading_an_rgb_image_copies_nothing():
     msg = raw("rgb8")
-    pixels = messages.frame_from_image(msg, "front").decode()
+    pixels = images.frame_from_image(msg, "front").decode()
     assert np.shares_memory(pixels, np.frombuffer(msg.data, np.uint8))
 
 
 def test_calibration_and_odometry_ride_along():
     camera, place = Intrinsics(5.0, 5.0, 4.0, 3.0, W, H), np.array([1.0, 2.0, 3.0])
-    frame = messages.frame_from_image(raw(), "front", intrinsics=camera, position_m=place)
+    frame = images.frame_from_image(raw(), "front", intrinsics=camera, position_m=place)
     assert frame.intrinsics is camera
     np.testing.assert_array_equal(frame.position_m, place)
 
@@ -112,19 +112,19 @@ def test_calibration_and_odometry_ride_along():
         ("size", {"step": 3 * W - 1}),
         ("truncated", {"data": array.array("B", bytes(10))}),
         ("size", {"width": 2**31, "height": 2**31}),
-        ("stamp", {"header": messages.Header()}),
-        ("stamp", {"header": messages.Header(stamp=Time(sec=-5))}),
+        ("stamp", {"header": geometry.Header()}),
+        ("stamp", {"header": geometry.Header(stamp=Time(sec=-5))}),
     ],
 )
 def test_bad_headers_are_refused_before_any_pixel_is_read(reason, changes):
     with pytest.raises(ImageError) as caught:
-        messages.frame_from_image(raw(**changes), "front", max_px=10_000)
+        images.frame_from_image(raw(**changes), "front", max_px=10_000)
     assert caught.value.reason == reason
 
 
 def compressed(data: bytes, format: str) -> CompressedImage:
     msg = CompressedImage(format=format, data=array.array("B", data))
-    msg.header = messages.header(STAMP_NS, "front_optical")
+    msg.header = geometry.header(STAMP_NS, "front_optical")
     return msg
 
 
@@ -132,11 +132,11 @@ def compressed(data: bytes, format: str) -> CompressedImage:
 def test_a_compressed_image_becomes_a_frame(extension, tolerance):
     rgb = np.broadcast_to(np.uint8([20, 150, 120]), (32, 48, 3))
     file = cv2.imencode(extension, np.ascontiguousarray(rgb[..., ::-1]))[1].tobytes()
-    frame = messages.frame_from_compressed(compressed(file, "jpeg"), "front", max_px=32 * 48)
+    frame = images.frame_from_compressed(compressed(file, "jpeg"), "front", max_px=32 * 48)
     assert frame.stamp_ns == STAMP_NS
     assert np.abs(frame.decode().astype(int) - rgb).max() <= tolerance
     with pytest.raises(ImageError) as caught:
-        messages.frame_from_compressed(compressed(file[:-40], "jpeg"), "front")
+        images.frame_from_compressed(compressed(file[:-40], "jpeg"), "front")
     assert caught.value.reason == "truncated"
 
 
@@ -167,7 +167,7 @@ def forget_the_bridge():
 def foreign():
     """An image in an encoding that only cv_bridge knows."""
     return Image(
-        header=messages.header(STAMP_NS, "optical"),
+        header=geometry.header(STAMP_NS, "optical"),
         height=2,
         width=2,
         encoding="bgr16",
@@ -183,17 +183,17 @@ def test_encodings_that_we_know_never_touch_cv_bridge(monkeypatch, encoding):
     )
     message = raw(encoding, padding=0)
     expected = decoding.decode(message.data, encoding, W, H, message.step)
-    np.testing.assert_array_equal(messages.frame_from_image(message, "front").decode(), expected)
+    np.testing.assert_array_equal(images.frame_from_image(message, "front").decode(), expected)
 
 
 def test_an_encoding_that_we_do_not_know_is_left_to_cv_bridge(monkeypatch):
     pixels = np.full((2, 2, 3), 7, np.uint8)
     fake_bridge(monkeypatch, lambda msg, wanted: pixels if wanted == "rgb8" else None)
-    assert messages.frame_from_image(foreign(), "front").decode() is pixels
+    assert images.frame_from_image(foreign(), "front").decode() is pixels
     short = foreign()
     short.data = bytes(10)
     with pytest.raises(ImageError) as caught:
-        messages.frame_from_image(short, "front")
+        images.frame_from_image(short, "front")
     assert caught.value.reason == "truncated"
 
 
@@ -206,10 +206,10 @@ def test_a_cv_bridge_that_crashes_is_tried_in_a_child_and_never_imported(
     write_cv_bridge(tmp_path, monkeypatch, body)
     assert cv_bridge_fallback.usable_bridge() is None
     with pytest.raises(ImageError, match="'bgr16' is not one of"):
-        messages.frame_from_image(foreign(), "front")
+        images.frame_from_image(foreign(), "front")
     assert "cv_bridge" not in sys.modules
     bgr = raw("bgr8", padding=0)
-    assert messages.frame_from_image(bgr, "front").decode().shape == (H, W, 3)
+    assert images.frame_from_image(bgr, "front").decode().shape == (H, W, 3)
 
 
 def test_a_failing_cv_bridge_is_an_image_error(monkeypatch):
@@ -218,7 +218,7 @@ def test_a_failing_cv_bridge_is_an_image_error(monkeypatch):
 
     fake_bridge(monkeypatch, fail)
     with pytest.raises(ImageError, match="boost says no") as caught:
-        messages.frame_from_image(foreign(), "front").decode()
+        images.frame_from_image(foreign(), "front").decode()
     assert caught.value.reason == "undecodable"
 
 
@@ -245,22 +245,22 @@ def with_k(index: int, value: float) -> CameraInfo:
 
 
 def test_a_calibration_is_read_and_written():
-    camera = messages.intrinsics_from_info(calibration())
+    camera = images.intrinsics_from_info(calibration())
     assert camera == Intrinsics(500.0, 510.0, 320.0, 240.0, 640, 480)
-    info = messages.camera_info(messages.header(STAMP_NS, "front"), camera, 640, 480)
-    assert messages.intrinsics_from_info(info) == camera
-    assert messages.stamp_ns(info.header.stamp) == STAMP_NS
+    info = images.camera_info(geometry.header(STAMP_NS, "front"), camera, 640, 480)
+    assert images.intrinsics_from_info(info) == camera
+    assert geometry.stamp_ns(info.header.stamp) == STAMP_NS
     np.testing.assert_array_equal(info.p.reshape(3, 4)[:, :3], camera.matrix())
     np.testing.assert_array_equal(info.r.reshape(3, 3), np.eye(3))
     assert list(info.d) == [0.0] * 5
 
 
 def test_an_uncalibrated_camera_is_none_both_ways():
-    assert messages.intrinsics_from_info(with_k(0, 0.0)) is None
-    info = messages.camera_info(messages.header(1, "front"), None, 640, 480)
+    assert images.intrinsics_from_info(with_k(0, 0.0)) is None
+    info = images.camera_info(geometry.header(1, "front"), None, 640, 480)
     assert (info.width, info.height) == (640, 480)
     assert not info.k.any()
-    assert messages.intrinsics_from_info(info) is None
+    assert images.intrinsics_from_info(info) is None
 
 
 @pytest.mark.parametrize(
@@ -277,12 +277,12 @@ def test_an_uncalibrated_camera_is_none_both_ways():
 )
 def test_a_wrong_calibration_is_refused_with_its_value(msg, words):
     with pytest.raises(ValueError, match=words):
-        messages.intrinsics_from_info(msg)
+        images.intrinsics_from_info(msg)
 
 
 def test_region_of_interest_and_binning_keep_the_rays_of_the_pixels():
     roi = RegionOfInterest(x_offset=100, y_offset=60, width=400, height=200)
-    camera = messages.intrinsics_from_info(calibration(roi=roi, binning_x=2, binning_y=4))
+    camera = images.intrinsics_from_info(calibration(roi=roi, binning_x=2, binning_y=4))
     assert (camera.width_px, camera.height_px) == (200, 50)
     # The binned pixel (0, 0) gathers sensor columns 100 and 101 and rows 60 to 63.
     ray = [(100.5 - 320) / 500, (61.5 - 240) / 510]
@@ -291,15 +291,15 @@ def test_region_of_interest_and_binning_keep_the_rays_of_the_pixels():
 
 
 def test_distortion_is_noticed():
-    assert not messages.is_distorted(calibration(d=[0.0] * 5))
-    assert messages.is_distorted(calibration(d=[0.0, -0.1, 0.0, 0.0, 0.0]))
-    assert messages.is_distorted(calibration(distortion_model="equidistant", d=[0.0] * 4))
+    assert not images.is_distorted(calibration(d=[0.0] * 5))
+    assert images.is_distorted(calibration(d=[0.0, -0.1, 0.0, 0.0, 0.0]))
+    assert images.is_distorted(calibration(distortion_model="equidistant", d=[0.0] * 4))
 
 
 def test_intrinsics_of_another_size_are_refused():
     with pytest.raises(ValueError, match="640x480"):
-        messages.camera_info(
-            messages.header(1, "f"), Intrinsics(1.0, 1.0, 0.0, 0.0, 640, 480), 320, 240
+        images.camera_info(
+            geometry.header(1, "f"), Intrinsics(1.0, 1.0, 0.0, 0.0, 640, 480), 320, 240
         )
 
 
@@ -317,7 +317,7 @@ def maps() -> tuple[np.ndarray, ...]:
 
 
 def cloud_over_the_wire(maps, **options) -> PointCloud2:
-    msg = messages.cloud_message(messages.header(STAMP_NS, "map"), *maps, **options)
+    msg = clouds.cloud_message(geometry.header(STAMP_NS, "map"), *maps, **options)
     return deserialize_message(serialize_message(msg), PointCloud2)
 
 
@@ -347,7 +347,7 @@ def test_a_dense_cloud_describes_itself(maps):
     assert (msg.height, msg.width) == (1, valid.sum())
     assert [field.name for field in msg.fields] == ["x", "y", "z", "rgb", "confidence"]
     assert msg.is_dense and not msg.is_bigendian
-    assert (msg.header.frame_id, messages.stamp_ns(msg.header.stamp)) == ("map", STAMP_NS)
+    assert (msg.header.frame_id, geometry.stamp_ns(msg.header.stamp)) == ("map", STAMP_NS)
     assert len(msg.data) == msg.row_step * msg.height
     got = cloud_points(msg)[0]
     np.testing.assert_array_equal(got[:, :3], points[valid])
@@ -370,11 +370,11 @@ def test_an_empty_cloud_is_a_valid_message(maps):
 
 
 def test_a_published_message_is_filled_again_in_place(maps):
-    msg = messages.cloud_message(messages.header(1, "map"), *maps, organised=True)
+    msg = clouds.cloud_message(geometry.header(1, "map"), *maps, organised=True)
     memory = msg.data
-    again = messages.cloud_message(messages.header(2, "odom"), *maps, out=msg)
+    again = clouds.cloud_message(geometry.header(2, "odom"), *maps, out=msg)
     assert again is msg and again.data is memory
-    assert again == messages.cloud_message(messages.header(2, "odom"), *maps)
+    assert again == clouds.cloud_message(geometry.header(2, "odom"), *maps)
 
 
 def test_sensor_msgs_py_reads_our_clouds(maps):
@@ -389,7 +389,7 @@ def test_sensor_msgs_py_reads_our_clouds(maps):
 def test_a_depth_image_is_metres_with_nan_for_unknown():
     depth = np.arange(12, dtype=np.float32).reshape(3, 4) + 1
     depth[0] = [0.0, -1.0, np.inf, np.nan]
-    msg = messages.depth_image(messages.header(STAMP_NS, "front"), depth)
+    msg = images.depth_image(geometry.header(STAMP_NS, "front"), depth)
     msg = deserialize_message(serialize_message(msg), Image)
     assert (msg.encoding, msg.height, msg.width, msg.step) == ("32FC1", 3, 4, 16)
     assert not msg.is_bigendian
@@ -399,12 +399,12 @@ def test_a_depth_image_is_metres_with_nan_for_unknown():
 
 
 def test_poses_reach_every_message_type():
-    header, matrix = messages.header(STAMP_NS, "map"), pose()
+    header, matrix = geometry.header(STAMP_NS, "map"), pose()
     covariance = np.diag(np.arange(6.0)) + 0.25
-    with_covariance = messages.pose_with_covariance(header, matrix, covariance)
-    transform = messages.transform_message(header, "front_g2vlm", matrix)
-    stamped = messages.pose_stamped(header, matrix)
-    many = messages.pose_array(header, np.stack([pose(1), matrix]))
+    with_covariance = geometry.pose_with_covariance(header, matrix, covariance)
+    transform = geometry.transform_message(header, "front_g2vlm", matrix)
+    stamped = geometry.pose_stamped(header, matrix)
+    many = geometry.pose_array(header, np.stack([pose(1), matrix]))
     for got in (with_covariance.pose.pose, stamped.pose, many.poses[1]):
         np.testing.assert_allclose(position(got.position), matrix[:3, 3])
         np.testing.assert_allclose(
@@ -420,14 +420,14 @@ def test_poses_reach_every_message_type():
 @pytest.mark.parametrize("covariance", [np.eye(3), np.full((6, 6), np.nan)])
 def test_a_covariance_that_is_none_is_refused(covariance):
     with pytest.raises(ValueError, match="finite"):
-        messages.pose_with_covariance(messages.header(1, "map"), pose(), covariance)
+        geometry.pose_with_covariance(geometry.header(1, "map"), pose(), covariance)
 
 
 def test_a_path_keeps_the_newest_poses():
     path = Path()
     for second in range(1, 6):
-        header = messages.header(second * 10**9, "map")
-        messages.append(path, messages.pose_stamped(header, pose(second)), max_poses=3)
+        header = geometry.header(second * 10**9, "map")
+        geometry.append(path, geometry.pose_stamped(header, pose(second)), max_poses=3)
     assert [p.header.stamp.sec for p in path.poses] == [3, 4, 5]
     assert path.header.stamp.sec == 5 and path.header.frame_id == "map"
     assert len(deserialize_message(serialize_message(path), Path).poses) == 3

@@ -115,9 +115,9 @@ def test_an_absurd_static_transform_is_refused_and_a_right_one_taken(warn, x):
 def depth_message(seconds, frame_id):
     from sensor_msgs.msg import Image
 
-    from g2vlm_ros.ros.conversions import messages
+    from g2vlm_ros.ros.conversions import geometry
 
-    header = messages.header(round(seconds * 1e9), frame_id)
+    header = geometry.header(round(seconds * 1e9), frame_id)
     return Image(header=header, height=1, width=1, encoding="32FC1", step=4, data=bytes(4))
 
 

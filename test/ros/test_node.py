@@ -207,13 +207,13 @@ def test_an_undecodable_frame_is_left_out_of_its_window():
     from g2vlm_tests.harness import photograph
     from sensor_msgs.msg import CompressedImage, PointCloud2
 
-    from g2vlm_ros.ros.conversions import messages
+    from g2vlm_ros.ros.conversions import geometry
 
     def compressed(seconds, spoil=False):
         data = bytearray(cv2.imencode(".png", photograph(int(seconds * 10)))[1].tobytes())
         if spoil:
             data[60:-40] = b"\0" * (len(data) - 100)
-        header = messages.header(round(seconds * 1e9), "optical")
+        header = geometry.header(round(seconds * 1e9), "optical")
         return CompressedImage(header=header, format="png", data=bytes(data))
 
     with bench(image_transport="compressed") as made:

@@ -14,7 +14,7 @@ from g2vlm_tests.harness import bench  # noqa: E402
 
 
 def cups():
-    from g2vlm_ros.query.object_memory import MapObject
+    from g2vlm_ros.query.map_object import MapObject
 
     cup = MapObject(
         id=4,

@@ -13,7 +13,7 @@ from tf2_msgs.msg import TFMessage  # noqa: E402
 
 from g2vlm_ros.demo.sim.wheel_odometry import base_poses  # noqa: E402
 from g2vlm_ros.geometry.sim3 import ZUP_FROM_OPTICAL  # noqa: E402
-from g2vlm_ros.ros.conversions import messages  # noqa: E402
+from g2vlm_ros.ros.conversions import geometry  # noqa: E402
 from g2vlm_ros.ros.inputs.odometry import OdometryPoses  # noqa: E402
 from g2vlm_ros.ros.inputs.static_tf import StaticTf  # noqa: E402
 
@@ -23,8 +23,8 @@ MOUNT[:3, :3], MOUNT[:3, 3] = ZUP_FROM_OPTICAL, (0.2, 0.0, 0.5)
 
 
 def message(seconds, x, y, yaw):
-    made = Odometry(header=messages.header(round(seconds * NS), "odom"), child_frame_id="base")
-    made.pose.pose = messages.pose_message(base_poses([(x, y)], np.array([yaw]))[0])
+    made = Odometry(header=geometry.header(round(seconds * NS), "odom"), child_frame_id="base")
+    made.pose.pose = geometry.pose_message(base_poses([(x, y)], np.array([yaw]))[0])
     return made
 
 
@@ -44,10 +44,10 @@ def mounted(frames):
     mast, step = np.eye(4), np.eye(4)
     mast[2, 3] = 0.4
     step[:] = np.linalg.inv(mast) @ MOUNT
-    header = messages.header(0, "base")
-    frames.update(TFMessage(transforms=[messages.transform_message(header, "mast", mast)]))
-    header = messages.header(0, "mast")
-    frames.update(TFMessage(transforms=[messages.transform_message(header, "optical", step)]))
+    header = geometry.header(0, "base")
+    frames.update(TFMessage(transforms=[geometry.transform_message(header, "mast", mast)]))
+    header = geometry.header(0, "mast")
+    frames.update(TFMessage(transforms=[geometry.transform_message(header, "optical", step)]))
 
 
 def test_a_pose_between_messages_lies_between_them(heard):
@@ -98,6 +98,6 @@ def test_odometry_without_orientation_gives_the_scale_only(heard):
         known = poses.camera_at(round(seconds * NS), "optical")
         assert known.keys() == {"position_m"}
         np.testing.assert_allclose(known["position_m"], [x, 2.0, 0.0], atol=1e-9)
-    bare.header.stamp, bare.pose.pose.position.x = messages.stamp(round(1.5 * NS)), float("nan")
+    bare.header.stamp, bare.pose.pose.position.x = geometry.stamp(round(1.5 * NS)), float("nan")
     poses.update(bare)
     assert poses.camera_at(round(1.5 * NS), "optical") == {}

@@ -169,9 +169,9 @@ def ns(stamp):
 
 
 def rgb(message):
-    from g2vlm_ros.ros.conversions import messages
+    from g2vlm_ros.ros.conversions import images
 
-    return messages.frame_from_image(message, "camera").decode()
+    return images.frame_from_image(message, "camera").decode()
 
 
 def stamps(messages):
@@ -242,11 +242,11 @@ def test_transports(audience, tmp_path):
     settings = {"path": write_bag(tmp_path / "bag"), "transport": "compressed", "rate_hz": 100.0}
     seen = audience(settings, compressed=True)
     seen.until_finished()
-    from g2vlm_ros.ros.conversions import messages
+    from g2vlm_ros.ros.conversions import images
 
     for number, message in enumerate(seen.images):
         assert "jpeg" in message.format
-        decoded = messages.frame_from_compressed(message, "camera").decode()
+        decoded = images.frame_from_compressed(message, "camera").decode()
         assert np.abs(decoded.astype(int) - photograph(number)).max() < 6
 
 

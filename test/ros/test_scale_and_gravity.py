@@ -20,13 +20,13 @@ def depth_message(metres, seconds, encoding="32FC1", frame_id="optical", **field
     """A depth image; 16UC1 in millimetres."""
     from sensor_msgs.msg import Image
 
-    from g2vlm_ros.ros.conversions import messages
+    from g2vlm_ros.ros.conversions import geometry
 
     kind, unit = {"32FC1": ("<f4", 1.0), "16UC1": ("<u2", 1e-3)}[encoding]
     values = np.nan_to_num(metres) / unit
     pixels = (values if kind == "<f4" else np.rint(values)).astype(kind)
     message = Image(
-        header=messages.header(round(seconds * NS), frame_id),
+        header=geometry.header(round(seconds * NS), frame_id),
         height=pixels.shape[0],
         width=pixels.shape[1],
         encoding=encoding,
@@ -41,9 +41,9 @@ def depth_message(metres, seconds, encoding="32FC1", frame_id="optical", **field
 def imu_message(seconds, acceleration=(0.0, 0.0, 9.81), frame_id="imu", **fields):
     from sensor_msgs.msg import Imu
 
-    from g2vlm_ros.ros.conversions import messages
+    from g2vlm_ros.ros.conversions import geometry
 
-    message = Imu(header=messages.header(round(seconds * NS), frame_id), **fields)
+    message = Imu(header=geometry.header(round(seconds * NS), frame_id), **fields)
     vector = message.linear_acceleration
     vector.x, vector.y, vector.z = map(float, acceleration)
     return message
@@ -112,7 +112,7 @@ def test_an_imu_makes_the_map_upright():
     from rclpy.qos import DurabilityPolicy, QoSProfile
     from tf2_msgs.msg import TFMessage
 
-    from g2vlm_ros.ros.conversions import messages
+    from g2vlm_ros.ros.conversions import geometry
 
     base_from_imu, base_from_camera = turn(0, 0.4), turn(1, 0.9) @ turn(0, -1.5)
     up_in_base = np.array([0.6, 0.0, 0.8])
@@ -131,7 +131,7 @@ def test_an_imu_makes_the_map_upright():
         made.listen(PoseArray, "/perception/window_poses")
         made.send("/camera/image_raw", image(START_S))
         made.until(lambda: made.received["/perception/window_poses"], "a pose")
-        pose = messages.pose_matrix(made.received["/perception/window_poses"][0].poses[0])
+        pose = geometry.pose_matrix(made.received["/perception/window_poses"][0].poses[0])
     np.testing.assert_allclose(pose[2, :3], base_from_camera.T @ up_in_base, atol=1e-4)
 
 

@@ -9,7 +9,6 @@ import shutil
 import socket
 import threading
 import time
-from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
@@ -30,26 +29,26 @@ needs_viser = pytest.mark.skipif(
 
 def cloud_message(positions, colours, frame_id="map"):
     from g2vlm_ros.dense_map.map_changes import POINT
-    from g2vlm_ros.ros.conversions import messages
+    from g2vlm_ros.ros.conversions import clouds, geometry
 
     points = np.zeros(len(positions), POINT)
     for axis, name in enumerate("xyz"):
         points[name] = np.asarray(positions)[:, axis]
     red, green, blue = np.asarray(colours, np.uint32).T
     points["rgb"] = red << 16 | green << 8 | blue
-    return messages.packed_cloud(messages.header(STAMP_NS, frame_id), points)
+    return clouds.packed_cloud(geometry.header(STAMP_NS, frame_id), points)
 
 
 def status_message(cameras=("left", "right"), stamps_ns=(STAMP_NS - 5, STAMP_NS), **fields):
     from g2vlm_ros.msg import ReconstructionStatus
 
-    from g2vlm_ros.ros.conversions import messages
+    from g2vlm_ros.ros.conversions import geometry
 
     return ReconstructionStatus(
-        header=messages.header(STAMP_NS, "map"),
+        header=geometry.header(STAMP_NS, "map"),
         window_id=3,
         view_cameras=list(cameras),
-        view_stamps=[messages.stamp(ns) for ns in stamps_ns],
+        view_stamps=[geometry.stamp(ns) for ns in stamps_ns],
         **fields,
     )
 
@@ -65,10 +64,10 @@ def pose_at(x, y=0.0, z=0.0):
 
 def info_message(frame_id="optical", width=80, height=60, focal_px=60.0):
     from g2vlm_ros.records import Intrinsics
-    from g2vlm_ros.ros.conversions import messages
+    from g2vlm_ros.ros.conversions import geometry, images
 
     camera = Intrinsics(focal_px, focal_px, (width - 1) / 2, (height - 1) / 2, width, height)
-    return messages.camera_info(messages.header(STAMP_NS, frame_id), camera, width, height)
+    return images.camera_info(geometry.header(STAMP_NS, frame_id), camera, width, height)
 
 
 # Messages to content
@@ -124,25 +123,25 @@ def test_overview_sees_everything():
     assert eye[2] > positions[:, 2].max()
 
 
-def views_with(images, poses, status, info=None):
-    from g2vlm_ros.ros.conversions import messages
+def views_with(photographs, poses, status, info=None):
+    from g2vlm_ros.ros.conversions import geometry, images
     from g2vlm_ros.ros.viewer.scene import ViewFrustums
 
     views = ViewFrustums()
-    for camera, number, ns in images:
+    for camera, number, ns in photographs:
         message = image(ns * 1e-9, number=number)
-        message.header.stamp = messages.stamp(ns)
-        views.add_image(messages.frame_from_image(message, camera))
+        message.header.stamp = geometry.stamp(ns)
+        views.add_image(images.frame_from_image(message, camera))
     views.add_calibration(info or info_message())
-    views.add_poses(messages.pose_array(messages.header(STAMP_NS, "map"), poses))
+    views.add_poses(geometry.pose_array(geometry.header(STAMP_NS, "map"), poses))
     views.add_status(status)
     return views
 
 
 def test_each_view_has_the_image_of_its_camera_and_moment():
-    images = [("left", 1, STAMP_NS - 5), ("right", 2, STAMP_NS - 5), ("right", 3, STAMP_NS)]
+    photographs = [("left", 1, STAMP_NS - 5), ("right", 2, STAMP_NS - 5), ("right", 3, STAMP_NS)]
     poses = np.stack([pose_at(1), pose_at(2)])
-    frusta = views_with(images, poses, status_message()).frusta()
+    frusta = views_with(photographs, poses, status_message()).frusta()
     assert [frustum.camera for frustum in frusta] == ["left", "right"]
     for frustum, number, pose in zip(frusta, (1, 3), poses, strict=True):
         shown = frustum.image.mean((0, 1))
@@ -153,12 +152,12 @@ def test_each_view_has_the_image_of_its_camera_and_moment():
 
 
 def test_poses_of_another_window_are_not_drawn():
-    from g2vlm_ros.ros.conversions import messages
+    from g2vlm_ros.ros.conversions import geometry
 
     poses = np.stack([pose_at(1), pose_at(2)])
     views = views_with([("left", 1, STAMP_NS)], poses, status_message())
     other = status_message()
-    other.header.stamp = messages.stamp(STAMP_NS + 1)
+    other.header.stamp = geometry.stamp(STAMP_NS + 1)
     views.add_status(other)
     assert views.frusta() is None
 
@@ -187,11 +186,11 @@ def test_images_are_bounded_and_the_newest_stay():
 def test_path_is_lines_between_its_poses():
     from nav_msgs.msg import Path
 
-    from g2vlm_ros.ros.conversions import messages
+    from g2vlm_ros.ros.conversions import geometry
     from g2vlm_ros.ros.viewer.scene import path_segments
 
-    head = messages.header(STAMP_NS, "map")
-    path = Path(poses=[messages.pose_stamped(head, pose_at(x)) for x in (0, 1, 3)])
+    head = geometry.header(STAMP_NS, "map")
+    path = Path(poses=[geometry.pose_stamped(head, pose_at(x)) for x in (0, 1, 3)])
     np.testing.assert_allclose(path_segments(path)[..., 0], [[0, 1], [1, 3]])
     assert path_segments(Path()).shape == (0, 2, 3)
 
@@ -308,13 +307,13 @@ class Impostor:
         from g2vlm_ros.msg import SpatialExample
         from nav_msgs.msg import Path
 
-        from g2vlm_ros.ros.conversions import messages
+        from g2vlm_ros.ros.conversions import geometry
 
         across, up = (axis.ravel() for axis in np.mgrid[-3:3:200j, 0:3:100j])
         wall = np.stack([4 + 0 * up, across, up], -1)
         colours = np.where(across[:, None] < 0, RED, GREEN)
-        head = messages.header(STAMP_NS, "map")
-        path = Path(poses=[messages.pose_stamped(head, pose_at(x, 0, 1.5)) for x in (0, 1)])
+        head = geometry.header(STAMP_NS, "map")
+        path = Path(poses=[geometry.pose_stamped(head, pose_at(x, 0, 1.5)) for x in (0, 1)])
         self.publishers["perception/map"].publish(cloud_message(wall, colours))
         self.publishers["perception/path"].publish(path)
         self.publishers["perception/query/last_answer"].publish(
@@ -326,9 +325,9 @@ class Impostor:
         return status_message(["front"], [STAMP_NS], scale_state=1, model_version="impostor")
 
     def publish_view(self):
-        from g2vlm_ros.ros.conversions import messages
+        from g2vlm_ros.ros.conversions import geometry
 
-        poses = messages.pose_array(messages.header(STAMP_NS, "map"), pose_at(1, 0, 1.5)[None])
+        poses = geometry.pose_array(geometry.header(STAMP_NS, "map"), pose_at(1, 0, 1.5)[None])
         self.publishers["front/image_raw"].publish(image(STAMP_NS * 1e-9, number=5))
         self.publishers["perception/depth/camera_info"].publish(info_message())
         self.publishers["perception/window_poses"].publish(poses)
@@ -348,9 +347,8 @@ def test_it_listens_only_while_somebody_watches_and_only_here(viewer):
     impostor.publish_latched()
     time.sleep(1.0)
     assert impostor.listeners("perception/map") == 0
-    url = urlsplit(viewer.address)
-    port = url.port
-    assert (url.scheme, url.hostname) == ("http", "127.0.0.1")
+    port = int(viewer.address.rsplit(":", 1)[1])
+    assert viewer.address == f"http://127.0.0.1:{port}"
     with socket.create_connection(("127.0.0.1", port), timeout=5) as here:
         assert here.getpeername()[0] == "127.0.0.1"
     with pytest.raises(OSError):

@@ -34,7 +34,7 @@ from g2vlm_ros.demo.sim.question_metrics import (
 )
 from g2vlm_ros.demo.sim.questions import QuestionAnswer, Seen, VisibleFacts, ask, shares, truth
 from g2vlm_ros.ros.client.client import AnswerImages, SpatialClient, UnreachableError
-from g2vlm_ros.ros.conversions import messages
+from g2vlm_ros.ros.conversions import geometry
 
 MEASURED = ("distance", "size", "closer", "beside")
 """What geometry answers about things that somebody points at."""
@@ -119,7 +119,7 @@ class DemoQuestions(threading.Thread):
         regions = [self._region(thing, stamp_ns) for thing in things]
         try:
             response = robot.ask(
-                qa.question, regions=regions, stamp=messages.stamp(stamp_ns), max_wait_s=PATIENCE_S
+                qa.question, regions=regions, stamp=geometry.stamp(stamp_ns), max_wait_s=PATIENCE_S
             )
         except UnreachableError:
             return
@@ -165,7 +165,7 @@ class DemoQuestions(threading.Thread):
         return ImageRegion(
             kind=ImageRegion.BOX,
             camera=self._camera,
-            stamp=messages.stamp(stamp_ns),
+            stamp=geometry.stamp(stamp_ns),
             u_px=(left + right) / 2,
             v_px=(top + bottom) / 2,
             width_px=float(right - left + 1),

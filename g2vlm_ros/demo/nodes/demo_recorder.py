@@ -31,7 +31,7 @@ from tf2_msgs.msg import TFMessage
 from g2vlm_ros.demo.nodes.ground_truth import GroundTruth
 from g2vlm_ros.geometry import point_cloud
 from g2vlm_ros.images.map_preview import picture
-from g2vlm_ros.ros.conversions import messages
+from g2vlm_ros.ros.conversions import geometry
 from g2vlm_ros.ros.publishers import LATCHED
 
 HEADROOM_M = 0.5
@@ -80,7 +80,7 @@ class DemoRecorder(Node):
         return receive
 
     def _keep_cloud(self, message: PointCloud2) -> None:
-        stamp_ns = messages.stamp_ns(message.header.stamp)
+        stamp_ns = geometry.stamp_ns(message.header.stamp)
         self.latencies_s.append((self.get_clock().now().nanoseconds - stamp_ns) * 1e-9)
 
     def _keep_map(self, message: PointCloud2) -> None:
@@ -114,7 +114,7 @@ class DemoRecorder(Node):
             out / "poses.csv", [self._pose_row(pose) for pose in self.poses]
         )
         path = {
-            messages.stamp_ns(pose.header.stamp): messages.pose_matrix(pose.pose)
+            geometry.stamp_ns(pose.header.stamp): geometry.pose_matrix(pose.pose)
             for pose in self.path.poses
         }
         judged = self.truth.judge(path, points)
@@ -133,8 +133,8 @@ class DemoRecorder(Node):
 
     @staticmethod
     def _pose_row(message: PoseWithCovarianceStamped) -> tuple[int, str, str, np.ndarray]:
-        pose = messages.pose_matrix(message.pose.pose)
-        return messages.stamp_ns(message.header.stamp), "camera", message.header.frame_id, pose
+        pose = geometry.pose_matrix(message.pose.pose)
+        return geometry.stamp_ns(message.header.stamp), "camera", message.header.frame_id, pose
 
     def summary(self) -> dict:
         """Messages per topic, windows and frames by the last status, times and latencies."""

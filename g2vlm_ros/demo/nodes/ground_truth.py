@@ -15,7 +15,7 @@ from sensor_msgs.msg import Image
 from g2vlm_ros.demo.sim import drive_metrics
 from g2vlm_ros.demo.sim.camera import lens
 from g2vlm_ros.demo.sim.contact_sheet import Exhibit, sheet
-from g2vlm_ros.ros.conversions import messages
+from g2vlm_ros.ros.conversions import geometry
 
 SHOWN = 6
 """Depth images in the picture."""
@@ -49,14 +49,14 @@ class GroundTruth:
             node.create_subscription(kind, topic, keep, qos)
 
     def _keep_pose(self, message: PoseStamped) -> None:
-        self._poses[messages.stamp_ns(message.header.stamp)] = messages.pose_matrix(message.pose)
+        self._poses[geometry.stamp_ns(message.header.stamp)] = geometry.pose_matrix(message.pose)
 
     @staticmethod
     def _keep_into(kept: dict[int, np.ndarray], dtype: type):
         def keep(message: Image) -> None:
             pixels = np.frombuffer(message.data, dtype)
             pixels = pixels.reshape(message.height, message.width, -1).squeeze()
-            kept[messages.stamp_ns(message.header.stamp)] = pixels
+            kept[geometry.stamp_ns(message.header.stamp)] = pixels
 
         return keep
 

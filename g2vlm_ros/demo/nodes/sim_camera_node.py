@@ -32,7 +32,7 @@ from g2vlm_ros.demo.sim.splits import SPLITS, home_seed
 from g2vlm_ros.demo.sim.wheel_odometry import base_poses, mount, odometry
 from g2vlm_ros.parameter_schema import SettingError, parameter
 from g2vlm_ros.ros import parameters
-from g2vlm_ros.ros.conversions import messages
+from g2vlm_ros.ros.conversions import geometry, images
 from g2vlm_ros.ros.run_node import run
 
 HOME_FRAME, ODOM_FRAME, BASE_FRAME = "home", "odom", "base_link"
@@ -154,12 +154,12 @@ class SimCamera(Node):
         self._clock_topic = publisher(Clock, "/clock", 10) if self._settings.sim_time else None
         latched = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
         self._mounts = publisher(TFMessage, "/tf_static", latched)
-        header = messages.header(FIRST_NS, BASE_FRAME)
+        header = geometry.header(FIRST_NS, BASE_FRAME)
         poses = self._turned(mount(self.scene.walk))
         self._mounts.publish(
             TFMessage(
                 transforms=[
-                    messages.transform_message(header, f"{name}_optical_frame", pose)
+                    geometry.transform_message(header, f"{name}_optical_frame", pose)
                     for name, pose in zip(cameras, poses, strict=True)
                 ]
             )
@@ -208,26 +208,26 @@ class SimCamera(Node):
         stamp_ns = self.get_clock().now().nanoseconds
         if self._clock_topic is not None:
             stamp_ns = FIRST_NS + round(walked_s * 1e9)
-            self._clock_topic.publish(Clock(clock=messages.stamp(stamp_ns)))
+            self._clock_topic.publish(Clock(clock=geometry.stamp(stamp_ns)))
         if len(self.moments) >= MAX_MOMENTS:
             del self.moments[next(iter(self.moments))]
         self.moments[stamp_ns] = Moment(poses[0], time_s, np.asarray(views.items[0]))
         self._odom.publish(self._odometry_message(step, stamp_ns))
-        truth = messages.header(stamp_ns, HOME_FRAME)
-        self._pose.publish(messages.pose_stamped(truth, poses[0]))
+        truth = geometry.header(stamp_ns, HOME_FRAME)
+        self._pose.publish(geometry.pose_stamped(truth, poses[0]))
         width, height = self.camera.width_px, self.camera.height_px
         for camera, name in enumerate(self._settings.mounted()):
-            header = messages.header(stamp_ns, f"{name}_optical_frame")
+            header = geometry.header(stamp_ns, f"{name}_optical_frame")
             if camera == 0:
-                self._depth.publish(messages.depth_image(header, np.asarray(views.depth_m[0])))
-            self._infos[camera].publish(messages.camera_info(header, self.camera, width, height))
+                self._depth.publish(images.depth_image(header, np.asarray(views.depth_m[0])))
+            self._infos[camera].publish(images.camera_info(header, self.camera, width, height))
             self._images[camera].publish(
-                messages.rgb_image(header, np.asarray(views.images[camera]))
+                images.rgb_image(header, np.asarray(views.images[camera]))
             )
 
     def _odometry_message(self, step: int, stamp_ns: int) -> Odometry:
-        message = Odometry(header=messages.header(stamp_ns, ODOM_FRAME), child_frame_id=BASE_FRAME)
-        message.pose.pose = messages.pose_message(self._odometry[step])
+        message = Odometry(header=geometry.header(stamp_ns, ODOM_FRAME), child_frame_id=BASE_FRAME)
+        message.pose.pose = geometry.pose_message(self._odometry[step])
         return message
 
 

@@ -17,7 +17,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from g2vlm_ros.query.object_memory import ObjectState
+from g2vlm_ros.query.map_object import ObjectState
 from g2vlm_ros.query.question_parser import AnswerType
 from g2vlm_ros.ros.client.ask import code_name
 from g2vlm_ros.ros.client.client import SpatialClient, UnreachableError

@@ -35,7 +35,7 @@ from sensor_msgs.msg import Image
 
 from g2vlm_ros.action import AnswerSpatialQuery
 from g2vlm_ros.ros.client.fields import message
-from g2vlm_ros.ros.conversions import messages
+from g2vlm_ros.ros.conversions import geometry
 from g2vlm_ros.ros.rclpy_workarounds import SafeEntities
 from g2vlm_ros.srv import FindObjects, GetPoints, SpatialQuery
 
@@ -136,10 +136,10 @@ class AnswerImages:
 
     def of(self, answer: SpatialQuery.Response, timeout_s: float = DISCOVERY_S) -> Image:
         """The picture of an answer: the one stamped with its instant."""
-        instant_ns = messages.stamp_ns(answer.stamp) + round(answer.age_s * 1e9)
+        instant_ns = geometry.stamp_ns(answer.stamp) + round(answer.age_s * 1e9)
 
         def own() -> Image | None:
-            stamps = ((p, messages.stamp_ns(p.header.stamp)) for p in self._received)
+            stamps = ((p, geometry.stamp_ns(p.header.stamp)) for p in self._received)
             return next((p for p, ns in stamps if abs(ns - instant_ns) <= SAME_INSTANT_NS), None)
 
         with self._came:

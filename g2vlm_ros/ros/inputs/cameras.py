@@ -21,7 +21,7 @@ from tf2_msgs.msg import TFMessage
 
 from g2vlm_ros.images.decoding import ImageError
 from g2vlm_ros.records import Frame, Intrinsics
-from g2vlm_ros.ros.conversions import messages
+from g2vlm_ros.ros.conversions import images
 from g2vlm_ros.ros.inputs.depth import DepthImages
 from g2vlm_ros.ros.inputs.imu import ImuGravity
 from g2vlm_ros.ros.inputs.odometry import OdometryPoses
@@ -66,9 +66,7 @@ class Cameras:
         self._said_s: dict[str, float] = {}
         self._group = MutuallyExclusiveCallbackGroup()
         compressed = settings.image_transport == "compressed"
-        self._frame_from = (
-            messages.frame_from_compressed if compressed else messages.frame_from_image
-        )
+        self._frame_from = images.frame_from_compressed if compressed else images.frame_from_image
         kind, suffix = (CompressedImage, "/compressed") if compressed else (Image, "")
         self._subscriptions = []
         self._depth: DepthImages | None = None
@@ -165,7 +163,7 @@ class Cameras:
         intrinsics = self._intrinsics.get(camera)
         if intrinsics is None:
             return None
-        width, height = messages.image_size(message)
+        width, height = images.image_size(message)
         calibrated = intrinsics.width_px, intrinsics.height_px
         if abs(width * calibrated[1] / (height * calibrated[0]) - 1) <= MAX_ASPECT_DIFFERENCE:
             return intrinsics
@@ -189,7 +187,7 @@ class Cameras:
 
     def _on_camera_info(self, camera: str, message: CameraInfo) -> None:
         try:
-            intrinsics = messages.intrinsics_from_info(message)
+            intrinsics = images.intrinsics_from_info(message)
         except ValueError as error:
             intrinsics = None
             self._warn(f"{camera}: camera_info is not used: {error}")
@@ -197,5 +195,5 @@ class Cameras:
             self._intrinsics.pop(camera, None)
             return
         self._intrinsics[camera] = intrinsics
-        if messages.is_distorted(message):
+        if images.is_distorted(message):
             self._warn_once(camera, "camera_info has lens distortion; use a rectified image topic")

@@ -12,7 +12,7 @@ import numpy as np
 from sensor_msgs.msg import Image
 
 from g2vlm_ros.images.decoding import ImageError
-from g2vlm_ros.ros.conversions import messages
+from g2vlm_ros.ros.conversions import geometry, images
 from g2vlm_ros.ros.inputs.unmatched import UnmatchedFrames
 
 EARLY_IMAGES = 8
@@ -58,11 +58,11 @@ class DepthImages:
     def update(self, message: Image) -> None:
         """Take a depth image in."""
         try:
-            read = messages.depth_reader(message)
+            read = images.depth_reader(message)
         except ImageError as error:
             self._warn(f"depth image of {message.header.frame_id!r} is not used: {error}")
             return
-        image = (messages.stamp_ns(message.header.stamp), message.header.frame_id, read)
+        image = (geometry.stamp_ns(message.header.stamp), message.header.frame_id, read)
         self._early.append(image)
         self._newest = image[:2]
         for wanted in filter(None, (each() for each in self._wanted)):

@@ -12,7 +12,7 @@ from rclpy.qos import qos_profile_sensor_data
 
 from g2vlm_ros.query.context import ViewSelection
 from g2vlm_ros.query.types import Detection
-from g2vlm_ros.ros.conversions import messages
+from g2vlm_ros.ros.conversions import geometry
 
 KEPT = 64
 """Messages kept: of two cameras at 10 Hz those of three seconds."""
@@ -59,7 +59,7 @@ class Detections:
         found = boxes(message)
         with self._lock:
             header = message.header
-            self._messages.append((header.frame_id, messages.stamp_ns(header.stamp), found))
+            self._messages.append((header.frame_id, geometry.stamp_ns(header.stamp), found))
 
     def clear(self) -> None:
         """Forget what was seen."""

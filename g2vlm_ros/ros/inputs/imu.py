@@ -11,7 +11,7 @@ from geometry_msgs.msg import Quaternion, Vector3
 from sensor_msgs.msg import Imu
 
 from g2vlm_ros.geometry.sim3 import rotation_from_xyzw
-from g2vlm_ros.ros.conversions import messages
+from g2vlm_ros.ros.conversions import geometry
 from g2vlm_ros.ros.inputs.static_tf import StaticTf
 from g2vlm_ros.ros.inputs.unmatched import UnmatchedFrames
 
@@ -50,7 +50,7 @@ class ImuGravity:
         else:
             self._warn("imu has neither orientation nor acceleration, by its covariances")
             return
-        self._samples.append((messages.stamp_ns(message.header.stamp), up))
+        self._samples.append((geometry.stamp_ns(message.header.stamp), up))
 
     def up_at(self, stamp_ns: int, frame_id: str) -> np.ndarray | None:
         """Unit float64 (3,) in the axes of a frame; None where it is not known."""

@@ -11,7 +11,7 @@ import numpy as np
 from nav_msgs.msg import Odometry
 
 from g2vlm_ros.geometry.sim3 import Sim3
-from g2vlm_ros.ros.conversions import messages
+from g2vlm_ros.ros.conversions import geometry
 from g2vlm_ros.ros.inputs.static_tf import StaticTf
 from g2vlm_ros.ros.inputs.unmatched import UnmatchedFrames
 
@@ -32,12 +32,12 @@ class OdometryPoses:
     def update(self, message: Odometry) -> None:
         """Take a message in; a stamp not after the last one's starts over, as a clock may."""
         try:
-            pose = messages.pose_matrix(message.pose.pose)
+            pose = geometry.pose_matrix(message.pose.pose)
         except ValueError as error:
             self._warn(f"odometry gives the scale only, it has no orientation: {error}")
             pose = np.full((4, 4), np.nan)
-            pose[:3, 3] = messages.position(message.pose.pose.position)
-        stamp_ns = messages.stamp_ns(message.header.stamp)
+            pose[:3, 3] = geometry.position(message.pose.pose.position)
+        stamp_ns = geometry.stamp_ns(message.header.stamp)
         if self._heard and stamp_ns <= self._heard[-1][0]:
             self._heard.clear()
         self._base = message.child_frame_id

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 from tf2_msgs.msg import TFMessage
 
-from g2vlm_ros.ros.conversions import messages
+from g2vlm_ros.ros.conversions import geometry
 
 MAX_DISTANCE_M = 1000.0
 """Between two parts of a robot; beyond it a transform is a mistake, and would end in the map."""
@@ -25,7 +25,7 @@ class StaticTf:
         """Take transforms in."""
         for each in message.transforms:
             try:
-                pose = messages.transform_matrix(each.transform)
+                pose = geometry.transform_matrix(each.transform)
             except ValueError as error:
                 self._warn(f"/tf_static of {each.child_frame_id!r} is not used: {error}")
                 continue

@@ -27,7 +27,7 @@ from std_srvs.srv import SetBool
 
 from g2vlm_ros.parameter_schema import SettingError, parameter
 from g2vlm_ros.ros import parameters
-from g2vlm_ros.ros.conversions import messages
+from g2vlm_ros.ros.conversions import geometry
 from g2vlm_ros.ros.replay.source import CameraFrame, Recording
 from g2vlm_ros.ros.run_node import run
 
@@ -288,14 +288,14 @@ class ReplayNode(Node):
     def _tick(self, sim_ns: int) -> None:
         self._sim_ns = max(self._sim_ns, sim_ns)
         if self._clock_topic and self._sim_ns and not self._closing.is_set():
-            self._clock_topic.publish(Clock(clock=messages.stamp(self._sim_ns)))
+            self._clock_topic.publish(Clock(clock=geometry.stamp(self._sim_ns)))
 
     def _publish(self, frame: CameraFrame) -> None:
         if self._closing.is_set():
             return
         stamp = self.get_clock().now().to_msg()
         if self._settings.sim_time:
-            stamp = messages.stamp(frame.stamp_ns + self._shift_ns)
+            stamp = geometry.stamp(frame.stamp_ns + self._shift_ns)
         frame.image.header.stamp = frame.info.header.stamp = stamp
         self._info.publish(frame.info)
         self._image.publish(frame.image)

@@ -18,7 +18,7 @@ from std_msgs.msg import Header
 
 from g2vlm_ros.images.decoding import ImageError
 from g2vlm_ros.images.sources import open_source
-from g2vlm_ros.ros.conversions import messages
+from g2vlm_ros.ros.conversions import geometry, images
 from g2vlm_ros.ros.replay.calibration import read_camera_info
 from g2vlm_ros.ros.replay.rosbag import is_bag, open_bag
 
@@ -91,10 +91,10 @@ class Recording:
 
     def _header(self, stamp_ns: int, recorded_frame_id: str) -> Header:
         frame_id = self._frame_id or recorded_frame_id or self._default_frame_id
-        return messages.header(stamp_ns, frame_id)
+        return geometry.header(stamp_ns, frame_id)
 
     def _encoded(self, header: Header, rgb: np.ndarray) -> Image | CompressedImage:
-        return (_jpeg_message if self._compressed else messages.rgb_image)(header, rgb)
+        return (_jpeg_message if self._compressed else images.rgb_image)(header, rgb)
 
     def _transported(
         self, recorded: Image | CompressedImage
@@ -102,10 +102,10 @@ class Recording:
         """The message in the chosen transport, untouched if it is already, and (width, height)."""
         if isinstance(recorded, Image):
             size = recorded.width, recorded.height
-            frame_from = messages.frame_from_image
+            frame_from = images.frame_from_image
         else:
             size = _size_of(recorded)
-            frame_from = messages.frame_from_compressed
+            frame_from = images.frame_from_compressed
         if self._compressed == isinstance(recorded, CompressedImage):
             return recorded, size
         rgb = frame_from(recorded, "recording").decode()

@@ -20,7 +20,7 @@ from nav_msgs.msg import Path
 from sensor_msgs.msg import CameraInfo, PointCloud2
 
 from g2vlm_ros.records import Frame
-from g2vlm_ros.ros.conversions import messages
+from g2vlm_ros.ros.conversions import geometry, images
 
 THUMBNAIL_PX = 160
 """Width of the images in the frusta."""
@@ -115,7 +115,7 @@ class ViewFrustums:
 
     def add_calibration(self, message: CameraInfo) -> None:
         """The angle of view of a camera frame; an uncalibrated one says nothing."""
-        known = messages.intrinsics_from_info(message)
+        known = images.intrinsics_from_info(message)
         if known is not None:
             angle = 2 * math.atan(known.height_px / (2 * known.fy_px))
             self._fov_rad[message.header.frame_id] = angle
@@ -137,7 +137,7 @@ class ViewFrustums:
         if not poses.poses or poses.header.stamp != status.header.stamp:
             return None
         views = zip(status.view_cameras, status.view_stamps, poses.poses, strict=True)
-        made = (self._frustum(camera, messages.stamp_ns(at), pose) for camera, at, pose in views)
+        made = (self._frustum(camera, geometry.stamp_ns(at), pose) for camera, at, pose in views)
         return [frustum for frustum in made if frustum is not None]
 
     def _frustum(self, camera: str, stamp_ns: int, pose) -> Frustum | None:
@@ -145,12 +145,12 @@ class ViewFrustums:
         fov_rad = self._fov_rad.get(self._frame_ids.get(camera, ""))
         if image is None or fov_rad is None:
             return None
-        return Frustum(camera, messages.pose_matrix(pose), image, fov_rad)
+        return Frustum(camera, geometry.pose_matrix(pose), image, fov_rad)
 
 
 def path_segments(message: Path) -> np.ndarray:
     """float32 (n, 2, 3): the lines between the poses of a path."""
-    places = [messages.position(stamped.pose.position) for stamped in message.poses]
+    places = [geometry.position(stamped.pose.position) for stamped in message.poses]
     points = np.array(places, np.float32).reshape(-1, 3)
     return np.stack([points[:-1], points[1:]], axis=1)
 

@@ -95,7 +95,7 @@ def interviewed(walk, count, monkeypatch, speaks):
     from g2vlm_ros.demo.nodes import demo_questions
     from g2vlm_ros.demo.nodes.sim_camera_node import Moment
     from g2vlm_ros.perception import Perception
-    from g2vlm_ros.ros.conversions import messages
+    from g2vlm_ros.ros.conversions import geometry
 
     home, clips = walk
     poses, times = clips.world_from_camera()[0], clips.time_s()[0]
@@ -125,7 +125,7 @@ def interviewed(walk, count, monkeypatch, speaks):
             stamp_ns = start_ns + i * 100_000_000
             moments[stamp_ns] = Moment(poses[i], float(times[i]), clips.items[0][i])
             message = Image(
-                header=messages.header(stamp_ns, "optical"),
+                header=geometry.header(stamp_ns, "optical"),
                 height=pixels.shape[0],
                 width=pixels.shape[1],
                 encoding="rgb8",

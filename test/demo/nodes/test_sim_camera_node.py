@@ -25,7 +25,7 @@ from tf2_msgs.msg import TFMessage  # noqa: E402
 from g2vlm_ros.demo.nodes.sim_camera_node import SimCamera, SimCameraSettings  # noqa: E402
 from g2vlm_ros.geometry.camera import unproject  # noqa: E402
 from g2vlm_ros.parameter_schema import SettingError  # noqa: E402
-from g2vlm_ros.ros.conversions import messages  # noqa: E402
+from g2vlm_ros.ros.conversions import geometry  # noqa: E402
 from g2vlm_ros.ros.inputs.odometry import OdometryPoses  # noqa: E402
 from g2vlm_ros.ros.inputs.static_tf import StaticTf  # noqa: E402
 
@@ -75,7 +75,7 @@ def drive():
 
 
 def by_stamp(received):
-    return {messages.stamp_ns(message.header.stamp): message for message in received}
+    return {geometry.stamp_ns(message.header.stamp): message for message in received}
 
 
 def test_every_message_belongs_to_a_moment(drive):
@@ -83,7 +83,7 @@ def test_every_message_belongs_to_a_moment(drive):
     assert len(received["/right/image_raw"]) >= 12
     for topic in ("/left/image_raw", "/odom", "/sim_camera/truth/pose", "/left/camera_info"):
         assert by_stamp(received[topic]).keys() <= camera.moments.keys()
-    clock = [messages.stamp_ns(message.clock) for message in received["/clock"]]
+    clock = [geometry.stamp_ns(message.clock) for message in received["/clock"]]
     assert clock == sorted(clock) and clock[0] >= 1_000_000_000
     stamps = sorted(by_stamp(received["/left/image_raw"]))
     assert np.diff(stamps).min() == 200_000_000
@@ -101,8 +101,8 @@ def test_depth_and_poses_agree_between_moments(drive):
     depth = {t: np.frombuffer(depths[t].data, np.float32).reshape(shape) for t in (first, later)}
     rows, columns = np.mgrid[: shape[0], : shape[1]]
     points = unproject(np.stack([columns, rows], -1).astype(float), depth[first], lens)
-    world = messages.pose_matrix(poses[first].pose)
-    there = np.linalg.inv(messages.pose_matrix(poses[later].pose)) @ world
+    world = geometry.pose_matrix(poses[first].pose)
+    there = np.linalg.inv(geometry.pose_matrix(poses[later].pose)) @ world
     moved = points.reshape(-1, 3) @ there[:3, :3].T + there[:3, 3]
     u, v = (lens.matrix() @ (moved / moved[:, 2:]).T)[:2].round().astype(int)
     inside = (moved[:, 2] > 0.1) & (u >= 0) & (u < shape[1]) & (v >= 0) & (v < shape[0])
@@ -134,7 +134,7 @@ def test_odometry_and_mount_give_the_pose_of_each_camera(drive):
     poses = by_stamp(received["/sim_camera/truth/pose"])
     for stamp in poses.keys() & by_stamp(received["/odom"]).keys():
         found = odometry.camera_at(stamp, "left_optical_frame")["odom_from_camera"]
-        true = messages.pose_matrix(poses[stamp].pose)
+        true = geometry.pose_matrix(poses[stamp].pose)
         np.testing.assert_allclose(found[:3, 3], true[:3, 3], atol=1e-6)
         assert np.trace(found[:3, :3].T @ true[:3, :3]) > 1 + 2 * np.cos(np.deg2rad(2))
     left_from_right = frames.between("left_optical_frame", "right_optical_frame")

@@ -1,0 +1,238 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which object of the map a sighting is of, and what the object is after it.
+
+A sighting is an `Object3D` of a detector, a question or the model. It belongs to an object by
+label, size and Mahalanobis distance. Lengths are metres.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from g2vlm_ros.pipeline import PerceivedWindow
+from g2vlm_ros.query.labels import label_fit
+from g2vlm_ros.query.map_object import MAX_EVIDENCE, MAX_NAME, SIGHTING, MapObject
+from g2vlm_ros.query.object_measurement import Object3D, map_covariance
+from g2vlm_ros.query.point_map import PointMap
+
+GATE = 11.34
+"""Squared Mahalanobis distance of 99 % of sightings of one object (chi-square, 3 dimensions)."""
+PLACE_STD_M = 0.05
+"""Error of a place that no covariance tells: another part of the object is seen each time."""
+PART_OF_SIZE = 0.25
+"""The same, as a fraction of the object's size: how far the middle of a visible part lies off."""
+SIZE_RATIO = 2.5
+"""Two sizes of one object differ by less than this factor; parts are hidden from some places."""
+OVERLAP = 0.5
+"""Share of the smaller box that the larger one covers when both are one object."""
+DRIFT_STD_M = 0.01
+"""Added to a place at each sighting, so that a thing that is pushed a little is followed."""
+
+
+@dataclass(frozen=True)
+class Sighting:
+    """An object that a window shows, with where and when."""
+
+    thing: Object3D
+    covariance: np.ndarray
+    """float64 (3, 3) in the map."""
+    stamp_ns: int
+    camera: str
+    box_px: tuple[float, float, float, float]
+    colour: tuple[float, float, float] | None
+
+
+def sightings_of(
+    update: PerceivedWindow, points: PointMap, things: Sequence[Object3D], to_pixels: Any
+) -> list[Sighting]:
+    """Objects of a window as sightings, each by its newest view.
+
+    points: of all views. to_pixels(region): its corners (u0, v0, u1, v1) in the camera image.
+    """
+    sightings = []
+    for thing in things:
+        if not thing.regions or not np.isfinite(thing.centre).all():
+            continue
+        region = max(thing.regions, key=lambda r: update.window.frames[r.view].stamp_ns)
+        frame = update.window.frames[region.view]
+        corners = to_pixels(region)
+        sightings.append(
+            Sighting(
+                thing,
+                map_covariance(points, thing),
+                frame.stamp_ns,
+                frame.camera,
+                corners,
+                _mean_colour(update.scene.images[region.view], corners),
+            )
+        )
+    return sightings
+
+
+def _mean_colour(image: np.ndarray, corners: Sequence[float]) -> tuple[float, float, float] | None:
+    """Mean RGB of the inner half of a box, 0..1."""
+    u0, v0, u1, v1 = corners
+    du, dv = (u1 - u0) / 4, (v1 - v0) / 4
+    height, width = image.shape[:2]
+    rows = slice(max(0, round(v0 + dv)), min(height, round(v1 - dv) + 1))
+    columns = slice(max(0, round(u0 + du)), min(width, round(u1 - du) + 1))
+    patch = image[rows, columns]
+    if not patch.size:
+        return None
+    red, green, blue = (patch.reshape(-1, 3).mean(0) / 255.0).tolist()
+    return red, green, blue
+
+
+def match(sightings: Sequence[Sighting], objects: Sequence[MapObject]) -> dict[int, int]:
+    """The id of the object that each sighting (by index) is of; none where it is a new one.
+
+    Nearest pairs first; no object takes two sightings of one window.
+    """
+    pairs = []
+    for index, sighting in enumerate(sightings):
+        for each in _near(sighting, objects):
+            distance = _distance(sighting, each)
+            if distance < GATE:
+                pairs.append((distance, index, each.id))
+    partner: dict[int, int] = {}
+    for _, index, object_id in sorted(pairs):
+        if index not in partner and object_id not in partner.values():
+            partner[index] = object_id
+    return partner
+
+
+def _near(sighting: Sighting, objects: Sequence[MapObject]) -> list[MapObject]:
+    """Objects whose label, size and rough place fit."""
+    if not objects:
+        return []
+    centres = np.array([each.centre for each in objects])
+    reach = 4 * math.sqrt(max(float(np.trace(sighting.covariance)), 0.0)) + 2.0
+    close = np.linalg.norm(centres - sighting.thing.centre, axis=1) < reach
+    return [
+        objects[i]
+        for i in np.flatnonzero(close)
+        if same_kind(objects[i].label, sighting.thing.label)
+        and _same_size(objects[i].size, sighting.thing.size)
+    ]
+
+
+def new_object(object_id: int, sighting: Sighting, update: PerceivedWindow) -> MapObject:
+    thing = sighting.thing
+    return MapObject(
+        id=object_id,
+        label=thing.label[:MAX_NAME],
+        centre=thing.centre.astype(np.float64),
+        size=np.nan_to_num(thing.size, nan=0.0),
+        yaw_rad=float(thing.yaw_rad),
+        covariance=sighting.covariance,
+        map_id=update.placement.map_id,
+        window_id=update.window.id,
+        first_seen_ns=sighting.stamp_ns,
+        last_seen_ns=sighting.stamp_ns,
+        camera=sighting.camera,
+        box_px=sighting.box_px,
+        colour=sighting.colour,
+        evidence=SIGHTING * thing.trust,
+    )
+
+
+def fuse(known: MapObject, sighting: Sighting, window_id: int) -> MapObject:
+    """The object after one more sighting: places by their covariances."""
+    if sighting.stamp_ns <= known.last_seen_ns:
+        return known
+    thing = sighting.thing
+    before = known.covariance + np.eye(3) * DRIFT_STD_M**2
+    seen = sighting.covariance + np.eye(3) * PLACE_STD_M**2
+    gain = before @ np.linalg.inv(before + seen)
+    centre = known.centre + gain @ (thing.centre - known.centre)
+    size = np.nan_to_num(thing.size, nan=0.0)
+    cut = thing.cut_across or thing.cut_upright
+    weight = 1.0 / min(known.sightings + 1, 10)
+    if not known.size.any():
+        extents, yaw = size, thing.yaw_rad
+    elif not size.any() or cut:
+        extents, yaw = np.maximum(known.size, size), known.yaw_rad
+    else:
+        extents, yaw = (1 - weight) * known.size + weight * size, thing.yaw_rad
+    # The longer of two labels says more: "red chair" rather than "chair".
+    label = max(known.label, thing.label[:MAX_NAME], key=len)
+    return replace(
+        known,
+        label=label,
+        centre=centre,
+        size=extents,
+        yaw_rad=float(yaw),
+        covariance=(np.eye(3) - gain) @ before,
+        window_id=window_id,
+        last_seen_ns=sighting.stamp_ns,
+        camera=sighting.camera,
+        box_px=sighting.box_px,
+        colour=sighting.colour or known.colour,
+        evidence=min(MAX_EVIDENCE, max(known.evidence, 0.0) + SIGHTING * thing.trust),
+        sightings=known.sightings + 1,
+        misses=0,
+        moved=False,
+    )
+
+
+def are_one(one: MapObject, other: MapObject) -> bool:
+    """Whether two objects lie in one place and are of one kind."""
+    return same_kind(one.label, other.label) and _overlap(one, other) >= OVERLAP
+
+
+def merge(one: MapObject, other: MapObject) -> MapObject:
+    """One object of two: as the newer was seen, with the id and the name of the older."""
+    first, second = sorted((one, other), key=lambda each: each.id)
+    newer = max((one, other), key=lambda each: each.last_seen_ns)
+    return replace(
+        newer,
+        id=first.id,
+        name=first.name or second.name,
+        sightings=first.sightings + second.sightings,
+        misses=min(first.misses, second.misses),
+        evidence=max(first.evidence, second.evidence),
+        first_seen_ns=min(first.first_seen_ns, second.first_seen_ns),
+    )
+
+
+def same_kind(one: str, other: str) -> bool:
+    return bool(label_fit(one, other) or label_fit(other, one))
+
+
+def _same_size(one: np.ndarray, other: np.ndarray) -> bool:
+    """Whether two sizes may be of one object; one that was not measured may be any."""
+    one, other = (np.nan_to_num(each, nan=0.0) for each in (one, other))
+    if not one.any() or not other.any():
+        return True
+    ratio = max(float(one.max()), 1e-6) / max(float(other.max()), 1e-6)
+    return 1 / SIZE_RATIO < ratio < SIZE_RATIO
+
+
+def _distance(sighting: Sighting, known: MapObject) -> float:
+    """Squared Mahalanobis distance of a sighting from an object."""
+    part = PART_OF_SIZE * max(float(known.size.max()), 0.0)
+    loose = PLACE_STD_M**2 + (part / 2) ** 2
+    covariance = sighting.covariance + known.covariance + np.eye(3) * loose
+    off = sighting.thing.centre - known.centre
+    return float(off @ np.linalg.solve(covariance, off))
+
+
+def _overlap(one: MapObject, other: MapObject) -> float:
+    """Share of the smaller box that the other covers, by their upright hulls; 0 without sizes."""
+    if not (one.size > 0).all() or not (other.size > 0).all():
+        return 0.0
+    lows, highs, volumes = [], [], []
+    for each in (one, other):
+        half = np.abs(each.axes) @ (each.size / 2)
+        lows.append(each.centre - half)
+        highs.append(each.centre + half)
+        volumes.append(float(np.prod(2 * half)))
+    shared = np.minimum(*highs) - np.maximum(*lows)
+    if (shared <= 0).any():
+        return 0.0
+    return float(np.prod(shared)) / min(volumes)
