@@ -112,6 +112,21 @@ def test_a_distortion_model_that_is_a_list_is_refused(tmp_path):
         read_camera_info(path)
 
 
+def test_stamps_beyond_64_bits_are_refused(tmp_path):
+    """They were an OverflowError of numpy's, and Infinity one of int's."""
+    from g2vlm_tests.posed_sequences import write_tum
+
+    from g2vlm_ros.datasets.open_sequence import open_sequence
+    from g2vlm_ros.datasets.sequence import SequenceError
+
+    folder = write_tum(tmp_path, file_doors.tiny_drive())
+    lines = (folder / "groundtruth.txt").read_text()
+    for stamp in ("1e30", "Infinity", "NaN"):
+        (folder / "groundtruth.txt").write_text(f"{lines}{stamp} 0 0 0 0 0 0 1\n")
+        with pytest.raises(SequenceError, match="stamp|seconds"):
+            open_sequence(folder)
+
+
 def test_a_recording_whose_metadata_is_no_recording_is_refused(tmp_path):
     """rosbags lets out whatever its parsers meet, such as a TypeError here."""
     from g2vlm_ros.datasets.open_sequence import open_sequence

@@ -110,6 +110,7 @@ def _reader(path: Path) -> Iterator[Any]:
     """An open reader that also decodes; what rosbags raises becomes one sentence."""
     try:
         from rosbags.highlevel import AnyReader, AnyReaderError
+        from rosbags.rosbag2 import ReaderError
         from rosbags.typesys import Stores, get_typestore
     except ImportError as error:
         raise SequenceError(
@@ -118,7 +119,7 @@ def _reader(path: Path) -> Iterator[Any]:
     try:
         with AnyReader([path], default_typestore=get_typestore(Stores.ROS2_JAZZY)) as bag:
             yield bag
-    except (AnyReaderError, *DAMAGE) as error:
+    except (AnyReaderError, ReaderError, *DAMAGE) as error:
         raise SequenceError(f"{path} cannot be read as a recording: {error}") from error
 
 

@@ -10,7 +10,6 @@ import os
 import shutil
 import sys
 import time
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -85,8 +84,7 @@ def main(arguments: list[str] | None = None) -> int:
     if options.out:
         report = {"date": time.strftime("%Y-%m-%d"), "seed": seed, "examples": total}
         report["doors"] = [asdict(row) for row in rows]
-        with suppress(FileNotFoundError):
-            options.out.parent.mkdir(parents=True)
+        options.out.parent.mkdir(parents=True, exist_ok=True)
         options.out.write_text(json.dumps(report, indent=1))
     return int(faults > 0)
 
