@@ -68,11 +68,6 @@ class PosedSequence:
         """Names of the cameras, in the order of their first frames."""
         return tuple(dict.fromkeys(frame.camera for frame in self.frames))
 
-    @property
-    def has_depth(self) -> bool:
-        """Whether every frame has a depth image."""
-        return all(frame.depth_m is not None for frame in self.frames)
-
 
 @dataclass(frozen=True)
 class ReaderOptions:

@@ -13,12 +13,12 @@ from g2vlm_ros.mapping.camera_tracker import TrackingFailure
 from g2vlm_ros.mapping.window_pose import MappedWindow, StartReason
 from g2vlm_ros.msg import ReconstructionStatus
 from g2vlm_ros.pipeline import Counts
-from g2vlm_ros.records import ScaleState
+from g2vlm_ros.records import DropReason, ScaleState
 from g2vlm_ros.ros.camera_tracking import TrackingCounts
 from g2vlm_ros.ros.conversions import geometry
 from g2vlm_ros.settings import Settings
 
-EXPECTED_DROPS = ("too_close", "superseded", "reset")
+EXPECTED_DROPS = (DropReason.TOO_CLOSE, DropReason.SUPERSEDED, DropReason.RESET)
 """Reasons that belong to normal work: more frames came than windows need."""
 MAX_CLOCK_LEAD_S = 0.5
 """A stamp further ahead of the node's clock than this is an error of clocks."""
@@ -74,7 +74,7 @@ def status_message(
         frames_received=counts.received,
         frames_used=counts.used,
         frames_dropped=sum(counts.dropped.values()),
-        drop_reasons=list(counts.dropped),
+        drop_reasons=[str(reason) for reason in counts.dropped],
         drop_counts=list(counts.dropped.values()),
         model_version=model_version,
         backend=backend,
@@ -93,7 +93,7 @@ def status_message(
     if placement.scale.state is ScaleState.METRIC:
         status.metres_per_unit = placement.map_from_window.scale
     status.scale_relative_std = placement.scale.relative_std
-    status.scale_source = placement.scale.source
+    status.scale_source = str(placement.scale.source)
     if placement.relative_pose is not None:
         status.alignment_quality = placement.relative_pose.inliers
     status.stage_names = list(update.stage_times_s)
