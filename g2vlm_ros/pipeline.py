@@ -25,7 +25,7 @@ from g2vlm_ros.mapping.window_buffer import WindowBuffer
 from g2vlm_ros.mapping.window_pose import LoopOutcome, MappedWindow, WindowPose
 from g2vlm_ros.mapping.window_registration import ViewKey, view_key
 from g2vlm_ros.perception import Perception, Scene, StageTimer, with_input_sizes
-from g2vlm_ros.records import DropReason, Frame, Reconstruction, Window, newest_view
+from g2vlm_ros.records import Frame, Reconstruction, Window, newest_view
 from g2vlm_ros.settings import Settings
 
 
@@ -42,7 +42,7 @@ class Counts:
 
     received: int
     used: int
-    dropped: Counter[DropReason]
+    dropped: Counter[str]
     windows: int
     loops: Counter[LoopOutcome] = field(default_factory=Counter)
     """Tries to close a loop by outcome."""
@@ -85,7 +85,7 @@ class MappingPipeline:
         with self._lock:
             self._buffer.offer(frame)
 
-    def reject(self, reason: DropReason) -> None:
+    def reject(self, reason: str) -> None:
         """Count a frame that could not even be offered (any thread)."""
         with self._lock:
             self._buffer.reject(reason)
@@ -164,6 +164,7 @@ class MappingPipeline:
             self._last_views.clear()
             self._images.clear()
             self._stillness.clear()
+            self._refiner.forget_views()
             self._last = None
         return window, session
 
@@ -213,12 +214,12 @@ class MappingPipeline:
                 if view_key(frame) in self._last_views:
                     pass
                 elif self._stillness.is_still(frame, image):
-                    fault = DropReason.STILL
+                    fault = "still"
                     unmoved.append(frame)
                 else:
                     fault = self._quality.fault(frame.camera, image)
             except ValueError:
-                fault = DropReason.UNDECODABLE
+                fault = "undecodable"
             if fault is None:
                 self._images[view_key(frame)] = image
                 frames.append(frame)
@@ -226,7 +227,7 @@ class MappingPipeline:
             else:
                 with self._lock:
                     self._buffer.discard(frame, fault)
-                    if fault is DropReason.STILL:
+                    if fault == "still":
                         self._buffer.renew(frame.stamp_ns)
         return Window(window.id, tuple(frames)), images, unmoved
 
@@ -241,8 +242,9 @@ class MappingPipeline:
     def _refine(self, network: Reconstruction, window: Window | None = None) -> Reconstruction:
         if not self._settings.map.refine_poses:
             return network
-        odometry = [] if window is None else [f.odom_from_camera for f in window.frames]
-        return self._refiner.refine(network, odometry)
+        frames = () if window is None else window.frames
+        odometry = [frame.odom_from_camera for frame in frames]
+        return self._refiner.refine(network, odometry, [view_key(frame) for frame in frames])
 
     def _place(self, window: Window, scene: Scene, result: Reconstruction) -> PerceivedWindow:
         placement = self._slam.place(window, result)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """How the camera turned between two views, from features that both show; needs no guess to start.
 
-SIFT (Lowe, IJCV 2004) with the square roots of its descriptors (Arandjelovic & Zisserman, CVPR
-2012), then the pose from points and pixels by RANSAC.
+Features are matched by their descriptors (`view_images`), then the pose comes from points and
+pixels by RANSAC.
 """
 
 from __future__ import annotations
@@ -13,13 +13,9 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
+from g2vlm_ros.mapping.view_images import ViewImage
 from g2vlm_ros.records import Intrinsics, Reconstruction
 
-WIDTH_PX = 224
-"""Views are searched for features at this width, larger and smaller ones alike."""
-MAX_FEATURES = 500
-MIN_CONTRAST, MAX_EDGE = 0.005, 20.0
-"""As OpenCV's SIFT scales them: weaker, and more edge-like, features than by default."""
 RATIO = 0.8
 """A match is this much nearer than the second nearest feature."""
 REACH_PX = 4.0
@@ -34,16 +30,18 @@ class _Features:
     """n features of one view."""
 
     pixel: np.ndarray
-    """float64 (n, 2) at WIDTH_PX."""
+    """float64 (n, 2) at the feature size."""
     descriptor: np.ndarray
     """float32 (n, 128) of length 1."""
     point_u: np.ndarray
     """float64 (n, 3) in the optical frame."""
     matrix: np.ndarray | None
-    """K of the camera at WIDTH_PX."""
+    """K of the camera at the feature size."""
 
 
-def matched_poses(result: Reconstruction, poses: np.ndarray) -> np.ndarray:
+def matched_poses(
+    result: Reconstruction, images: Sequence[ViewImage], poses: np.ndarray
+) -> np.ndarray:
     """Poses (N, 4, 4) whose turns agree with the features of each view and an earlier one.
 
     Where a view turned otherwise than its pose says, it and all later views turn with it; where
@@ -52,7 +50,7 @@ def matched_poses(result: Reconstruction, poses: np.ndarray) -> np.ndarray:
     """
     views = [
         _features(*view)
-        for view in zip(result.colours, result.local_points_u, result.intrinsics, strict=True)
+        for view in zip(images, result.local_points_u, result.intrinsics, strict=True)
     ]
     for j in range(1, len(poses)):
         i, turn = _turn_to_earlier(views, j)
@@ -75,19 +73,9 @@ def _turn_to_earlier(views: Sequence[_Features], j: int) -> tuple[int, np.ndarra
     return 0, None
 
 
-def _features(image: np.ndarray, points: np.ndarray, camera: Intrinsics | None) -> _Features:
-    height, width = image.shape[:2]
-    size = WIDTH_PX, round(WIDTH_PX * height / width)
-    smooth = cv2.INTER_CUBIC if width < WIDTH_PX else cv2.INTER_AREA
-    grey = cv2.resize(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), size, interpolation=smooth)
-    sift = cv2.SIFT_create(
-        nfeatures=MAX_FEATURES, contrastThreshold=MIN_CONTRAST, edgeThreshold=MAX_EDGE
-    )
-    found, descriptor = sift.detectAndCompute(grey, None)
-    pixel = np.array([each.pt for each in found]).reshape(-1, 2)
-    if descriptor is None:
-        descriptor = np.zeros((0, 128), np.float32)
-    descriptor = np.sqrt(descriptor / np.maximum(descriptor.sum(1, keepdims=True), 1.0))
+def _features(image: ViewImage, points: np.ndarray, camera: Intrinsics | None) -> _Features:
+    pixel, descriptor = image.features
+    (height, width), size = image.shape, image.feature_size
     at = ((pixel + 0.5) * (width / size[0], height / size[1])).astype(int)
     at = np.clip(at, 0, (width - 1, height - 1))
     point = points[at[:, 1], at[:, 0]].astype(np.float64)

@@ -10,7 +10,7 @@ better than before.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import replace
 
 import cv2
@@ -20,8 +20,10 @@ from g2vlm_ros.geometry.confidence import multi_view_confidence
 from g2vlm_ros.kernels.agreement import scale_points
 from g2vlm_ros.mapping.feature_matching import matched_poses
 from g2vlm_ros.mapping.network_errors import FIRST, NetworkErrors
+from g2vlm_ros.mapping.view_images import ViewMemory
 from g2vlm_ros.mapping.view_tracks import TrackedViews, Tracks, follow_corners
 from g2vlm_ros.mapping.window_adjustment import (
+    PAIR_RAD,
     Adjustment,
     Turn,
     WindowAdjustment,
@@ -52,6 +54,11 @@ class PoseRefiner:
 
     def __init__(self) -> None:
         self._errors = NetworkErrors()
+        self._memory = ViewMemory()
+
+    def forget_views(self) -> None:
+        """Views to come may have the stamps of earlier ones; what was learnt stays."""
+        self._memory.clear()
 
     @property
     def errors(self) -> NetworkErrors:
@@ -59,18 +66,34 @@ class PoseRefiner:
         return self._errors
 
     def refine(
-        self, result: Reconstruction, odometry: Sequence[np.ndarray | None] = ()
+        self,
+        result: Reconstruction,
+        odometry: Sequence[np.ndarray | None] = (),
+        keys: Sequence[Hashable] = (),
     ) -> Reconstruction:
         """The same window with better poses and depth, and the confidence that follows.
 
         odometry: per view odom_from_camera (4, 4) or None; only its turns count, which need no
-        unit. The same object where images do not know better.
+        unit. keys: what identifies each view, so that what was computed for those of the window
+        before is used again. The same object where images do not know better.
         """
         if result.views < 2:
             return result
+        images = self._memory.images(result.colours, keys)
+        views = TrackedViews(result, images, self._memory.flows(keys))
+        refined = self._refine(result, views, odometry)
+        self._memory.keep(keys, images, views.flows)
+        return refined
+
+    def _refine(
+        self,
+        result: Reconstruction,
+        views: TrackedViews,
+        odometry: Sequence[np.ndarray | None],
+    ) -> Reconstruction:
         poses = result.window_from_camera.astype(np.float64)
         depth_u = float(np.median(result.local_points_u[:, ::8, ::8, 2]))
-        views, std = TrackedViews(result), self._errors.std
+        std = self._errors.std
         turns = _turns(odometry)
         adjusting = WindowAdjustment(views, poses, depth_u)
         guess = adjusting.solve(std, None, turns, steps=SURFACE_STEPS)
@@ -87,7 +110,7 @@ class PoseRefiner:
             judges = tracks[judging]
             lost = np.median(_errors_px(guess, tracks, views.size)) > LOST_PX
             adjustment = adjusting.solve(std, tracks[~judging], turns, guess)
-            again = follow_corners(views, adjustment.poses) if lost else None
+            again = follow_corners(views, adjustment.poses, afresh=True) if lost else None
             if again is None or len(again) <= len(tracks):
                 break
             tracks, guess = again, adjustment
@@ -97,10 +120,8 @@ class PoseRefiner:
             change = self._errors.learn(adjustment, depth_u)
             adjustment = adjusting.changed(adjustment, change)
         network = replace(adjustment, poses=poses, log_depth=np.zeros_like(adjustment.log_depth))
-        before, after = (_errors_px(each, judges, views.size) for each in (network, adjustment))
-        if len(judges) < MIN_JUDGES or np.median(after) >= np.median(before):
-            return result
-        return _applied(result, adjustment)
+        known_better = _is_better(adjustment, network, judges, views.size)
+        return _applied(result, adjustment) if known_better else result
 
 
 def refine_poses(
@@ -118,11 +139,13 @@ def _found_tracks(
     tracks = follow_corners(views, poses)
     if tracks is not None and tracks.linked(len(views)).any(1).all():
         return tracks, poses
-    matched = matched_poses(result, poses)
+    matched = matched_poses(result, views.images, poses)
     if matched is poses:
         return tracks, poses
-    others = follow_corners(views, matched)
+    flows = dict(views.flows)
+    others = follow_corners(views, matched, afresh=True)
     if others is None or (tracks is not None and len(others) <= len(tracks)):
+        views.flows = flows
         return tracks, poses
     return others, matched
 
@@ -136,6 +159,16 @@ def _turns(odometry: Sequence[np.ndarray | None]) -> list[Turn]:
         angle = float(np.linalg.norm(cv2.Rodrigues(rotation)[0]))
         turns.append(Turn(i, j, rotation, TURN_RAD + TURN_SHARE * angle))
     return turns
+
+
+def _is_better(one: Adjustment, other: Adjustment, judges: Tracks, size: tuple[int, int]) -> bool:
+    """Whether tracks that took no part fit one clearly better than the other: by more than what
+    lens, calibration and shutter may have wrong in common."""
+    if len(judges) < MIN_JUDGES:
+        return False
+    after, before = (float(np.median(_errors_px(each, judges, size))) for each in (one, other))
+    common_px = PAIR_RAD / float(np.median(judges.pixel))
+    return before**2 - after**2 > common_px**2
 
 
 def _errors_px(adjustment: Adjustment, tracks: Tracks, size: tuple[int, int]) -> np.ndarray:

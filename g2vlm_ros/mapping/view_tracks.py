@@ -9,23 +9,23 @@ Kanade, IJCAI 1981) and back.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import cv2
 import numpy as np
 
-from g2vlm_ros.geometry.camera import depth_edges, project, unproject
+from g2vlm_ros.geometry.camera import depth_edges, unproject
 from g2vlm_ros.geometry.confidence import EDGE_STEP
+from g2vlm_ros.kernels.window_adjustment import warp_view
+from g2vlm_ros.mapping.view_images import Flow, ViewImage
 from g2vlm_ros.records import Reconstruction
 
-MIN_WIDTH_PX, MAX_WIDTH_PX = 160, 256
-"""Views are tracked at their own width between these; patches need pixels."""
 MAX_VIEWS_APART = 3
 """Views further apart in their window are not compared: they mostly overlap through others."""
-MAX_CORNERS, MIN_DISTANCE_PX, MIN_STRENGTH = 350, 5, 0.001
-"""Corners of a view: how many at most, how far apart, and how strong against the strongest."""
-PATCH_PX, LEVELS = 11, 3
-"""Side of the square that is followed, and how often the images are halved for it."""
+PATCH_PX, LEVELS, LEVELS_BACK = 11, 3, 1
+"""Side of the square that is followed, and how often the images are halved for it; less on the way
+back, which begins where it should end."""
 MIN_TEXTURE = 1e-4
 """Smallest eigenvalue of a patch's gradients, as OpenCV scales it."""
 MAX_RETURN_PX = 0.7
@@ -55,8 +55,6 @@ class Tracks:
     """float64 (k, 3) in the optical frame of the source."""
     ray: np.ndarray
     """float64 (k, 2): where it was found, x/z and y/z."""
-    target_depth_u: np.ndarray
-    """float64 (k,): depth of the target there."""
     pixel: np.ndarray
     """float64 (k,): a pixel of the target as x/z."""
 
@@ -77,38 +75,36 @@ class Tracks:
 class TrackedViews:
     """The views of a window at the size at which they are tracked."""
 
-    def __init__(self, result: Reconstruction):
+    def __init__(
+        self,
+        result: Reconstruction,
+        images: Sequence[ViewImage],
+        flows: dict[tuple[int, int], Flow] | None = None,
+    ):
+        """images: of its views; flows: tracks of pairs of views that are known already."""
         height, width = result.colours.shape[1:3]
-        scale = np.clip(width, MIN_WIDTH_PX, MAX_WIDTH_PX) / width
-        self.size = round(scale * width), round(scale * height)
+        self.images, self.flows = images, dict(flows or {})
+        self.size = images[0].tracked_size
         """Columns, rows."""
         self.cameras = [camera and camera.resized(*self.size) for camera in result.intrinsics]
-        self.grey = [self._resized(cv2.cvtColor(c, cv2.COLOR_RGB2GRAY)) for c in result.colours]
         rows = ((np.arange(self.size[1]) + 0.5) * height / self.size[1]).astype(int)
         columns = ((np.arange(self.size[0]) + 0.5) * width / self.size[0]).astype(int)
-        self.points_u = [view[np.ix_(rows, columns)] for view in result.local_points_u]
-        """float32 (rows, columns, 3) per view, optical frames."""
+        self.points_u = result.local_points_u[:, rows[:, None], columns]
+        """float32 (N, rows, columns, 3), optical frames."""
         kernel = np.ones((3, 3), np.uint8)
-        self.edges = [
-            cv2.dilate(depth_edges(points[..., 2], EDGE_STEP).astype(np.uint8), kernel)
-            for points in self.points_u
-        ]
-        """uint8 (rows, columns) per view: 1 at and beside depth edges."""
-        self._corners: dict[int, np.ndarray] = {}
+        self.edges = np.stack([
+            cv2.dilate(edges.astype(np.uint8), kernel)
+            for edges in depth_edges(self.points_u[..., 2], EDGE_STEP)
+        ])  # fmt: skip
+        """uint8 (N, rows, columns): 1 at and beside depth edges."""
 
     def __len__(self) -> int:
-        return len(self.grey)
+        return len(self.images)
 
     def corners(self, view: int) -> np.ndarray:
         """float32 (n, 2) pixels, away from depth edges."""
-        if view not in self._corners:
-            corners = cv2.goodFeaturesToTrack(
-                self.grey[view], MAX_CORNERS, MIN_STRENGTH, MIN_DISTANCE_PX,
-                mask=(1 - self.edges[view]) * 255, blockSize=5,
-            )  # fmt: skip
-            empty = np.zeros((0, 2), np.float32)
-            self._corners[view] = empty if corners is None else corners.reshape(-1, 2)
-        return self._corners[view]
+        corners = self.images[view].corners
+        return corners[self.at(self.edges[view], corners) == 0]
 
     def pairs(self) -> list[tuple[int, int]]:
         """(earlier, later) views that may be compared."""
@@ -125,19 +121,15 @@ class TrackedViews:
         column, row = np.clip(np.rint(pixels), 0, np.array(self.size) - 1).astype(int).T
         return images[row, column]
 
-    def _resized(self, image: np.ndarray) -> np.ndarray:
-        if image.shape[1::-1] == self.size:
-            return image
-        smaller = image.shape[1] > self.size[0]
-        method = cv2.INTER_AREA if smaller else cv2.INTER_CUBIC
-        return cv2.resize(image, self.size, interpolation=method)
 
-
-def follow_corners(views: TrackedViews, poses: np.ndarray) -> Tracks | None:
+def follow_corners(views: TrackedViews, poses: np.ndarray, afresh: bool = False) -> Tracks | None:
     """Corners of later views in earlier ones, from where poses (N, 4, 4) expect them.
 
-    None where no pair of views has MIN_TRACKS.
+    Pairs whose flow is known are not searched, unless `afresh`. None where no pair of views has
+    MIN_TRACKS.
     """
+    if afresh:
+        views.flows.clear()
     parts = [part for pair in views.pairs() if (part := _follow(views, poses, *pair))]
     if not parts:
         return None
@@ -151,41 +143,46 @@ def _follow(
     views: TrackedViews, poses: np.ndarray, source: int, target: int
 ) -> tuple[np.ndarray, ...] | None:
     """The fields of `Tracks` for one pair of views, or None."""
-    source_from_target = (np.linalg.inv(poses[source]) @ poses[target]).astype(np.float32)
-    starts = views.corners(target)
-    if len(starts) < MIN_TRACKS:
-        return None
-    moved = views.points_u[target] @ source_from_target[:3, :3].T + source_from_target[:3, 3]
-    with np.errstate(over="ignore", invalid="ignore"):
-        warp = project(moved, views.cameras[source]).astype(np.float32)
-    warp = np.nan_to_num(warp, nan=-1e3, posinf=-1e3, neginf=-1e3)
-    begins, depth = views.at(warp, starts), views.at(moved[..., 2], starts)
-    surface = views.at(views.points_u[source][..., 2], begins)
-    near = np.abs(np.log(np.maximum(depth, 1e-9) / surface)) < MAX_DEPTH_OFF
-    starts = starts[views.inside(begins) & near]
-    if len(starts) < MIN_TRACKS:
-        return None
-    warped = cv2.remap(views.grey[source], warp, None, cv2.INTER_LINEAR)
-    ends, sound = _flow(warped, views.grey[target], starts)
-    begins = cv2.remap(warp, starts[None], None, cv2.INTER_LINEAR)[0]
-    sound &= views.inside(begins) & views.inside(ends)
-    sound &= (views.at(views.edges[source], begins) + views.at(views.edges[target], ends)) == 0
-    if sound.sum() < MIN_TRACKS:
-        return None
-    begins, ends = begins[sound].astype(np.float64), ends[sound].astype(np.float64)
-    count, camera = len(ends), views.cameras[target]
-    depth = views.at(views.points_u[source][..., 2], begins).astype(np.float64)
+    if (source, target) not in views.flows:
+        flow = _search(views, poses, source, target)
+        if flow is None:
+            return None
+        views.flows[source, target] = flow
+    begins, ends = (pixels.astype(np.float64) for pixels in views.flows[source, target])
+    camera = views.cameras[target]
+    depth = views.at(views.points_u[source, ..., 2], begins).astype(np.float64)
     focal, centre = (camera.fx_px, camera.fy_px), (camera.cx_px, camera.cy_px)
     return (
-        np.full(count, source),
-        np.full(count, target),
+        np.full(len(ends), source),
+        np.full(len(ends), target),
         begins,
         ends,
         unproject(begins, depth, views.cameras[source]),
         (ends - centre) / focal,
-        views.at(views.points_u[target][..., 2], ends).astype(np.float64),
-        np.full(count, 1 / camera.fx_px),
+        np.full(len(ends), 1 / camera.fx_px),
     )
+
+
+def _search(views: TrackedViews, poses: np.ndarray, source: int, target: int) -> Flow | None:
+    """Pixels of the source, and where they are in the target, from where poses expect them."""
+    starts = views.corners(target)
+    if len(starts) < MIN_TRACKS:
+        return None
+    source_from_target = (np.linalg.inv(poses[source]) @ poses[target])[:3].astype(np.float32)
+    camera = views.cameras[source]
+    pinhole = np.array([camera.fx_px, camera.fy_px, camera.cx_px, camera.cy_px], np.float32)
+    warp, depths = warp_view(views.points_u[target], source_from_target, pinhole)
+    begins, depth = views.at(warp, starts), views.at(depths, starts)
+    surface = views.at(views.points_u[source, ..., 2], begins)
+    near = np.abs(np.log(np.maximum(depth, 1e-9) / surface)) < MAX_DEPTH_OFF
+    starts = starts[views.inside(begins) & near]
+    if len(starts) < MIN_TRACKS:
+        return None
+    warped = cv2.remap(views.images[source].grey, warp, None, cv2.INTER_LINEAR)
+    ends, sound = _flow(warped, views.images[target].grey, starts)
+    begins = cv2.remap(warp, starts[None], None, cv2.INTER_LINEAR)[0]
+    sound &= views.inside(begins) & views.inside(ends)
+    return (begins[sound], ends[sound]) if sound.sum() >= MIN_TRACKS else None
 
 
 def _flow(one: np.ndarray, other: np.ndarray, starts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -197,6 +194,7 @@ def _flow(one: np.ndarray, other: np.ndarray, starts: np.ndarray) -> tuple[np.nd
         "minEigThreshold": MIN_TEXTURE,
     }
     ends, there, _ = cv2.calcOpticalFlowPyrLK(one, other, starts, None, **options)
+    options["maxLevel"] = LEVELS_BACK
     options["flags"] = cv2.OPTFLOW_USE_INITIAL_FLOW
     back, here, _ = cv2.calcOpticalFlowPyrLK(other, one, ends, starts.copy(), **options)
     returned = np.linalg.norm(back - starts, axis=1) < MAX_RETURN_PX

@@ -4,7 +4,9 @@
 Unknown are the pose of each view and, on a few knots of each view, the logarithm of a factor on
 its depth. Three kinds of evidence are weighed: tracks (where a point of one view is in another
 one), depth (what one view sees lies on the other's surface), and the network, whose poses and
-depth are the prior with the deviations that `NetworkErrors` says. Odometry adds turns.
+depth are the prior with the deviations that `NetworkErrors` says. Odometry adds turns. Depth is
+no truth: how far single depths are off shows in what tracks miss along their epipolar lines more
+than across them, and they count by so much less along these.
 """
 
 from __future__ import annotations
@@ -16,7 +18,8 @@ import cv2
 import numpy as np
 
 from g2vlm_ros.geometry.sim3 import cross_matrix
-from g2vlm_ros.mapping.view_tracks import MAX_VIEWS_APART, TrackedViews, Tracks
+from g2vlm_ros.kernels.window_adjustment import surface_equations, track_equations
+from g2vlm_ros.mapping.view_tracks import BORDER_PX, MAX_VIEWS_APART, TrackedViews, Tracks
 
 KNOTS = (4, 3)
 """Columns and rows of knots on which a view's depth may be wrong."""
@@ -28,8 +31,10 @@ MIN_TRACK_PX = 0.3
 """Standard deviation of a track at best."""
 MIN_DEPTH_STD = 0.005
 """Relative deviation of depth between views at best."""
-ALIKE_TRACKS, ALIKE_DEPTH = 4.0, 8.0
-"""Errors of neighbours are alike: so many count as one."""
+ALIKE_TRACKS, ALIKE_DEPTH = 4.0, 24.0
+"""Errors of neighbours are alike: so many count as one; things have whole errors of depth."""
+MAX_POINT_STD = 0.5
+"""Relative deviation of single depths at most, which a window's tracks show: nothing is known."""
 PAIR_RAD = 0.004
 """What a whole pair of views has wrong in common and no number of tracks averages out: lens,
 calibration, a shutter of 20 ms that rolls while the camera turns by 12 degrees a second."""
@@ -153,43 +158,17 @@ class _TrackEquations:
     def __init__(self, tracks: Tracks, size: tuple[int, int]):
         self._tracks = tracks
         self._knots = knot_weights(tracks.source_px, size)
-        pair = tracks.source * 1000 + tracks.target
-        self._starts = np.flatnonzero(np.concatenate([[True], np.diff(pair) != 0]))
 
     def add(
         self, poses: np.ndarray, log_depth: np.ndarray, hessian: np.ndarray, gradient: np.ndarray
     ) -> None:
-        tracks, each = self._tracks, np.arange(len(self._tracks))
-        at, share = self._knots
-        stretch = np.exp((log_depth[tracks.source[:, None], at] * share).sum(1))
-        points = tracks.point_u * stretch[:, None]
-        seen, turn = moved_points(poses, tracks.source, tracks.target, points)
-        residual = seen[:, :2] / seen[:, 2:] - tracks.ray
-        error_px = np.linalg.norm(residual, axis=1) / tracks.pixel
-        # Of errors in two directions, the median is 1.18 deviations of one.
-        std_px = max(MIN_TRACK_PX, float(np.median(error_px)) / 1.1774)
-        weight = cauchy_weights(error_px / std_px) / (std_px * tracks.pixel) ** 2 / ALIKE_TRACKS
-        slope = np.zeros((len(seen), 2, 3))
-        slope[:, [0, 1], [0, 1]] = 1 / seen[:, 2:]
-        slope[:, :, 2] = -seen[:, :2] / seen[:, 2:] ** 2
-        source, target, along = _pose_rows(slope, turn, points, seen)
-        for axis in range(2):
-            jacobian = np.zeros((len(seen), gradient.size))
-            for column in range(6):
-                jacobian[each, PER_VIEW * tracks.source + column] = source[:, axis, column]
-                jacobian[each, PER_VIEW * tracks.target + column] = target[:, axis, column]
-            for k in range(4):
-                column = PER_VIEW * tracks.source + 6 + at[:, k]
-                jacobian[each, column] += along[:, axis] * share[:, k]
-            weighted = jacobian * weight[:, None]
-            hessian += weighted.T @ jacobian
-            gradient += weighted.T @ residual[:, axis]
-            # What a pair has wrong in common is an unknown of its own, eliminated here.
-            common = np.add.reduceat(weighted, self._starts, axis=0)
-            pull = np.add.reduceat(weight * residual[:, axis], self._starts)
-            total = np.add.reduceat(weight, self._starts) + PAIR_RAD**-2.0
-            hessian -= common.T @ (common / total[:, None])
-            gradient -= common.T @ (pull / total)
+        tracks = self._tracks
+        track_equations(
+            relative_poses(poses), log_depth, tracks.source, tracks.target, tracks.point_u,
+            tracks.ray, tracks.pixel, self._knots, hessian, gradient,
+            cauchy=CAUCHY, nearest=NEAREST, min_px=MIN_TRACK_PX, max_point=MAX_POINT_STD,
+            pair_std=PAIR_RAD, alike=ALIKE_TRACKS,
+        )  # fmt: skip
 
 
 class _Surfaces:
@@ -209,61 +188,29 @@ class _Surfaces:
                 if i != j and abs(i - j) <= MAX_VIEWS_APART:
                     count = len(smooth)
                     parts.append((np.full(count, i), np.full(count, j), smooth, points))
-        fields = zip(*parts, strict=True) if parts else ([np.zeros(0, int)],) * 4
+        if not parts:
+            none = np.zeros(0, int)
+            parts.append((none, none, np.zeros((0, 2)), np.zeros((0, 3))))
+        fields = zip(*parts, strict=True)
         self._source, self._target, pixels, self._points = map(np.concatenate, fields)
         self._knots = knot_weights(pixels.reshape(-1, 2).astype(np.float64), views.size)
         self._maps = np.stack([_slopes(p[..., 2], e) for p, e in
                                zip(views.points_u, views.edges, strict=True)])  # fmt: skip
         self._cameras = np.array(
-            [(c.fx_px, c.fy_px, c.cx_px, c.cy_px) if c else (1, 1, 0, 0) for c in views.cameras]
+            [(c.fx_px, c.fy_px, c.cx_px, c.cy_px) if c else (1, 1, 0, 0) for c in views.cameras],
+            np.float64,
         )
 
     def add(
         self, poses: np.ndarray, log_depth: np.ndarray, hessian: np.ndarray, gradient: np.ndarray
-    ) -> None:
-        if not len(self._source):
-            return
-        at, share = self._knots
-        stretch = np.exp((log_depth[self._source[:, None], at] * share).sum(1))
-        points = self._points * stretch[:, None]
-        seen, turn = moved_points(poses, self._source, self._target, points)
-        camera = self._cameras[self._target]
-        pixels = camera[:, :2] * seen[:, :2] / seen[:, 2:] + camera[:, 2:]
-        kept = np.flatnonzero(self._views.inside(pixels))
-        nearest = np.rint(pixels[kept]).astype(int)
-        maps = self._maps[self._target[kept], nearest[:, 1], nearest[:, 0]].astype(np.float64)
-        smooth = maps[:, 3] == 0
-        kept, nearest, maps = kept[smooth], nearest[smooth], maps[smooth]
-        if len(kept) < MIN_POINTS:
-            return
-        source, target = self._source[kept], self._target[kept]
-        seen, points, camera, pixels = seen[kept], points[kept], camera[kept], pixels[kept]
-        there, part = knot_weights(pixels, self._views.size)
-        surface = maps[:, 0] + (maps[:, 1:3] * (pixels - nearest)).sum(1)
-        surface = surface + (log_depth[target[:, None], there] * part).sum(1)
-        residual = np.log(seen[:, 2]) - surface
-        slope = np.zeros((len(seen), 1, 3))
-        near = 1 / seen[:, 2]
-        across = maps[:, 1:3] * camera[:, :2] * near[:, None]
-        slope[:, 0, :2] = -across
-        slope[:, 0, 2] = near * (1 + (across * seen[:, :2]).sum(1))
-        # Errors of place show more where the surface is steep along the ray.
-        steep = np.maximum(np.linalg.norm(slope[:, 0], axis=1) * seen[:, 2], 1.0)
-        error = np.abs(residual) / steep
-        std = max(MIN_DEPTH_STD, 1.4826 * float(np.median(error)))
-        weight = cauchy_weights(error / std) ** 2 / (std * steep) ** 2 / ALIKE_DEPTH
-        from_source, from_target, along = _pose_rows(slope, turn[kept], points, seen)
-        jacobian, each = np.zeros((len(seen), gradient.size)), np.arange(len(seen))
-        for column in range(6):
-            jacobian[each, PER_VIEW * source + column] = from_source[:, 0, column]
-            jacobian[each, PER_VIEW * target + column] = from_target[:, 0, column]
-        at, share = at[kept], share[kept]
-        for k in range(4):
-            jacobian[each, PER_VIEW * source + 6 + at[:, k]] += along[:, 0] * share[:, k]
-            jacobian[each, PER_VIEW * target + 6 + there[:, k]] -= part[:, k]
-        weighted = jacobian * weight[:, None]
-        hessian += weighted.T @ jacobian
-        gradient += weighted.T @ residual
+    ) -> float:
+        """The relative deviation of depth between views; 0 where too little overlaps."""
+        return surface_equations(
+            relative_poses(poses), log_depth, KNOTS, self._source, self._target, self._points,
+            self._knots, self._maps, self._cameras, hessian, gradient,
+            cauchy=CAUCHY, nearest=NEAREST, border_px=BORDER_PX, min_points=MIN_POINTS,
+            min_std=MIN_DEPTH_STD, alike=ALIKE_DEPTH,
+        )  # fmt: skip
 
 
 def _slopes(depth: np.ndarray, edges: np.ndarray) -> np.ndarray:
@@ -272,17 +219,6 @@ def _slopes(depth: np.ndarray, edges: np.ndarray) -> np.ndarray:
     smooth = cv2.GaussianBlur(logs, (0, 0), 1.0)
     slopes = [cv2.Sobel(smooth, cv2.CV_32F, *axis, ksize=3) / 8 for axis in ((1, 0), (0, 1))]
     return np.dstack([logs, *slopes, edges.astype(np.float32)])
-
-
-def _pose_rows(
-    slope: np.ndarray, turn: np.ndarray, points: np.ndarray, seen: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Derivatives of m functionals (k, m, 3) of points as the target sees them: (k, m, 6) by the
-    motions of source and target, (k, m) by the logarithm of the depth in the source."""
-    away = slope @ turn
-    source = np.concatenate([np.cross(points[:, None], away), away], -1)
-    target = -np.concatenate([np.cross(seen[:, None], slope), slope], -1)
-    return source, target, np.einsum("kmi,ki->km", away, points)
 
 
 def _add_turn(turn: Turn, poses: np.ndarray, hessian: np.ndarray, gradient: np.ndarray) -> None:
@@ -298,12 +234,16 @@ def _add_turn(turn: Turn, poses: np.ndarray, hessian: np.ndarray, gradient: np.n
     gradient += information * jacobian.T @ off
 
 
+def relative_poses(poses: np.ndarray) -> np.ndarray:
+    """float64 (N, N, 4, 4): [target, source] is target_from_source."""
+    return np.linalg.inv(poses)[:, None] @ poses[None]
+
+
 def moved_points(
     poses: np.ndarray, source: np.ndarray, target: np.ndarray, points: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Points (k, 3) of source views as target views see them, and the turns (k, 3, 3)."""
-    relative = np.linalg.inv(poses)[:, None] @ poses[None]
-    chosen = relative[target, source]
+    chosen = relative_poses(poses)[target, source]
     seen = np.einsum("kij,kj->ki", chosen[:, :3, :3], points) + chosen[:, :3, 3]
     seen[:, 2] = np.maximum(seen[:, 2], NEAREST * points[:, 2])
     return seen, chosen[:, :3, :3]

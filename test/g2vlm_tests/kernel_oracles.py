@@ -303,3 +303,149 @@ def pinhole_of_points(points, step):
         for axis, pixels in ((0, columns), (1, rows))
     )
     return np.array([fx, fy, cx, cy])
+
+
+def moved_points(relative, source, target, points, nearest):
+    """Points (k, 3) of source views as target views see them, and the turns (k, 3, 3)."""
+    pose = relative[target, source]
+    seen = np.einsum("kij,kj->ki", pose[:, :3, :3], points) + pose[:, :3, 3]
+    seen[:, 2] = np.maximum(seen[:, 2], nearest * points[:, 2])
+    return seen, pose[:, :3, :3]
+
+
+def pose_rows(slope, turn, points, seen):
+    """Derivatives of m functionals (k, m, 3) of points as the target sees them: (k, m, 6) by the
+    motions of source and target, (k, m) by the logarithm of the depth in the source."""
+    away = slope @ turn
+    source = np.concatenate([np.cross(points[:, None], away), away], -1)
+    target = -np.concatenate([np.cross(seen[:, None], slope), slope], -1)
+    return source, target, np.einsum("kmi,ki->km", away, points)
+
+
+def robust(error, cauchy):
+    """Cauchy's weight of errors in standard deviations."""
+    return 1 / (1 + (error / cauchy) ** 2)
+
+
+def track_information(residual, along, pixel, min_px, max_point, cauchy, alike):
+    """(k, 2, 2) information of tracks, and the deviations that they show."""
+    length = np.maximum(np.linalg.norm(along, axis=1), 1e-9)
+    axis = along / length[:, None]
+    side = np.stack([-axis[:, 1], axis[:, 0]], 1)
+    on, across = (residual * axis).sum(1), (residual * side).sum(1)
+    std_px = max(min_px, 1.4826 * np.median(np.abs(across) / pixel))
+    far = length >= np.median(length)
+    total = 1.4826 * np.median(np.abs(on[far]) / length[far])
+    noise = np.median(std_px * pixel[far] / length[far])
+    point = np.clip(total**2 - noise**2, 0, max_point**2)
+    base = (std_px * pixel) ** 2
+    variance = base + point * length**2
+    error = np.sqrt(across**2 / base + on**2 / variance) / 1.1774
+    weight = robust(error, cauchy) / alike
+    information = (weight / variance)[:, None, None] * axis[:, :, None] * axis[:, None]
+    information += (weight / base)[:, None, None] * side[:, :, None] * side[:, None]
+    return information, (std_px, np.sqrt(point))
+
+
+def track_equations(
+    relative, log_depth, source, target, points, rays, pixel, knots, hessian, gradient, *,
+    cauchy, nearest, min_px, max_point, pair_std, alike,
+):  # fmt: skip
+    """Dense Jacobians of all unknowns; what a pair has wrong in common is eliminated last."""
+    each, (at, share), per_view = np.arange(len(source)), knots, 6 + log_depth.shape[1]
+    points = points * np.exp((log_depth[source[:, None], at] * share).sum(1))[:, None]
+    seen, turn = moved_points(relative, source, target, points, nearest)
+    residual = seen[:, :2] / seen[:, 2:] - rays
+    slope = np.zeros((len(seen), 2, 3))
+    slope[:, [0, 1], [0, 1]] = 1 / seen[:, 2:]
+    slope[:, :, 2] = -seen[:, :2] / seen[:, 2:] ** 2
+    by_source, by_target, along = pose_rows(slope, turn, points, seen)
+    information, noise = track_information(
+        residual, along, pixel, min_px, max_point, cauchy, alike
+    )
+    jacobian = np.zeros((len(seen), 2, gradient.size))
+    for k in range(6):
+        jacobian[each, :, per_view * source + k] = by_source[:, :, k]
+        jacobian[each, :, per_view * target + k] = by_target[:, :, k]
+    for k in range(4):
+        jacobian[each, :, per_view * source + 6 + at[:, k]] += along * share[:, k, None]
+    for i, j in {*zip(source.tolist(), target.tolist(), strict=True)}:
+        pair = (source == i) & (target == j)
+        rows = jacobian[pair].reshape(-1, gradient.size)
+        known = np.zeros((len(rows), len(rows)))
+        for k, block in enumerate(information[pair]):
+            known[2 * k : 2 * k + 2, 2 * k : 2 * k + 2] = block
+        common = np.tile(np.eye(2), (pair.sum(), 1))
+        total = common.T @ known @ common + np.eye(2) / pair_std**2
+        known -= known @ common @ np.linalg.inv(total) @ common.T @ known
+        hessian += rows.T @ known @ rows
+        gradient += rows.T @ known @ residual[pair].reshape(-1)
+    return noise
+
+
+def surface_equations(
+    relative, log_depth, grid, source, target, points, knots, maps, cameras, hessian, gradient, *,
+    cauchy, nearest, border_px, min_points, min_std, alike,
+):  # fmt: skip
+    """As the kernel."""
+    (at, share), per_view = knots, 6 + log_depth.shape[1]
+    size = np.array(maps.shape[2:0:-1])
+    points = points * np.exp((log_depth[source[:, None], at] * share).sum(1))[:, None]
+    seen, turn = moved_points(relative, source, target, points, nearest)
+    camera = cameras[target]
+    pixels = camera[:, :2] * seen[:, :2] / seen[:, 2:] + camera[:, 2:]
+    kept = np.flatnonzero(((pixels > border_px) & (pixels < size - border_px - 1)).all(1))
+    nearest_px = np.rint(pixels).astype(int)
+    kept = kept[maps[target, nearest_px[:, 1].clip(0, size[1] - 1),
+                     nearest_px[:, 0].clip(0, size[0] - 1), 3][kept] == 0]  # fmt: skip
+    if len(kept) < min_points:
+        return 0.0
+    source, target, seen, points, turn, camera, pixels, nearest_px, at, share = (
+        each[kept]
+        for each in (source, target, seen, points, turn, camera, pixels, nearest_px, at, share)
+    )
+    there, part = knot_weights(pixels, size, grid)
+    values = maps[target, nearest_px[:, 1], nearest_px[:, 0]].astype(np.float64)
+    surface = values[:, 0] + (values[:, 1:3] * (pixels - nearest_px)).sum(1)
+    surface += (log_depth[target[:, None], there] * part).sum(1)
+    residual = np.log(seen[:, 2]) - surface
+    slope = np.zeros((len(seen), 1, 3))
+    across = values[:, 1:3] * camera[:, :2] / seen[:, 2:]
+    slope[:, 0, :2] = -across
+    slope[:, 0, 2] = (1 + (across * seen[:, :2]).sum(1)) / seen[:, 2]
+    steep = np.maximum(np.linalg.norm(slope[:, 0], axis=1) * seen[:, 2], 1.0)
+    error = np.abs(residual) / steep
+    spread = 1.4826 * np.median(error)
+    std = max(min_std, spread)
+    weight = robust(error / std, cauchy) ** 2 / (std * steep) ** 2 / alike
+    by_source, by_target, along = pose_rows(slope, turn, points, seen)
+    jacobian, each = np.zeros((len(seen), gradient.size)), np.arange(len(seen))
+    for k in range(6):
+        jacobian[each, per_view * source + k] = by_source[:, 0, k]
+        jacobian[each, per_view * target + k] = by_target[:, 0, k]
+    for k in range(4):
+        jacobian[each, per_view * source + 6 + at[:, k]] += along[:, 0] * share[:, k]
+        jacobian[each, per_view * target + 6 + there[:, k]] -= part[:, k]
+    weighted = jacobian * weight[:, None]
+    hessian += weighted.T @ jacobian
+    gradient += weighted.T @ residual
+    return spread
+
+
+def knot_weights(pixels, size, grid):
+    """int (n, 4), float64 (n, 4): between which knots pixels (n, 2) lie, how near to each."""
+    limits = np.array(grid) - 1
+    place = np.clip((pixels + 0.5) / np.array(size) * grid - 0.5, 0, limits)
+    first = np.minimum(place.astype(int), limits - 1)
+    (x, y), (u, v) = first.T, (place - first).T
+    corner = y * grid[0] + x
+    at = np.stack([corner, corner + 1, corner + grid[0], corner + grid[0] + 1], 1)
+    return at, np.stack([(1 - v) * (1 - u), (1 - v) * u, v * (1 - u), v * u], 1)
+
+
+def warp_view(points, source_from_target, camera):
+    """Pixels float32 (h, w, 2) and depth float32 (h, w) of a target's points in the source."""
+    moved = points @ source_from_target[:, :3].T + source_from_target[:, 3]
+    place = camera[:2] * moved[..., :2] / moved[..., 2:] + camera[2:]
+    ahead = (moved[..., 2:] > 0) & np.isfinite(place).all(-1, keepdims=True)
+    return np.where(ahead, place, -1000), moved[..., 2]

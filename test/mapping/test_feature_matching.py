@@ -9,6 +9,11 @@ from g2vlm_tests.noisy_windows import SPOILT, errors, window
 
 from g2vlm_ros.demo.sim.analytic_hall import rotation
 from g2vlm_ros.mapping.feature_matching import matched_poses
+from g2vlm_ros.mapping.view_images import ViewImage
+
+
+def matched(result, poses):
+    return matched_poses(result, [ViewImage(view) for view in result.colours], poses)
 
 
 def posed(result, poses):
@@ -23,7 +28,7 @@ def test_any_wrong_turn_comes_right_and_later_views_turn_with_it(turn):
     at = wrong[1].copy()
     at[:3, :3] = at[:3, :3] @ rotation(np.array(turn))
     wrong[1:] = at @ np.linalg.inv(wrong[1]) @ wrong[1:]
-    found = matched_poses(result, wrong)
+    found = matched(result, wrong)
     assert errors(posed(result, wrong), truth)[0] > 0.2
     assert errors(posed(result, found), truth)[0] < 0.03
     np.testing.assert_array_equal(found[0], truth[0])
@@ -34,14 +39,14 @@ def test_any_wrong_turn_comes_right_and_later_views_turn_with_it(turn):
 
 def test_turns_that_agree_stay_to_the_last_bit():
     result, truth = window(SPOILT)
-    assert matched_poses(result, truth) is truth
+    assert matched(result, truth) is truth
 
 
 def test_views_without_features_or_camera_stay():
     result, truth = window(replace(SPOILT, turn_rad=0.5))
     wrong = result.window_from_camera.astype(float)
     flat = replace(result, colours=np.full_like(result.colours, 90))
-    assert matched_poses(flat, wrong) is wrong
-    assert matched_poses(replace(result, intrinsics=(None,) * 4), wrong) is wrong
+    assert matched(flat, wrong) is wrong
+    assert matched(replace(result, intrinsics=(None,) * 4), wrong) is wrong
     noise = np.random.default_rng(0).integers(0, 256, result.colours.shape, dtype=np.uint8)
-    assert matched_poses(replace(result, colours=noise), wrong) is wrong
+    assert matched(replace(result, colours=noise), wrong) is wrong

@@ -1,0 +1,124 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The equations of a window's adjustment are those of their numpy oracles."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from g2vlm_tests import kernel_oracles as oracles
+from g2vlm_tests.noisy_windows import WRONG, window
+
+from g2vlm_ros.kernels.window_adjustment import surface_equations, track_equations, warp_view
+from g2vlm_ros.mapping.window_adjustment import relative_poses
+
+VIEWS, GRID, SIZE = 3, (4, 3), (64, 48)
+KNOTS = GRID[0] * GRID[1]
+SHARED = {"cauchy": 2.385, "nearest": 0.05}
+
+
+def rows(seed, count=400):
+    """Points of pairs of views in order of pairs, poses and logarithms of depth."""
+    rng = np.random.default_rng(seed)
+    poses = np.tile(np.eye(4), (VIEWS, 1, 1))
+    poses[:, :3, 3] = rng.normal(0, 0.2, (VIEWS, 3))
+    for pose in poses:
+        pose[:3, :3] = np.linalg.qr(np.eye(3) + rng.normal(0, 0.05, (3, 3)))[0]
+        pose[:3, :3] *= np.sign(np.diag(pose[:3, :3]))[None]
+    pairs = np.sort(rng.choice(VIEWS * VIEWS, count))
+    source, target = pairs // VIEWS, pairs % VIEWS
+    kept = source != target
+    source, target = source[kept], target[kept]
+    pixels = rng.uniform(0, SIZE, (len(source), 2))
+    points = np.dstack([*((pixels - 30) / 60).T, np.ones(len(source))])[0]
+    points *= rng.uniform(1, 3, (len(source), 1))
+    knots = oracles.knot_weights(pixels, SIZE, GRID)
+    log_depth = rng.normal(0, 0.05, (VIEWS, KNOTS))
+    return rng, relative_poses(poses), log_depth, source, target, points, knots
+
+
+def compared(kernel, oracle, arguments, options):
+    """Both on the same sums, which hold something before."""
+    unknowns = VIEWS * (6 + KNOTS)
+    before = np.random.default_rng(9).normal(size=(unknowns, unknowns + 1))
+    sums = []
+    for run in (kernel, oracle):
+        hessian, gradient = before[:, 1:].copy(), before[:, 0].copy()
+        answer = run(*arguments, hessian, gradient, **options)
+        sums.append((hessian, gradient, answer))
+    for got, expected in zip(*sums, strict=True):
+        expected = np.asarray(expected)
+        scale = np.abs(expected).max()
+        np.testing.assert_allclose(got, expected, rtol=1e-7, atol=1e-9 * scale)
+    return sums[0][2]
+
+
+@pytest.mark.parametrize("depth_error", [0.0, 0.1])
+def test_tracks(depth_error):
+    rng, relative, log_depth, source, target, points, knots = rows(3)
+    stretch = np.exp((log_depth[source[:, None], knots[0]] * knots[1]).sum(1))[:, None]
+    seen, _ = oracles.moved_points(relative, source, target, points * stretch, 0.05)
+    rays = seen[:, :2] / seen[:, 2:] + rng.normal(0, 0.01, (len(source), 2))
+    points = points * np.exp(depth_error * rng.normal(size=(len(source), 1)))
+    pixel = rng.uniform(0.004, 0.006, len(source))
+    options = {"min_px": 0.3, "max_point": 0.5, "pair_std": 0.004, "alike": 4.0}
+    noise = compared(
+        track_equations,
+        oracles.track_equations,
+        (relative, log_depth, source, target, points, rays, pixel, knots),
+        SHARED | options,
+    )
+    assert noise[0] == pytest.approx(2.0, rel=0.25), "0.01 over pixels of 0.005"
+    assert noise[1] == pytest.approx(depth_error, rel=0.4, abs=0.05)
+
+
+@pytest.mark.parametrize("min_points", [30, 100000])
+def test_surfaces(min_points):
+    rng, relative, log_depth, source, target, points, knots = rows(4)
+    maps = rng.normal(0, 0.01, (VIEWS, SIZE[1], SIZE[0], 4)).astype(np.float32)
+    maps[..., 0] += 0.5
+    maps[..., 3] = rng.random(maps.shape[:3]) < 0.1
+    cameras = np.tile([60.0, 60.0, 30.0, 25.0], (VIEWS, 1))
+    options = {"border_px": 3, "min_points": min_points, "min_std": 0.005, "alike": 8.0}
+    spread = compared(
+        surface_equations,
+        oracles.surface_equations,
+        (relative, log_depth, GRID, source, target, points, knots, maps, cameras),
+        SHARED | options,
+    )
+    assert (spread > 0) == (min_points == 30)
+
+
+def test_warp():
+    result, _ = window(WRONG)
+    points = result.local_points_u[1].copy()
+    points[0, 0, 2], points[0, 1, 2] = -1.0, np.nan
+    poses = result.window_from_camera.astype(np.float64)
+    motion = (np.linalg.inv(poses[0]) @ poses[1])[:3].astype(np.float32)
+    camera = np.array([90.0, 91.0, 56.0, 42.0], np.float32)
+    place, depth = warp_view(points, motion, camera)
+    expected_place, expected_depth = oracles.warp_view(points, motion, camera)
+    assert (place[0, :2] == -1000).all()
+    np.testing.assert_allclose(place, expected_place, rtol=1e-4, atol=1e-3)
+    np.testing.assert_allclose(depth, expected_depth, rtol=1e-5)
+
+
+def test_what_does_not_fit_is_refused_by_name():
+    _, relative, log_depth, source, target, points, knots = rows(5)
+    count, unknowns = len(source), VIEWS * (6 + KNOTS)
+    good = [relative, log_depth, source, target, points, np.zeros((count, 2)), np.ones(count),
+            knots, np.zeros((unknowns, unknowns)), np.zeros(unknowns)]  # fmt: skip
+    options = {"min_px": 0.3, "max_point": 0.5, "pair_std": 0.004, "alike": 4.0, **SHARED}
+    for place, bad, name in (
+        (0, relative[:2], "relative"),
+        (2, source + VIEWS, "source"),
+        (3, target - VIEWS, "target"),
+        (4, points[:, :2], "points"),
+        (7, (knots[0] + KNOTS, knots[1]), "knots"),
+        (8, np.zeros((unknowns, unknowns - 1)), "hessian"),
+    ):
+        arguments = [*good]
+        arguments[place] = bad
+        with pytest.raises(ValueError, match=name):
+            track_equations(*arguments, **options)
+    with pytest.raises(ValueError, match="points"):
+        warp_view(np.zeros((4, 4, 2), np.float32), np.zeros((3, 4), np.float32), np.ones(4))
