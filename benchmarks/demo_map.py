@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,8 +31,9 @@ from benchmarks.alignment import chained
 from benchmarks.record import record
 from g2vlm_ros.demo.sim import drive_metrics
 from g2vlm_ros.demo.sim.camera import lens
+from g2vlm_ros.demo.sim.home import Home
 from g2vlm_ros.demo.sim.renderer import render
-from g2vlm_ros.demo.sim.robot_path import RATE_HZ
+from g2vlm_ros.demo.sim.robot_path import RATE_HZ, RobotPath
 from g2vlm_ros.demo.sim.scenes import make_scene
 from g2vlm_ros.demo.sim.splits import home_seed
 from g2vlm_ros.demo.sim.wheel_odometry import base_poses, mount, odometry
@@ -54,17 +56,19 @@ FIRST_NS = 10**9
 
 
 class Drive:
-    """One home, seen along its walk."""
+    """A walk, seen by the robot's camera at CAMERA_HZ.
 
-    def __init__(self, home: int):
-        walk = (scene := make_scene(home_seed("heldout", home), LEGS)).walk
+    home_by_step: for each step of the walk, which of the homes (all of one plan) stands there.
+    """
+
+    def __init__(self, homes: Sequence[Home], walk: RobotPath, home_by_step: np.ndarray):
         steps = np.arange(0, len(walk.time_s), round(RATE_HZ / CAMERA_HZ))
         self.poses, self.time_s = walk.world_from_camera[steps], walk.time_s[steps]
         self.camera = lens(WIDTH_PX, WIDTH_PX * 3 // 4)
-        index = np.zeros(len(steps), np.int64)
-        views = render([scene.home], index, self.poses, self.time_s, self.camera)
+        views = render(homes, home_by_step[steps], self.poses, self.time_s, self.camera)
         self.images, self.depth_m = np.array(views.images), np.asarray(views.depth_m)
-        robot = base_poses(*odometry(walk, ODOMETRY_NOISE, scene.home.seed))[steps]
+        self.items = np.asarray(views.items)
+        robot = base_poses(*odometry(walk, ODOMETRY_NOISE, homes[0].seed))[steps]
         self._odom_from_camera = robot @ mount(walk)
 
     def frame(self, number: int) -> Frame:
@@ -185,7 +189,9 @@ def errors(found: dict[int, np.ndarray], truth: np.ndarray) -> dict[str, float]:
 
 def drive(home: int, perception: Perception, settings: Settings) -> dict[str, Any]:
     """One home."""
-    seen, log = Drive(home), Log()
+    scene = make_scene(home_seed("heldout", home), LEGS)
+    seen = Drive([scene.home], scene.walk, np.zeros(len(scene.walk.time_s), np.int64))
+    log = Log()
     network = Network(perception)
     live, dense_map = MappingPipeline(network, settings), DenseMap(settings)
     numbers = {seen.frame(n).stamp_ns: n for n in range(len(seen.images))}
@@ -269,6 +275,14 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
     return {"judged_way_m": round(float(way.sum()), 1), **counts, **means}
 
 
+def demo_settings(changes: Mapping[str, Any]) -> Settings:
+    """Those of config/demo.yaml, with changes by parameter; odometry comes with the frames."""
+    document = yaml.safe_load((ROOT / "config" / "demo.yaml").read_text())
+    values = flattened(document["/**/perception"]["ros__parameters"])
+    values.pop("odometry_topic", None)
+    return Settings.from_flat(values | dict(changes))
+
+
 def main() -> int:
     """Measure and record; fails where the map is not clearly better than chaining alone."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
@@ -277,11 +291,8 @@ def main() -> int:
     parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE")
     chosen = parser.parse_args()
     cv2.setNumThreads(1)
-    document = yaml.safe_load((ROOT / "config" / "demo.yaml").read_text())
-    values = flattened(document["/**/perception"]["ros__parameters"])
-    values.pop("odometry_topic", None)
-    values |= {name: yaml.safe_load(v) for name, v in (each.split("=") for each in chosen.set)}
-    settings = Settings.from_flat(values | {"model.checkpoint": str(chosen.checkpoint)})
+    changes = {name: yaml.safe_load(v) for name, v in (each.split("=") for each in chosen.set)}
+    settings = demo_settings(changes | {"model.checkpoint": str(chosen.checkpoint)})
     perception = Perception.open(settings)
     rows = [drive(home, perception, settings) for home in chosen.homes]
     result = {"backend": perception.backend, "set": chosen.set, "mean": summary(rows)}

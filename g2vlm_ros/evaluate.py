@@ -33,6 +33,7 @@ from g2vlm_ros.datasets.sequence import (
     SequenceFrame,
 )
 from g2vlm_ros.dense_map.dense_map import DenseMap
+from g2vlm_ros.evaluation.frames_between import FramesBetween
 from g2vlm_ros.evaluation.map_metrics import map_errors, true_surfaces
 from g2vlm_ros.evaluation.map_record import MapRecord, ViewKey
 from g2vlm_ros.evaluation.stand_in import StandInErrors, StandInPerception
@@ -79,10 +80,12 @@ class SequenceRun:
         frames: Sequence[SequenceFrame] | None = None,
         odometry: bool = False,
         seed: int = 0,
+        track: bool = False,
     ):
         """frames: those of the sequence that are used, by default all.
 
         odometry: the pipeline gets the true motion with errors of ODOMETRY_DRIFT that add up.
+        track: all frames of the sequence are followed between windows, as the node does.
         """
         if odometry and not sequence.metric:
             raise SequenceError(
@@ -91,16 +94,24 @@ class SequenceRun:
             )
         self._sequence, self._perception = sequence, perception
         self._frames = sequence.frames if frames is None else tuple(frames)
-        self._true = {(f.camera, f.stamp_ns): f.world_from_camera for f in self._frames}
+        cameras = {frame.camera for frame in self._frames}
+        self._followed = [f for f in sequence.frames if f.camera in cameras] if track else []
+        every = (*self._frames, *self._followed)
+        self._true = {(f.camera, f.stamp_ns): f.world_from_camera for f in every}
         self._odometry = _odometry(self._frames, seed) if odometry else {}
         self._pipeline, self.dense_map = MappingPipeline(perception, settings), DenseMap(settings)
         self.record, self._cpu_s, self._views = MapRecord(), [], 0
+        self._between = FramesBetween(self.record)
 
     def play(self) -> None:
         """Offer all frames, one after the other, and run every window that they make."""
-        for frame in self._frames:
-            self._pipeline.offer(self._as_camera_frame(frame))
-            self._step()
+        views = {(frame.camera, frame.stamp_ns) for frame in self._frames}
+        for frame in self._followed or self._frames:
+            if self._followed:
+                self._between.follow(frame)
+            if (frame.camera, frame.stamp_ns) in views:
+                self._pipeline.offer(self._as_camera_frame(frame))
+                self._step()
 
     def _as_camera_frame(self, frame: SequenceFrame) -> Frame:
         return Frame(
@@ -118,6 +129,8 @@ class SequenceRun:
             stand_in_s = getattr(self._perception, "spent_s", 0.0) - spent_s
             self._cpu_s.append(time.process_time() - start_s - stand_in_s)
             self.record.add(update)
+            if self._followed:
+                self._between.add(update)
             self._views += len(update.new_views)
             spent_s += stand_in_s
             start_s = time.process_time()
@@ -159,12 +172,14 @@ class SequenceRun:
             figures |= {"scale_state": "METRIC" if metric else "RELATIVE"}
             figures |= asdict(consistency(self.record.published(maps[0], self._true, fit.scale)))
             figures |= self._map_errors(maps[0], fit)
+            if self._followed:
+                figures |= self._between.results(maps[0], self._true, fit.scale)
         return {name: _plain(value) for name, value in figures.items()}
 
     def _map_errors(self, map_id: int, world_from_map: Sim3) -> dict[str, float]:
         """Of the dense map, which is that of the newest window: NaN where that is another one."""
         views = self.record.track(map_id)
-        newest = max(self._true, key=lambda view: view[1])
+        newest = max(((f.camera, f.stamp_ns) for f in self._frames), key=lambda view: view[1])
         points, _ = self.map_points()
         if newest not in views and self.record.maps[1:]:
             points = points[:0]
@@ -259,6 +274,11 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         'for example "turn=1,shift=0.015,depth=0.04", or "" for none',
     )  # fmt: skip
     add("--odometry", action="store_true", help="give the pipeline odometry made of the truth")
+    add(
+        "--track",
+        action="store_true",
+        help="follow every frame of the sequence between windows, those left out included",
+    )
     add("--out", metavar="DIR", type=Path, help="write trajectories, map, picture and figures")
     add("--json", action="store_true", help="print one JSON object instead of text")
     add("--set", nargs="*", default=[], metavar="NAME=VALUE", help="parameters of the pipeline")
@@ -303,7 +323,9 @@ def _run(options: argparse.Namespace) -> dict[str, Any]:
         stamps = sorted({frame.stamp_ns for frame in frames})[:: errors.every]
         frames = [frame for frame in frames if frame.stamp_ns in set(stamps)]
         perception, seed = StandInPerception(frames, errors), errors.seed
-    run = SequenceRun(sequence, perception, settings, frames, options.odometry, seed)
+    run = SequenceRun(
+        sequence, perception, settings, frames, options.odometry, seed, options.track
+    )
     run.play()
     figures = run.results()
     if options.out:

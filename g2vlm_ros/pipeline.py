@@ -25,7 +25,7 @@ from g2vlm_ros.mapping.window_buffer import WindowBuffer
 from g2vlm_ros.mapping.window_pose import LoopOutcome, MappedWindow, WindowPose
 from g2vlm_ros.mapping.window_registration import ViewKey, view_key
 from g2vlm_ros.perception import Perception, Scene, StageTimer, with_input_sizes
-from g2vlm_ros.records import Frame, Reconstruction, Window, newest_view
+from g2vlm_ros.records import DropReason, Frame, Reconstruction, Window, newest_view
 from g2vlm_ros.settings import Settings
 
 
@@ -42,7 +42,7 @@ class Counts:
 
     received: int
     used: int
-    dropped: Counter[str]
+    dropped: Counter[DropReason]
     windows: int
     loops: Counter[LoopOutcome] = field(default_factory=Counter)
     """Tries to close a loop by outcome."""
@@ -85,7 +85,7 @@ class MappingPipeline:
         with self._lock:
             self._buffer.offer(frame)
 
-    def reject(self, reason: str) -> None:
+    def reject(self, reason: DropReason) -> None:
         """Count a frame that could not even be offered (any thread)."""
         with self._lock:
             self._buffer.reject(reason)
@@ -214,12 +214,12 @@ class MappingPipeline:
                 if view_key(frame) in self._last_views:
                     pass
                 elif self._stillness.is_still(frame, image):
-                    fault = "still"
+                    fault = DropReason.STILL
                     unmoved.append(frame)
                 else:
                     fault = self._quality.fault(frame.camera, image)
             except ValueError:
-                fault = "undecodable"
+                fault = DropReason.UNDECODABLE
             if fault is None:
                 self._images[view_key(frame)] = image
                 frames.append(frame)
@@ -227,7 +227,7 @@ class MappingPipeline:
             else:
                 with self._lock:
                     self._buffer.discard(frame, fault)
-                    if fault == "still":
+                    if fault is DropReason.STILL:
                         self._buffer.renew(frame.stamp_ns)
         return Window(window.id, tuple(frames)), images, unmoved
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from enum import IntEnum
+from enum import Enum, IntEnum
 
 import numpy as np
 
@@ -37,6 +37,59 @@ class NonFiniteError(ArithmeticError):
             "or run with dtype float32 if a half precision overflowed"
         )
         self.stage = stage
+
+
+class Reason(str, Enum):
+    """One word of a fixed list; equal to its text, which is what messages and counters show."""
+
+    def __str__(self) -> str:
+        return self.value
+
+
+class DropReason(Reason):
+    """Why a frame was not used; the keys of the counters in ~/status."""
+
+    ENCODING = "encoding"
+    """Of an image: not one that we read."""
+    SIZE = "size"
+    """Zero, too large, odd where even is needed, or rows that do not fit."""
+    TRUNCATED = "truncated"
+    """Fewer bytes than its header promises."""
+    UNDECODABLE = "undecodable"
+    STAMP = "stamp"
+    """Its driver never set the time of acquisition."""
+    COVERED = "covered"
+    BLURRED = "blurred"
+    FROZEN = "frozen"
+    STILL = "still"
+    """The camera stands; the view before stays."""
+    TOO_CLOSE = "too_close"
+    """Within min_gap_s or min_baseline_m of the frame before it in the window."""
+    OUT_OF_ORDER = "out_of_order"
+    DUPLICATE = "duplicate"
+    UNSYNCHRONISED = "unsynchronised"
+    """No partner from another camera."""
+    TOO_OLD = "too_old"
+    """Further than max_age_s behind."""
+    SUPERSEDED = "superseded"
+    """Newer frames arrived while the device was busy, or from other cameras."""
+    WRONG_STAMP = "wrong_stamp"
+    """Far from the frames before and after it."""
+    CLOCK_JUMP = "clock_jump"
+    RESET = "reset"
+
+
+class ScaleSource(Reason):
+    """What the metres of a map come from; those that measure are ranked by `TRUST`."""
+
+    ODOMETRY = "odometry"
+    RIG = "rig"
+    """The distance between the cameras of a rig."""
+    DEPTH = "depth"
+    CAMERA_HEIGHT = "camera_height"
+    FIXED = "fixed"
+    """map.metres_per_unit."""
+    NONE = "none"
 
 
 class ScaleState(IntEnum):

@@ -209,6 +209,23 @@ class MapSettings:
 
 
 @dataclass(frozen=True)
+class PoseSettings:
+    """Poses at the camera's rate."""
+
+    between_windows: bool = parameter(
+        True, "Follow frames between windows: ~/pose, ~/odometry and /tf at the camera's rate."
+    )
+    max_rate_hz: float = parameter(
+        30.0, "Frames per second and camera that are followed at most.", low=0.1, high=1000
+    )
+    odometry_frame: str = parameter(
+        "g2vlm_odom",
+        "Frame of ~/odometry, in which the camera never jumps; a child of map.frame.",
+        name=FRAME,
+    )
+
+
+@dataclass(frozen=True)
 class VoxelSettings:
     """The bounded map of coloured voxels, and the occupancy grid made of it.
 
@@ -345,6 +362,7 @@ class Settings:
     window: WindowSettings = field(default_factory=WindowSettings)
     cloud: CloudSettings = field(default_factory=CloudSettings)
     map: MapSettings = field(default_factory=MapSettings)
+    pose: PoseSettings = field(default_factory=PoseSettings)
     voxel: VoxelSettings = field(default_factory=VoxelSettings)
     query: QuerySettings = field(default_factory=QuerySettings)
 

@@ -49,7 +49,7 @@ SWITCHES = (
         "Nav2's manager needs bond_timeout: 0.0.",
     ),
     ("rviz", "false", "Show cloud, map, grid, path, poses, depth and answers in RViz."),
-    ("viewer", "false", "Show the map in a browser: http://127.0.0.1:8080 (needs viser)."),
+    ("viewer", "false", "Show the map in a browser, at the address in its log (needs viser)."),
     ("demo", "false", "Drive a simulated home; the demo checkpoint on the CPU looks at it."),
 )
 

@@ -11,9 +11,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from g2vlm_tests.point_files import read_ply
 
 from g2vlm_ros import __main__
-from g2vlm_ros.geometry.point_cloud import read_ply
 from g2vlm_ros.records import RawGeometry, Reconstruction
 from g2vlm_ros.settings import Settings
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import ast
+import importlib.metadata
 import importlib.util
 import os
 import re
@@ -204,3 +205,59 @@ def test_ruff_is_content(arguments: list[str]) -> None:
     command = [sys.executable, "-m", "ruff", *arguments, "--no-cache", "."]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stdout + result.stderr
+
+
+def pins() -> dict[str, set[str]]:
+    """Name of a distribution -> the versions that requirements/*.txt and constraints.txt allow."""
+    allowed: dict[str, set[str]] = {}
+    for file in (ROOT / "requirements").glob("*.txt"):
+        for name, version in re.findall(r"^([\w.-]+)==([\w.]+)", file.read_text(), re.M):
+            allowed.setdefault(canonical(name), set()).add(version)
+    return allowed
+
+
+def canonical(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def brought_along(group: str) -> dict[str, str]:
+    """Name -> version of every installed distribution that a requirements file leads to."""
+    from packaging.requirements import Requirement
+
+    text = (ROOT / "requirements" / f"{group}.txt").read_text()
+    lines = [line for line in text.splitlines() if "==" in line and not line.startswith("#")]
+    waiting, installed = [Requirement(line) for line in lines], {}
+    while waiting:
+        requirement = waiting.pop()
+        name = canonical(requirement.name)
+        if name in installed or (requirement.marker and not requirement.marker.evaluate()):
+            continue
+        try:
+            distribution = importlib.metadata.distribution(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+        installed[name] = distribution.version
+        extras = requirement.extras or {""}
+        for line in distribution.requires or []:
+            needed = Requirement(line)
+            if needed.marker is None or any(
+                needed.marker.evaluate({"extra": extra}) for extra in extras
+            ):
+                needed.marker = None
+                waiting.append(needed)
+    return installed
+
+
+@pytest.mark.parametrize("group", ["base", "ros", "test", "viewer"])
+def test_what_requirements_bring_along_is_pinned_too(group: str) -> None:
+    """Two set-ups on different days are alike. torch's CUDA libraries are left to torch."""
+    pytest.importorskip("packaging")
+    if not (ROOT / ".venv").is_dir() or sys.prefix != str(ROOT / ".venv"):
+        pytest.skip("not the environment that tools/setup_env.py installs")
+    allowed = pins()
+    wrong = {
+        name: version
+        for name, version in brought_along(group).items()
+        if version not in allowed.get(name, ())
+    }
+    assert not wrong, f"not pinned in requirements/constraints.txt: {wrong}"

@@ -168,14 +168,6 @@ def answer_ids(tokenizer: Tokenizer, answer: str | Sequence[int]) -> np.ndarray:
     return np.concatenate([[tokenizer.special.newline], body, ending])
 
 
-def turn_ids(tokenizer: Tokenizer, answer: str | Sequence[int], next_question: str) -> np.ndarray:
-    """int64 ids of a follow-up turn on the same images: the answer given, then the next question.
-
-    Append them to the cache as it stood before the answer was decoded.
-    """
-    return np.concatenate([answer_ids(tokenizer, answer), question_ids(tokenizer, next_question)])
-
-
 def reconstruction_segments(
     tokenizer: Tokenizer, views: int, grid_hw: tuple[int, int]
 ) -> list[Segment]:

@@ -55,7 +55,7 @@ class Tokenizer:
         self._template = _backend(bare, source)
         # Without added tokens there is no text that could become one: "<|im_end|>" is spelt out.
         self._user = _backend({**bare, "added_tokens": []}, source)
-        added = {token["content"]: token["id"] for token in document.get("added_tokens", [])}
+        added = _ids_of(document.get("added_tokens", []), source)
         self._check(added, source)
         self.control_ids = frozenset(added.values())
         self.vocab_size = max(self._template.get_vocab(with_added_tokens=True).values()) + 1
@@ -71,7 +71,7 @@ class Tokenizer:
         source = folder / "tokenizer.json"
         if source.is_file():
             document = _read_json(source)
-            given = {token["content"]: token["id"] for token in document.get("added_tokens", [])}
+            given = _ids_of(document.get("added_tokens", []), str(source))
             differ = [t["content"] for t in added if given.get(t["content"]) != t["id"]]
             if differ:
                 raise TokenizerError(
@@ -151,7 +151,30 @@ def _added_tokens(folder: Path) -> list[dict[str, Any]]:
     if not path.is_file():
         return []
     table = _read_json(path).get("added_tokens_decoder", {})
-    return [{"id": int(id_), **table[id_]} for id_ in sorted(table, key=int)]
+    try:
+        added = [{"id": int(id_), **table[id_]} for id_ in sorted(table, key=int)]
+    except (TypeError, ValueError) as error:
+        raise TokenizerError(
+            f"{path} has an added_tokens_decoder that is no table of ids ({error}); {_REMEDY}"
+        ) from error
+    _ids_of(added, str(path))
+    return added
+
+
+def _ids_of(added: Any, source: str) -> dict[str, int]:
+    """{content: id} of the added tokens of a file."""
+    try:
+        ids = {token["content"]: token["id"] for token in added}
+    except (KeyError, TypeError) as error:
+        raise TokenizerError(
+            f"{source} has added tokens without content or id ({error}); {_REMEDY}"
+        ) from error
+    for content, id_ in ids.items():
+        if not isinstance(content, str) or type(id_) is not int or id_ < 0:
+            raise TokenizerError(
+                f"{source} gives the added token {content!r} the id {id_!r}; {_REMEDY}"
+            )
+    return ids
 
 
 def _document(folder: Path, added: list[dict[str, Any]]) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from g2vlm_ros.datasets.sequence import (
     SequenceError,
     SequenceFrame,
     TrueTrajectory,
+    bounded_stamp,
     check_rising,
     finished_sequence,
     without_truth,
@@ -75,8 +76,10 @@ def _table(path: Path, columns: int, what: str) -> tuple[np.ndarray, np.ndarray]
     """(stamps int64 (n,), float64 (n, columns)) of a CSV file; stamps are too long for a float."""
     values = numbers(path, columns + 1, f"nanoseconds, {what}", ",")
     lines = (line.split("#")[0] for line in path.read_text(encoding="utf-8").splitlines())
-    stamps_ns = np.array([int(line.split(",")[0]) for line in lines if line.strip()], np.int64)
-    return stamps_ns, values[:, 1:]
+    stamps_ns = [
+        bounded_stamp(int(line.split(",")[0]), str(path)) for line in lines if line.strip()
+    ]
+    return np.array(stamps_ns, np.int64), values[:, 1:]
 
 
 def _truth(root: Path) -> tuple[TrueTrajectory, np.ndarray]:
@@ -143,7 +146,7 @@ def _pictures(folder: Path) -> list[tuple[int, Path]]:
         file = folder / "data" / words[-1]
         if len(words) < 2 or not words[0].isdigit() or not file.is_file():
             raise SequenceError(f"{table}, line {count}: there is no picture for {line[:60]!r}")
-        pictures.append((int(words[0]), file))
+        pictures.append((bounded_stamp(int(words[0]), f"{table}, line {count}"), file))
     check_rising([ns for ns, _ in pictures], str(table))
     return pictures
 

@@ -8,6 +8,8 @@ recording must tie the two. Poses without such a frame count as the camera's (op
 
 from __future__ import annotations
 
+import sqlite3
+import struct
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -42,6 +44,9 @@ TRUTHS = (
 DEPTH_ENCODINGS = {"16UC1": (np.uint16, 1e-3), "mono16": (np.uint16, 1e-3), "32FC1": ("f4", 1.0)}
 """Numbers of a depth image and metres per count (REP-118)."""
 MAX_DEPTH_LAG_NS = 20_000_000
+DAMAGE = (AssertionError, AttributeError, LookupError, MemoryError, OverflowError, RuntimeError)
+DAMAGE += (TypeError, sqlite3.Error, struct.error)
+"""What rosbags lets out of damaged recordings beside its own errors, found by `make fuzz`."""
 FISHEYE_MODELS = ("equidistant", "fisheye")
 
 
@@ -105,6 +110,7 @@ def _reader(path: Path) -> Iterator[Any]:
     """An open reader that also decodes; what rosbags raises becomes one sentence."""
     try:
         from rosbags.highlevel import AnyReader, AnyReaderError
+        from rosbags.rosbag2 import ReaderError
         from rosbags.typesys import Stores, get_typestore
     except ImportError as error:
         raise SequenceError(
@@ -113,7 +119,7 @@ def _reader(path: Path) -> Iterator[Any]:
     try:
         with AnyReader([path], default_typestore=get_typestore(Stores.ROS2_JAZZY)) as bag:
             yield bag
-    except (AnyReaderError, RuntimeError, AssertionError, KeyError) as error:
+    except (AnyReaderError, ReaderError, *DAMAGE) as error:
         raise SequenceError(f"{path} cannot be read as a recording: {error}") from error
 
 

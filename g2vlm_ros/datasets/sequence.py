@@ -24,6 +24,10 @@ GAP_FACTOR = 5.0
 """Times the usual distance of two frames from which on a pause is mentioned."""
 
 
+MAX_STAMP_NS = 2**63 - 1
+"""As stamps are kept in arrays of int64."""
+
+
 class SequenceError(ValueError):
     """A sequence that cannot be evaluated: one sentence with file, fault and remedy."""
 
@@ -63,11 +67,6 @@ class PosedSequence:
     def cameras(self) -> tuple[str, ...]:
         """Names of the cameras, in the order of their first frames."""
         return tuple(dict.fromkeys(frame.camera for frame in self.frames))
-
-    @property
-    def has_depth(self) -> bool:
-        """Whether every frame has a depth image."""
-        return all(frame.depth_m is not None for frame in self.frames)
 
 
 @dataclass(frozen=True)
@@ -137,6 +136,13 @@ def interpolated_pose(start: np.ndarray, end: np.ndarray, share: float) -> np.nd
     pose[:3, :3] = start[:3, :3] @ cv2.Rodrigues(share * turn)[0]
     pose[:3, 3] = (1 - share) * start[:3, 3] + share * end[:3, 3]
     return pose
+
+
+def bounded_stamp(stamp_ns: int, source: str) -> int:
+    """The stamp; SequenceError where 64 bits do not hold it."""
+    if abs(stamp_ns) > MAX_STAMP_NS:
+        raise SequenceError(f"{source}: a stamp of {stamp_ns:.3g} ns is beyond the year 2262")
+    return stamp_ns
 
 
 def check_rising(stamps_ns: np.ndarray | Sequence[int], source: str) -> None:

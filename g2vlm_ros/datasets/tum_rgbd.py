@@ -26,6 +26,7 @@ from g2vlm_ros.datasets.sequence import (
     SequenceError,
     SequenceFrame,
     TrueTrajectory,
+    bounded_stamp,
     check_rising,
     finished_sequence,
     without_truth,
@@ -92,9 +93,10 @@ def _lines(path: Path) -> list[tuple[int, list[str]]]:
 
 def _stamp_ns(path: Path, count: int, word: str) -> int:
     try:
-        return int(Decimal(word) * 1_000_000_000)
-    except InvalidOperation as error:
+        stamp_ns = int(Decimal(word) * 1_000_000_000)
+    except (InvalidOperation, OverflowError, ValueError) as error:
         raise SequenceError(f"{path}, line {count}: {word!r} are no seconds") from error
+    return bounded_stamp(stamp_ns, f"{path}, line {count}")
 
 
 def _stamps_ns(path: Path) -> list[int]:

@@ -18,7 +18,7 @@ from typing import IO, BinaryIO
 
 import numpy as np
 
-from g2vlm_ros.dense_map.map_changes import POINT, points_of, rgb_of
+from g2vlm_ros.dense_map.map_changes import points_of, rgb_of
 from g2vlm_ros.dense_map.voxel_grid import VOXEL, VoxelGrid
 from g2vlm_ros.dense_map.voxel_map import VoxelMap
 from g2vlm_ros.geometry.point_cloud import replaced, write_ply
@@ -120,23 +120,6 @@ def load_objects(path: str | os.PathLike) -> bytes:
         raise
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise MapFileError(f"{path} is no map file or is damaged ({error})") from error
-
-
-def read_pcd(path: str | os.PathLike) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Points float32 (n, 3), colours uint8 (n, 3), confidence float32 (n,) of a saved PCD.
-
-    Reads the layout that `save_map` writes; MapFileError for any other or a truncated file.
-    """
-    header, _, body = Path(path).read_bytes().partition(b"\nDATA binary\n")
-    size, rest = divmod(len(body), POINT.itemsize)
-    wanted = _pcd_header(size).encode().partition(b"\nDATA binary\n")[0]
-    lines = [line for line in header.split(b"\n") if not line.startswith(b"#")]
-    if rest or b"\n".join(lines) != wanted:
-        raise MapFileError(f"{path} is no complete PCD file as save_map writes it")
-    rows = np.frombuffer(body, POINT)
-    points = np.stack([rows[name] for name in "xyz"], axis=-1)
-    colours = np.stack([rows["rgb"] >> shift & 255 for shift in (16, 8, 0)], axis=-1)
-    return points, colours.astype(np.uint8), rows["confidence"].copy()
 
 
 def _write_npz(

@@ -89,12 +89,6 @@ class VoxelMap:
         return self._counts
 
     @property
-    def blocks_to_replace(self) -> int:
-        """How many blocks corrections have still to be applied to."""
-        with self.lock:
-            return int((self._grid.blocks["stale"][self._grid.rows] > 0).sum())
-
-    @property
     def settled(self) -> bool:
         """No correction waits."""
         return not self._corrections

@@ -30,7 +30,7 @@ class _Window:
 
 @dataclass(frozen=True)
 class _Published:
-    """The newest pose of a window as it was published, and the map's first views then."""
+    """A pose as it was published, and the map's first views then."""
 
     map_id: int
     view: ViewKey
@@ -49,6 +49,7 @@ class MapRecord:
         self._windows: dict[int, list[_Window]] = defaultdict(list)
         self._places: dict[int, Sim3] = {}
         self._published: list[_Published] = []
+        self._tracked: list[_Published] = []
         self._metric: dict[int, bool] = {}
         self.reasons: list[str] = []
         """Why each map began."""
@@ -77,19 +78,31 @@ class MapRecord:
         self._windows[map_id].append(window)
         self._metric[map_id] = placement.scale.state is ScaleState.METRIC
         newest = update.window.newest
+        if self._windows[map_id][0] is not window:
+            pose, covariance = update.map_from_camera[newest], placement.covariance[newest]
+            self._published.append(self._published_now(map_id, views[newest], pose, covariance))
+
+    def add_tracked(
+        self, map_id: int, view: ViewKey, map_from_camera: np.ndarray, covariance: np.ndarray
+    ) -> None:
+        """Take in a pose that was published between windows."""
+        if self._windows[map_id]:
+            pose = self._published_now(map_id, view, map_from_camera, covariance)
+            self._tracked.append(pose)
+
+    def _published_now(
+        self, map_id: int, view: ViewKey, map_from_camera: np.ndarray, covariance: np.ndarray
+    ) -> _Published:
         first = self._windows[map_id][0]
-        if first is not window:
-            self._published.append(
-                _Published(
-                    map_id,
-                    views[newest],
-                    update.map_from_camera[newest],
-                    placement.covariance[newest],
-                    self._metric[map_id],
-                    tuple(first.views[i] for i in first.trusted),
-                    self._poses(first)[list(first.trusted)],
-                )
-            )
+        return _Published(
+            map_id,
+            view,
+            map_from_camera,
+            covariance,
+            self._metric[map_id],
+            tuple(first.views[i] for i in first.trusted),
+            self._poses(first)[list(first.trusted)],
+        )
 
     def metric(self, map_id: int) -> bool:
         """Whether a map is in metres."""
@@ -104,16 +117,21 @@ class MapRecord:
         return dict(sorted(poses.items(), key=lambda item: item[0][1]))
 
     def published(
-        self, map_id: int, true: Mapping[ViewKey, np.ndarray], unit_m: float
+        self,
+        map_id: int,
+        true: Mapping[ViewKey, np.ndarray],
+        unit_m: float,
+        tracked: bool = False,
     ) -> list[PublishedPose]:
-        """The newest pose of each window after the first of a map, beside the truth.
+        """The newest pose of each window after the first of a map, beside the truth; or those
+        tracked between windows.
 
         The truth is laid onto the views of the map's first window, not onto the whole track: a
         covariance is relative to where the map began. unit_m: metres per unit where the map was
         not in metres when it said so.
         """
         poses = []
-        for each in self._published:
+        for each in self._tracked if tracked else self._published:
             if each.map_id != map_id:
                 continue
             first = np.stack([true[view] for view in each.first_views])

@@ -174,23 +174,6 @@ def write_ply(
             file.write(rows.tobytes())
 
 
-def read_ply(path: str | os.PathLike) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-    """Points float32 (M, 3), colours uint8 (M, 3), confidence float32 (M,) or None of a PLY.
-
-    Reads the layout that `write_ply` writes; ValueError for any other or a truncated file.
-    """
-    header, end, body = Path(path).read_bytes().partition(b"end_header\n")
-    for with_confidence in (True, False):
-        dtype = _ply_dtype(with_confidence)
-        size, rest = divmod(len(body), dtype.itemsize)
-        if rest == 0 and header + end == _ply_header(dtype, size).encode("ascii"):
-            rows = np.frombuffer(body, dtype)
-            points = np.stack([rows[name] for name in ("x", "y", "z")], axis=-1)
-            colours = np.stack([rows[name] for name in ("red", "green", "blue")], axis=-1)
-            return points, colours, rows["confidence"].copy() if with_confidence else None
-    raise ValueError(f"{path} is no complete PLY file as write_ply writes it")
-
-
 def _ply_dtype(with_confidence: bool) -> np.dtype:
     fields = [(name, "<f4") for name in ("x", "y", "z")]
     fields += [(name, "u1") for name in ("red", "green", "blue")]

@@ -17,15 +17,13 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
+from g2vlm_ros.records import DropReason
+
 
 class ImageError(ValueError):
-    """An image that cannot be used; `reason` is a short key for counting drops.
+    """An image that cannot be used, and the reason under which it is counted."""
 
-    Reasons: "encoding" (not one that we read), "size" (zero, too large, odd where even is needed,
-    rows that do not fit), "truncated" (fewer bytes than promised), "undecodable", "stamp".
-    """
-
-    def __init__(self, reason: str, message: str):
+    def __init__(self, reason: DropReason, message: str):
         super().__init__(message)
         self.reason = reason
 
@@ -83,28 +81,28 @@ def check(
     layout = ENCODINGS.get(encoding)
     if layout is None:
         known = ", ".join(ENCODINGS)
-        raise ImageError("encoding", f"image encoding '{encoding}' is not one of {known}")
+        raise ImageError(DropReason.ENCODING, f"image encoding '{encoding}' is not one of {known}")
     _check_size(width_px, height_px, max_px)
     if layout.even_width and width_px % 2 or layout.half_chroma and height_px % 2:
         raise ImageError(
-            "size", f"{encoding} image of {width_px}x{height_px} px must have even sides"
+            DropReason.SIZE, f"{encoding} image of {width_px}x{height_px} px must have even sides"
         )
     if encoding.startswith("bayer") and min(width_px, height_px) < BAYER_MIN_PX:
         raise ImageError(
-            "size",
+            DropReason.SIZE,
             f"{encoding} image of {width_px}x{height_px} px must have sides of at least "
             f"{BAYER_MIN_PX} px",
         )
     row_bytes = width_px * layout.pixel_bytes
     if step < row_bytes:
         raise ImageError(
-            "size",
+            DropReason.SIZE,
             f"step is {step} bytes; a row of {width_px} {encoding} pixels needs {row_bytes}",
         )
     expected = step * _rows(layout, height_px)
     if data_bytes != expected:
         raise ImageError(
-            "truncated" if data_bytes < expected else "size",
+            DropReason.TRUNCATED if data_bytes < expected else DropReason.SIZE,
             f"image data has {data_bytes} bytes; {encoding} of {width_px}x{height_px} px with "
             f"step {step} has {expected}",
         )
@@ -149,22 +147,25 @@ def check_compressed(data: bytes, format: str, max_px: int | None = None) -> tup
     codec = format.rpartition(";")[2].strip().lower()
     if "compresseddepth" in codec:
         raise ImageError(
-            "encoding", f"format '{format}' is a depth image; subscribe to a colour topic instead"
+            DropReason.ENCODING,
+            f"format '{format}' is a depth image; subscribe to a colour topic instead",
         )
     if codec and not re.match(r"(jpe?g|png|rgb8|bgr8|mono8)\b", codec):
-        raise ImageError("encoding", f"compressed format '{format}' is neither jpeg nor png")
+        raise ImageError(
+            DropReason.ENCODING, f"compressed format '{format}' is neither jpeg nor png"
+        )
     if data[:2] == b"\xff\xd8":
         size, whole = _jpeg_size(data), data.rfind(b"\xff\xd9") > data.rfind(b"\xff\xda")
     elif data[:8] == b"\x89PNG\r\n\x1a\n":
         size, whole = _png_size(data), data.rfind(b"IEND") > 0
     else:
         raise ImageError(
-            "undecodable",
+            DropReason.UNDECODABLE,
             f"'{format}' image of {len(data)} bytes starts with {data[:4].hex() or 'nothing'}, "
             "which is neither JPEG nor PNG",
         )
     if size is None or not whole:
-        raise ImageError("truncated", f"'{format}' image of {len(data)} bytes has no end")
+        raise ImageError(DropReason.TRUNCATED, f"'{format}' image of {len(data)} bytes has no end")
     _check_size(*size, max_px)
     return size
 
@@ -183,9 +184,13 @@ def decode_compressed(data: object, format: str, max_px: int | None = None) -> n
     try:
         image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
     except cv2.error as error:
-        raise ImageError("undecodable", f"'{format}' image cannot be decoded: {error}") from error
+        raise ImageError(
+            DropReason.UNDECODABLE, f"'{format}' image cannot be decoded: {error}"
+        ) from error
     if image is None:
-        raise ImageError("undecodable", f"'{format}' image of {len(data)} bytes is damaged")
+        raise ImageError(
+            DropReason.UNDECODABLE, f"'{format}' image of {len(data)} bytes is damaged"
+        )
     if image.dtype != np.uint8:
         image = _eight_bits(image)
     original, _, compressed = format.partition(";")
@@ -216,10 +221,12 @@ def _rows(layout: Encoding, height_px: int) -> int:
 
 def _check_size(width_px: int, height_px: int, max_px: int | None) -> None:
     if width_px < 1 or height_px < 1:
-        raise ImageError("size", f"image of {width_px}x{height_px} px must be at least 1x1")
+        raise ImageError(
+            DropReason.SIZE, f"image of {width_px}x{height_px} px must be at least 1x1"
+        )
     if max_px is not None and width_px * height_px > max_px:
         raise ImageError(
-            "size",
+            DropReason.SIZE,
             f"image of {width_px}x{height_px} px is above the bound of {max_px} px; "
             "raise max_image_px if that is wanted",
         )

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 import cv2
 import numpy as np
 
+from g2vlm_ros.records import DropReason
+
 SMALL_PX = 160
 """Images are judged at this width; a smaller one as it is."""
 FLAT = 2.0
@@ -34,14 +36,14 @@ class _Usual:
     repeats: int = 0
     lately: deque[tuple[float, float, float]] = field(default_factory=lambda: deque(maxlen=USUAL))
 
-    def verdict(self, brightness: float, contrast: float, sharpness: float) -> str | None:
+    def verdict(self, brightness: float, contrast: float, sharpness: float) -> DropReason | None:
         """What is wrong with an image that is not flat, by comparison."""
         if len(self.lately) < MIN_USUAL:
             return None
         bright, strong, sharp = np.median(np.array(self.lately), axis=0)
         if contrast < COVERED * strong and brightness < 0.3 * bright:
-            return "covered"
-        return "blurred" if sharpness < BLURRED * sharp else None
+            return DropReason.COVERED
+        return DropReason.BLURRED if sharpness < BLURRED * sharp else None
 
 
 class ImageQualityFilter:
@@ -50,8 +52,8 @@ class ImageQualityFilter:
     def __init__(self) -> None:
         self._cameras: dict[str, _Usual] = {}
 
-    def fault(self, camera: str, image: np.ndarray) -> str | None:
-        """ "covered", "blurred", "frozen", or None for an image that can be used.
+    def fault(self, camera: str, image: np.ndarray) -> DropReason | None:
+        """COVERED, BLURRED, FROZEN, or None for an image that can be used.
 
         image: uint8 (h, w, 3). Ask once per image, in order of time.
         """
@@ -68,9 +70,9 @@ class ImageQualityFilter:
         _, edges = _mean_and_deviation(cv2.Laplacian(grey, cv2.CV_32F))
         sharpness = edges / max(brightness, 1.0)
         if usual.repeats >= FROZEN_RUN:
-            return "frozen"
+            return DropReason.FROZEN
         if contrast < FLAT:
-            return "covered"
+            return DropReason.COVERED
         verdict = usual.verdict(brightness, contrast, sharpness)
         # What lasts becomes usual: a dim or plain room must not be refused for ever.
         usual.lately.append((brightness, contrast, sharpness))

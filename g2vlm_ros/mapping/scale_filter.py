@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from g2vlm_ros.mapping.scale_measurements import MIN_STD, TRUST, VIEW_NOISE, ScaleMeasurement
+from g2vlm_ros.records import ScaleSource
 
 GATE = 3.0
 PATIENCE = 3
@@ -32,8 +33,8 @@ class ScaleEstimate:
     """Metres per map unit; NaN while nothing is known."""
     relative_std: float
     """NaN while nothing is known."""
-    source: str
-    """One of TRUST, the one that weighs most; or "none"."""
+    source: ScaleSource
+    """One of TRUST, the one that weighs most; or NONE."""
     jump: float
     """New over old estimate where it changed by more than its own deviation; else 1."""
     refused: int
@@ -57,7 +58,7 @@ class _Source:
         self.log, self.variance = np.nan, np.inf
         self.scatter, self._windows = 1.0, 0
         self.refused: list[float] = []
-        self.pieces = 0 if name == "odometry" else PATIENCE
+        self.pieces = 0 if name == ScaleSource.ODOMETRY else PATIENCE
         """Taken in so far, less PATIENCE for each refused. As many confirm odometry, which hangs
         on two poses; what hangs on many points, or was given, needs none."""
 
@@ -110,12 +111,12 @@ class ScaleFilter:
     """
 
     def __init__(self) -> None:
-        self._sources: dict[str, _Source] = {}
+        self._sources: dict[ScaleSource, _Source] = {}
 
     @property
     def view_noise(self) -> float:
         """Error of a view's position, as a fraction of the range, by the scatter of odometry."""
-        odometry = self._sources.get("odometry")
+        odometry = self._sources.get(ScaleSource.ODOMETRY)
         return VIEW_NOISE * (np.sqrt(odometry.scatter) if odometry else 1.0)
 
     def update(
@@ -146,7 +147,7 @@ class ScaleFilter:
         """What is known now; nothing has just jumped."""
         believed = self._believed()
         if not believed:
-            return ScaleEstimate(float("nan"), float("nan"), "none", 1.0, 0)
+            return ScaleEstimate(float("nan"), float("nan"), ScaleSource.NONE, 1.0, 0)
         weights = np.array([1 / each.spread for each in believed])
         log = weights @ [each.log for each in believed] / weights.sum()
         best = believed[int(weights.argmax())].name

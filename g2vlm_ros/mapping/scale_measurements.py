@@ -15,12 +15,24 @@ from dataclasses import dataclass
 import numpy as np
 
 from g2vlm_ros.mapping.gravity_alignment import Floor
-from g2vlm_ros.records import Frame, Reconstruction, Window
+from g2vlm_ros.records import Frame, Reconstruction, ScaleSource, Window
 from g2vlm_ros.settings import SettingError
 
-TRUST = ("odometry", "rig", "depth", "camera_height", "fixed")
+TRUST = (
+    ScaleSource.ODOMETRY,
+    ScaleSource.RIG,
+    ScaleSource.DEPTH,
+    ScaleSource.CAMERA_HEIGHT,
+    ScaleSource.FIXED,
+)
 """Sources of scale, the most trusted first."""
-MIN_STD = dict(odometry=0.02, rig=0.02, depth=0.02, camera_height=0.05, fixed=0.1)
+MIN_STD = {
+    ScaleSource.ODOMETRY: 0.02,
+    ScaleSource.RIG: 0.02,
+    ScaleSource.DEPTH: 0.02,
+    ScaleSource.CAMERA_HEIGHT: 0.05,
+    ScaleSource.FIXED: 0.1,
+}
 """Relative error that no number of windows averages out: the source, or the network, is off."""
 VIEW_NOISE = 0.01
 """Error of a view's position in its window, as a fraction of the median range, until the scatter
@@ -42,7 +54,7 @@ class ScaleMeasurement:
 
     metres_per_unit: float
     relative_std: float
-    source: str
+    source: ScaleSource
 
 
 def rig_baselines_m(setting: str) -> dict[tuple[str, str], float]:
@@ -85,7 +97,9 @@ def evidence(
         from_rig(window.frames, result, rig_m, expected, view_noise),
         from_depth(window.frames, result),
         from_camera_height(floor, camera_height_m),
-        ScaleMeasurement(metres_per_unit, MIN_STD["fixed"], "fixed") if metres_per_unit else None,
+        ScaleMeasurement(metres_per_unit, MIN_STD[ScaleSource.FIXED], ScaleSource.FIXED)
+        if metres_per_unit
+        else None,
     )
     return [each for each in found if each is not None]
 
@@ -118,7 +132,7 @@ def from_odometry(
     noise = noise_m / np.sqrt(len(ways)) / metres.mean()
     visual = VIEW_NOISE * _reach(result, metres, units, expected)
     worse = view_noise / VIEW_NOISE
-    return _combine(metres, units, noise, visual, worse, "odometry")
+    return _combine(metres, units, noise, visual, worse, ScaleSource.ODOMETRY)
 
 
 def from_rig(
@@ -141,7 +155,7 @@ def from_rig(
     metres, units = np.array(pairs).T
     visual = VIEW_NOISE * _reach(result, metres, units, expected)
     worse = view_noise / VIEW_NOISE
-    return _combine(metres, units, 0.0, visual, worse, "rig")
+    return _combine(metres, units, 0.0, visual, worse, ScaleSource.RIG)
 
 
 def from_depth(frames: Sequence[Frame], result: Reconstruction) -> ScaleMeasurement | None:
@@ -162,16 +176,18 @@ def from_depth(frames: Sequence[Frame], result: Reconstruction) -> ScaleMeasurem
     spread = 1.4826 * float(np.median(np.abs(ratios - np.median(ratios))))
     if spread > MAX_DISAGREEMENT:
         return None
-    std = np.hypot(spread / np.sqrt(64 * len(logs)), MIN_STD["depth"])
-    return ScaleMeasurement(float(np.exp(np.median(ratios))), float(std), "depth")
+    std = np.hypot(spread / np.sqrt(64 * len(logs)), MIN_STD[ScaleSource.DEPTH])
+    return ScaleMeasurement(float(np.exp(np.median(ratios))), float(std), ScaleSource.DEPTH)
 
 
 def from_camera_height(floor: Floor | None, camera_height_m: float) -> ScaleMeasurement | None:
     """Ratio of the known and the recovered height of the cameras above the floor."""
     if floor is None or camera_height_m <= 0:
         return None
-    std = np.hypot(floor.relative_std, MIN_STD["camera_height"])
-    return ScaleMeasurement(camera_height_m / floor.height_u, float(std), "camera_height")
+    std = np.hypot(floor.relative_std, MIN_STD[ScaleSource.CAMERA_HEIGHT])
+    return ScaleMeasurement(
+        camera_height_m / floor.height_u, float(std), ScaleSource.CAMERA_HEIGHT
+    )
 
 
 def _reach(
@@ -194,7 +210,7 @@ def _combine(
     noise: float,
     visual: float,
     worse: float,
-    source: str,
+    source: ScaleSource,
 ) -> ScaleMeasurement | None:
     """Median ratio weighted by visual length.
 

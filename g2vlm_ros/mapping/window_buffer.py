@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from g2vlm_ros.records import Frame, Window
+from g2vlm_ros.records import DropReason, Frame, Window
 from g2vlm_ros.settings import WindowSettings
 
 NS_PER_S = 1_000_000_000
@@ -52,12 +52,7 @@ class _Instant:
 class WindowBuffer:
     """Collects frames of one or more cameras and hands out windows. Not thread-safe: lock outside.
 
-    Counters: `received` and `used` frames, and `dropped` by reason. The reasons are "too_close"
-    (within min_gap_s or min_baseline_m of the last one kept), "out_of_order", "duplicate",
-    "unsynchronised" (no partner from another camera), "too_old" (further than max_age_s behind),
-    "superseded" (newer frames arrived while the device was busy, or from other cameras),
-    "wrong_stamp" (far from the frames before and after it), "clock_jump" and "reset",
-    and whatever `reject` is told.
+    Counters: `received` and `used` frames, and `dropped` by reason.
     """
 
     def __init__(
@@ -79,7 +74,7 @@ class WindowBuffer:
         self._first_stamp_ns = 0
         self.received = 0
         self.used = 0
-        self.dropped: Counter[str] = Counter()
+        self.dropped: Counter[DropReason] = Counter()
 
     def offer(self, frame: Frame) -> None:
         """Take a frame in.
@@ -97,16 +92,16 @@ class WindowBuffer:
         if side and (suspect is None or self._jump(suspect) != side):
             self._suspects[frame.camera] = frame
             if suspect is not None:
-                self.dropped["wrong_stamp"] += 1
+                self.dropped[DropReason.WRONG_STAMP] += 1
             return
         if side < 0:
-            self._drop_all("clock_jump")
+            self._drop_all(DropReason.CLOCK_JUMP)
             self._on_clock_jump()
         if suspect is not None:
             if side:
                 self._accept(suspect)
             else:
-                self.dropped["wrong_stamp"] += 1
+                self.dropped[DropReason.WRONG_STAMP] += 1
         self._accept(frame)
 
     def _jump(self, frame: Frame) -> int:
@@ -123,7 +118,9 @@ class WindowBuffer:
     def _accept(self, frame: Frame) -> None:
         last = self._last_stamp_ns.get(frame.camera)
         if last is not None and frame.stamp_ns <= last:
-            self.dropped["duplicate" if frame.stamp_ns == last else "out_of_order"] += 1
+            self.dropped[
+                DropReason.DUPLICATE if frame.stamp_ns == last else DropReason.OUT_OF_ORDER
+            ] += 1
             return
         if last is not None:
             self._usual_step_ns[frame.camera] = frame.stamp_ns - last
@@ -146,12 +143,12 @@ class WindowBuffer:
         unused = [i for i in self._kept if not i.used] + self._pending
         return sum(len(i.frames) for i in unused) + len(self._suspects)
 
-    def reject(self, reason: str) -> None:
+    def reject(self, reason: DropReason) -> None:
         """Count a frame that was received but could not be offered."""
         self.received += 1
         self.dropped[reason] += 1
 
-    def discard(self, frame: Frame, reason: str) -> None:
+    def discard(self, frame: Frame, reason: DropReason) -> None:
         """Forget a frame of the last window that turned out to be unusable."""
         for instant in self._kept:
             if instant.frames.get(frame.camera) is frame:
@@ -169,7 +166,7 @@ class WindowBuffer:
             instant.shown_ns = max(instant.shown_ns, stamp_ns)
         self._kept = overlap + fresh
 
-    def clear(self, reason: str = "reset") -> None:
+    def clear(self, reason: DropReason = DropReason.RESET) -> None:
         """Forget all frames; counters stay."""
         self._drop_all(reason)
 
@@ -195,7 +192,7 @@ class WindowBuffer:
                 instant.used = True
                 self.used += len(instant.frames)
             else:
-                self.dropped["superseded"] += len(instant.frames)
+                self.dropped[DropReason.SUPERSEDED] += len(instant.frames)
         shared = min(self._settings.overlap, self._settings.views // len(cameras) - 1)
         self._kept = chosen[-shared:] if shared else []
         self._in_window = chosen
@@ -217,7 +214,7 @@ class WindowBuffer:
         horizon_ns = frame.stamp_ns - self._settings.max_age_s * NS_PER_S
         limit_ns = instant.stamp_ns if complete else horizon_ns
         for earlier in [i for i in self._pending if i.stamp_ns < limit_ns]:
-            self.dropped["unsynchronised"] += len(earlier.frames)
+            self.dropped[DropReason.UNSYNCHRONISED] += len(earlier.frames)
         self._pending = [i for i in self._pending if i.stamp_ns >= limit_ns and i is not instant]
         if complete:
             self._keep(instant)
@@ -226,7 +223,7 @@ class WindowBuffer:
 
     def _keep(self, instant: _Instant) -> None:
         if self._kept and not self._far_enough(self._kept[-1], instant):
-            self.dropped["too_close"] += len(instant.frames)
+            self.dropped[DropReason.TOO_CLOSE] += len(instant.frames)
             return
         self._kept.append(instant)
         self._forget_old()
@@ -235,7 +232,7 @@ class WindowBuffer:
             # Thin out evenly: the spread over time matters more than any single frame.
             victim = fresh[len(fresh) // 2]
             self._kept = [i for i in self._kept if i is not victim]
-            self.dropped["superseded"] += len(victim.frames)
+            self.dropped[DropReason.SUPERSEDED] += len(victim.frames)
 
     def _far_enough(self, last: _Instant, instant: _Instant) -> bool:
         if instant.stamp_ns - last.stamp_ns < self._settings.min_gap_s * NS_PER_S:
@@ -252,10 +249,10 @@ class WindowBuffer:
         limit_ns = self._kept[-1].stamp_ns - self._settings.max_age_s * NS_PER_S
         for instant in self._kept:
             if instant.until_ns < limit_ns and not instant.used:
-                self.dropped["too_old"] += len(instant.frames)
+                self.dropped[DropReason.TOO_OLD] += len(instant.frames)
         self._kept = [i for i in self._kept if i.until_ns >= limit_ns]
 
-    def _drop_all(self, reason: str) -> None:
+    def _drop_all(self, reason: DropReason) -> None:
         unused = [i for i in self._kept if not i.used] + self._pending
         self.dropped[reason] += sum(len(i.frames) for i in unused) + len(self._suspects)
         self._suspects.clear()

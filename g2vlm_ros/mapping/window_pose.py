@@ -4,24 +4,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from enum import Enum
 from functools import cached_property
 
 import numpy as np
 
 from g2vlm_ros.geometry.registration import RelativePose
 from g2vlm_ros.geometry.sim3 import Sim3, cross_matrix
-from g2vlm_ros.records import Reconstruction, ScaleState, Window
+from g2vlm_ros.records import Reason, Reconstruction, ScaleSource, ScaleState, Window
 
 VIEW_TURN_RAD = 0.005
 """Assumed orientation error of a view in its window."""
-
-
-class Reason(str, Enum):
-    """One word of a fixed list; equal to its text, which is what messages and counters show."""
-
-    def __str__(self) -> str:
-        return self.value
 
 
 class StartReason(Reason):
@@ -59,8 +51,8 @@ class ScaleUpdate:
     state: ScaleState
     relative_std: float = float("nan")
     """Relative standard deviation of the metres; NaN while nothing is known."""
-    source: str = "none"
-    """"odometry", "rig", "depth", "camera_height", "fixed" or "none"."""
+    source: ScaleSource = ScaleSource.NONE
+    """What weighs most in it."""
     jump: float = 1.0
     """New over old estimate of the scale where it changed by more than its deviation."""
     refused: int = 0

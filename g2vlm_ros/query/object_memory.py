@@ -175,9 +175,9 @@ class ObjectMemory:
             return
         one = self._objects[object_id]
         for other in self._here():
-            # `one` may have taken the id of an earlier one: what it was before is gone.
-            present = other.id in self._objects and other.id != one.id
-            if present and object_association.are_one(one, other):
+            if other.id == one.id or other.id not in self._objects:
+                continue  # itself, or merged a moment ago
+            if object_association.are_one(one, other):
                 del self._objects[one.id], self._objects[other.id]
                 one = object_association.merge(one, other)
                 self._objects[one.id] = one

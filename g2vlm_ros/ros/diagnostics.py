@@ -9,14 +9,16 @@ from collections import deque
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 from std_msgs.msg import Header
 
+from g2vlm_ros.mapping.camera_tracker import TrackingFailure
 from g2vlm_ros.mapping.window_pose import MappedWindow, StartReason
 from g2vlm_ros.msg import ReconstructionStatus
 from g2vlm_ros.pipeline import Counts
-from g2vlm_ros.records import ScaleState
+from g2vlm_ros.records import DropReason, ScaleState
+from g2vlm_ros.ros.camera_tracking import TrackingCounts
 from g2vlm_ros.ros.conversions import geometry
 from g2vlm_ros.settings import Settings
 
-EXPECTED_DROPS = ("too_close", "superseded", "reset")
+EXPECTED_DROPS = (DropReason.TOO_CLOSE, DropReason.SUPERSEDED, DropReason.RESET)
 """Reasons that belong to normal work: more frames came than windows need."""
 MAX_CLOCK_LEAD_S = 0.5
 """A stamp further ahead of the node's clock than this is an error of clocks."""
@@ -36,6 +38,15 @@ STARTS = {
     StartReason.POOR_REGISTRATION: "the window does not fit to the ones before",
 }
 """Why a map starts, in words; the very first one needs none."""
+TRACKING = {
+    TrackingFailure.NO_REFERENCE: "no window shows this camera's surroundings yet",
+    TrackingFailure.WRONG_SIZE: "frames have another aspect than the window's views",
+    TrackingFailure.OUT_OF_ORDER: "frames are older than the newest window",
+    TrackingFailure.FEW_CORNERS: "the newest view shows nothing that can be followed",
+    TrackingFailure.OUT_OF_VIEW: "the camera looks away from what the newest view shows",
+    TrackingFailure.FEW_INLIERS: "too little of the newest view is found again",
+}
+"""Why frames between windows have no pose, in words."""
 OK, WARN, ERROR = DiagnosticStatus.OK, DiagnosticStatus.WARN, DiagnosticStatus.ERROR
 
 
@@ -63,7 +74,7 @@ def status_message(
         frames_received=counts.received,
         frames_used=counts.used,
         frames_dropped=sum(counts.dropped.values()),
-        drop_reasons=list(counts.dropped),
+        drop_reasons=[str(reason) for reason in counts.dropped],
         drop_counts=list(counts.dropped.values()),
         model_version=model_version,
         backend=backend,
@@ -82,7 +93,7 @@ def status_message(
     if placement.scale.state is ScaleState.METRIC:
         status.metres_per_unit = placement.map_from_window.scale
     status.scale_relative_std = placement.scale.relative_std
-    status.scale_source = placement.scale.source
+    status.scale_source = str(placement.scale.source)
     if placement.relative_pose is not None:
         status.alignment_quality = placement.relative_pose.inliers
     status.stage_names = list(update.stage_times_s)
@@ -219,6 +230,8 @@ class Diagnostics:
         self.frame_rate = FrameRate(settings)
         self._last = Counts(0, 0, {}, 0)
         self._last_s: float | None = None
+        self._last_tracked = 0
+        self._last_failures = 0
 
     def report(
         self,
@@ -231,10 +244,12 @@ class Diagnostics:
         listened: bool,
         job_s: float = 0.0,
         failures: int = 0,
+        tracking: TrackingCounts | None = None,
     ) -> DiagnosticArray:
         """What happened since the last report, `now_s` by the node's clock.
 
         job_s: how long the device's job runs. failures: callbacks that raised, since the start.
+        tracking: frames followed between windows; None where they are not.
         """
         self.frame_rate.update(now_s, counts.received)
         span_s = now_s - self._last_s if self._last_s is not None else 0.0
@@ -256,6 +271,7 @@ class Diagnostics:
                 self._calibration(update),
                 self._engine(problem, job_s),
                 self._callbacks(failures),
+                self._tracking(tracking, span_s),
             ],
         )
 
@@ -330,6 +346,22 @@ class Diagnostics:
         told = camera_remarks(update) if update is not None else []
         message = "; ".join(told) or "camera_info and geometry do not contradict each other"
         return self._task("calibration", WARN if told else OK, message)
+
+    def _tracking(self, counts: TrackingCounts | None, span_s: float) -> DiagnosticStatus:
+        if counts is None:
+            return self._task("tracking", OK, "pose.between_windows is off")
+        tracked, failed = counts.tracked, sum(counts.failures.values())
+        new, lost = tracked - self._last_tracked, failed - self._last_failures
+        self._last_tracked, self._last_failures = tracked, failed
+        values = {"skipped": counts.skipped} | dict(counts.failures)
+        values["rate_hz"] = f"{new / span_s:.2f}" if span_s > 0 else "nan"
+        values["inlier_share"] = f"{counts.inlier_share:.2f}"
+        values["frame_ms"] = f"{counts.frame_ms:.1f}"
+        if lost > new and counts.newest:
+            why = TRACKING[TrackingFailure(counts.newest)]
+            return self._task("tracking", WARN, f"frames have no pose: {why}", **values)
+        message = "frames are followed between windows" if new else "no frames are followed"
+        return self._task("tracking", OK, message, **values)
 
     def _engine(self, problem: str, job_s: float) -> DiagnosticStatus:
         if job_s > MAX_JOB_S:

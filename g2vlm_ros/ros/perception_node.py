@@ -31,6 +31,7 @@ from g2vlm_ros.pipeline import Counts, MappingPipeline, PerceivedWindow
 from g2vlm_ros.query.object_memory import ObjectMemory
 from g2vlm_ros.records import BackendGoneError, Frame
 from g2vlm_ros.ros import parameters
+from g2vlm_ros.ros.camera_tracking import CameraTracking, TrackingCounts
 from g2vlm_ros.ros.conversions import geometry
 from g2vlm_ros.ros.diagnostics import Diagnostics, clock_remark, hang_remark, status_message
 from g2vlm_ros.ros.inference_scheduler import InferenceScheduler
@@ -81,6 +82,7 @@ class PerceptionNode(SafeLifecycleNode):
         self._outputs: Publishers | None = None
         self._object_services: ObjectServices | None = None
         self._cameras: Cameras | None = None
+        self._tracking: CameraTracking | None = None
         self._live: MappingPipeline | None = None
         self._map: DenseMap | None = None
         self._newest: PerceivedWindow | None = None
@@ -130,6 +132,14 @@ class PerceptionNode(SafeLifecycleNode):
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Subscribe to the cameras and start reporting."""
         result = super().on_activate(state)
+        if self._settings.pose.between_windows:
+            self._tracking = CameraTracking(
+                self._settings,
+                self._outputs.publish_tracked,
+                self._outputs.poses_wanted,
+                self.log_failure,
+            )
+            self._tracking.reset(self._session)
         self._cameras = Cameras(self, self._settings, self._on_frame, self._live.reject)
         self._report_timers = [
             self.create_timer(self._settings.status_period_s, self._report),
@@ -175,6 +185,9 @@ class PerceptionNode(SafeLifecycleNode):
         cameras, self._cameras = self._cameras, None
         if cameras is not None:
             self.attempt("unsubscribing", cameras.close)
+        tracking, self._tracking = self._tracking, None
+        if tracking is not None:
+            self.attempt("ending the tracking of frames", tracking.close)
         timers, self._report_timers = self._report_timers, []
         for timer in timers:
             self.attempt("stopping reports", lambda timer=timer: self.destroy_timer(timer))
@@ -289,6 +302,8 @@ class PerceptionNode(SafeLifecycleNode):
 
     def _on_frame(self, frame: Frame) -> None:
         self._live.offer(frame)
+        if (tracking := self._tracking) is not None:
+            tracking.offer(frame)
         self._schedule()
 
     # Device ----------------------------------------------------------------------------------
@@ -322,6 +337,8 @@ class PerceptionNode(SafeLifecycleNode):
             return False
         self._map.add(update)
         self._outputs.publish(update)
+        if (tracking := self._tracking) is not None:
+            tracking.add(update)
         self._queries.remember(update)
         if update.session < self._session:
             return True  # forgotten while it was published
@@ -354,6 +371,8 @@ class PerceptionNode(SafeLifecycleNode):
             return response
         self._session = session = live.reset()
         self._map.reset(session)
+        if (tracking := self._tracking) is not None:
+            tracking.reset(session)
         self._outputs.retract(session, self.get_clock().now().nanoseconds)
         self._newest = None
         device.submit(self._queries.forget)
@@ -377,6 +396,16 @@ class PerceptionNode(SafeLifecycleNode):
     def counts(self) -> Counts:
         """Frames and windows since configure."""
         return self._live.counts()
+
+    def tracking_counts(self) -> TrackingCounts | None:
+        """Frames followed between windows since activation; None where none are."""
+        tracking = self._tracking
+        return None if tracking is None else tracking.counts()
+
+    def tracking_rests(self) -> bool:
+        """Whether no frame waits to be followed, or is being followed."""
+        tracking = self._tracking
+        return tracking is None or tracking.rests()
 
     def newest_views_ns(self) -> tuple[int, ...]:
         """Stamps of the newest window's views, oldest first; empty before the first window."""
@@ -453,6 +482,7 @@ class PerceptionNode(SafeLifecycleNode):
                     self._outputs.wanted(),
                     self._device.running_for_s(),
                     self._failures,
+                    self.tracking_counts(),
                 )
             )
 

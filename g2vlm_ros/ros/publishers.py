@@ -7,7 +7,7 @@ import threading
 
 import numpy as np
 from geometry_msgs.msg import PoseArray, PoseWithCovarianceStamped, TransformStamped
-from nav_msgs.msg import OccupancyGrid, Path
+from nav_msgs.msg import OccupancyGrid, Odometry, Path
 from rclpy.lifecycle import LifecycleNode
 from rclpy.qos import DurabilityPolicy, QoSProfile
 from rclpy.qos_overriding_options import QoSOverridingOptions
@@ -18,10 +18,13 @@ from tf2_msgs.msg import TFMessage
 from g2vlm_ros.dense_map.dense_map import DenseMap, Version
 from g2vlm_ros.dense_map.map_changes import CHANGED_POINT, EVERYTHING, POINT, change_rows
 from g2vlm_ros.geometry import point_cloud
+from g2vlm_ros.mapping.camera_tracker import TrackedPose
+from g2vlm_ros.mapping.continuous_odometry import OdometryEstimate
 from g2vlm_ros.mapping.trajectory import Trajectory
 from g2vlm_ros.mapping.window_pose import MappedWindow
-from g2vlm_ros.records import newest_view
+from g2vlm_ros.records import Frame, newest_view
 from g2vlm_ros.ros.conversions import clouds, geometry, images
+from g2vlm_ros.ros.conversions.odometry_messages import odometry_message
 from g2vlm_ros.settings import Settings
 
 LATCHED = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
@@ -30,13 +33,16 @@ LATCHED = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
 class Publishers:
     """Publishes what one window adds; work for a topic is done only when it has subscribers.
 
-    ~/occupancy is published only while lengths are metres: nothing in its message would tell a
-    planner that they are not. `retract` takes back what latched topics say of a forgotten map.
+    ~/occupancy and ~/odometry are published only while lengths are metres: nothing in their
+    messages would tell a planner that they are not. Stamps of a camera on ~/pose and /tf only
+    grow: what a window says of a moment that frames followed since have passed is not sent.
+    `retract` takes back what latched topics say of a forgotten map.
     """
 
     TOPICS = {
         "points": (PointCloud2, "~/points", QoSProfile(depth=2)),
         "pose": (PoseWithCovarianceStamped, "~/pose", QoSProfile(depth=10)),
+        "odometry": (Odometry, "~/odometry", QoSProfile(depth=10)),
         "path": (Path, "~/path", LATCHED),
         "window_poses": (PoseArray, "~/window_poses", QoSProfile(depth=2)),
         "depth": (Image, "~/depth/image", QoSProfile(depth=2)),
@@ -54,6 +60,8 @@ class Publishers:
         self._cloud: PointCloud2 | None = None
         self._sent: dict[str, Version] = {}
         self._session = 0
+        self._newest_ns: dict[tuple[str, str], int] = {}
+        """Newest stamp sent on a topic about a camera."""
         self._lock = threading.RLock()
         """Held while a message is made and sent: what is retracted does not come back."""
         self.shared_frames: dict[str, tuple[str, ...]] = {}
@@ -98,6 +106,7 @@ class Publishers:
         """
         with self._lock:
             self._session = session
+            self._newest_ns.clear()
             self._trail = Trajectory(self._settings.map.path_length)
             self._path = Path(header=self._header(stamp_ns))
             self._publishers["path"].publish(self._path)
@@ -238,7 +247,9 @@ class Publishers:
             new = [max(update.trusted_views, key=lambda i: frames[i].stamp_ns)]
         for i in new:
             header = self._header(frames[i].stamp_ns)
-            if self._listened("pose"):
+            if self._listened("pose") and self._is_newer(
+                "pose", frames[i].camera, frames[i].stamp_ns
+            ):
                 covariance = update.placement.covariance[i]
                 message = geometry.pose_with_covariance(header, poses[i], covariance)
                 self._publishers["pose"].publish(message)
@@ -289,14 +300,65 @@ class Publishers:
         transforms: dict[str, TransformStamped] = {}
         for i in newest.values():
             frame = update.window.frames[i]
-            child = frame.frame_id + self._settings.map.tf_child_suffix
+            child = self._child(frame.frame_id)
             if child in transforms or not frame.frame_id:
                 self._warn_of_frame(frame.frame_id, update)
+                continue
+            if not self._is_newer("tf", frame.camera, frame.stamp_ns):
                 continue
             header = self._header(frame.stamp_ns)
             pose = update.map_from_camera[i]
             transforms[child] = geometry.transform_message(header, child, pose)
-        self._publishers["tf"].publish(TFMessage(transforms=list(transforms.values())))
+        if transforms:
+            self._publishers["tf"].publish(TFMessage(transforms=list(transforms.values())))
+
+    def publish_tracked(
+        self,
+        frame: Frame,
+        tracked: TrackedPose,
+        odometry: OdometryEstimate | None,
+        session: int,
+    ) -> None:
+        """A pose between windows, where it is newer than what was sent (any thread).
+
+        odometry: where lengths are metres. session: of the map, as `retract` has it.
+        """
+        with self._lock:
+            if session < self._session or not self._publishers:
+                return
+            header, child = self._header(frame.stamp_ns), self._child(frame.frame_id)
+            pose = tracked.map_from_camera
+            if self._listened("pose") and self._is_newer("pose", frame.camera, frame.stamp_ns):
+                message = geometry.pose_with_covariance(header, pose, tracked.covariance)
+                self._publishers["pose"].publish(message)
+            if odometry is not None and self._listened("odometry"):
+                odom = geometry.header(frame.stamp_ns, self._settings.pose.odometry_frame)
+                self._publishers["odometry"].publish(odometry_message(odom, child, odometry))
+            if not frame.frame_id or frame.frame_id in self.shared_frames:
+                return
+            if self._listened("tf") and self._is_newer("tf", frame.camera, frame.stamp_ns):
+                transforms = [geometry.transform_message(header, child, pose)]
+                if odometry is not None:
+                    name = self._settings.pose.odometry_frame
+                    odom_pose = odometry.map_from_odom
+                    transforms.append(geometry.transform_message(header, name, odom_pose))
+                self._publishers["tf"].publish(TFMessage(transforms=transforms))
+
+    def poses_wanted(self) -> bool:
+        """Whether anybody listens to what comes between windows."""
+        return any(self._listened(name) for name in ("pose", "odometry", "tf"))
+
+    def _child(self, frame_id: str) -> str:
+        return frame_id + self._settings.map.tf_child_suffix
+
+    def _is_newer(self, topic: str, camera: str, stamp_ns: int) -> bool:
+        """Whether a stamp may follow what was sent; a clock that went back begins anew."""
+        newest_ns = self._newest_ns.get((topic, camera))
+        back_ns = self._settings.window.max_age_s * 1e9
+        if newest_ns is not None and newest_ns - back_ns <= stamp_ns <= newest_ns:
+            return False
+        self._newest_ns[topic, camera] = stamp_ns
+        return True
 
     def _warn_of_frame(self, frame_id: str, update: MappedWindow) -> None:
         """Say once that a frame_id does not name one camera."""

@@ -27,6 +27,8 @@ from rclpy.executors import (
 from rclpy.node import Node
 from rclpy.signals import SignalHandlerOptions
 
+from g2vlm_ros.ros.security import SecurityError, security_errors
+
 END_S = 4.5
 """From the first signal to the end of the process at the latest; `ros2 launch` waits 5 s between
 SIGINT, SIGTERM and SIGKILL."""
@@ -121,9 +123,15 @@ def run(
     """
     signalled = threading.Event()
     _on_signals(signalled.set)
-    rclpy.init(args=arguments, signal_handler_options=SignalHandlerOptions.NO)
     try:
-        node = make_node()
+        with security_errors():
+            rclpy.init(args=arguments, signal_handler_options=SignalHandlerOptions.NO)
+            node = make_node()
+    except SecurityError as error:
+        # Without a context there is no logger of ROS yet.
+        print(f"{name}: {error}", file=sys.stderr, flush=True)
+        rclpy.try_shutdown()
+        return 2
     except (ValueError, OSError, RuntimeError) as error:
         rclpy.logging.get_logger(name).fatal(str(error))
         rclpy.try_shutdown()

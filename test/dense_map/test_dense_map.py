@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from g2vlm_tests.point_files import read_pcd
 from g2vlm_tests.point_mirror import PointMirror
 
 from g2vlm_ros.demo.sim.analytic_hall import (
@@ -22,7 +23,7 @@ from g2vlm_ros.demo.sim.analytic_hall import (
 from g2vlm_ros.dense_map.dense_map import DenseMap
 from g2vlm_ros.dense_map.map_changes import EVERYTHING, POINT, change_rows
 from g2vlm_ros.dense_map.map_editor import OrientedBox
-from g2vlm_ros.dense_map.map_files import MapFileError, read_pcd
+from g2vlm_ros.dense_map.map_files import MapFileError
 from g2vlm_ros.geometry.registration import fit_sim3
 from g2vlm_ros.geometry.sim3 import Sim3
 from g2vlm_ros.pipeline import MappingPipeline

@@ -238,14 +238,17 @@ def test_ages_are_said_in_the_unit_that_fits(seconds, words):
     assert age_in_words(chair, chair.last_seen_ns + seconds * SECOND_NS) == words
 
 
-def test_two_objects_that_turn_out_to_be_one_keep_the_older_id():
+def test_three_objects_that_turn_out_to_be_one_are_merged_into_the_oldest():
     drive = Drive()
     for _ in range(3):
         drive.see([CHAIR], ["chair"])
     (chair,) = drive.memory.objects()
-    aside = dataclasses.replace(chair, id=1, centre=chair.centre + [0.0, 0.2, 0.0], name="Ada's")
-    drive.memory.replace_all([aside, dataclasses.replace(chair, id=2)])
+    shifts = {5: 0.15, 7: 0.15, 9: 0.0}
+    drive.memory.replace_all(
+        [
+            dataclasses.replace(chair, id=number, centre=chair.centre + (0, shift, 0))
+            for number, shift in shifts.items()
+        ]
+    )
     drive.see([CHAIR], ["chair"])
-    (merged,) = drive.memory.objects()
-    assert (merged.id, merged.name) == (1, "Ada's")
-    assert np.linalg.norm(merged.centre - chair.centre) < 0.1
+    assert [each.id for each in drive.memory.objects()] == [5]

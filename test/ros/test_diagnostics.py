@@ -119,6 +119,7 @@ def test_every_thing_that_can_fail_has_a_task(report):
         "calibration",
         "engine",
         "callbacks",
+        "tracking",
     }
 
 

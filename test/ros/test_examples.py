@@ -124,7 +124,7 @@ def test_edit_map(robot, capsys):
 
 
 def test_reconstruct_folder(tmp_path, capsys):
-    from g2vlm_ros.geometry.point_cloud import read_ply
+    from g2vlm_tests.point_files import read_ply
 
     cloud, demo = tmp_path / "scene.ply", EXAMPLES.parent / "engines" / "demo"
     frames = Path(GOLDEN).parents[1] / "frames"

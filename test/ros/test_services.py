@@ -31,8 +31,7 @@ def get_points(made, **fields):
 
 def test_points_of_pixels_lie_in_the_saved_map(made, tmp_path):
     from g2vlm_ros.srv import SaveMap
-
-    from g2vlm_ros.geometry.point_cloud import read_ply
+    from g2vlm_tests.point_files import read_ply
 
     answer = get_points(made, camera="camera", u_px=[0.0, 31.5, 63.0], v_px=[0.0, 23.5, 47.0])
     assert answer.success and answer.header.frame_id == "map"

@@ -3,6 +3,7 @@
 
 import urllib.error
 import urllib.request
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -19,8 +20,8 @@ def page():
     made.close()
 
 
-def status(page, **headers):
-    request = urllib.request.Request(page.address, headers=headers)
+def status(address, **headers):
+    request = urllib.request.Request(address, headers=headers)
     try:
         with urllib.request.urlopen(request, timeout=10) as reply:
             return reply.status
@@ -28,22 +29,46 @@ def status(page, **headers):
         return error.code
 
 
-def test_the_page_itself_is_served(page):
-    assert status(page) == 200
+def without_token(page):
+    url = urlsplit(page.address)
+    return f"{url.scheme}://{url.netloc}"
+
+
+def test_the_page_is_served_to_who_has_the_token_only(page):
+    assert status(page.address) == 200
+    for wrong in ("/", "/index.html", "/wrong-token/", "/" + page.address.split("/")[3][:-1]):
+        assert status(without_token(page) + wrong) == 403
 
 
 def test_a_name_that_leads_here_from_elsewhere_is_refused(page):
-    assert status(page, Host="evil.example") == 403
+    assert status(page.address, Host="evil.example") == 403
 
 
-def test_a_websocket_of_another_site_is_refused_and_our_own_is_not(page):
+def test_a_websocket_needs_the_token_and_our_own_page(page):
     from websockets.exceptions import InvalidStatus
     from websockets.sync.client import connect
 
-    address = page.address.replace("http", "ws", 1)
-    with pytest.raises(InvalidStatus, match="403"):
-        connect(address, origin="http://evil.example").close()
-    connect(address, origin=page.address).close()
+    # As viser's page makes it of its own address: no query, no slash at the end.
+    address = page.address.replace("http", "ws", 1).rstrip("/")
+    for url, origin in (
+        (address, "http://evil.example"),
+        (without_token(page).replace("http", "ws", 1), without_token(page)),
+    ):
+        with pytest.raises(InvalidStatus, match="403"):
+            connect(url, origin=origin).close()
+    connect(address, origin=without_token(page)).close()
+
+
+def test_each_start_has_another_token_and_a_given_one_is_checked():
+    from g2vlm_ros.parameter_schema import SettingError
+    from g2vlm_ros.ros.viewer.viewer_node import ViewerSettings
+    from g2vlm_ros.ros.viewer.visitors import make_token, token_fault
+
+    assert make_token() != make_token() and not token_fault(make_token())
+    assert ViewerSettings(token="robot-1_key").token == "robot-1_key"
+    for wrong in ("short", "with/slash", "with space", "ümlaute-also"):
+        with pytest.raises(SettingError, match="token"):
+            ViewerSettings(token=wrong)
 
 
 @pytest.mark.parametrize(
@@ -62,7 +87,8 @@ def test_a_websocket_of_another_site_is_refused_and_our_own_is_not(page):
     ],
 )
 def test_who_is_turned_away(host, headers, visitors, words):
-    from g2vlm_ros.ros.viewer.visitors import refusal
+    from g2vlm_ros.ros.viewer.visitors import VisitorRules
 
-    sentence = refusal(host, headers, visitors)
+    rules = VisitorRules(host, "secret-token", max_visitors=16)
+    sentence = rules.refusal("/secret-token/", headers, visitors)
     assert words in sentence if words else sentence == ""

@@ -9,7 +9,8 @@ samples per pixel and filtered by a tent, depth and ids at the exact pixel centr
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -69,6 +70,19 @@ def render(
     """
     arrays = arrays or Arrays()
     made = tables(homes, arrays)
+    return render_tables(made, home_index, world_from_camera, time_s, camera, arrays, samples)
+
+
+def render_tables(
+    made: Tables,
+    home_index: np.ndarray,
+    world_from_camera: np.ndarray,
+    time_s: np.ndarray,
+    camera: Intrinsics,
+    arrays: Arrays,
+    samples: int = 2,
+) -> RenderedViews:
+    """`render` of homes that are tables of the same backend already."""
     grid = _grid(camera, samples, arrays)
     scene = arrays.asarray(np.asarray(home_index, np.int64))
     pose, time = arrays.asarray(world_from_camera), arrays.asarray(time_s)
@@ -120,23 +134,37 @@ def _cast(
     solid = arrays.full((views * tiles, rays), -1)
     direction = _directions(arrays, grid, pose)
     chunk = _CHUNK_CPU if arrays.device in (None, "cpu") else _CHUNK_DEVICE
-    # Pairs of one rank have different tiles, so each group can be written at once.
-    for level in range(int(rank.max()) + 1):
-        for shape in (BOX, CYLINDER, ELLIPSOID):
-            (chosen,) = arrays.nonzero((rank == level) & (kind == shape))
-            for first in range(0, len(chosen), chunk):
-                pair = chosen[first : first + chunk]
-                n, at, here = view[pair], k[pair], tile[pair]
-                frame = made.turn[scene[n], at], made.half[scene[n], at]
-                back = relative[n, at]
-                origin = local_frame(tuple(-back[:, axis, None] for axis in range(3)), *frame)
-                ahead = local_frame(tuple(part[here] for part in direction), *frame)
-                found = intersect(arrays, shape, origin, ahead, FAR_M)
-                best = depth[here]
-                nearer = found < best
-                depth[here] = arrays.where(nearer, found, best)
-                solid[here] = arrays.where(nearer, at[:, None], solid[here])
+    for shape, pairs in _groups(arrays, rank, kind):
+        for first in range(0, len(pairs), chunk):
+            pair = pairs[first : first + chunk]
+            n, at, here = view[pair], k[pair], tile[pair]
+            frame = made.turn[scene[n], at], made.half[scene[n], at]
+            back = relative[n, at]
+            origin = local_frame(tuple(-back[:, axis, None] for axis in range(3)), *frame)
+            ahead = local_frame(tuple(part[here] for part in direction), *frame)
+            distance = intersect(arrays, shape, origin, ahead, FAR_M)
+            best = depth[here]
+            nearer = distance < best
+            depth[here] = arrays.where(nearer, distance, best)
+            solid[here] = arrays.where(nearer, at[:, None], solid[here])
     return _untile(grid, depth), _untile(grid, solid)
+
+
+def _groups(arrays: Arrays, rank: Any, kind: Any) -> Iterator[tuple[int, Any]]:
+    """(shape, pairs) one after the other: pairs of one rank and shape, by rank.
+
+    Pairs of one rank have different tiles, so each group can be written at once. They are sorted
+    once, so that a GPU is waited for once and not for every group.
+    """
+    shapes = (BOX, CYLINDER, ELLIPSOID)
+    key = len(shapes) * rank
+    for place, shape in enumerate(shapes):
+        key = key + place * (kind == shape)
+    order = arrays.argsort(key, stable=True)
+    ends = arrays.numpy(arrays.cumsum(arrays.bincount(key), 0)).tolist()
+    for group, (first, end) in enumerate(itertools.pairwise([0, *ends])):
+        if end > first:
+            yield shapes[group % len(shapes)], order[first:end]
 
 
 def _visible(

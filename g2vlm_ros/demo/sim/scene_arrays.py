@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -50,6 +50,11 @@ class Tables:
     shadow: Any
     """float32 (S, Q, LIGHTMAP, LIGHTMAP): share of the lamp's light that reaches the floor."""
 
+    def on(self, arrays: Arrays) -> Tables:
+        """The same of another backend, where these are of numpy."""
+        columns = (getattr(self, column.name) for column in fields(self))
+        return Tables(*(arrays.asarray(column) for column in columns))
+
 
 def tables(homes: Sequence[Home], arrays: Arrays) -> Tables:
     """The tables of several homes; shadows are cast once, without the things that move."""
@@ -87,8 +92,8 @@ def tables(homes: Sequence[Home], arrays: Arrays) -> Tables:
         look[s, :n, -1] = [owner.name in ("floor", "rug") for owner in owners]
     look = np.concatenate([look, centre, half, turn, travel, shape[..., None]], axis=-1)
     look = np.ascontiguousarray(look.reshape(-1, lit + PLACE_COLUMNS).T)
-    fields = (shape, centre, half, turn, travel, item, room, look, floor)
-    made = Tables(*(arrays.asarray(field) for field in fields), None)
+    columns = (shape, centre, half, turn, travel, item, room, look, floor)
+    made = Tables(*(arrays.asarray(column) for column in columns), None)
     shadow = _shadows(arrays, made, arrays.asarray(casts), arrays.asarray(lamp))
     return replace(made, shadow=shadow)
 

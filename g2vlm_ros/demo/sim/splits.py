@@ -13,8 +13,3 @@ def home_seed(split: str, index: int) -> int:
     if index < 0:
         raise ValueError(f"home index is {index}; it must be 0 or more")
     return 3 * index + SPLITS.index(split)
-
-
-def split_of(seed: int) -> str:
-    """The split that a seed belongs to."""
-    return SPLITS[seed % 3]

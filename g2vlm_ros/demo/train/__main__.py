@@ -7,28 +7,24 @@
     python -m g2vlm_ros.demo.train --out runs/demo --export engines/demo
 
 A second call with the same folder continues: the same stage where it stopped, another stage with
-the weights so far. `--device cuda` renders the data on the GPU as well. `--stage all` does all
-stages one after the other. Stopping it with a signal loses nothing. On a busy machine set
-OMP_WAIT_POLICY=PASSIVE, or its threads spin while they wait for each other. On two free cores
-`--threads 1 --companion` is faster than two threads.
+the weights so far. `--device cuda` renders the data on the GPU as well, from homes that
+`--workers` processes prepare. `--stage all` does all stages one after the other. Stopping it with
+a signal loses nothing. On a busy machine set OMP_WAIT_POLICY=PASSIVE, or its threads spin while
+they wait for each other. On two free cores `--threads 1 --companion` is faster than two threads.
+docs/training.md has a recipe for ten minutes of a GPU.
 """
 
+# Nothing heavy is imported here: processes that prepare homes import this file again.
 from __future__ import annotations
 
 import argparse
+import os
 import shutil
 import signal
 from dataclasses import replace
 from pathlib import Path
 
-import torch
-
-from g2vlm_ros.demo.sim.question_metrics import training_questions
 from g2vlm_ros.demo.train.config import STAGES, Config, Data
-from g2vlm_ros.demo.train.curves import draw_curves
-from g2vlm_ros.demo.train.export_checkpoint import TOKENIZER_FILES, export
-from g2vlm_ros.demo.train.loop import Budget, Training
-from g2vlm_ros.demo.train.train_tokenizer import corpus, write_tokenizer
 
 SHARES = {"geometry": 0.6, "naming": 0.1, "language": 0.3}
 """Of the minutes, where all stages are trained in one go."""
@@ -39,24 +35,25 @@ INTERRUPTED = 130
 def main(arguments: list[str] | None = None) -> None:
     """Trains, or exports what was trained."""
     options = _options(arguments)
+    from g2vlm_ros.demo.train.export_checkpoint import TOKENIZER_FILES, export
+
     if options.export is not None:
         export(options.out, options.export)
         return
+    import torch
+
+    from g2vlm_ros.demo.train.curves import draw_curves
+    from g2vlm_ros.demo.train.loop import Budget, Training
+    from g2vlm_ros.demo.train.train_tokenizer import corpus, write_tokenizer
+
+    # For the workers, which read it when they start: each has a core of its own.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
     torch.set_num_threads(options.threads)
     signal.signal(signal.SIGTERM, _interrupt)
-    config = Config(data=Data(pairs_first=options.pairs_first))
-    steps = config.steps
     if options.device != "cpu":
-        # A GPU is fast enough for larger batches, which bear a little more rate.
-        factor = (options.batch_views / steps.batch_views) ** 0.25
-        steps = replace(
-            steps,
-            batch_views=options.batch_views,
-            asking_views=options.batch_views // 2,
-            muon_rate=steps.muon_rate * factor,
-            adam_rate=steps.adam_rate * factor,
-        )
-        config = replace(config, steps=steps)
+        # Its plans for every new shape cost time; flash attention has none.
+        torch.backends.cuda.enable_cudnn_sdp(False)
+    config = configured(options)
     if not (options.out / "tokenizer.json").exists():
         if options.start is None:
             write_tokenizer(options.out, corpus(sample_texts()), config.sizes.vocabulary)
@@ -83,6 +80,34 @@ def main(arguments: list[str] | None = None) -> None:
         draw_curves(options.out)
 
 
+def configured(options: argparse.Namespace) -> Config:
+    """The training that the options ask for."""
+    config = Config()
+    data = replace(
+        config.data,
+        pairs_first=options.pairs_first,
+        shards_first=options.shards_first,
+        shards_kept=max(options.shards_first, options.shards_kept),
+        windows_per_scene=options.windows_per_home,
+    )
+    steps = replace(
+        config.steps,
+        muon_rate=config.steps.muon_rate * options.rate,
+        adam_rate=config.steps.adam_rate * options.rate,
+    )
+    if options.device != "cpu":
+        # A GPU is fast enough for larger batches, which bear a little more rate.
+        factor = (options.batch_views / steps.batch_views) ** 0.25
+        steps = replace(
+            steps,
+            batch_views=options.batch_views,
+            asking_views=options.batch_views // 4,
+            muon_rate=steps.muon_rate * factor,
+            adam_rate=steps.adam_rate * factor,
+        )
+    return replace(config, data=data, steps=steps)
+
+
 def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -96,7 +121,30 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--companion", action="store_true", help="compute gradients in a second process too (CPU)"
     )
-    parser.add_argument("--batch-views", type=int, default=512, help="per step on a GPU")
+    parser.add_argument(
+        "--batch-views",
+        type=int,
+        default=480,
+        help="per step on a GPU, a quarter of them where questions are asked",
+    )
+    parser.add_argument(
+        "--rate", type=float, default=1.0, help="factor on the learning rates; .5 to train on"
+    )
+    parser.add_argument(
+        "--windows-per-home",
+        type=int,
+        default=Data.windows_per_scene,
+        help="more where a GPU would wait for new homes",
+    )
+    parser.add_argument(
+        "--shards-first",
+        type=int,
+        default=Data.shards_first,
+        help="shards of 32 homes that are there before the first step",
+    )
+    parser.add_argument(
+        "--shards-kept", type=int, default=Data.shards_kept, help="of 67 MB each at 224x168"
+    )
     parser.add_argument(
         "--pairs-first",
         type=int,
@@ -105,13 +153,19 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--cache", type=Path, help="folder with shards rendered ahead")
     parser.add_argument(
-        "--workers", type=int, default=0, help="processes that build homes (GPU: cores - 2)"
+        "--workers",
+        type=int,
+        help="processes that prepare homes; by default none on a CPU, else all cores but two",
     )
     parser.add_argument(
         "--start", type=Path, help="an exported checkpoint to begin with in a new folder"
     )
     parser.add_argument("--export", type=Path, help="write the checkpoint here and stop")
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    if options.workers is None:
+        spare = max(1, len(os.sched_getaffinity(0)) - 2)
+        options.workers = 0 if options.device == "cpu" else spare
+    return options
 
 
 def _plan(stage: str, minutes: float) -> list[tuple[str, float]]:
@@ -126,6 +180,8 @@ def _interrupt(number: int, frame: object) -> None:
 
 def sample_texts(scenes: int = 60) -> list[str]:
     """Questions and answers of some training homes, to learn the tokenizer from."""
+    from g2vlm_ros.demo.sim.question_metrics import training_questions
+
     asked = training_questions(scenes, views=4, each=30)
     return [text for qa in asked for text in (qa.question, qa.answer)]
 

@@ -8,6 +8,7 @@ window are answered side by side under a mask that keeps them apart.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 
 from g2vlm_ros.checkpoint.config import PATCH_PX, ModelConfig
 from g2vlm_ros.checkpoint.prompt_layout import (
+    Segment,
     TokenCursor,
     after_images,
     answer_ids,
@@ -97,6 +99,8 @@ class Questions(NamedTuple):
     """int64 (B, Q, L), padded."""
     labels: Tensor
     """int64 (B, Q, L): the next token where it belongs to the answer, else IGNORED."""
+    answered: Tensor
+    """int64 (A,): where labels are not IGNORED, in the flattened labels."""
 
 
 def stage_of(name: str) -> str:
@@ -107,10 +111,14 @@ def stage_of(name: str) -> str:
     return "language" if semantic or name.startswith(("where.", "what.")) else "geometry"
 
 
+def stages_trained(stage: str) -> tuple[str, ...]:
+    """Whose parameters a stage trains; that of answers trains the semantic encoder on."""
+    return ("language", "naming") if stage == "language" else (stage,)
+
+
 def trains(stage: str, name: str) -> bool:
-    """Whether a stage trains a parameter; that of answers trains the semantic encoder on."""
-    own = stage_of(name)
-    return own == stage or (stage, own) == ("language", "naming")
+    """Whether a stage trains a parameter."""
+    return stage_of(name) in stages_trained(stage)
 
 
 def build(config: ModelConfig, seed: int) -> G2VLM:
@@ -157,6 +165,14 @@ class BatchedModel(nn.Module):
             "geometry": reconstruction_prefix(tokenizer),
             "chat": chat_prefix(tokenizer),
         }
+        self._constants: dict[tuple, Tensor] = {}
+        """What a step needs again and again: a copy from the host would wait for the device."""
+        self._pasts: dict[str, Past] | None = None
+
+    def freeze_language(self, frozen: bool) -> None:
+        """Whether the semantic expert stays as it is from now on, so that what the trunk makes of
+        a prompt is computed once. To be called again whenever its weights have changed."""
+        self._pasts = {} if frozen else None
 
     def geometry(self, images: Tensor) -> RawHeads:
         """uint8 (B, N, H, W, 3) to raw head outputs, as a reconstruction is prompted."""
@@ -169,10 +185,13 @@ class BatchedModel(nn.Module):
         )
         flat = hidden.flatten(0, 1)
         net = self.network
-        # Pixels as the points head gives them, before the exponential.
-        points = net.point_head(net.point_decoder(flat, grid), grid)
         calm = flat.detach() + CAMERA_GRADIENT * (flat - flat.detach())
-        translation, rotation9 = net.camera_head(net.camera_decoder(calm, grid))
+        decoded = net.point_decoder(flat, grid), net.camera_decoder(calm, grid)
+        # Autocast would round the heads' linear parts to bfloat16, and depth to 0.4 %.
+        with torch.autocast(images.device.type, enabled=False):
+            # Pixels as the points head gives them, before the exponential.
+            points = net.point_head(decoded[0], grid)
+            translation, rotation9 = net.camera_head(decoded[1])
         fold = images.shape[:2]
         return RawHeads(
             points.float().unflatten(0, fold),
@@ -196,38 +215,42 @@ class BatchedModel(nn.Module):
         features = encode_squares(self.network, squares.flatten(0, 1)).unflatten(0, (batch, views))
         segments = [walk.semantic(grid) for _ in range(views)]
         embed = self.network.language_model.model.embed_tokens
-        ends = embed(torch.tensor(segments[0].token_ids, device=device)).expand(
-            batch, views, -1, -1
-        )
+        key = "squares", views, grid, images.shape[2:4]
+        ids = self._constant((*key, "ids"), lambda: segments[0].token_ids, device)
+        ends = embed(ids).expand(batch, views, -1, -1)
         image_tokens = torch.cat((ends[:, :, :1], features.to(ends.dtype), ends[:, :, 1:]), 2)
-        at = np.concatenate([segment.positions for segment in segments], 1)
+        at = self._constant(
+            (*key, "at"),
+            lambda: np.concatenate([segment.positions for segment in segments], 1),
+            device,
+        )
         middle = len(past) // 2
         prefix = len(self.prefixes["chat"])
         patch_keys = past[middle - 1][0][:, 0, prefix:].unflatten(1, (views, -1))[:, :, 1:-1]
         image_looks: list[AttentionProbe] = []
         question_looks: list[AttentionProbe] = []
-        mask = image_mask(past[0][0].shape[2], [segment.length for segment in segments])
-        _, past = self._run(
-            image_tokens.flatten(1, 2),
-            None,
-            torch.tensor(at, device=device),
-            past,
-            mask.to(device),
-            image_looks,
+        lengths = [segment.length for segment in segments]
+        mask = self._constant(
+            (*key, "mask"), lambda: image_mask(past[0][0].shape[2], lengths).numpy(), device
         )
+        _, past = self._run(image_tokens.flatten(1, 2), None, at, past, mask, image_looks)
         count, length = questions.ids.shape[1:]
-        at = walk.position + np.tile(np.arange(length), (3, count))
+        at = self._constant(
+            (*key, "asked", count, length),
+            lambda: walk.position + np.tile(np.arange(length), (3, count)),
+            device,
+        )
         hidden, _ = self._run(
             embed(questions.ids).flatten(1, 2),
             None,
-            torch.tensor(at, device=device),
+            at,
             past,
             None,
             question_looks,
             count,
         )
-        wanted = questions.labels.flatten(1, 2) != IGNORED
-        logits = self.network.language_model.lm_head(hidden[wanted]).float()
+        spoken = hidden.flatten(0, 1)[questions.answered]
+        logits = self.network.language_model.lm_head(spoken).float()
         image_queries, image_keys, image_states = (
             part.unflatten(1, (views, -1))[:, :, 1:-1]
             for part in (
@@ -239,7 +262,7 @@ class BatchedModel(nn.Module):
         asked = question_looks[middle]
         scale = image_keys.shape[-1] ** -0.5
         return Answered(
-            F.cross_entropy(logits, questions.labels.flatten(1, 2)[wanted]),
+            F.cross_entropy(logits, questions.labels.flatten()[questions.answered]),
             features,
             image_queries * scale,
             patch_keys,
@@ -260,17 +283,38 @@ class BatchedModel(nn.Module):
         device, net = images.device, self.network
         walk = TokenCursor(self.tokenizer.special)
         text = walk.text(self.prefixes[prefix])
+        past = self._prompt(prefix, text, device)
         grid = height // PATCH_PX, width // PATCH_PX
         segment = walk.geometry(views, grid)
         embed = net.language_model.model.embed_tokens
-        ids, at = (torch.tensor(a, device=device) for a in (text.token_ids, text.positions))
-        _, past = self._run(embed(ids)[None], None, at, None, causal_mask(len(ids), 0, device))
         features = net.encode_geometry(images.flatten(0, 1)).unflatten(0, (batch, views))
-        ends = embed(torch.tensor(segment.token_ids, device=device).view(views, 2))
-        ends = ends.expand(batch, -1, -1, -1)
-        at = torch.tensor(segment.positions, device=device)
+        key = prefix, views, grid
+        ids = self._constant((*key, "ids"), lambda: segment.token_ids, device).view(views, 2)
+        ends = embed(ids).expand(batch, -1, -1, -1)
+        at = self._constant((*key, "at"), lambda: segment.positions, device)
         hidden, past = self._run(ends, features, at, past, None, looks)
         return walk, past, hidden, device
+
+    def _prompt(self, prefix: str, text: Segment, device: torch.device) -> Past:
+        """Keys and values of a text prefix; computed once while the language is frozen."""
+        if self._pasts is not None and prefix in self._pasts:
+            return self._pasts[prefix]
+        ids = self._constant((prefix, "ids"), lambda: text.token_ids, device)
+        at = self._constant((prefix, "at"), lambda: text.positions, device)
+        embedded = self.network.language_model.model.embed_tokens(ids)[None]
+        _, past = self._run(embedded, None, at, None, causal_mask(len(ids), 0, device))
+        if self._pasts is not None:
+            self._pasts[prefix] = past = [(k.detach(), v.detach()) for k, v in past]
+        return past
+
+    def _constant(
+        self, key: tuple, values: Callable[[], np.ndarray], device: torch.device
+    ) -> Tensor:
+        """An array of the host on the device, copied once."""
+        key = *key, device
+        if key not in self._constants:
+            self._constants[key] = torch.tensor(values(), device=device)
+        return self._constants[key]
 
     def _run(
         self,
@@ -324,7 +368,8 @@ def _layer(
         parts = tuple(_in_order(s, g) for s, g in zip(parts, inner, strict=True))
     counts = (layer.config.heads, layer.config.kv_heads, layer.config.kv_heads)
     q, k, v = (heads_first(part, count) for part, count in zip(parts, counts, strict=True))
-    q, k = rotate(q, angles), rotate(k, angles)
+    # Under autocast the norms give float32, and attention would round it a moment later.
+    q, k = rotate(q.to(v.dtype), angles), rotate(k.to(v.dtype), angles)
     queries, keys = q, k
     if past is not None:
         past = tuple(part.expand(k.shape[0], -1, -1, -1) for part in past)
@@ -359,8 +404,7 @@ def encode_squares(network: G2VLM, squares: Tensor) -> Tensor:
     grid = squares.shape[1] // PATCH_PX, squares.shape[2] // PATCH_PX
     head_dim = tower.config.embed_dim // tower.config.heads
     angles = vision_angles(grid, head_dim, tower.config.merge, squares.device)
-    rows = torch.stack([tower.rows(square) for square in squares])
-    x = wide(tower.patch_embed["proj"](rows))
+    x = wide(tower.patch_embed["proj"](torch.vmap(tower.rows)(squares)))
     for block in tower.blocks:
         x = block(x, angles)
     merged = tower.merger(x.flatten(0, 1))
@@ -382,8 +426,9 @@ def encode_questions(
     ids, labels = zip(*rows, strict=True)
     length = max(len(row) for row in ids)
     padded = pad(list(ids), length, tokenizer.special.im_end), pad(list(labels), length, IGNORED)
-    shape = (len(windows), -1, length)
-    return Questions(*(torch.from_numpy(part).view(shape) for part in padded))
+    shape, answered = (len(windows), -1, length), np.flatnonzero(padded[1] != IGNORED)
+    parts = (torch.from_numpy(part).view(shape) for part in padded)
+    return Questions(*parts, torch.from_numpy(answered))
 
 
 @lru_cache(maxsize=200_000)

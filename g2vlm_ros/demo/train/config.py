@@ -141,6 +141,7 @@ class Loss:
     metric: float = 0.5
     rays: float = 0.5
     normals: float = 0.3
+    slopes: float = 0.5
     rotation: float = 1.5
     translation: float = 0.8
     matching: float = 0.2
@@ -169,6 +170,8 @@ class Steps:
     """On both rates for the semantic expert, which starts from nothing."""
     weight_decay: float = 0.01
     warmup: int = 50
+    lead_in: int = 150
+    """Steps of a stage, after an exported checkpoint, until the training's heads count in full."""
     anneal: float = 0.9
     """Last part of a stage in which the rates fall linearly to zero."""
     clip: float = 1.0

@@ -2,7 +2,9 @@
 """Windows of rendered views: shards of scenes, a ring of them in memory, batches cut from it.
 
 What a step sees is a function of the seed and of the number of windows drawn before, so a resumed
-training continues exactly. Shards can be rendered ahead by another process into a cache folder:
+training continues exactly. On a GPU the ring lies in its memory, and a batch is one index into it
+and a handful of operations, whatever the number of its windows; the host never waits for it.
+Shards can be rendered ahead by another process into a cache folder:
 
     python -m g2vlm_ros.demo.train.data --cache FOLDER --shards 90
 """
@@ -10,39 +12,36 @@ training continues exactly. Shards can be rendered ahead by another process into
 from __future__ import annotations
 
 import argparse
-import os
-from concurrent.futures import Future, ProcessPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from g2vlm_ros.demo.sim.array_backend import Arrays
-from g2vlm_ros.demo.sim.camera import lens
 from g2vlm_ros.demo.sim.furniture import NAMES
 from g2vlm_ros.demo.sim.home import STRUCTURE, Home
 from g2vlm_ros.demo.sim.materials import COLOURS
-from g2vlm_ros.demo.sim.questions import QuestionAnswer, ask, shares, truth
-from g2vlm_ros.demo.sim.scenes import SimulatedScene, make_clips, make_scene
-from g2vlm_ros.demo.sim.splits import home_seed
+from g2vlm_ros.demo.sim.questions import QuestionAnswer
+from g2vlm_ros.demo.train.augmentation import exposed, mirrored, on_device, recoloured
 from g2vlm_ros.demo.train.config import Data
+from g2vlm_ros.demo.train.home_worker import (
+    VARIANTS,
+    DialogueKey,
+    dialogue,
+    dialogue_views,
+    pick_views,
+)
 from g2vlm_ros.demo.train.losses import GeometryTarget
+from g2vlm_ros.demo.train.shards import SHARD, Shards
 
-SHARD = 32
-"""Scenes per shard."""
 CELL_PX = 28
 """Side of a token of the semantic encoder: two patches, merged."""
-LAYOUT = 4
-"""Raised whenever the simulation changes, so that cached shards of before are not taken."""
 CLASSES = (*NAMES, *COLOURS)
 """What can be said of a thing in a word."""
-VARIANTS = 4
-"""Different dialogues per scene and number of views."""
-_FLIP = np.diag([-1.0, 1.0, 1.0, 1.0])
+ITEMS = 256
+"""Ids that an item can have."""
 
 
 class Batch(NamedTuple):
@@ -55,126 +54,72 @@ class Batch(NamedTuple):
     questions: list[list[QuestionAnswer]] | None
     """Per window, where any are asked."""
     cells: Tensor | None
-    """(B, N, S, 256): the share of each cell of the semantic encoder that each item id fills."""
+    """(B, N, S, ITEMS): the share of each cell of the semantic encoder that each item id fills."""
     classes: Tensor | None
-    """(B, 256, len(CLASSES)): 1 at the name and at the colour of each item."""
-
-
-class Shards:
-    """Rendered scenes of one split by shard number; from the cache folder where there is one."""
-
-    def __init__(
-        self, data: Data, split: str, device: str, cache: Path | None = None, workers: int = 0
-    ):
-        self.data, self.split, self.device, self.cache = data, split, device, cache
-        self.camera = lens(data.width_px, data.height_px)
-        self._pool = ProcessPoolExecutor(workers) if workers else None
-        self._ahead: dict[int, list[Future]] = {}
-        self._homes: dict[int, Home] = {}
-
-    def home(self, number: int, index: int) -> Home:
-        """A home of a shard, built again where the shard came from the cache."""
-        seed = self.seeds(number)[index]
-        if seed not in self._homes:
-            self._homes[seed] = make_scene(seed).home
-        return self._homes[seed]
-
-    def forget(self, number: int) -> None:
-        """Frees the homes of a shard."""
-        for seed in self.seeds(number):
-            self._homes.pop(seed, None)
-
-    def _scenes(self, number: int) -> list[SimulatedScene]:
-        """The homes and walks of a shard, built in other processes where there are workers."""
-        seeds = self.seeds(number)
-        if self._pool is None:
-            return [make_scene(seed) for seed in seeds]
-        for following in range(number, number + 4):
-            if following not in self._ahead:
-                later = self.seeds(following)
-                self._ahead[following] = [self._pool.submit(make_scene, seed) for seed in later]
-        return [future.result() for future in self._ahead.pop(number)]
-
-    def seeds(self, number: int) -> list[int]:
-        """The homes of a shard."""
-        return [home_seed(self.split, number * SHARD + i) for i in range(SHARD)]
-
-    def get(self, number: int) -> dict[str, Tensor]:
-        """images (32, V, H, W, 3), depth, items (32, V, H, W), poses (32, V, 4, 4), times (32, V).
-
-        structure (32,) is the largest item id of floors, ceilings and walls, which come first.
-        """
-        path = None if self.cache is None else self.cache / self._name(number)
-        if path is not None and path.exists():
-            return {name: part.to(self.device) for name, part in load_file(path).items()}
-        made = self._render(number)
-        if path is not None:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            part = path.with_suffix(f".{os.getpid()}")
-            save_file({name: value.cpu().contiguous() for name, value in made.items()}, part)
-            part.replace(path)
-        return made
-
-    def _render(self, number: int) -> dict[str, Tensor]:
-        scenes = self._scenes(number)
-        self._homes |= {scene.home.seed: scene.home for scene in scenes}
-        arrays = Arrays() if self.device == "cpu" else Arrays(self.device)
-        parts: list[dict[str, Tensor]] = []
-        step = 4 if self.device == "cpu" else SHARD
-        for first in range(0, SHARD, step):
-            clips = make_clips(
-                scenes[first : first + step], self.data.views_per_scene, self.camera, arrays
-            )
-            views = (clips.images, clips.depth_m, clips.items)
-            images, depth, items = (torch.as_tensor(part, device=self.device) for part in views)
-            parts.append(
-                {
-                    "images": images,
-                    "depth": depth.half(),
-                    "items": items,
-                    "poses": torch.as_tensor(clips.world_from_camera()),
-                    "times": torch.as_tensor(clips.time_s()),
-                }
-            )
-        made = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-        bounds = [sum(item.name in STRUCTURE for item in scene.home.items) for scene in scenes]
-        return made | {"structure": torch.tensor(bounds, device=self.device)}
-
-    def _name(self, number: int) -> str:
-        data = self.data
-        size = f"{data.width_px}x{data.height_px}x{data.views_per_scene}"
-        return f"{self.split}-{size}-v{LAYOUT}-{number:05d}.safetensors"
+    """(B, ITEMS, len(CLASSES)): 1 at the name and at the colour of each item."""
 
 
 class Ring:
-    """The latest shards of a split in memory; `advance` brings in new ones."""
+    """The latest shards of a split in memory; `advance` brings in new ones in place of the oldest.
+
+    The scenes of all shards lie in one tensor per kind, (shards * 32, V, ...).
+    """
 
     def __init__(self, shards: Shards):
         self.shards = shards
         self.data = shards.data
-        self._held: dict[int, dict[str, Any]] = {}
+        self._held: set[int] = set()
+        self._worded: dict[int, dict[str, np.ndarray]] = {}
+        """What dialogues are made of, on the host, for the shards that may be asked about."""
+        self._pool: dict[str, Tensor] = {}
         self._windows = 0
 
-    def advance(self, windows: int) -> None:
-        """Holds the shards that belong to this number of windows drawn."""
-        data, self._windows = self.data, windows
-        last = data.shards_first + windows // (SHARD * data.windows_per_scene)
-        wanted = range(max(0, last - data.shards_kept), last)
-        for number in [held for held in self._held if held not in wanted]:
-            del self._held[number]
-            self.shards.forget(number)
-        for number in wanted:
-            if number not in self._held:
-                self._held[number] = self._prepared(number)
+    def advance(self, windows: int, words: bool = False) -> None:
+        """Holds the shards that belong to this number of windows drawn.
 
-    def _prepared(self, number: int) -> dict[str, Any]:
-        shard: dict[str, Any] = dict(self.shards.get(number))
-        items = shard["items"].cpu().numpy()
-        shard["share"] = np.stack([shares(views) for views in items])
-        shard["poses"], shard["times"] = (shard[k].cpu().numpy() for k in ("poses", "times"))
-        shard["asked"] = {}
-        shard["important"] = shard["items"] > shard["structure"][:, None, None, None]
-        return shard
+        words: names and questions are wanted of them too.
+        """
+        data, self._windows = self.data, windows
+        self.shards.words = words
+        last = data.shards_first + windows // (SHARD * data.windows_per_scene)
+        due = range(max(0, last - data.shards_kept), last)
+        for number in self._held - set(due):
+            self._held.discard(number)
+            self._worded.pop(number, None)
+            self.shards.forget(number)
+        for number in due:
+            if number not in self._held:
+                self._take(number)
+            if words and number not in self._worded:
+                self._name(number)
+        self.shards.expect(last)
+
+    def _slots(self, number: int) -> slice:
+        """Where the scenes of a shard lie; those held follow one another, so no two meet."""
+        first = SHARD * (number % self.data.shards_kept)
+        return slice(first, first + SHARD)
+
+    def _take(self, number: int) -> None:
+        for name, part in self.shards.get(number).items():
+            self._hold(name, number, part)
+        self._held.add(number)
+
+    def _hold(self, name: str, number: int, part: Tensor) -> None:
+        if name not in self._pool:
+            shape = SHARD * self.data.shards_kept, *part.shape[1:]
+            # Not filled: memory that is not used yet costs nothing.
+            self._pool[name] = torch.empty(shape, dtype=part.dtype, device=part.device)
+        self._pool[name][self._slots(number)] = part
+
+    def _name(self, number: int) -> None:
+        """What can be said of the things of a shard; waits for the device once."""
+        homes = [self.shards.home(number, index) for index in range(SHARD)]
+        classes = np.stack([classes_of(home) for home in homes]).astype(np.uint8)
+        self._hold("classes", number, on_device(classes, self.shards.device))
+        at = self._slots(number)
+        share = cell_shares(self._pool["items"][at], 1)[:, :, 0]
+        parts = {"share": share} | {name: self._pool[name][at] for name in ("poses", "times")}
+        self._worded[number] = {name: part.cpu().numpy() for name, part in parts.items()}
 
     def batch(self, total_views: int, rng: np.random.Generator, asking: bool) -> Batch:
         """Windows of one random length, about `total_views` views in all; first of two views.
@@ -187,83 +132,72 @@ class Ring:
         if self._windows < data.pairs_first:
             views = 2
         count = max(1, total_views // views)
-        half = int(rng.integers(2))
-        numbers = sorted(self._held)
-        images, depth, important, poses = [], [], [], []
-        questions, cells, classes = [], [], []
-        for _ in range(count):
-            number = numbers[int(rng.integers(len(numbers)))]
-            shard, scene = self._held[number], int(rng.integers(SHARD))
-            variant = int(rng.integers(VARIANTS))
-            seed = self.shards.seeds(number)[scene]
-            # Few different dialogues per scene, so that their questions are made once.
-            chooser = np.random.default_rng([seed, views, variant]) if asking else rng
-            steps = pick_views(chooser, data.views_per_scene, views, not asking)
-            at = torch.as_tensor(steps, device=shard["images"].device)
-            images.append(shard["images"][scene, at])
-            depth.append(shard["depth"][scene, at])
-            important.append(shard["important"][scene, at])
-            poses.append(shard["poses"][scene, steps])
-            if asking:
-                known = self._questions(number, scene, variant, steps)
-                # The shorter or the longer ones, so that little of a batch is padding.
-                half_of = known[half * len(known) // 2 : (half + 1) * len(known) // 2]
-                questions.append(_drawn(half_of, data, rng))
-                side = data.semantic_px // CELL_PX
-                cells.append(cell_shares(shard["items"][scene, at].cpu().numpy(), side))
-                classes.append(classes_of(self.shards.home(number, scene)))
-        relative = np.stack([np.linalg.inv(pose[0]) @ pose for pose in poses])
-        pixels, target = (
-            torch.stack(images),
-            GeometryTarget(
-                torch.stack(depth).float(),
-                torch.stack(important),
-                torch.as_tensor(relative, dtype=torch.float32, device=images[0].device),
-            ),
+        shard, scene = self._draw(count, rng)
+        questions = None
+        if asking:
+            keys = [(views, int(variant)) for variant in rng.integers(VARIANTS, size=count)]
+            places = list(zip(shard.tolist(), scene.tolist(), keys, strict=True))
+            seeds = [self.shards.seeds(number)[index] for number, index, _ in places]
+            pairs = zip(seeds, keys, strict=True)
+            steps = np.stack([dialogue_views(seed, data, key) for seed, key in pairs])
+            half = int(rng.integers(2))
+            questions = [self._questions(*place, half, rng) for place in places]
+        else:
+            steps = pick_views(rng, data.views_per_scene, views, count, any_order=True)
+        row, at = self._index(shard, scene, steps)
+        pixels, items = (self._pool[name][row, at] for name in ("images", "items"))
+        structure = self._pool["structure"][row[:, 0], None, None, None]
+        target = GeometryTarget(
+            self._pool["depth"][row, at].float(),
+            items > structure,
+            relative_poses(self._pool["poses"][row, at]),
         )
         if asking:
-            told = (torch.as_tensor(np.stack(x), device=pixels.device) for x in (cells, classes))
-            return Batch(_exposed(pixels, rng), target, questions, *told)
-        pixels, target = _mirrored(pixels, target, rng)
-        return Batch(_exposed(_recoloured(pixels, rng), rng), target, None, None, None)
+            cells = cell_shares(items, data.semantic_px // CELL_PX)
+            classes = self._pool["classes"][row[:, 0]].float()
+            return Batch(exposed(pixels, rng), target, questions, cells, classes)
+        if rng.random() < 0.5:
+            pixels, target = mirrored(pixels, target)
+        return Batch(exposed(recoloured(pixels, rng), rng), target, None, None, None)
 
     def single_views(self, count: int, rng: np.random.Generator) -> Batch:
         """Windows of one view each, without questions; half of them mirrored."""
-        side = self.data.semantic_px // CELL_PX
-        numbers = sorted(self._held)
-        images, cells, classes = [], [], []
-        for _ in range(count):
-            number = numbers[int(rng.integers(len(numbers)))]
-            shard, scene = self._held[number], int(rng.integers(SHARD))
-            at = int(rng.integers(self.data.views_per_scene))
-            image, items = shard["images"][scene, at], shard["items"][scene, at]
-            if rng.random() < 0.5:
-                image, items = image.flip(-2), items.flip(-1)
-            images.append(image[None])
-            cells.append(cell_shares(items[None].cpu().numpy(), side))
-            classes.append(classes_of(self.shards.home(number, scene)))
-        pixels = torch.stack(images)
-        told = (torch.as_tensor(np.stack(x), device=pixels.device) for x in (cells, classes))
-        return Batch(_exposed(pixels, rng), None, None, *told)
+        shard, scene = self._draw(count, rng)
+        steps = rng.integers(self.data.views_per_scene, size=(count, 1))
+        row, at = self._index(shard, scene, steps)
+        pixels, items = (self._pool[name][row, at] for name in ("images", "items"))
+        turn = on_device(rng.random(count) < 0.5, self.shards.device)
+        pixels = torch.where(turn[:, None, None, None, None], pixels.flip(-2), pixels)
+        items = torch.where(turn[:, None, None, None], items.flip(-1), items)
+        cells = cell_shares(items, self.data.semantic_px // CELL_PX)
+        classes = self._pool["classes"][row[:, 0]].float()
+        return Batch(exposed(pixels, rng), None, None, cells, classes)
+
+    def _draw(self, count: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        """Numbers of shards, and scenes of them, (count,) each."""
+        numbers = np.array(sorted(self._held))
+        return numbers[rng.integers(len(numbers), size=count)], rng.integers(SHARD, size=count)
+
+    def _index(
+        self, shard: np.ndarray, scene: np.ndarray, steps: np.ndarray
+    ) -> tuple[Tensor, Tensor]:
+        """Rows and views of the pool, int64 (B, N) each; one copy to the device."""
+        row = SHARD * (shard % self.data.shards_kept) + scene
+        index = np.stack([np.broadcast_to(row[:, None], steps.shape), steps])
+        rows, views = on_device(index, self.shards.device)
+        return rows, views
 
     def _questions(
-        self, number: int, scene: int, variant: int, steps: np.ndarray
+        self, number: int, scene: int, key: DialogueKey, half: int, rng: np.random.Generator
     ) -> list[QuestionAnswer]:
-        """The shortest first."""
-        shard = self._held[number]
-        key = scene, variant, len(steps)
-        if key not in shard["asked"]:
+        """Of the shorter (half 0) or the longer ones, so that little of a batch is padding."""
+        known = self.shards.dialogues(number, scene)
+        if key not in known:
+            parts = (self._worded[number][name][scene] for name in ("share", "poses", "times"))
             home = self.shards.home(number, scene)
-            parts = (shard[name][scene, steps] for name in ("share", "poses", "times"))
-            rng = np.random.default_rng([home.seed, variant, len(steps)])
-            facts, most = truth(home, *parts), 3 * self.data.questions
-            made = ask(facts, rng, most)
-            harder = ask(facts, rng, most, self.data.harder)
-            asked = {qa.question for qa in made}
-            made += [qa for qa in harder if qa.question not in asked]
-            made.sort(key=lambda qa: len(qa.question) + len(qa.answer))
-            shard["asked"][key] = made
-        return shard["asked"][key]
+            known[key] = dialogue(home, *parts, self.data, key)
+        asked = known[key]
+        return _drawn(asked[half * len(asked) // 2 : (half + 1) * len(asked) // 2], self.data, rng)
 
 
 def _drawn(
@@ -277,67 +211,37 @@ def _drawn(
     return [known[i] for i in order]
 
 
-def cell_shares(items: np.ndarray, side: int) -> np.ndarray:
-    """float32 (N, side * side, 256): what fills each cell of a grid over the views (N, H, W)."""
-    count, height, width = items.shape
-    row, column = np.arange(height) * side // height, np.arange(width) * side // width
-    cell = np.arange(count)[:, None, None] * side**2 + row[:, None] * side + column
-    found = np.bincount((cell * 256 + items).ravel(), minlength=count * side**2 * 256)
-    found = found.reshape(count, side**2, 256).astype(np.float32)
-    return found / found.sum(-1, keepdims=True)
+def cell_shares(items: Tensor, side: int) -> Tensor:
+    """float32 (..., N, side * side, ITEMS): what fills each cell of a grid over the views
+    (..., N, H, W)."""
+    height, width = items.shape[-2:]
+    device, flat = items.device, items.reshape(-1, height * width)
+    row = torch.arange(height, device=device) * side // height
+    column = torch.arange(width, device=device) * side // width
+    cell = (row[:, None] * side + column).flatten()
+    count = torch.zeros(len(flat), side * side * ITEMS, device=device)
+    count.scatter_add_(1, cell * ITEMS + flat.long(), torch.ones_like(flat, dtype=torch.float32))
+    count = count.unflatten(-1, (side * side, ITEMS))
+    return (count / count.sum(-1, keepdim=True)).unflatten(0, items.shape[:-2])
+
+
+def relative_poses(world_from_camera: Tensor) -> Tensor:
+    """float32 (B, N, 4, 4): rigid poses in the frame of view 0."""
+    poses = world_from_camera.clone()
+    back = world_from_camera[:, :1, :3, :3].transpose(-1, -2)
+    poses[..., :3, :3] = back @ world_from_camera[..., :3, :3]
+    away = world_from_camera[..., :3, 3] - world_from_camera[:, :1, :3, 3]
+    poses[..., :3, 3] = (back @ away[..., None])[..., 0]
+    return poses.float()
 
 
 def classes_of(home: Home) -> np.ndarray:
-    """float32 (256, len(CLASSES)): 1 at the name and at the colour of each thing by its id."""
-    out = np.zeros((256, len(CLASSES)), np.float32)
+    """float32 (ITEMS, len(CLASSES)): 1 at the name and at the colour of each thing by its id."""
+    out = np.zeros((ITEMS, len(CLASSES)), np.float32)
     for item in home.items:
         if item.name not in STRUCTURE:
             out[item.id, [CLASSES.index(item.name), CLASSES.index(item.colour)]] = 1.0
     return out
-
-
-def pick_views(
-    rng: np.random.Generator, available: int, views: int, any_order: bool
-) -> np.ndarray:
-    """Which views make a window: neighbours in time, now and then every other one."""
-    stride = int(rng.choice([1, 1, 1, 2]))
-    stride = stride if stride * (views - 1) < available else 1
-    first = int(rng.integers(available - stride * (views - 1)))
-    steps = first + stride * np.arange(views)
-    return steps[::-1].copy() if any_order and rng.random() < 0.4 else steps
-
-
-def _mirrored(
-    pixels: Tensor, target: GeometryTarget, rng: np.random.Generator
-) -> tuple[Tensor, GeometryTarget]:
-    """Half of all batches left and right exchanged; poses follow."""
-    if rng.random() < 0.5:
-        return pixels, target
-    flip = torch.as_tensor(_FLIP, dtype=torch.float32, device=pixels.device)
-    depth, important = target.depth_m.flip(-1), target.important.flip(-1)
-    return pixels.flip(-2), GeometryTarget(depth, important, flip @ target.poses @ flip)
-
-
-def _recoloured(pixels: Tensor, rng: np.random.Generator) -> Tensor:
-    """Each window's colour channels in a random order."""
-    order = np.stack([rng.permutation(3) for _ in range(len(pixels))])
-    index = torch.as_tensor(order, device=pixels.device)[:, None, None, None, :]
-    return pixels.gather(-1, index.expand_as(pixels))
-
-
-def _exposed(pixels: Tensor, rng: np.random.Generator) -> Tensor:
-    """Brightness and contrast of each window, and the noise of each pixel, vary a little."""
-    shape = (len(pixels), 1, 1, 1, 1)
-    gain, offset = rng.uniform(0.85, 1.15, shape), rng.uniform(-10, 10, shape)
-    sigma = rng.uniform(0.0, 3.0, shape)
-    gain, offset, sigma = (
-        torch.as_tensor(x, dtype=torch.float32, device=pixels.device)
-        for x in (gain, offset, sigma)
-    )
-    noisy = (
-        pixels.float() * gain + offset + sigma * torch.randn(pixels.shape, device=pixels.device)
-    )
-    return noisy.round().clamp(0, 255).to(torch.uint8)
 
 
 def squares(pixels: Tensor, side: int) -> Tensor:

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors.torch import load_file
-from torch import nn
+from torch import Tensor
 
 from g2vlm_ros.checkpoint.config import ModelConfig
 from g2vlm_ros.demo.train.config import STAGES, Config
@@ -29,6 +29,8 @@ from g2vlm_ros.demo.train.train_state import (
 
 LONGEST_STEP_S = 60.0
 """Longer pauses between two steps are not training (a suspended process, a sleeping laptop)."""
+READ_S = 10.0
+"""Seconds between two looks at the losses: each look waits for the device."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,8 @@ class Training:
             self.all, config.steps.weight_decay, config.steps.semantic_factor
         )
         self.progress = TrainingProgress()
-        self.recent: dict[str, list[float]] = {}
+        self._sums: dict[str, Tensor] = {}
+        self._summed = self._skipped = 0
         self._resume(start)
         self.companion = GradientWorker(config, folder, cache, self.all) if companion else None
 
@@ -80,6 +83,7 @@ class Training:
             weights = load_file(start / WEIGHTS, self.device)
             restore(self.trainee.network.state_dict(), weights, "checkpoint")
             self.progress.speaks = ModelConfig.read(start).text.speaks
+            self.progress.started = True
         if saved is not None:
             weights, state, self.optimizer.count, self.progress = saved
             restore(self.all.state_dict(), weights, "network")
@@ -87,10 +91,10 @@ class Training:
 
     def save(self) -> None:
         """Writes the state and appends the losses since the last save to the curves."""
+        means = self.read()
         weights = self.all.state_dict()
         save_state(self.folder, weights, self.optimizer.state, self.optimizer.count, self.progress)
-        if self.recent:
-            means = {name: float(np.mean(values)) for name, values in self.recent.items()}
+        if means:
             record = {
                 "stage": self.progress.stage,
                 "steps": self.progress.steps,
@@ -101,7 +105,18 @@ class Training:
             }
             with (self.folder / CURVES).open("a") as file:
                 file.write(json.dumps(record) + "\n")
-            self.recent = {}
+            self._sums, self._summed = {}, 0
+
+    def read(self) -> dict[str, float]:
+        """Mean losses since the last save, {} before the first step; brings `progress` up to date.
+
+        Waits for the device. A step that was left out counts as none.
+        """
+        progress, skipped = self.progress, self.optimizer.skipped
+        progress.skipped += skipped - self._skipped
+        self._skipped = skipped
+        steps = max(1, self._summed)
+        return {name: float(total) / steps for name, total in self._sums.items()}
 
     def run(self, stage: str, budget: Budget, show: bool = True) -> None:
         """Trains until the budget of the stage is used; continues a stage that was stopped."""
@@ -113,45 +128,57 @@ class Training:
             progress.stage_windows, progress.stage_seconds = 0, 0.0
         progress.speaks |= stage == "language"
         bar = _bar(stage) if show else None
-        saved = last = time.monotonic()
-        self.lesson.ring.advance(progress.windows)
+        saved = last = seen = time.monotonic()
         while budget.done(progress) < 1.0:
-            terms = self.step(budget.done(progress))
+            self.step(budget.done(progress))
             now = time.monotonic()
             spent = min(now - last, LONGEST_STEP_S)
             progress.seconds += spent
             progress.stage_seconds += spent
             last = now
-            for name, value in terms.items():
-                self.recent.setdefault(name, []).append(value)
-            if bar is not None:
-                bar(budget.done(progress), progress, terms)
+            if bar is not None and now - seen > READ_S:
+                bar(budget.done(progress), progress, self.read())
+                seen = now
             if now - saved > self.config.steps.save_s:
                 self.save()
                 saved = time.monotonic()
         self.save()
 
-    def step(self, done: float) -> dict[str, float]:
-        """One step on new windows; the losses as numbers. A step that is not finite is skipped."""
+    def step(self, done: float) -> dict[str, Tensor]:
+        """One step on new windows; the losses, on the device. Nothing here waits for it.
+
+        A step that is not finite changes nothing.
+        """
         config, progress = self.config, self.progress
         if self.companion is not None:
             self.companion.publish(progress.stage, progress.steps, progress.windows)
         rng = np.random.default_rng([config.steps.seed, progress.steps])
-        count, loss, terms = self.lesson.backward(progress.stage, progress.windows, rng)
+        count, loss, terms = self.lesson.backward(
+            progress.stage, progress.windows, rng, self._lead()
+        )
         if self.companion is not None:
             count += self.companion.collect(count)
-        norm = nn.utils.clip_grad_norm_(self.all.parameters(), config.steps.clip)
-        if bool(torch.isfinite(norm)) and bool(torch.isfinite(loss)):
-            factor = self._factor(done)
-            self.optimizer.step(config.steps.muon_rate * factor, config.steps.adam_rate * factor)
-        else:
-            progress.skipped += 1
-            self.all.zero_grad(set_to_none=True)
+        factor = self._factor(done)
+        rates = config.steps.muon_rate * factor, config.steps.adam_rate * factor
+        self.optimizer.step(progress.stage, loss, *rates, config.steps.clip)
+        terms = {name: term.detach() for name, term in terms.items()}
+        for name, term in terms.items():
+            finite = torch.nan_to_num(term.double(), 0.0, 0.0, 0.0)
+            self._sums[name] = self._sums[name] + finite if name in self._sums else finite
+        self._summed += 1
         progress.windows += count
         progress.stage_windows += count
         progress.steps += 1
         progress.stage_steps += 1
-        return {name: float(term.detach()) for name, term in terms.items()}
+        return terms
+
+    def _lead(self) -> float:
+        """How much the training's own heads ask of the trunk: nothing until they know something,
+        where they begin anew beside a trunk that does."""
+        if not self.progress.started:
+            return 1.0
+        half = self.config.steps.lead_in / 2
+        return min(1.0, max(0.0, (self.progress.stage_steps - half) / (half + 1)))
 
     def _factor(self, done: float) -> float:
         steps = self.config.steps
@@ -174,7 +201,7 @@ def _bar(stage: str):
         bar.set_postfix_str(
             f"{progress.windows} windows, {rate:.1f}/s, {name} {terms[name]:.3f}", refresh=False
         )
-        bar.refresh() if progress.steps % 10 == 0 else None
+        bar.refresh()
 
     return update
 

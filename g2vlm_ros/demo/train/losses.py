@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -19,6 +20,10 @@ EDGE_STEP = 0.08
 """A relative depth step that counts as an edge."""
 VISIBLE = 0.05
 """Relative depth difference up to which a point counts as seen from another view."""
+HIDDEN = -100
+"""Label of a patch that the other view does not show."""
+SLOPE_STEPS = (1, 2, 4)
+"""Distances in pixels over which slopes of the depth are compared."""
 SHOWN = 0.06
 """Share of a cell from which on what fills it shall be named."""
 
@@ -58,6 +63,7 @@ def geometry_terms(
         "metric": (emphasis * metric).sum(),
         "rays": (drawn * ray).sum() / drawn.sum(),
         "normals": _normals(log_z, target.depth_m, rays),
+        "slopes": _slopes(log_z - target.depth_m.log()),
     }
     return terms | _poses(raw, target, scale)
 
@@ -93,6 +99,19 @@ def edges(depth: Tensor) -> Tensor:
     out[..., 1:, :] |= down
     out[..., :-1, :] |= down
     return out
+
+
+def _slopes(off: Tensor) -> Tensor:
+    """L1 of the differences of log depth between pixels a few apart, edges included.
+
+    off (..., H, W): errors of the log depth. It makes edges sharp, where the other terms are
+    content with the middle of a smear.
+    """
+    total = off.new_zeros(())
+    for step in SLOPE_STEPS:
+        total = total + (off[..., :, step:] - off[..., :, :-step]).abs().mean()
+        total = total + (off[..., step:, :] - off[..., :-step, :]).abs().mean()
+    return total / len(SLOPE_STEPS)
 
 
 def _normals(log_z: Tensor, depth: Tensor, rays: Tensor) -> Tensor:
@@ -198,18 +217,25 @@ def matching_term(queries: Tensor, keys: Tensor, found: Matches) -> Tensor:
     queries and keys (B, N, P, F), scaled so that their products are logits. A training-only help:
     it makes the trunk compare views.
     """
-    logits = queries @ keys[:, found.other].transpose(-1, -2)
-    if not bool(found.visible.any()):
-        return queries.sum() * 0.0
-    return F.cross_entropy(logits[found.visible].float(), found.label[found.visible])
+    logits = (queries @ keys[:, found.other].transpose(-1, -2)).flatten(0, 2).float()
+    label = torch.where(found.visible, found.label, HIDDEN).flatten()
+    total = F.cross_entropy(logits, label, ignore_index=HIDDEN, reduction="sum")
+    return total / found.visible.sum().clamp(min=1)
 
 
-def looking_term(logits: Tensor, wanted: Tensor) -> Tensor:
+def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
+    """Mean where the mask is True; 0 where it nowhere is."""
+    return (values * mask).sum() / mask.sum().clamp(min=1)
+
+
+def looking_term(logits: Tensor, wanted: Tensor, mask: Tensor | None = None) -> Tensor:
     """Cross-entropy of where tokens look, logits (..., T), and where they should (sums to 1).
 
-    A training-only help: to tell anything, a token must find what it is about.
+    A training-only help: to tell anything, a token must find what it is about. mask (...): the
+    tokens that are to.
     """
-    return -(wanted * logits.float().log_softmax(-1)).sum(-1).mean()
+    off = -(wanted * logits.float().log_softmax(-1)).sum(-1)
+    return off.mean() if mask is None else masked_mean(off, mask)
 
 
 def same_place(queries: Tensor, keys: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
@@ -219,10 +245,16 @@ def same_place(queries: Tensor, keys: Tensor, grid: tuple[int, int]) -> tuple[Te
     of patches (rows, columns).
     """
     views, side = queries.shape[1], round(queries.shape[2] ** 0.5)
-    own = torch.kron(overlap(side, grid[0]), overlap(side, grid[1])).to(queries.device)
-    wanted = torch.einsum("nm,sp->nsmp", torch.eye(views, device=own.device), own).flatten(2)
+    wanted = _covered(views, side, grid, queries.device)
     logits = torch.einsum("bnsd,bmpd->bnsmp", queries, keys).flatten(3)
     return logits, wanted
+
+
+@lru_cache(maxsize=64)
+def _covered(views: int, side: int, grid: tuple[int, int], device: torch.device) -> Tensor:
+    """(N, S, N * P): how each cell of each view is covered by the patches of all."""
+    own = torch.kron(overlap(side, grid[0]), overlap(side, grid[1]))
+    return torch.einsum("nm,sp->nsmp", torch.eye(views), own).flatten(2).to(device)
 
 
 def naming_term(logits: Tensor, cells: Tensor, classes: Tensor) -> Tensor:
@@ -235,14 +267,16 @@ def naming_term(logits: Tensor, cells: Tensor, classes: Tensor) -> Tensor:
     return F.binary_cross_entropy_with_logits(logits, seen, reduction="none").sum(-1).mean()
 
 
-def whereabouts_term(guess: Tensor, points: Tensor) -> Tensor:
+def whereabouts_term(guess: Tensor, points: Tensor, mask: Tensor | None = None) -> Tensor:
     """L1 of directions and of logarithms of distances: guess (..., 4), points (..., 3) in metres.
 
-    A training-only help: states of the semantic expert know where in space they are at.
+    A training-only help: states of the semantic expert know where in space they are at. mask
+    (...): those that are anywhere.
     """
     distance = points.norm(dim=-1, keepdim=True).clamp(min=0.05)
     wanted = torch.cat((points / distance, distance.log()), -1)
-    return (guess.float() - wanted).abs().sum(-1).mean()
+    off = (guess.float() - wanted).abs().sum(-1)
+    return off.mean() if mask is None else masked_mean(off, mask)
 
 
 def overlap(cells: int, patches: int) -> Tensor:

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from g2vlm_ros.checkpoint.config import PATCH_PX
 from g2vlm_ros.checkpoint.tokenizer import Tokenizer
-from g2vlm_ros.demo.sim.questions import Mention, QuestionAnswer
+from g2vlm_ros.demo.sim.questions import QuestionAnswer
 from g2vlm_ros.demo.train.attention import PlainAttention
+from g2vlm_ros.demo.train.augmentation import on_device
 from g2vlm_ros.demo.train.batched_model import (
     Answered,
     BatchedModel,
@@ -24,12 +25,13 @@ from g2vlm_ros.demo.train.batched_model import (
     trains,
 )
 from g2vlm_ros.demo.train.config import Config
-from g2vlm_ros.demo.train.data import CLASSES, Batch, Ring, Shards, squares
+from g2vlm_ros.demo.train.data import CLASSES, Batch, Ring, squares
 from g2vlm_ros.demo.train.losses import (
     GeometryTarget,
     geometry_terms,
     grid_points,
     looking_term,
+    masked_mean,
     matches,
     matching_term,
     naming_term,
@@ -38,10 +40,9 @@ from g2vlm_ros.demo.train.losses import (
     true_rays,
     whereabouts_term,
 )
-from g2vlm_ros.demo.train.train_tokenizer import mention_at
+from g2vlm_ros.demo.train.mentions import Mentions, padded_mentions
+from g2vlm_ros.demo.train.shards import Shards
 
-Asked = tuple[int, int, int, Mention]
-"""A mention with its window, question and token."""
 MATCH_WIDTH, TEMPERATURE = 64, 0.07
 MATCHING_HEADS = (0, -1)
 """Heads of the trunk's middle layer that are taught to look where the same thing is seen."""
@@ -59,6 +60,8 @@ class Objectives:
         workers: int = 0,
     ):
         self.config, self.device = config, device
+        # First of all: the workers begin while the network is built.
+        self.ring = Ring(Shards(config.data, "train", device, cache, workers))
         network = build(config.sizes.model(), config.steps.seed)
         self.trainee = BatchedModel(network, Tokenizer.open(folder)).to(device)
         self.match = nn.Linear(config.sizes.hidden, MATCH_WIDTH, bias=False).to(device)
@@ -76,22 +79,23 @@ class Objectives:
                 "what": self.what,
             }
         )
-        self.ring = Ring(Shards(config.data, "train", device, cache, workers))
+        self._stage = ""
         self.rays = true_rays(self.ring.shards.camera, torch.device(device))
 
     def backward(
-        self, stage: str, windows: int, rng: np.random.Generator
+        self, stage: str, windows: int, rng: np.random.Generator, lead: float = 1.0
     ) -> tuple[int, Tensor, dict[str, Tensor]]:
         """Adds the gradients of new windows; their number, the loss, its terms unweighted.
 
         Each stage trains its own part. Questions read the geometry as it is: what a word wants
         does not change what a point is.
-        windows: how many were drawn before, which decides the homes in memory.
+        windows: how many were drawn before, which decides the homes in memory. lead: 0..1, how
+        much the heads that only the training has ask of the trunk.
         """
         torch.manual_seed(int(rng.integers(2**62)))
-        self.ring.advance(windows)
-        for name, parameter in self.all.named_parameters():
-            parameter.requires_grad_(trains(stage, name))
+        self.ring.advance(windows, words=stage != "geometry")
+        if stage != self._stage:
+            self._begin(stage)
         steps = self.config.steps
         if stage == "naming":
             batch = self.ring.single_views(steps.batch_views, rng)
@@ -99,14 +103,20 @@ class Objectives:
             batch = self.ring.batch(steps.asking_views, rng, True)
         else:
             batch = self.ring.batch(steps.batch_views, rng, False)
-        terms = self._terms(stage, batch)
+        terms = self._terms(stage, batch, lead)
         loss = sum(getattr(self.config.loss, name) * term for name, term in terms.items())
         loss.backward()
         # A single view wears its home out less than a window does.
         share = 1 if stage != "naming" else 1 / self.config.data.views_per_scene
         return max(1, round(share * len(batch.images))), loss.detach(), terms
 
-    def _terms(self, stage: str, batch: Batch) -> dict[str, Tensor]:
+    def _begin(self, stage: str) -> None:
+        self._stage = stage
+        for name, parameter in self.all.named_parameters():
+            parameter.requires_grad_(trains(stage, name))
+        self.trainee.freeze_language(stage == "geometry")
+
+    def _terms(self, stage: str, batch: Batch, lead: float) -> dict[str, Tensor]:
         place = torch.device(self.device).type
         # Most CPUs multiply bfloat16 a hundred times slower than float32.
         with PlainAttention() if place == "cpu" else torch.autocast(place, torch.bfloat16):
@@ -115,8 +125,9 @@ class Objectives:
             if stage == "naming":
                 return self._naming(batch)
             raw = self.trainee.geometry(batch.images)
-            features = F.normalize(self.match(raw.hidden).float(), dim=-1)
-            places = self.place(raw.hidden).float()
+            hidden = raw.hidden.detach() + lead * (raw.hidden - raw.hidden.detach())
+            features = F.normalize(self.match(hidden).float(), dim=-1)
+            places = self.place(hidden).float()
         target = batch.target
         terms = geometry_terms(raw, target, self.rays, self.config.loss)
         grid = batch.images.shape[2] // PATCH_PX, batch.images.shape[3] // PATCH_PX
@@ -160,46 +171,35 @@ class Objectives:
         answered = self.trainee.answers(batch.images, pixels, encoded)
         grid = batch.images.shape[2] // PATCH_PX, batch.images.shape[3] // PATCH_PX
         looking = looking_term(*same_place(answered.image_queries, answered.patch_keys, grid))
-        mentions = self._mentions(filled, encoded.ids.shape[2])
+        mentions = padded_mentions(self.trainee.tokenizer, filled, encoded.ids.shape[2])
+        mentions = Mentions(*(on_device(part, self.device) for part in mentions))
         return {
             "language": answered.loss,
-            "looking": looking + self._found(answered, mentions, batch.cells),
+            "looking": looking + self._sought(answered, mentions, batch.cells),
             "naming": self._named(answered, mentions, batch),
             "whereabouts": self._whereabouts(answered, mentions, batch.target),
         }
 
-    def _found(self, answered: Answered, mentions: list[Asked], cells: Tensor) -> Tensor:
+    def _sought(self, answered: Answered, mentions: Mentions, cells: Tensor) -> Tensor:
         """Of the words for things, that look for them among the views."""
-        rows = []
-        for b, q, token, mention in mentions:
-            shown = cells[b, :, :, list(mention.items)].sum(-1).flatten()
-            if bool(shown.any()):
-                rows.append((b, q, token, shown / shown.sum()))
-        if not rows:
-            return answered.question_queries.sum() * 0.0
-        b, q, token = torch.tensor([row[:3] for row in rows], device=cells.device).T
-        queries = answered.question_queries[b, q, token]
-        keys = answered.image_keys.flatten(1, 2)[b]
-        logits = (keys @ queries[:, :, None]).squeeze(-1)
-        return looking_term(logits, torch.stack([row[3] for row in rows]))
+        shown = mentions.items @ cells.flatten(1, 2).transpose(1, 2)
+        total = shown.sum(-1, keepdim=True)
+        queries = mentions.of(answered.question_queries)
+        logits = queries @ answered.image_keys.flatten(1, 2).transpose(1, 2).to(queries.dtype)
+        seen = mentions.there & (total[..., 0] > 0)
+        return looking_term(logits, shown / total.clamp(min=1e-9), seen)
 
-    def _named(self, answered: Answered, mentions: list[Asked], batch: Batch) -> Tensor:
+    def _named(self, answered: Answered, mentions: Mentions, batch: Batch) -> Tensor:
         """Of cells, twice, and of words for things: names and colours, none of what is absent."""
         term = naming_term(self.what(answered.image_states), batch.cells, batch.classes)
         term = term + naming_term(self.names(answered.features), batch.cells, batch.classes)
-        if not mentions:
-            return term
-        b, q, token = torch.tensor([row[:3] for row in mentions], device=term.device).T
-        true = [
-            batch.classes[b, list(mention.items)].sum(0).clamp(max=1.0)
-            for b, _, _, mention in mentions
-        ]
-        guess = self.what(answered.question_states[b, q, token]).float()
-        wrong = F.binary_cross_entropy_with_logits(guess, torch.stack(true), reduction="none")
-        return term + wrong.sum(-1).mean()
+        true = (mentions.items @ batch.classes).clamp(max=1.0)
+        guess = self.what(mentions.of(answered.question_states)).float()
+        wrong = F.binary_cross_entropy_with_logits(guess, true, reduction="none")
+        return term + masked_mean(wrong.sum(-1), mentions.there)
 
     def _whereabouts(
-        self, answered: Answered, mentions: list[Asked], target: GeometryTarget
+        self, answered: Answered, mentions: Mentions, target: GeometryTarget
     ) -> Tensor:
         """Of cells and of words for single things, in the frame of the newest view."""
         side = round(answered.image_states.shape[2] ** 0.5)
@@ -207,23 +207,5 @@ class Objectives:
         newest = target.poses[:, -1]
         seen = (world - newest[:, None, None, :3, 3]) @ newest[:, None, :3, :3]
         term = whereabouts_term(self.where(answered.image_states), seen)
-        rows = [
-            (b, q, token, mention.viewer_m)
-            for b, q, token, mention in mentions
-            if mention.viewer_m is not None
-        ]
-        if not rows:
-            return term
-        b, q, token = torch.tensor([row[:3] for row in rows], device=seen.device).T
-        there = torch.tensor([row[3] for row in rows], device=seen.device)
-        return term + whereabouts_term(self.where(answered.question_states[b, q, token]), there)
-
-    def _mentions(self, asked: list[list[QuestionAnswer]], length: int) -> list[Asked]:
-        """Every mention within the first `length` tokens of its question."""
-        found = [
-            (b, q, mention_at(self.trainee.tokenizer, qa.question, mention.phrase), mention)
-            for b, window in enumerate(asked)
-            for q, qa in enumerate(window)
-            for mention in qa.mentions
-        ]
-        return [row for row in found if row[2] < length]
+        guess = self.where(mentions.of(answered.question_states))
+        return term + whereabouts_term(guess, mentions.viewer_m, mentions.placed)

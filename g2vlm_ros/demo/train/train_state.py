@@ -34,6 +34,8 @@ class TrainingProgress:
     """Steps whose loss or gradient was not finite."""
     speaks: bool = False
     """Whether the language has been trained, in whatever stage it stands now."""
+    started: bool = False
+    """Whether it began with an exported checkpoint, which lacks the heads of the training."""
 
 
 def atomically(path: Path, write: Callable[[Path], None]) -> None:

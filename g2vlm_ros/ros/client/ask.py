@@ -13,6 +13,7 @@ from sensor_msgs.msg import Image
 
 from g2vlm_ros.query.question_parser import AnswerType
 from g2vlm_ros.ros.client.client import SpatialClient, UnreachableError
+from g2vlm_ros.ros.security import SecurityError
 from g2vlm_ros.srv import SpatialQuery
 
 
@@ -95,7 +96,7 @@ def main(arguments: list[str] | None = None) -> int:
                 answer = robot.ask(question, **fields)
             if picture is not None:
                 save(picture, chosen.picture)
-    except (UnreachableError, ValueError, OSError) as error:
+    except (SecurityError, UnreachableError, ValueError, OSError) as error:
         print(error, file=sys.stderr)
         return 2
     print(report(answer))

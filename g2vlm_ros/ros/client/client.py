@@ -37,6 +37,7 @@ from g2vlm_ros.action import AnswerSpatialQuery
 from g2vlm_ros.ros.client.fields import message
 from g2vlm_ros.ros.conversions import geometry
 from g2vlm_ros.ros.rclpy_workarounds import SafeEntities
+from g2vlm_ros.ros.security import security_errors
 from g2vlm_ros.srv import FindObjects, GetPoints, SpatialQuery
 
 PATIENCE_S = 2.0
@@ -63,10 +64,13 @@ class _Connection:
     def __init__(self, node: str = "/perception", context: Any = None):
         self._own_context = context is None
         self._context = context or rclpy.Context()
-        if self._own_context:
-            rclpy.init(args=[], context=self._context)
         self._name = node
-        self._node = _Peer("spatial_client", context=self._context, start_parameter_services=False)
+        with security_errors():
+            if self._own_context:
+                rclpy.init(args=[], context=self._context)
+            self._node = _Peer(
+                "spatial_client", context=self._context, start_parameter_services=False
+            )
         self._executor = SingleThreadedExecutor(context=self._context)
         self._executor.add_node(self._node)
         self.query = self._node.create_client(SpatialQuery, f"{node}/query")

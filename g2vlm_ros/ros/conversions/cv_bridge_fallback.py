@@ -16,6 +16,7 @@ import numpy as np
 from sensor_msgs.msg import Image
 
 from g2vlm_ros.images.decoding import ImageError
+from g2vlm_ros.records import DropReason
 
 TRIAL = """
 import numpy
@@ -47,4 +48,4 @@ def decode(message: Image) -> np.ndarray:
     try:
         return usable_bridge().imgmsg_to_cv2(message, "rgb8")
     except Exception as error:  # cv_bridge lets C++ exceptions of several types through
-        raise ImageError("undecodable", f"cv_bridge cannot decode it: {error}") from error
+        raise ImageError(DropReason.UNDECODABLE, f"cv_bridge cannot decode it: {error}") from error

@@ -18,7 +18,7 @@ from std_msgs.msg import Header
 
 from g2vlm_ros.images import decoding
 from g2vlm_ros.images.decoding import ImageError
-from g2vlm_ros.records import Frame, Intrinsics
+from g2vlm_ros.records import DropReason, Frame, Intrinsics
 from g2vlm_ros.ros.conversions import cv_bridge_fallback
 from g2vlm_ros.ros.conversions.geometry import stamp_ns
 
@@ -64,11 +64,13 @@ def _check_foreign(msg: Image, max_px: int | None) -> None:
     """What can be told of the size of an image whose encoding only cv_bridge knows."""
     if not msg.width or not msg.height or (max_px and msg.width * msg.height > max_px):
         raise ImageError(
-            "size", f"size is {msg.width}x{msg.height}; it must be 1x1 to max_image_px = {max_px}"
+            DropReason.SIZE,
+            f"size is {msg.width}x{msg.height}; it must be 1x1 to max_image_px = {max_px}",
         )
     if len(msg.data) < msg.step * msg.height:
         raise ImageError(
-            "truncated", f"{len(msg.data)} bytes are there, {msg.step * msg.height} are needed"
+            DropReason.TRUNCATED,
+            f"{len(msg.data)} bytes are there, {msg.step * msg.height} are needed",
         )
 
 
@@ -102,7 +104,7 @@ def _frame(
     ns = stamp_ns(header.stamp)
     if ns <= 0:
         raise ImageError(
-            "stamp",
+            DropReason.STAMP,
             f"image of camera '{camera}' has stamp {ns} ns; its driver must set header.stamp to "
             "the time of acquisition",
         )
@@ -116,17 +118,20 @@ def depth_reader(msg: Image) -> Callable[[], np.ndarray]:
     """
     if msg.encoding not in DEPTH_ENCODINGS:
         known = ", ".join(DEPTH_ENCODINGS)
-        raise ImageError("encoding", f"encoding is '{msg.encoding}'; it must be one of {known}")
+        raise ImageError(
+            DropReason.ENCODING, f"encoding is '{msg.encoding}'; it must be one of {known}"
+        )
     tight = msg.width * np.dtype(DEPTH_ENCODINGS[msg.encoding][0]).itemsize
     if not (msg.width and msg.height) or msg.step < tight:
         raise ImageError(
-            "size",
+            DropReason.SIZE,
             f"size is {msg.width}x{msg.height} with rows of {msg.step} bytes; at least 1x1 with "
             f"{tight} bytes is needed",
         )
     if len(msg.data) < msg.step * msg.height:
         raise ImageError(
-            "truncated", f"{len(msg.data)} bytes are there, {msg.step * msg.height} are needed"
+            DropReason.TRUNCATED,
+            f"{len(msg.data)} bytes are there, {msg.step * msg.height} are needed",
         )
     return partial(_depth_m, msg)
 

@@ -13,10 +13,11 @@ import sys
 import rclpy
 from rclpy.utilities import remove_ros_args
 
-from g2vlm_ros.ros.doctor.findings import Finding, Level, as_json, as_text
+from g2vlm_ros.ros.doctor.findings import Finding, Level, as_json, as_text, error
 from g2vlm_ros.ros.doctor.graph_checks import check_graph
 from g2vlm_ros.ros.doctor.installation import check_installation
 from g2vlm_ros.ros.doctor.observer import Observer
+from g2vlm_ros.ros.security import SecurityError, security_errors
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -38,11 +39,15 @@ def examine(options: argparse.Namespace, arguments: list[str] | None = None) -> 
     """All findings."""
     if options.offline:
         return list(check_installation(options.checkpoint))
-    rclpy.init(args=arguments)
     try:
-        node = rclpy.create_node("g2vlm_doctor", enable_rosout=False)
+        with security_errors():
+            rclpy.init(args=arguments)
+            node = rclpy.create_node("g2vlm_doctor", enable_rosout=False)
         graph = Observer(node, options.node).look(options.seconds)
         node.destroy_node()
+    except SecurityError as refusal:
+        remedy = "the graph was not looked at; --offline leaves it out"
+        return [error("security", str(refusal), remedy), *check_installation(options.checkpoint)]
     finally:
         rclpy.try_shutdown()
     checkpoint = options.checkpoint or graph.parameters.get("model.checkpoint")

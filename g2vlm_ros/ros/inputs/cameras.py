@@ -20,7 +20,7 @@ from sensor_msgs.msg import CameraInfo, CompressedImage, Image, Imu
 from tf2_msgs.msg import TFMessage
 
 from g2vlm_ros.images.decoding import ImageError
-from g2vlm_ros.records import Frame, Intrinsics
+from g2vlm_ros.records import DropReason, Frame, Intrinsics
 from g2vlm_ros.ros.conversions import images
 from g2vlm_ros.ros.inputs.depth import DepthImages
 from g2vlm_ros.ros.inputs.imu import ImuGravity
@@ -56,7 +56,7 @@ class Cameras:
         node: Node,
         settings: Settings,
         offer: Callable[[Frame], None],
-        reject: Callable[[str], None],
+        reject: Callable[[DropReason], None],
     ):
         self._node, self._log = node, node.get_logger()
         self._max_px = settings.max_image_px

@@ -29,7 +29,7 @@ def read_camera_info(path: str | Path) -> CameraInfo:
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds no calibration; it needs image_width, camera_matrix, ...")
     model = content.get("distortion_model")
-    if model not in MODELS:
+    if not isinstance(model, str) or model not in MODELS:
         raise ValueError(
             f"{path} has distortion_model {model!r}; it must be one of {list(MODELS)}"
         )

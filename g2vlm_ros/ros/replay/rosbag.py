@@ -7,6 +7,8 @@ Messages stay as they were recorded; only their stamp is read.
 from __future__ import annotations
 
 import re
+import sqlite3
+import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,6 +29,11 @@ REFUSED = {
     ".mcap.zstd": "is a compressed file of a recording; unpack it: zstd -d FILE.mcap.zstd",
 }
 """What is recorded but cannot be played as it is, and the remedy."""
+
+
+DAMAGE = (AssertionError, AttributeError, LookupError, MemoryError, OverflowError, RuntimeError)
+DAMAGE += (TypeError, sqlite3.Error, struct.error)
+"""What rosbags lets out of damaged recordings beside its own errors, found by `make fuzz`."""
 
 
 class Shot(NamedTuple):
@@ -182,7 +189,7 @@ def _reader(path: Path) -> Iterator[Any]:
     try:
         with Reader(path) as reader:
             yield reader
-    except (ReaderError, RuntimeError, AssertionError) as error:
+    except (ReaderError, *DAMAGE) as error:
         remedy = ""
         if path.suffix == ".mcap":
             remedy = f"; where it was cut off, run: mcap recover {path} -o recovered.mcap"

@@ -28,7 +28,7 @@ from rclpy.qos import QoSProfile, qos_profile_sensor_data
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image, PointCloud2
 
 from g2vlm_ros.geometry.sim3 import quaternion_xyzw
-from g2vlm_ros.parameter_schema import parameter
+from g2vlm_ros.parameter_schema import SettingError, parameter
 from g2vlm_ros.ros import parameters
 from g2vlm_ros.ros.conversions import geometry, images
 from g2vlm_ros.ros.publishers import LATCHED
@@ -43,7 +43,7 @@ from g2vlm_ros.ros.viewer.scene import (
     status_lines,
     table,
 )
-from g2vlm_ros.ros.viewer.visitors import guarded
+from g2vlm_ros.ros.viewer.visitors import VisitorRules, guarded, make_token, token_fault
 
 LOOK_PERIOD_S = 0.2
 """How often the node looks whether a browser is open."""
@@ -64,6 +64,14 @@ class ViewerSettings:
     max_points: int = parameter(
         500_000, "Most points of the map that are sent to a browser.", low=1000, high=10_000_000
     )
+    token: str = parameter(
+        "", "First part of the page's path: who lacks it is refused. Empty makes a new one."
+    )
+    max_visitors: int = parameter(16, "Browsers that may look on at once.", low=1, high=1000)
+
+    def __post_init__(self) -> None:
+        if self.token and (fault := token_fault(self.token)):
+            raise SettingError(fault)
 
 
 class Page:
@@ -86,7 +94,9 @@ class Page:
         """Of drawn cameras, in map lengths."""
         self._shown: dict[str, list] = {}
         self._server: viser.ViserServer | None = None
-        with guarded(settings.host, self._count_visitors):
+        self._token = settings.token or make_token()
+        rules = VisitorRules(settings.host, self._token, settings.max_visitors)
+        with guarded(rules, self._count_visitors):
             self._server = viser.ViserServer(
                 settings.host, settings.port, label="g2vlm_ros", verbose=False
             )
@@ -108,9 +118,10 @@ class Page:
 
     @property
     def address(self) -> str:
-        """Where to point the browser of this machine."""
+        """Where to point the browser of this machine: with the token."""
         host = self._server.get_host()
-        return f"http://{'localhost' if host == '0.0.0.0' else host}:{self._server.get_port()}"
+        name = "localhost" if host == "0.0.0.0" else host
+        return f"http://{name}:{self._server.get_port()}/{self._token}/"
 
     def _count_visitors(self) -> int:
         return 0 if self._server is None else len(self._server.get_clients())

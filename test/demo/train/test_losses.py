@@ -11,7 +11,7 @@ from g2vlm_tests.tiny_training import TINY
 from g2vlm_ros.demo.sim.camera import lens
 from g2vlm_ros.demo.train.batched_model import RawHeads
 from g2vlm_ros.demo.train.config import Loss
-from g2vlm_ros.demo.train.data import Ring, Shards
+from g2vlm_ros.demo.train.data import Ring
 from g2vlm_ros.demo.train.losses import (
     geometry_terms,
     grid_points,
@@ -24,6 +24,7 @@ from g2vlm_ros.demo.train.losses import (
     true_rays,
     whereabouts_term,
 )
+from g2vlm_ros.demo.train.shards import Shards
 
 GRID = 3, 4
 RAYS = true_rays(lens(56, 42), torch.device("cpu"))

@@ -34,7 +34,7 @@ def training(tmp_path, tokenizer_folder, cache, config=TINY, name="run"):
 def test_a_toy_set_is_learned_to_near_zero(tmp_path, tokenizer_folder, shard_cache, monkeypatch):
     """One window again and again: points, poses and answers must become nearly right."""
     made = training(tmp_path, tokenizer_folder, shard_cache)
-    made.lesson.ring.advance(0)
+    made.lesson.ring.advance(0, words=True)
     torch.manual_seed(0)
     batch = made.lesson.ring.batch(2, np.random.default_rng(0), True)
     shown = batch._replace(questions=None)
@@ -53,6 +53,7 @@ def test_a_toy_set_is_learned_to_near_zero(tmp_path, tokenizer_folder, shard_cac
         for count in range(140):
             terms = made.step(max(0.0, (count - 70) / 70))
             first, last = terms | first, last | terms
+    made.read()
     assert made.progress.skipped == 0
     assert last["points"] < 0.05 and last["points"] < 0.1 * first["points"]
     assert last["rotation"] < 0.05 and last["translation"] < 0.1
@@ -135,6 +136,7 @@ def test_a_bad_step_is_skipped_and_counted(tmp_path, tokenizer_folder, shard_cac
     broken = batch._replace(target=broken)
     monkeypatch.setattr(made.lesson.ring, "batch", lambda views, rng, asking: broken)
     made.step(0.0)
+    made.read()
     assert made.progress.skipped == 1
     for name, value in made.all.state_dict().items():
         assert torch.equal(value, before[name])

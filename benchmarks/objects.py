@@ -1,0 +1,372 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the object memory holds of homes no training saw, and whether it notices what changed.
+
+The robot drives through a home and the same way back; when it turns, some things have been taken
+away and some stand elsewhere in their room. Windows are those of `demo_map` (the demo's checkpoint
+and settings). The detector is simulated: the box of each thing that shows MIN_PX pixels, by the
+name of its kind, shifted by BOX_NOISE_PX, one in ten overlooked. Judged after the best rigid fit
+of the drive to the truth, at the turn (what is remembered) and at the end (what changed):
+
+- `precision`, `recall`: confirmed objects within NEAR_M of a thing of their name; things that were
+  shown in MIN_SIGHTINGS views or more and are confirmed. `duplicates`: objects beyond the first
+  of one thing. `distance_m`: from an object to the nearest thing of its name, median. `nees`:
+  squared error of places over what their covariances say, per axis.
+- `noticed`: things that went and whose place was shown to the camera again, of which the object is
+  GONE or MOVED within NOTICE_S of that. `false_gone`: objects of things that never went, but are
+  said to be GONE or MOVED.
+- `find_ms`: one search by words among 1 000 objects, the median of 50.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import cv2
+import numpy as np
+
+from benchmarks.demo_map import LEGS, ROOT, Drive, Log, Network, demo_settings
+from benchmarks.record import record
+from g2vlm_ros.demo.sim import drive_metrics
+from g2vlm_ros.demo.sim.home import STRUCTURE, Home, Item, overlaps
+from g2vlm_ros.demo.sim.renderer import render
+from g2vlm_ros.demo.sim.robot_path import RobotPath
+from g2vlm_ros.demo.sim.scenes import make_scene
+from g2vlm_ros.demo.sim.splits import home_seed
+from g2vlm_ros.perception import Perception
+from g2vlm_ros.pipeline import MappingPipeline, PerceivedWindow
+from g2vlm_ros.query.context import ContextStore, ViewSelection
+from g2vlm_ros.query.grounding import measure_detections
+from g2vlm_ros.query.map_object import MIN_SIGHTINGS, MapObject
+from g2vlm_ros.query.object_association import sightings_of
+from g2vlm_ros.query.object_memory import LOADED, ObjectMemory
+from g2vlm_ros.query.types import Detection
+from g2vlm_ros.settings import Settings
+
+MIN_PX = 60
+BOX_NOISE_PX = 1.5
+OVERLOOKED = 0.1
+NEAR_M = 0.3
+NOTICE_S = 60.0
+CHANGES = 3
+"""Things taken away, and things that are moved, per home at most."""
+MOVE_M = 0.8
+"""A moved thing stands at least that far from where it stood."""
+CLEARANCE_M = 0.5
+"""A moved thing stays that far from the robot's way."""
+
+
+@dataclass(frozen=True)
+class ChangedHome:
+    """A home before and after somebody was there."""
+
+    before: Home
+    after: Home
+    removed: tuple[int, ...]
+    """Ids of items."""
+    moved: tuple[int, ...]
+
+    @property
+    def gone(self) -> set[int]:
+        """What is no longer where it was."""
+        return {*self.removed, *self.moved}
+
+
+def changed(home: Home, walk: RobotPath) -> ChangedHome:
+    """Some of the home's free-standing things taken away or moved; a function of its seed."""
+    rng = np.random.default_rng([home.seed, 21])
+    order = [item for item in home.items if _portable(item)]
+    rng.shuffle(order)
+    removed, order = order[:CHANGES], order[CHANGES:]
+    shifts: dict[int, np.ndarray] = {}
+    for item in order:
+        shift = _shift(item, home, walk, rng) if len(shifts) < CHANGES else None
+        if shift is not None:
+            shifts[item.id] = shift
+    gone = {item.id for item in removed}
+    after = replace(
+        home,
+        items=tuple(_shifted(item, shifts, item.id) for item in home.items),
+        solids=tuple(_shifted(s, shifts, s.item) for s in home.solids if s.item not in gone),
+    )
+    return ChangedHome(home, after, tuple(sorted(gone)), tuple(sorted(shifts)))
+
+
+def _portable(item: Item) -> bool:
+    """Whether it stands on the floor by itself and does not move."""
+    on_floor = abs(item.centre_m[2] - item.size_m[2] / 2) < 0.05
+    return item.name not in (*STRUCTURE, "rug") and on_floor and not item.travel_m.any()
+
+
+def _shifted(part: Any, shifts: Mapping[int, np.ndarray], item: int) -> Any:
+    return replace(part, centre_m=part.centre_m + shifts[item]) if item in shifts else part
+
+
+def _shift(item: Item, home: Home, walk: RobotPath, rng: np.random.Generator) -> np.ndarray | None:
+    """Where to: inside its room, on free floor, off the robot's way; None without a place."""
+    x0, y0, x1, y1 = home.rooms[item.room].rectangle
+    low_x, low_y, high_x, high_y = item.footprint()
+    others = [o for o in home.items if o.id != item.id and o.name not in (*STRUCTURE, "rug")]
+    for _ in range(100):
+        shift = np.append(rng.uniform(-2.5, 2.5, 2), 0.0)
+        place = np.add((low_x, low_y, high_x, high_y), np.tile(shift[:2], 2))
+        inside = place[0] > x0 and place[1] > y0 and place[2] < x1 and place[3] < y1
+        if not inside or np.linalg.norm(shift) < MOVE_M:
+            continue
+        outside = np.maximum(place[:2] - walk.position_m, walk.position_m - place[2:])
+        if (outside.max(1) < CLEARANCE_M).any():
+            continue
+        if not any(overlaps(tuple(place), other.footprint(), 0.05) for other in others):
+            return shift
+    return None
+
+
+def there_and_back(walk: RobotPath) -> RobotPath:
+    """The walk, and then backwards along it."""
+    time_s = np.concatenate([walk.time_s, 2 * walk.time_s[-1] - walk.time_s[-2::-1]])
+    parts = (walk.position_m, walk.yaw_rad, walk.world_from_camera)
+    return RobotPath(time_s, *(np.concatenate([part, part[-2::-1]]) for part in parts))
+
+
+class Detector:
+    """Boxes of things by their ids in the rendered views."""
+
+    def __init__(self, home: ChangedHome, seen: Drive):
+        self._items, self._seen = home.before.items, seen
+        self._rng = np.random.default_rng([home.before.seed, 22])
+        self.views: dict[int, list[int]] = {}
+        """Views that showed an item, by its id."""
+
+    def detect(self, selection: ViewSelection, numbers: list[int]) -> list[Detection]:
+        """What it says of a window's views."""
+        return [
+            detection
+            for view, number in enumerate(numbers)
+            for detection in self._of_view(selection, view, number)
+        ]
+
+    def _of_view(self, selection: ViewSelection, view: int, number: int) -> list[Detection]:
+        shown, detections = self._seen.items[number], []
+        for item_id in np.unique(shown):
+            item = self._items[item_id - 1]
+            v, u = np.nonzero(shown == item_id)
+            if not item_id or item.name in STRUCTURE or len(u) < MIN_PX:
+                continue
+            self.views.setdefault(int(item_id), []).append(number)
+            if self._rng.random() < OVERLOOKED:
+                continue
+            noise = self._rng.normal(0.0, BOX_NOISE_PX, 4)
+            corners = np.array([u.min(), v.min(), u.max(), v.max()]) + noise
+            if (corners[2:] > corners[:2]).all():
+                region = selection.region(view, corners)
+                detections.append(Detection(region, item.name, 0.9))
+        return detections
+
+
+class Observer:
+    """A memory that is shown every window of a drive."""
+
+    def __init__(self, home: ChangedHome, seen: Drive, settings: Settings):
+        self.memory = ObjectMemory(settings.query.objects)
+        self.detector = Detector(home, seen)
+        self._context = ContextStore(1, 1)
+
+    def take(self, update: PerceivedWindow, numbers: list[int]) -> None:
+        """As the node does with each window."""
+        selection = self._context.remember(update).select()
+        detections = self.detector.detect(selection, numbers)
+        things = measure_detections(selection.points, detections)
+        sightings = sightings_of(update, selection.points, things, selection.corners)
+        views = {detection.region.view for detection in detections}
+        self.memory.observe(update, selection.points, sightings, views)
+
+
+def drive(number: int, split: str, perception: Perception, settings: Settings) -> dict[str, Any]:
+    """One home, there and back."""
+    scene = make_scene(home_seed(split, number), LEGS)
+    home, walk = changed(scene.home, scene.walk), there_and_back(scene.walk)
+    turn_s = scene.walk.time_s[-1]
+    seen = Drive([home.before, home.after], walk, (walk.time_s > turn_s).astype(np.int64))
+    again_s = _shown_again(home, seen, turn_s)
+    log, network, observer = Log(), Network(perception), Observer(home, seen, settings)
+    live = MappingPipeline(network, settings)
+    numbers = {seen.frame(n).stamp_ns: n for n in range(len(seen.images))}
+    at_turn: dict[str, Any] = {}
+    owners: dict[int, int] = {}
+    noticed: dict[int, float] = {}
+    for n in range(len(seen.images)):
+        if not at_turn and seen.time_s[n] > turn_s:
+            at_turn, owners = _judge_memory(observer, home.before, log, seen)
+        live.offer(seen.frame(n))
+        while (update := live.step()) is not None:
+            views = [numbers[frame.stamp_ns] for frame in update.window.frames]
+            log.take(update, views, network.said[id(update.scene)])
+            network.said.clear()
+            observer.take(update, views)
+            for each in observer.memory.objects():
+                if not each.there and each.id in owners:
+                    noticed.setdefault(each.id, float(seen.time_s[n]))
+    row = {"home": number, "windows": live.counts().windows, "maps": len(log.windows)}
+    row |= at_turn | _judge_changes(observer, home, owners, noticed, again_s)
+    print(row, flush=True)
+    return row
+
+
+def _shown_again(home: ChangedHome, seen: Drive, turn_s: float) -> dict[int, float]:
+    """When the place of each thing that went was first shown after the turn, s: by its id.
+
+    Shown: MIN_PX pixels of it would be visible, had it stayed.
+    """
+    back = np.flatnonzero(seen.time_s > turn_s)
+    index = np.zeros(len(back), np.int64)
+    views = render([home.before], index, seen.poses[back], seen.time_s[back], seen.camera)
+    again: dict[int, float] = {}
+    for n, items in zip(back, np.asarray(views.items), strict=True):
+        for item in home.gone:
+            if np.count_nonzero(items == item) >= MIN_PX:
+                again.setdefault(item, float(seen.time_s[n]))
+    return again
+
+
+def _judge_memory(
+    observer: Observer, home: Home, log: Log, seen: Drive
+) -> tuple[dict[str, Any], dict[int, int]]:
+    """Scores of what is remembered, and the item that each object is of."""
+    fit = drive_metrics.track(log.track(observer.memory.map_id), dict(enumerate(seen.poses)))
+    objects = observer.memory.objects()
+    if fit is None or not objects:
+        return {"objects": len(objects)}, {}
+    home_from_map = fit.home_from_map
+    owners, surprises, distances_m = {}, [], []
+    for each in objects:
+        place = home_from_map.apply(each.centre[None])[0]
+        alike = [item for item in home.items if item.name == each.label]
+        off = {item.id: place - item.centre_m for item in alike}
+        nearest = min(off, key=lambda item: float(np.linalg.norm(off[item])), default=None)
+        if nearest is None:
+            continue
+        distances_m.append(float(np.linalg.norm(off[nearest])))
+        if distances_m[-1] > NEAR_M:
+            continue
+        owners[each.id] = nearest
+        turned = home_from_map.rotation @ each.covariance @ home_from_map.rotation.T
+        surprises.append(off[nearest] @ np.linalg.solve(turned, off[nearest]) / 3)
+    shown = {i for i, views in observer.detector.views.items() if len(views) >= MIN_SIGHTINGS}
+    scores = {
+        "objects": len(objects),
+        "right": len(owners),
+        "shown": len(shown),
+        "remembered": len(shown & set(owners.values())),
+        "duplicates": len(owners) - len(set(owners.values())),
+        "nees": round(float(np.mean(surprises)), 2) if surprises else None,
+        "distance_m": round(float(np.median(distances_m)), 3) if distances_m else None,
+        "trajectory_error_m": fit.scores()["trajectory_error_m"],
+    }
+    return scores, owners
+
+
+def _judge_changes(
+    observer: Observer,
+    home: ChangedHome,
+    owners: Mapping[int, int],
+    noticed: Mapping[int, float],
+    again_s: Mapping[int, float],
+) -> dict[str, Any]:
+    """Of the things that were remembered: which changes were noticed in time."""
+    went = {item for item in owners.values() if item in home.gone and item in again_s}
+    in_time = {
+        owners[each]
+        for each, at_s in noticed.items()
+        if owners[each] in went and at_s <= again_s[owners[each]] + NOTICE_S
+    }
+    stay = [each for each, item in owners.items() if item not in home.gone]
+    held = {each.id: each for each in observer.memory.objects()}
+    wrong = [each for each in stay if each in held and not held[each].there]
+    return {
+        "went": len(went),
+        "noticed": len(in_time),
+        "stay": len(stay),
+        "false_gone": len(wrong),
+    }
+
+
+def find_ms(count: int = 1000, tries: int = 50) -> float:
+    """Median time of one search by words among so many objects."""
+    memory, rng = ObjectMemory(count), np.random.default_rng(0)
+    kinds = ("chair", "table", "lamp", "sofa", "plant", "bin", "box", "bed")
+    memory.replace_all(
+        [
+            MapObject(
+                id=k + 1,
+                label=f"red {kinds[k % len(kinds)]}",
+                centre=rng.uniform(-10, 10, 3),
+                size=np.full(3, 0.5),
+                yaw_rad=0.0,
+                covariance=np.eye(3) * 0.01,
+                map_id=0,
+                window_id=LOADED,
+                first_seen_ns=k,
+                last_seen_ns=k,
+                sightings=MIN_SIGHTINGS,
+            )
+            for k in range(count)
+        ]
+    )
+    times_ms = []
+    for _ in range(tries):
+        start = time.perf_counter()
+        assert len(memory.find("red chair")) == count // len(kinds)
+        times_ms.append(1e3 * (time.perf_counter() - start))
+    return round(statistics.median(times_ms), 2)
+
+
+def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Shares over all homes."""
+    total = {
+        name: sum(row.get(name) or 0 for row in rows)
+        for name in ("objects", "right", "shown", "remembered", "duplicates")
+        + ("went", "noticed", "stay", "false_gone")
+    }
+
+    def mean(name: str) -> float | None:
+        values = [row[name] for row in rows if row.get(name) is not None]
+        return round(float(np.mean(values)), 3) if values else None
+
+    def share(part: str, whole: str) -> float | None:
+        return round(total[part] / total[whole], 3) if total[whole] else None
+
+    return {
+        "precision": share("right", "objects"),
+        "recall": share("remembered", "shown"),
+        "duplicates": total["duplicates"],
+        "distance_m": mean("distance_m"),
+        "nees": mean("nees"),
+        "noticed": share("noticed", "went"),
+        "false_gone": share("false_gone", "stay"),
+        **{name: total[name] for name in ("objects", "shown", "went", "stay")},
+    }
+
+
+def main() -> int:
+    """Measure and record."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--homes", type=int, nargs="+", default=[3, 5, 8, 11])
+    parser.add_argument("--split", choices=("heldout", "validation"), default="heldout")
+    arguments = parser.parse_args()
+    cv2.setNumThreads(1)
+    settings = demo_settings({"model.checkpoint": str(ROOT / "engines" / "demo")})
+    perception = Perception.open(settings)
+    rows = [drive(home, arguments.split, perception, settings) for home in arguments.homes]
+    result = {"split": arguments.split, "mean": summary(rows), "find_ms": find_ms(), "homes": rows}
+    print(result["mean"], result["find_ms"])
+    if arguments.split == "heldout":
+        print(record("objects", result))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
