@@ -38,7 +38,7 @@ fuzz:
 	@PYTHONPATH=test $(SETUP) test -m g2vlm_tests.fuzz $(if $(MINUTES),--minutes $(MINUTES))
 
 faults:
-	@PYTHONPATH=test $(SETUP) test -m g2vlm_tests.faults
+	@PYTHONPATH=test $(SETUP) test -m g2vlm_tests.faults --out benchmarks/results/faults.json --page docs/faults.md
 
 soak:
 	@PYTHONPATH=test $(SETUP) test -m g2vlm_tests.soak $(if $(MINUTES),--minutes $(MINUTES))

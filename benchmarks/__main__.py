@@ -11,8 +11,16 @@ import sys
 from pathlib import Path
 
 HERE = Path(__file__).parent
-NOT_BENCHMARKS = {"__init__", "__main__", "record", "eager_reference", "gpu", "export_size"}
-"""The last two are run by themselves: one needs a GPU (`make gpu`), one half an hour."""
+NOT_BENCHMARKS = {
+    "__init__",
+    "__main__",
+    "record",
+    "eager_reference",
+    "gpu",
+    "export_size",
+    "fleet",
+}
+"""The last three are run by themselves: a GPU (`make gpu`), half an hour, a server are needed."""
 
 
 def main(names: list[str]) -> int:

@@ -34,7 +34,7 @@ from g2vlm_ros.geometry.confidence import multi_view_confidence
 from g2vlm_ros.images.preprocessing import PATCH_PX, resize_views, semantic_image
 from g2vlm_ros.inference.backend import Backend, Cache, Features, open_backend
 from g2vlm_ros.records import Answer, Intrinsics, RawGeometry, Reconstruction
-from g2vlm_ros.settings import SettingError, Settings
+from g2vlm_ros.settings import ModelSettings, SettingError, Settings
 
 History = Sequence[tuple[str, str]]
 """Questions and answers of earlier turns about the same views."""
@@ -118,6 +118,7 @@ class Perception:
             device=model.device,
             dtype=model.dtype,
             dino_windows=None if model.dino_windows == "auto" else model.dino_windows,
+            **_server_options(model),
         )
         perception = cls(stages, Tokenizer.open(model.checkpoint), settings)
         perception.warnings = untrained_sizes(settings)
@@ -298,6 +299,18 @@ class Perception:
             if on_text is not None:
                 on_text(self._tokenizer.decode(ids))
         return ids, False
+
+
+def _server_options(model: ModelSettings) -> dict[str, object]:
+    """What the backend triton needs beside the others' options."""
+    if model.backend != "triton":
+        return {}
+    return {
+        "url": model.triton_url,
+        "model": model.triton_model,
+        "timeout_s": model.triton_timeout_s,
+        "fallback": model.triton_fallback,
+    }
 
 
 def with_input_sizes(settings: Settings) -> Settings:

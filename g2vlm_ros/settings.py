@@ -33,7 +33,7 @@ class ModelSettings:
     backend: str = parameter(
         "auto",
         "What runs the network; auto takes the fastest that is installed.",
-        choices=("auto", "torch", "onnx", "tensorrt"),
+        choices=("auto", "torch", "onnx", "tensorrt", "triton"),
     )
     device: str = parameter(
         "auto", "Where it runs; auto takes a GPU if there is one.", choices=("auto", "cpu", "cuda")
@@ -62,6 +62,19 @@ class ModelSettings:
         "lanczos",
         "How views are resized: lanczos as released, area is faster and close.",
         choices=("lanczos", "area"),
+    )
+    triton_url: str = parameter(
+        "localhost:8001", "Of backend triton: host:port of the server's gRPC endpoint."
+    )
+    triton_model: str = parameter("g2vlm", "Of backend triton: name of the model on the server.")
+    triton_timeout_s: float = parameter(
+        5.0, "Of backend triton: longest wait for one request.", low=0.05, high=600.0
+    )
+    triton_fallback: str = parameter(
+        "",
+        "Of backend triton: local backend that takes over while the server does not answer; empty "
+        "for none.",
+        choices=("", "auto", "torch", "onnx", "tensorrt"),
     )
 
 

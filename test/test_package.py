@@ -45,6 +45,8 @@ PIP_ONLY = {
     "tokenizers",
     "torch",
     "tqdm",
+    "triton_python_backend_utils",  # inside Triton only
+    "tritonclient",
     "viser",
     "websockets",
 }

@@ -26,6 +26,7 @@ BACKENDS = {
     "tensorrt": ("g2vlm_ros.inference.tensorrt.backend", "TensorRTBackend"),
     "onnx": ("g2vlm_ros.inference.onnx_backend", "OnnxBackend"),
     "torch": ("g2vlm_ros.inference.torch_backend", "TorchBackend"),
+    "triton": ("g2vlm_ros.inference.triton_backend", "TritonBackend"),
 }
 """Name of a backend -> module and class; imported when opened, so each needs only its own."""
 GPU_DEVICES = ("/dev/nvidiactl", "/dev/nvgpu", "/dev/dxg")

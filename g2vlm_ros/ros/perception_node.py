@@ -324,7 +324,7 @@ class PerceptionNode(SafeLifecycleNode):
         try:
             if self._active and self._step():
                 self._schedule()
-        except Exception as error:
+        except BaseException as error:  # a SystemExit of a library ends no window in silence
             self._problem = f"{type(error).__name__}: {error}"
             self.log_failure("window", error)
         finally:

@@ -16,7 +16,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 from g2vlm_ros.srv import SpatialQuery
-from g2vlm_tests.faults import robot
+from g2vlm_tests.faults.robot import robot
 from sensor_msgs.msg import PointCloud2
 
 PERIOD_S = 2.0
