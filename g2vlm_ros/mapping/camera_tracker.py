@@ -21,7 +21,7 @@ import numpy as np
 from g2vlm_ros.geometry.camera import depth_edges, project, unproject
 from g2vlm_ros.geometry.confidence import EDGE_STEP
 from g2vlm_ros.geometry.sim3 import cross_matrix
-from g2vlm_ros.mapping.view_tracks import MAX_WIDTH_PX, MIN_WIDTH_PX
+from g2vlm_ros.mapping.view_images import MAX_WIDTH_PX, MIN_WIDTH_PX
 from g2vlm_ros.mapping.window_pose import MappedWindow, Reason
 from g2vlm_ros.records import Intrinsics
 
