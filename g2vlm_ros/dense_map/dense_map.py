@@ -18,6 +18,7 @@ from g2vlm_ros.dense_map.map_changes import POINT, ChangeSet
 from g2vlm_ros.dense_map.map_editor import Edit, MapEditor
 from g2vlm_ros.dense_map.map_files import MapFileError, MapInfo, load_map, save_map
 from g2vlm_ros.dense_map.occupancy import Occupancy, OccupancyMapper
+from g2vlm_ros.dense_map.rooms import WALL_BAND_M
 from g2vlm_ros.dense_map.voxel_fusion import PointViews
 from g2vlm_ros.dense_map.voxel_map import VoxelMap
 from g2vlm_ros.geometry.point_cloud import affines
@@ -139,6 +140,18 @@ class DenseMap:
             points = self.points()
             positions = np.stack([points[axis] for axis in "xyz"], axis=-1)
             return self._occupancy.grid(positions, self._camera, self._floor)
+
+    def walls(self) -> np.ndarray:
+        """float (n, 2): x and y of what stands at the heights of walls alone, map frame."""
+        with self._lock:
+            if self._voxels is None:
+                return np.zeros((0, 2), np.float32)
+            points = self.points()
+            positions = np.stack([points[axis] for axis in "xyz"], axis=-1)
+            plane = np.asarray(self._floor, np.float32)
+            heights = positions @ plane[:3] + plane[3]
+            low, high = WALL_BAND_M
+            return positions[(heights > low) & (heights < high), :2]
 
     def save(self, path: Path, objects: bytes = b"") -> int:
         """Write the map as .npz, .ply or .pcd; returns the voxel count. Raises MapFileError.

@@ -72,6 +72,17 @@ class MapObject:
     """Given by a person."""
     moved: bool = False
     """Gone, and another one of its kind has been seen elsewhere since."""
+    seen_from: np.ndarray | None = None
+    """float64 (3,): the camera that saw it last; None where that is not known."""
+    picture: bytes = b""
+    """JPEG of the box in the view that showed it best; empty = none."""
+    picture_ns: int = 0
+    """Acquisition of that view."""
+    picture_px: float = 0.0
+    """Area of the box in that view."""
+    room: int = 0
+    """Id of the room that it is in; 0 = none is known."""
+    room_name: str = ""
 
     @property
     def belief(self) -> float:
@@ -126,7 +137,7 @@ class MapObject:
             visible=0.0,
             cut_across=False,
             cut_upright=False,
-            seen_from=self.centre,
+            seen_from=self.centre if self.seen_from is None else self.seen_from,
             regions=(),
             source="memory",
             trust=self.belief,
@@ -150,6 +161,18 @@ def matching(objects: Iterable[MapObject], phrase: str) -> list[MapObject]:
     return sorted(kept, key=lambda each: (-each.belief, -each.last_seen_ns))
 
 
+def in_room(each: MapObject, room: str) -> bool:
+    """Whether an object is in a room that is called by name or number: "kitchen", "room 2"."""
+    return each.room != 0 and is_room(room, each.room, each.room_name)
+
+
+def is_room(words: str, room_id: int, name: str) -> bool:
+    """Whether words call a room: its name, "2" or "room 2"."""
+    called = words_of(words)
+    by_number = called[-1:] == (str(room_id),) and called[:-1] in ((), ("room",))
+    return by_number or (bool(name) and called == words_of(name))
+
+
 def age_in_words(thing: MapObject, now_ns: int) -> str:
     """How long ago it was seen: "40 s", "12 minutes", "3 hours", "2 days"."""
     age_s = max(0.0, (now_ns - thing.last_seen_ns) * 1e-9)
@@ -161,11 +184,13 @@ def age_in_words(thing: MapObject, now_ns: int) -> str:
 
 
 def transformed(known: MapObject, motion: Sim3) -> MapObject:
-    turn = motion.rotation
+    """The object after a motion of the map; its room is looked up anew."""
+    turn, camera = motion.rotation, known.seen_from
     return replace(
         known,
         centre=motion.apply(known.centre[None])[0],
         size=known.size * motion.scale,
         yaw_rad=known.yaw_rad + math.atan2(turn[1, 0], turn[0, 0]),
         covariance=motion.scale**2 * turn @ known.covariance @ turn.T,
+        seen_from=None if camera is None else motion.apply(camera[None])[0],
     )

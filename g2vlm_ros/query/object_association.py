@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import cv2
 import numpy as np
 
 from g2vlm_ros.pipeline import PerceivedWindow
@@ -33,6 +34,15 @@ OVERLAP = 0.5
 DRIFT_STD_M = 0.01
 """Added to a place at each sighting, so that a thing that is pushed a little is followed."""
 
+PICTURE_GAIN = 1.3
+"""A box that is larger by this factor shows a thing better: its picture is taken anew."""
+PICTURE_EDGE_PX = 160
+"""Longer edge of a picture at most: some 5 kB."""
+PICTURE_MARGIN = 0.15
+"""Of the box's size, around it."""
+PICTURE_QUALITY = 80
+"""JPEG."""
+
 
 @dataclass(frozen=True)
 class Sighting:
@@ -45,6 +55,14 @@ class Sighting:
     camera: str
     box_px: tuple[float, float, float, float]
     colour: tuple[float, float, float] | None
+    image: np.ndarray
+    """uint8 (h, w, 3) RGB: the view that `box_px` lies in."""
+
+    @property
+    def area_px(self) -> float:
+        """Of its box."""
+        u0, v0, u1, v1 = self.box_px
+        return (u1 - u0) * (v1 - v0)
 
 
 def sightings_of(
@@ -60,7 +78,7 @@ def sightings_of(
             continue
         region = max(thing.regions, key=lambda r: update.window.frames[r.view].stamp_ns)
         frame = update.window.frames[region.view]
-        corners = to_pixels(region)
+        corners, image = to_pixels(region), update.scene.images[region.view]
         sightings.append(
             Sighting(
                 thing,
@@ -68,7 +86,8 @@ def sightings_of(
                 frame.stamp_ns,
                 frame.camera,
                 corners,
-                _mean_colour(update.scene.images[region.view], corners),
+                _mean_colour(image, corners),
+                image,
             )
         )
     return sightings
@@ -86,6 +105,24 @@ def _mean_colour(image: np.ndarray, corners: Sequence[float]) -> tuple[float, fl
         return None
     red, green, blue = (patch.reshape(-1, 3).mean(0) / 255.0).tolist()
     return red, green, blue
+
+
+def _picture(sighting: Sighting) -> bytes:
+    """JPEG of what a box shows, a little around it included; empty outside the image."""
+    u0, v0, u1, v1 = sighting.box_px
+    du, dv = PICTURE_MARGIN * (u1 - u0), PICTURE_MARGIN * (v1 - v0)
+    height, width = sighting.image.shape[:2]
+    rows = slice(max(0, round(v0 - dv)), min(height, round(v1 + dv) + 1))
+    columns = slice(max(0, round(u0 - du)), min(width, round(u1 + du) + 1))
+    patch = sighting.image[rows, columns]
+    if not patch.size:
+        return b""
+    scale = min(1.0, PICTURE_EDGE_PX / max(patch.shape[:2]))
+    size = [max(1, round(scale * edge)) for edge in (patch.shape[1], patch.shape[0])]
+    small = cv2.resize(patch, size, interpolation=cv2.INTER_AREA)
+    quality = [cv2.IMWRITE_JPEG_QUALITY, PICTURE_QUALITY]
+    _, jpeg = cv2.imencode(".jpg", small[..., ::-1], quality)
+    return jpeg.tobytes()
 
 
 def match(sightings: Sequence[Sighting], objects: Sequence[MapObject]) -> dict[int, int]:
@@ -122,6 +159,7 @@ def _near(sighting: Sighting, objects: Sequence[MapObject]) -> list[MapObject]:
 
 
 def new_object(object_id: int, sighting: Sighting, update: PerceivedWindow) -> MapObject:
+    """An object that was seen once."""
     thing = sighting.thing
     return MapObject(
         id=object_id,
@@ -138,6 +176,10 @@ def new_object(object_id: int, sighting: Sighting, update: PerceivedWindow) -> M
         box_px=sighting.box_px,
         colour=sighting.colour,
         evidence=SIGHTING * thing.trust,
+        seen_from=thing.seen_from,
+        picture=_picture(sighting),
+        picture_ns=sighting.stamp_ns,
+        picture_px=sighting.area_px,
     )
 
 
@@ -159,6 +201,9 @@ def fuse(known: MapObject, sighting: Sighting, window_id: int) -> MapObject:
         extents, yaw = np.maximum(known.size, size), known.yaw_rad
     else:
         extents, yaw = (1 - weight) * known.size + weight * size, thing.yaw_rad
+    picture = (known.picture, known.picture_ns, known.picture_px)
+    if sighting.area_px > PICTURE_GAIN * known.picture_px:
+        picture = (_picture(sighting), sighting.stamp_ns, sighting.area_px)
     # The longer of two labels says more: "red chair" rather than "chair".
     label = max(known.label, thing.label[:MAX_NAME], key=len)
     return replace(
@@ -177,6 +222,10 @@ def fuse(known: MapObject, sighting: Sighting, window_id: int) -> MapObject:
         sightings=known.sightings + 1,
         misses=0,
         moved=False,
+        seen_from=thing.seen_from,
+        picture=picture[0],
+        picture_ns=picture[1],
+        picture_px=picture[2],
     )
 
 
@@ -189,8 +238,12 @@ def merge(one: MapObject, other: MapObject) -> MapObject:
     """One object of two: as the newer was seen, with the id and the name of the older."""
     first, second = sorted((one, other), key=lambda each: each.id)
     newer = max((one, other), key=lambda each: each.last_seen_ns)
+    shown = max((one, other), key=lambda each: each.picture_px)
     return replace(
         newer,
+        picture=shown.picture,
+        picture_ns=shown.picture_ns,
+        picture_px=shown.picture_px,
         id=first.id,
         name=first.name or second.name,
         sightings=first.sightings + second.sightings,

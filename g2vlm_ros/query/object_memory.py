@@ -8,7 +8,7 @@ Lengths are metres; windows without are left out.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -17,7 +17,7 @@ import numpy as np
 from g2vlm_ros.geometry.sim3 import Sim3
 from g2vlm_ros.pipeline import PerceivedWindow
 from g2vlm_ros.query import object_association, object_belief
-from g2vlm_ros.query.map_object import MAX_EVIDENCE, MapObject, matching, transformed
+from g2vlm_ros.query.map_object import MAX_EVIDENCE, MapObject, in_room, matching, transformed
 from g2vlm_ros.query.object_association import Sighting
 from g2vlm_ros.query.point_map import PointMap
 from g2vlm_ros.records import ScaleState
@@ -58,11 +58,12 @@ class ObjectMemory:
     def find(
         self,
         words: str = "",
+        room: str = "",
         contains: Any = None,
         seen_since_ns: int = 0,
         with_gone: bool = False,
     ) -> list[MapObject]:
-        """Confirmed objects by words, region and time, the likeliest first.
+        """Confirmed objects by words, room (name or number), region and time, likeliest first.
 
         contains(points (n, 3)): bool (n,), which centres are wanted; None = all.
         """
@@ -71,6 +72,8 @@ class ObjectMemory:
             objects = matching(objects, words)
         else:
             objects = sorted(objects, key=lambda each: (-each.belief, -each.last_seen_ns))
+        if room:
+            objects = [each for each in objects if in_room(each, room)]
         if contains is not None and objects:
             inside = contains(np.array([each.centre for each in objects]))
             objects = [each for each, keep in zip(objects, inside, strict=True) if keep]
@@ -79,6 +82,18 @@ class ObjectMemory:
             for each in objects
             if (with_gone or each.there) and each.last_seen_ns >= seen_since_ns
         ]
+
+    def locate(self, room_of: Callable[[np.ndarray], list[tuple[int, str]]]) -> None:
+        """Look up the rooms. room_of(places (n, 2)): id and name of each; (0, "") for none."""
+        with self._lock:
+            here = self._here()
+            if not here:
+                return
+            rooms = room_of(np.array([each.centre[:2] for each in here]))
+            for each, (room, name) in zip(here, rooms, strict=True):
+                if (each.room, each.room_name) != (room, name):
+                    self._objects[each.id] = replace(each, room=room, room_name=name)
+                    self._version += 1
 
     def rename(self, object_id: int, name: str) -> None:
         """Give a name, or take it back; KeyError for an unknown id."""

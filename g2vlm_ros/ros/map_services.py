@@ -13,6 +13,7 @@ from geometry_msgs.msg import Pose
 from g2vlm_ros.dense_map.dense_map import DenseMap
 from g2vlm_ros.dense_map.map_editor import Edit, MapEditError, MapEditor, OrientedBox
 from g2vlm_ros.dense_map.map_files import MapFileError, load_objects
+from g2vlm_ros.dense_map.rooms import RoomMap
 from g2vlm_ros.geometry.sim3 import Sim3
 from g2vlm_ros.query.object_file import ObjectMemoryError, from_bytes, to_bytes
 from g2vlm_ros.query.object_memory import ObjectMemory
@@ -37,11 +38,12 @@ class MapServices:
         settings: MapSettings,
         dense_map: DenseMap,
         objects: ObjectMemory,
+        rooms: RoomMap,
         services: PointService,
     ):
         self._map_frame, self._map, self._services = settings.frame, dense_map, services
         self._folder = settings.folder
-        self._objects = objects
+        self._objects, self._rooms = objects, rooms
         self.log_failure = services.log_failure
 
     @reply_errors
@@ -64,7 +66,9 @@ class MapServices:
             )
         if path.exists() and not path.is_file():
             raise invalid(f"path {_short(request.path)} is no regular file; give another name")
-        response.points = self._map.save(path, to_bytes(self._objects.objects()))
+        response.points = self._map.save(
+            path, to_bytes(self._objects.objects(), self._rooms.rooms())
+        )
         response.path = str(path)
 
     @reply_errors
@@ -78,10 +82,11 @@ class MapServices:
             )
         try:
             map_from_file = _rigid("map_from_file", request.map_from_file)
-            objects = from_bytes(load_objects(path), map_from_file)
+            objects, rooms = from_bytes(load_objects(path), map_from_file)
             response.points = self._map.load(path, map_from_file)
         except (MapFileError, ObjectMemoryError) as error:
             raise invalid(str(error)) from error
+        self._rooms.restore(rooms)
         self._objects.replace_all(objects)
 
     def _confined(self, text: str) -> Path:

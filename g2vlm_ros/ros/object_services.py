@@ -1,21 +1,31 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`~/objects`, `~/find_objects`, `~/edit_object`: the object memory over ROS."""
+"""The object memory over ROS: its topics, `~/find_objects` and `~/edit_object`."""
 
 from __future__ import annotations
 
 import threading
+import time
+from typing import Any
 
-from geometry_msgs.msg import Pose, Vector3
+import numpy as np
 from rclpy.callback_groups import ReentrantCallbackGroup
 from rclpy.lifecycle import LifecycleNode
-from std_msgs.msg import ColorRGBA
+from visualization_msgs.msg import MarkerArray
 
-from g2vlm_ros.msg import ImageRegion, MapObjects
-from g2vlm_ros.msg import MapObject as MapObjectMessage
-from g2vlm_ros.query.map_object import MAX_NAME, MapObject
+from g2vlm_ros.dense_map.dense_map import DenseMap
+from g2vlm_ros.dense_map.rooms import RoomMap
+from g2vlm_ros.msg import MapObjects
+from g2vlm_ros.query.map_object import MAX_NAME, is_room
 from g2vlm_ros.query.object_memory import ObjectMemory
 from g2vlm_ros.records import ScaleState
 from g2vlm_ros.ros.conversions import geometry
+from g2vlm_ros.ros.object_messages import (
+    detections_message,
+    markers_message,
+    object_message,
+    objects_message,
+    picture_message,
+)
 from g2vlm_ros.ros.point_service import box_of
 from g2vlm_ros.ros.publishers import LATCHED
 from g2vlm_ros.ros.query_messages import check_text
@@ -23,19 +33,42 @@ from g2vlm_ros.ros.service_errors import Codes, RequestError, inactive, invalid,
 from g2vlm_ros.ros.window_source import WindowSource
 from g2vlm_ros.srv import EditObject, FindObjects
 
+try:
+    import vision_msgs.msg as vision_msgs
+except ImportError:
+    vision_msgs = None
+
+ROOMS_PERIOD_S = 5.0
+"""Least time between two cuts of the map into rooms: some 25 ms for a home, more if larger."""
+
 
 class ObjectServices:
     """Publishes what is remembered after every change, finds it and edits it."""
 
     def __init__(
-        self, node: LifecycleNode, map_frame: str, memory: ObjectMemory, windows: WindowSource
+        self,
+        node: LifecycleNode,
+        map_frame: str,
+        memory: ObjectMemory,
+        rooms: RoomMap,
+        dense_map: DenseMap,
+        windows: WindowSource,
     ):
         self._node, self._map_frame = node, map_frame
-        self._memory, self._windows = memory, windows
+        self._memory, self._rooms, self._map = memory, rooms, dense_map
+        self._windows = windows
         self.log_failure = windows.log_failure
         self._published = memory.version
         self._lock = threading.Lock()
+        self._marked: set[int] = set()
+        self._cut_version, self._cut_s = dense_map.version, -ROOMS_PERIOD_S
         self._topic = node.create_lifecycle_publisher(MapObjects, "~/objects", LATCHED)
+        self._markers = node.create_lifecycle_publisher(MarkerArray, "~/object_markers", LATCHED)
+        self._detections = None
+        if vision_msgs is not None:
+            self._detections = node.create_lifecycle_publisher(
+                vision_msgs.Detection3DArray, "~/object_detections", LATCHED
+            )
         group = ReentrantCallbackGroup()
         self._services = [
             node.create_service(FindObjects, "~/find_objects", self.find, callback_group=group),
@@ -44,73 +77,130 @@ class ObjectServices:
 
     def wanted(self) -> bool:
         """Whether somebody subscribes."""
-        return self._topic.get_subscription_count() > 0
+        return any(topic.get_subscription_count() for topic in self._topics())
 
     def publish(self) -> None:
         """Latch what is remembered, if it changed since the last time (any thread)."""
         with self._lock:
+            self._cut_rooms()
             version = self._memory.version
             if version == self._published:
                 return
             self._published = version
             objects = self._memory.objects()
             stamp_ns = max((each.last_seen_ns for each in objects), default=self._now_ns())
-            self._topic.publish(
-                MapObjects(
-                    header=geometry.header(stamp_ns, self._map_frame),
-                    map_id=max(0, self._memory.map_id),
-                    objects=[object_message(each) for each in objects],
-                )
-            )
+            header = geometry.header(stamp_ns, self._map_frame)
+            map_id = max(0, self._memory.map_id)
+            self._topic.publish(objects_message(header, map_id, objects, self._rooms.rooms()))
+            self._markers.publish(markers_message(header, objects, self._marked))
+            self._marked = {each.id for each in objects}
+            if self._detections is not None:
+                self._detections.publish(detections_message(header, objects, vision_msgs))
+
+    def _cut_rooms(self) -> None:
+        """Cut the map into rooms where it has changed, and look up those of the objects."""
+        version, now_s = self._map.version, time.monotonic()
+        changed = version != self._cut_version and now_s - self._cut_s >= ROOMS_PERIOD_S
+        if changed and self._memory.objects():
+            grid = self._map.occupancy()
+            if grid is not None:
+                self._rooms.update(grid, self._map.walls())
+            self._cut_version, self._cut_s = version, now_s
+        self._memory.locate(self._room_of)
+
+    def _room_of(self, places: np.ndarray) -> list[tuple[int, str]]:
+        return [
+            (0, "") if room is None else (room.id, room.name) for room in self._rooms.at(places)
+        ]
+
+    def _topics(self) -> list[Any]:
+        topics = (self._topic, self._markers, self._detections)
+        return [topic for topic in topics if topic is not None]
 
     @reply_errors
     def find(self, request: FindObjects.Request, response: FindObjects.Response) -> None:
-        """Remembered objects by words, region and time."""
+        """Remembered objects by words, room, region and time."""
         self._check_active()
         if request.words:
             check_text("words", request.words)
+        if request.room:
+            self._check_room(request.room)
         if request.max_objects < 1:
             raise invalid("max_objects is 0; it must be 1 or more")
         size, contains = request.box_size, None
         if any((size.x, size.y, size.z)):
             contains = box_of(request.box_pose, size, self._map_frame).contains
         found = self._memory.find(
-            request.words, contains, geometry.stamp_ns(request.seen_since), request.with_gone
+            request.words,
+            request.room,
+            contains,
+            geometry.stamp_ns(request.seen_since),
+            request.with_gone,
         )
         if not found:
             raise self._nothing()
         response.header = geometry.header(self._now_ns(), self._map_frame)
-        response.objects = [object_message(each) for each in found[: request.max_objects]]
+        found = found[: request.max_objects]
+        response.objects = [object_message(each) for each in found]
+        if request.with_pictures:
+            response.pictures = [picture_message(each) for each in found]
 
     @reply_errors
     def edit(self, request: EditObject.Request, response: EditObject.Response) -> None:
-        """Rename or forget one."""
+        """Rename or forget one, or name a room."""
         self._check_active()
+        kinds = {
+            request.RENAME: self._rename,
+            request.DELETE: self._delete,
+            request.NAME_ROOM: self._name_room,
+        }
+        if request.action not in kinds:
+            raise invalid(
+                f"action is {request.action}; it must be 1 (RENAME), 2 (DELETE) or 3 (NAME_ROOM)"
+            )
+        kinds[request.action](request)
+        self.publish()
+
+    def _rename(self, request: EditObject.Request) -> None:
+        _check_name(request.name)
         try:
-            if request.action == request.RENAME:
-                if len(request.name) > MAX_NAME:
-                    raise invalid(
-                        f"name has {len(request.name)} characters; at most {MAX_NAME} are taken"
-                    )
-                if request.name:
-                    check_text("name", request.name)
-                self._memory.rename(request.id, request.name)
-            elif request.action == request.DELETE:
-                self._memory.delete(request.id)
-            else:
-                raise invalid(f"action is {request.action}; it must be 1 (RENAME) or 2 (DELETE)")
+            self._memory.rename(request.id, request.name)
+        except KeyError:
+            raise _no_object(request.id) from None
+
+    def _delete(self, request: EditObject.Request) -> None:
+        try:
+            self._memory.delete(request.id)
+        except KeyError:
+            raise _no_object(request.id) from None
+
+    def _name_room(self, request: EditObject.Request) -> None:
+        _check_name(request.name)
+        try:
+            self._rooms.rename(request.id, request.name)
         except KeyError:
             raise RequestError(
-                Codes.NOT_VISIBLE,
-                f"no object {request.id} is remembered; ~/find_objects lists those that are",
+                Codes.NOT_VISIBLE, f"there is no room {request.id}; {self._rooms_in_words()}"
             ) from None
-        self.publish()
+
+    def _check_room(self, room: str) -> None:
+        """NOT_VISIBLE where no room is called so."""
+        check_text("room", room)
+        if not any(is_room(room, each.id, each.name) for each in self._rooms.rooms()):
+            raise RequestError(
+                Codes.NOT_VISIBLE, f"no room is called '{room}'; {self._rooms_in_words()}"
+            )
+
+    def _rooms_in_words(self) -> str:
+        titles = [room.title for room in self._rooms.rooms()]
+        return f"~/objects lists {', '.join(titles)}" if titles else "no room is known yet"
 
     def close(self) -> None:
         """Take topic and services away."""
         for service in self._services:
             self._node.destroy_service(service)
-        self._node.destroy_publisher(self._topic)
+        for topic in self._topics():
+            self._node.destroy_publisher(topic)
 
     def _check_active(self) -> None:
         if not self._windows.is_active():
@@ -134,37 +224,16 @@ class ObjectServices:
         return self._node.get_clock().now().nanoseconds
 
 
-def object_message(thing: MapObject) -> MapObjectMessage:
-    """A remembered object as its message."""
-    pose = thing.as_object3d().pose
-    x, y, z = (float(side) for side in thing.size)
-    colour = ColorRGBA()
-    if thing.colour is not None:
-        red, green, blue = thing.colour
-        colour = ColorRGBA(r=red, g=green, b=blue, a=1.0)
-    u0, v0, u1, v1 = thing.box_px
-    placed: Pose = geometry.pose_message(pose)
-    return MapObjectMessage(
-        id=thing.id,
-        label=thing.label,
-        name=thing.name,
-        state=int(thing.state),
-        pose=placed,
-        size=Vector3(x=x, y=y, z=z),
-        position_covariance=thing.covariance.ravel(),
-        colour=colour,
-        belief=thing.belief,
-        sightings=thing.sightings,
-        misses=thing.misses,
-        first_seen=geometry.stamp(thing.first_seen_ns),
-        last_seen=geometry.stamp(thing.last_seen_ns),
-        evidence=ImageRegion(
-            kind=ImageRegion.BOX,
-            camera=thing.camera,
-            stamp=geometry.stamp(thing.last_seen_ns),
-            u_px=(u0 + u1) / 2,
-            v_px=(v0 + v1) / 2,
-            width_px=u1 - u0,
-            height_px=v1 - v0,
-        ),
+def _check_name(name: str) -> None:
+    """INVALID_REQUEST for a name that cannot be kept; an empty one takes the name back."""
+    if len(name) > MAX_NAME:
+        raise invalid(f"name has {len(name)} characters; at most {MAX_NAME} are taken")
+    if name:
+        check_text("name", name)
+
+
+def _no_object(object_id: int) -> RequestError:
+    return RequestError(
+        Codes.NOT_VISIBLE,
+        f"no object {object_id} is remembered; ~/find_objects lists those that are",
     )

@@ -24,6 +24,7 @@ from std_srvs.srv import Trigger
 
 from g2vlm_ros.checkpoint.digest import model_version
 from g2vlm_ros.dense_map.dense_map import DenseMap
+from g2vlm_ros.dense_map.rooms import RoomMap
 from g2vlm_ros.msg import ReconstructionStatus
 from g2vlm_ros.parameter_schema import SettingError, parameters_of
 from g2vlm_ros.perception import Perception
@@ -110,7 +111,7 @@ class PerceptionNode(SafeLifecycleNode):
         self._perception = self._device.submit(open_and_warm_up, settings).result()
         self._version = model_version(settings.model.checkpoint)
         self._live, self._map = MappingPipeline(self._perception, settings), DenseMap(settings)
-        self._objects = ObjectMemory(settings.query.objects)
+        self._objects, self._rooms = ObjectMemory(settings.query.objects), RoomMap()
         self._newest = None
         self._session = 0
         self._latency_s = math.nan
@@ -283,9 +284,9 @@ class PerceptionNode(SafeLifecycleNode):
             objects=self._objects,
         )
         self._object_services = ObjectServices(
-            self, self._settings.map.frame, self._objects, windows=self
+            self, self._settings.map.frame, self._objects, self._rooms, self._map, windows=self
         )
-        maps = MapServices(self._settings.map, self._map, self._objects, services)
+        maps = MapServices(self._settings.map, self._map, self._objects, self._rooms, services)
         concurrent = ReentrantCallbackGroup()
         # One at a time: two that write one file, or read a large one, do not help each other, and
         # what hangs here must not take the threads of everything else.
@@ -375,6 +376,7 @@ class PerceptionNode(SafeLifecycleNode):
             tracking.reset(session)
         self._outputs.retract(session, self.get_clock().now().nanoseconds)
         self._newest = None
+        self._rooms.clear()
         device.submit(self._queries.forget)
         response.success, response.message = True, "frames and map are forgotten"
         return response
@@ -416,6 +418,11 @@ class PerceptionNode(SafeLifecycleNode):
     def objects(self) -> ObjectMemory:
         """What is remembered of the map."""
         return self._objects
+
+    @property
+    def rooms(self) -> RoomMap:
+        """The rooms of the map."""
+        return self._rooms
 
     def listened_to(self) -> bool:
         """Whether anybody subscribes to something that needs the model."""

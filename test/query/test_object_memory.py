@@ -4,10 +4,12 @@
 import dataclasses
 from types import SimpleNamespace
 
+import cv2
 import numpy as np
 import pytest
 from g2vlm_tests.room import FOCAL, HEIGHT, WIDTH, box, camera, room
 
+from g2vlm_ros.dense_map.rooms import Room
 from g2vlm_ros.geometry.sim3 import Sim3
 from g2vlm_ros.mapping.window_pose import ScaleUpdate
 from g2vlm_ros.query.answerer import Answerer
@@ -30,6 +32,7 @@ class Drive:
 
     def __init__(self, max_objects=100):
         self.memory, self.windows = ObjectMemory(max_objects), 0
+        self.boxes, self.cameras = [], []
 
     def see(self, boxes, names, pose=None, corrections=(), merged=None, map_id=0, **options):
         """One window of a room of boxes; names: what a detector calls them, "" for nothing."""
@@ -58,6 +61,8 @@ class Drive:
             if name and places
         ]
         sightings = sightings_of(update, points, things, lambda r: (*r.low_px, *r.high_px))
+        self.boxes += [each.box_px for each in sightings[:1]]
+        self.cameras.append(points.map_from_camera[0][:3, 3])
         self.memory.observe(update, points, sightings, [0] if any(names) else [])
         return points
 
@@ -166,15 +171,20 @@ def test_saved_objects_come_back_where_the_map_lies_now():
     for _ in range(3):
         drive.see([CHAIR, TABLE], ["chair", "table"])
     drive.memory.rename(1, "mine")
-    saved = to_bytes(drive.memory.objects())
+    hall = Room(3, (1.0, 2.0), 12.0, "hall")
+    saved = to_bytes(drive.memory.objects(), [hall])
     fresh = ObjectMemory(100)
     motion = Sim3(1.0, np.eye(3), np.array([5.0, 0.0, 0.0]))
-    fresh.replace_all(from_bytes(saved, motion))
+    objects, rooms = from_bytes(saved, motion)
+    fresh.replace_all(objects)
+    assert rooms == [dataclasses.replace(hall, middle=(6.0, 2.0))]
     for old, new in zip(drive.memory.objects(), fresh.objects(), strict=True):
         assert new.centre == pytest.approx(old.centre + [5.0, 0.0, 0.0])
         assert (new.id, new.label, new.name) == (old.id, old.label, old.name)
         assert new.state == old.state and new.last_seen_ns == old.last_seen_ns
-    assert from_bytes(b"", motion) == []
+        assert new.picture == old.picture and new.picture_ns == old.picture_ns
+        assert new.seen_from == pytest.approx(old.seen_from + [5.0, 0.0, 0.0])
+    assert from_bytes(b"", motion) == ([], [])
 
 
 @pytest.mark.parametrize(
@@ -182,9 +192,13 @@ def test_saved_objects_come_back_where_the_map_lies_now():
     [
         b"{",
         b"[]",
+        b'{"version": 1, "objects": [], "rooms": []}',
         b'{"version": 2, "objects": []}',
-        b'{"version": 1, "objects": [{}]}',
-        b'{"version": 1, "objects": 3}',
+        b'{"version": 2, "objects": [{}], "rooms": []}',
+        b'{"version": 2, "objects": 3, "rooms": []}',
+        b'{"version": 2, "objects": [], "rooms": [{"id": 1}]}',
+        b'{"version": 2, "objects": [], "rooms": '
+        b'[{"id": 0, "middle": [0, 0], "area_m2": 1, "name": ""}]}',
     ],
 )
 def test_damaged_objects_are_refused(content):
@@ -252,3 +266,33 @@ def test_three_objects_that_turn_out_to_be_one_are_merged_into_the_oldest():
     )
     drive.see([CHAIR], ["chair"])
     assert [each.id for each in drive.memory.objects()] == [5]
+
+
+def test_the_picture_is_of_the_view_that_shows_the_thing_best():
+    drive = Drive()
+    drive.see([CHAIR], ["chair"])
+    for pose in (camera(1.2, 0.4), camera(-1.0, 0.0)):
+        drive.see([CHAIR], ["chair"], pose)
+    (chair,) = drive.memory.objects()
+    assert chair.picture_ns == 2 * SECOND_NS, "the view from nearest by"
+    assert chair.last_seen_ns == 3 * SECOND_NS
+    shown = cv2.imdecode(np.frombuffer(chair.picture, np.uint8), cv2.IMREAD_COLOR)
+    u0, v0, u1, v1 = drive.boxes[1]
+    assert max(shown.shape[:2]) <= 160
+    assert shown.shape[1] / shown.shape[0] == pytest.approx((u1 - u0) / (v1 - v0), rel=0.15)
+    blue, green, red = shown.reshape(-1, 3).mean(0)
+    assert red > 240 and blue < 15 and green < 15, "RGB in, RGB out"
+    assert chair.seen_from == pytest.approx(drive.cameras[2])
+
+
+def test_objects_are_found_by_the_room_that_they_are_in():
+    drive = Drive()
+    for _ in range(3):
+        drive.see([CHAIR, TABLE], ["chair", "table"])
+    drive.memory.locate(lambda places: [(2, "kitchen") if y > 0 else (1, "") for _, y in places])
+    found = {each.label: (each.room, each.room_name) for each in drive.memory.objects()}
+    assert found == {"chair": (2, "kitchen"), "table": (1, "")}
+    for words in ("kitchen", "Kitchen", "2", "room 2"):
+        assert [each.label for each in drive.memory.find(room=words)] == ["chair"], words
+    assert [each.label for each in drive.memory.find(room="1")] == ["table"]
+    assert drive.memory.find(room="bathroom") == []

@@ -32,6 +32,9 @@ def cups():
         colour=(0.0, 0.0, 1.0),
         evidence=4.0,
         sightings=5,
+        seen_from=np.array([2.0, -1.0, 1.2]),
+        picture=b"jpeg",
+        picture_ns=7 * 10**9,
     )
     return [cup, dataclasses.replace(cup, id=5, label="plate", evidence=-4.0)]
 
@@ -107,10 +110,55 @@ def test_objects_are_named_and_deleted(made, objects):
     assert edit(made, action=1, id=4, name="Ada's cup").success
     assert find(made, words="Ada's cup").objects[0].id == 4
     assert edit(made, action=1, id=77, name="x").error_code == 9905
-    assert edit(made, action=3, id=4).error_code == 9909
+    assert edit(made, action=4, id=4).error_code == 9909
     assert edit(made, action=1, id=4, name="n" * 200).error_code == 9909
     assert edit(made, action=2, id=4).success
     made.until(lambda: [o.id for o in objects[-1].objects] == [5], "the list without it")
+
+
+def test_rooms_are_named_and_hold_objects(made, objects):
+    from g2vlm_ros.dense_map.occupancy import Occupancy
+
+    # A hall of 4 m by 4 m around the cup, a wall with a door, and another one beside it.
+    floor = np.zeros((40, 90), np.int8)
+    wall = np.array([(4.55, y) for y in np.arange(0.05, 4.0, 0.1) if not 1.5 < y < 2.4])
+    made.node.rooms.update(Occupancy(floor, 0.1, 0.0, -1.0), wall - (0.0, 1.0))
+    first, second = (room.id for room in made.node.rooms.rooms())
+    assert edit(made, action=3, id=first, name="kitchen").success
+    made.until(lambda: objects[-1].objects[0].room_name == "kitchen", "the room's name")
+    assert {room.id: (room.name, room.objects) for room in objects[-1].rooms} == {
+        first: ("kitchen", 1),
+        second: ("", 0),
+    }
+    assert [each.id for each in find(made, room="kitchen").objects] == [4]
+    assert find(made, room=str(second)).error_code == 9905
+    nowhere = find(made, room="bathroom")
+    assert nowhere.error_code == 9905 and "kitchen" in nowhere.error_msg
+    assert edit(made, action=3, id=999, name="hall").error_code == 9905
+
+
+def test_objects_are_shown_in_rviz_and_say_where_to_look_from(made, objects):
+    from visualization_msgs.msg import Marker, MarkerArray
+
+    from g2vlm_ros.ros.publishers import LATCHED
+
+    topic = "/perception/object_markers"
+    made.listen(MarkerArray, topic, LATCHED)
+    made.until(lambda: made.received[topic], "the markers")
+    markers = {(m.ns, m.id): m for m in made.received[topic][-1].markers}
+    box, text = markers["objects", 4], markers["labels", 5]
+    assert box.type == Marker.CUBE and (box.pose.position.x, box.color.b) == (2.0, 1.0)
+    assert text.text == "plate (gone)"
+    assert edit(made, action=2, id=5).success
+    made.until(
+        lambda: any(
+            (m.id, m.action) == (5, Marker.DELETE) for m in made.received[topic][-1].markers
+        ),
+        "the marker taken away",
+    )
+    goal = objects[-1].objects[0].seen_from
+    assert (goal.position.x, goal.position.y) == (2.0, -1.0)
+    assert (goal.orientation.z, goal.orientation.w) == pytest.approx((0.5**0.5, 0.5**0.5))
 
 
 def test_questions_fall_back_to_memory_and_say_so(made, objects):
@@ -140,7 +188,8 @@ def test_objects_are_saved_and_loaded_with_the_map(made, objects, tmp_path):
     loaded.map_from_file.orientation.w = 1.0
     answer = made.call(LoadMap, "/perception/load_map", loaded)
     assert answer.success, answer.error_msg
-    found = find(made, words="cup")
+    found = find(made, words="cup", with_pictures=True)
+    assert bytes(found.pictures[0].data) == b"jpeg" and found.pictures[0].header.stamp.sec == 7
     assert found.objects[0].pose.position.x == pytest.approx(3.0), found.error_msg
 
 

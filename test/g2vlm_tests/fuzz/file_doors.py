@@ -78,12 +78,15 @@ def saved_objects() -> Any:
 
 def remembered(content: bytes) -> None:
     """Objects of a file, found and named as questions do."""
+    from g2vlm_ros.dense_map.rooms import RoomMap
     from g2vlm_ros.geometry.sim3 import Sim3
     from g2vlm_ros.query.object_file import from_bytes, to_bytes
     from g2vlm_ros.query.object_memory import ObjectMemory
 
     memory = ObjectMemory(10)
-    memory.replace_all(from_bytes(content, Sim3.identity()))
+    objects, rooms = from_bytes(content, Sim3.identity())
+    memory.replace_all(objects)
+    RoomMap().restore(rooms)
     for thing in memory.find("chair", None, 0, True):
         thing.place_in_words()
         thing.as_object3d()
