@@ -29,7 +29,7 @@ DEVICE_GONE = 75
 PROFILES = ("FASTDDS_DEFAULT_PROFILES_FILE", "FASTRTPS_DEFAULT_PROFILES_FILE")
 RVIZ_TOPICS = (
     *("points", "map", "occupancy", "path", "pose", "window_poses", "depth/image"),
-    "query/picture",
+    *("object_markers", "query/picture"),
 )
 """Of the node, as config/perception.rviz names them: /perception/TOPIC."""
 TEXTS = {

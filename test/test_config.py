@@ -139,10 +139,11 @@ def test_rviz_shows_the_topics_of_the_node():
         ("Path", "path"),
         ("PoseWithCovariance", "pose"),
         ("PoseArray", "window_poses"),
+        ("MarkerArray", "object_markers"),
         ("Image", "depth/image"),
         ("Image", "query/picture"),
     }
-    latched = ("map", "occupancy", "path", "query/picture")
+    latched = ("map", "occupancy", "path", "object_markers", "query/picture")
     for display in manager["Displays"]:
         if "Topic" in display:
             name = display["Topic"]["Value"].partition("ion/")[2]

@@ -42,7 +42,7 @@ _WHAT = {
     "measure": "A length in metres: a distance, a size or a gap, asked for in words.",
     "look": "Describe what the cameras see now.",
     "find": "Where things were seen so far, also those that are in no view now: place, state "
-    "(PRESENT, UNCERTAIN, GONE, MOVED) and how long ago. Without a name: all things.",
+    "(PRESENT, UNCERTAIN, GONE, MOVED), room and how long ago. Without a name: all things.",
 }
 
 
@@ -73,7 +73,10 @@ def schemas() -> list[dict[str, Any]]:
         "locate": ({"thing": thing, **common}, ["thing"]),
         "measure": ({"question": everything["question"], **common}, ["question"]),
         "look": (common, []),
-        "find": ({"name": {"type": "string", "maxLength": 400}}, []),
+        "find": (
+            {name: {"type": "string", "maxLength": 400} for name in ("name", "room")},
+            [],
+        ),
     }
     return [
         {
@@ -107,7 +110,8 @@ def call(robot: Any, tool: str, arguments: dict[str, Any]) -> dict[str, Any]:
     """Run a tool; the answer as a JSON object. ValueError names an unknown tool or argument."""
     fields = _checked(tool, arguments)
     if tool == "find":
-        return found_as_json(robot.find(fields.get("name", ""), with_gone=True))
+        name, room = fields.get("name", ""), fields.get("room", "")
+        return found_as_json(robot.find(name, room=room, with_gone=True))
     if tool == "ask":
         answer = robot.ask(fields.pop("question"), **fields)
     elif tool == "locate":
@@ -191,6 +195,11 @@ def found_as_json(answer: FindObjects.Response) -> dict[str, Any]:
                 "label": each.name or each.label,
                 "position_m": [round(value, 3) for value in (p.x, p.y, p.z)],
                 "state": ObjectState(each.state).name,
+                "room": each.room_name or (f"room {each.room}" if each.room else ""),
+                "look_from_m": [
+                    round(each.seen_from.position.x, 3),
+                    round(each.seen_from.position.y, 3),
+                ],
                 "seen_s_ago": round(now_s - each.last_seen.sec - each.last_seen.nanosec * 1e-9, 1),
             }
         )
