@@ -44,10 +44,10 @@ def test_every_topic_and_service():
     others |= {"~/query/last_answer", "~/query/picture"}
     node = "".join(
         (ROOT / "g2vlm_ros" / "ros" / name).read_text()
-        for name in ("perception_node.py", "query_server.py")
+        for name in ("perception_node.py", "query_server.py", "object_services.py")
     )
     named = {f"~/{name}" for name in re.findall(r'"~/([a-z_]+)"', node)}
-    published = {"~/status", "~/objects"}
+    published = {"~/status", "~/objects", "~/object_markers", "~/object_detections"}
     assert set(rows("Topics")) == topics | inputs | others | (named & published)
     assert set(rows("Services")) == named - published
 
