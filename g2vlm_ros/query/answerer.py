@@ -83,6 +83,14 @@ class Answerer:
             return self._checked(self._last_seen())
         if question_type is QuestionType.COUNT and self._plan.word == "seen":
             return self._checked(self._count_remembered())
+        if question_type is QuestionType.ROOM:
+            return self._checked(self._room_of())
+        if question_type is QuestionType.CONTENTS or self._plan.room:
+            result = self._about_room(kind)
+            if result is not None:
+                return self._checked(result)
+            if question_type is QuestionType.CONTENTS:
+                return self._checked(self._talk(kind))
         model_answer = self._model_answer()
         try:
             result = self._measured(kind, model_answer)
@@ -229,6 +237,52 @@ class Answerer:
         number = Measure(float(len(known)), 0.0, "")
         sure = math.prod(each.belief for each in known)
         return Result(AnswerType.NUMBER, text, number=number, confidence=sure, measured=True)
+
+    def _room_of(self) -> Result:
+        """Which room a thing is in; NOT_VISIBLE where it is in none that is known."""
+        phrase = self._plan.things[0]
+        remembered = map_object.matching(self._query.memory, phrase)
+        placed = [each for each in remembered if each.there and each.room]
+        if not placed:
+            raise Abstention(
+                Reason.NOT_VISIBLE,
+                f"no {phrase} is remembered in a room of the map; look around or ask again",
+            )
+        thing = placed[0]
+        text = f"The {thing.label} is in {thing.room_title}."
+        self._steps.append(f"Remembered: {text}")
+        return Result(
+            AnswerType.TEXT, text, confidence=thing.belief, measured=True, remembered=thing
+        )
+
+    def _about_room(self, kind: AnswerType) -> Result | None:
+        """What is remembered in a room; None where no thing is remembered in a room called so."""
+        plan = self._plan
+        room = plan.room or plan.things[0]
+        inside = [each for each in self._query.memory if map_object.in_room(each, room)]
+        if not inside:
+            return None
+        title = inside[0].room_title
+        there = [each for each in inside if each.there]
+        sure = min((each.belief for each in inside), default=1.0)
+        if plan.question_type is QuestionType.CONTENTS:
+            text = f"In {title}: {map_object.listing(there) or 'nothing that I remember'}."
+            things = [each.as_object3d() for each in there] if kind == AnswerType.OBJECTS else []
+            result = Result(kind, text, things=tuple(things))
+        else:
+            fitting = map_object.matching(there, plan.things[0])
+            count = len(fitting)
+            text = f"{count} {plan.things[0]} in {title}."
+            if plan.question_type is QuestionType.EXISTS:
+                text = f"{'Yes' if count else 'No'}, {text}"
+                result = Result(AnswerType.YES_NO, text, yes_no=bool(count))
+            else:
+                number = Measure(float(count), 0.0, "")
+                result = Result(AnswerType.NUMBER, text, number=number)
+        self._steps.append(f"Remembered: {text}")
+        result.confidence, result.measured = sure, True
+        result.remembered = min(inside, key=lambda each: each.last_seen_ns)
+        return result
 
     # Places ----------------------------------------------------------------------------------
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from enum import IntEnum
@@ -109,6 +110,11 @@ class MapObject:
         return self.sightings >= MIN_SIGHTINGS
 
     @property
+    def room_title(self) -> str:
+        """What to call the room that it is in."""
+        return f"the {self.room_name}" if self.room_name else f"room {self.room}"
+
+    @property
     def axes(self) -> np.ndarray:
         """map_from_object rotation float64 (3, 3)."""
         c, s = math.cos(self.yaw_rad), math.sin(self.yaw_rad)
@@ -171,6 +177,12 @@ def is_room(words: str, room_id: int, name: str) -> bool:
     called = words_of(words)
     by_number = called[-1:] == (str(room_id),) and called[:-1] in ((), ("room",))
     return by_number or (bool(name) and called == words_of(name))
+
+
+def listing(objects: Iterable[MapObject]) -> str:
+    """Kinds of objects with their counts: "2 × red chair, a table"."""
+    counts = Counter(each.name or each.label for each in objects)
+    return ", ".join(f"{n} × {label}" if n > 1 else f"a {label}" for label, n in counts.items())
 
 
 def age_in_words(thing: MapObject, now_ns: int) -> str:

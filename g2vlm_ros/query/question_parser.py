@@ -50,6 +50,10 @@ class QuestionType(Enum):
     MOTION = "motion"
     LAST_SEEN = "last_seen"
     """When a thing was seen last, by the object memory."""
+    CONTENTS = "contents"
+    """What is in a room of the map, by the object memory."""
+    ROOM = "room"
+    """Which room a thing is in, by the object memory."""
     TALK = "talk"
 
 
@@ -175,6 +179,8 @@ class Plan:
     left_m: float = 0.0
     turn_rad: float = 0.0
     """MOTION: turned first, positive to the left."""
+    room: str = ""
+    """COUNT, EXISTS: the room that is asked about, as asked for; empty = none."""
 
     @property
     def kind(self) -> AnswerType:
@@ -400,9 +406,34 @@ def _nearest(match: re.Match, text: str) -> Plan:
     return Plan(QuestionType.NEAREST, (kind, name(match.groupdict().get("y") or "you")))
 
 
+def _in_room(question_type: QuestionType) -> Callable[[re.Match, str], Plan]:
+    return lambda match, text: Plan(question_type, (name(match["x"]),), room=name(match["place"]))
+
+
 _X, _Y, _Z = (rf"(?P<{letter}>[^,?:]+?)" for letter in "xyz")
 _SEEN = r"(?:see|seen|spot|spotted|notice|noticed|come across|observe|observed)"
+_A_ROOM = (
+    r"in (?!(?:the |this |your )?"
+    r"(?:front|room(?! \d)|views?|images?|pictures?|photos?|sight|here)\b)"
+    r"(?P<place>[\w' ]+?)"
+)
+"""A part of the home, not of what the cameras show now."""
 _RULES: list[tuple[str, Callable[[re.Match, str], Plan | None]]] = [
+    (
+        r"^what (?:is|are|(?:things|objects) are|else is|have you seen|did you see|can i find"
+        rf"|do you know of) (?:there )?{_A_ROOM}$",
+        _of(QuestionType.CONTENTS, "place"),
+    ),
+    (
+        rf"^(?:in )?(?:which|what) room (?:is|are|did you (?:last )?see) {_X}(?: in)?$",
+        _of(QuestionType.ROOM, "x"),
+    ),
+    (
+        rf"\bhow many {_X} (?:are|stand|have you {_SEEN}|did you {_SEEN}|do you know of)"
+        rf" (?:there )?{_A_ROOM}$",
+        _in_room(QuestionType.COUNT),
+    ),
+    (rf"^(?:is|are) there {_X} {_A_ROOM}$", _in_room(QuestionType.EXISTS)),
     (
         rf"^(?:when|how long ago) (?:did|have) you (?:last |ever )?{_SEEN} {_X}(?: last)?$",
         _of(QuestionType.LAST_SEEN, "x"),

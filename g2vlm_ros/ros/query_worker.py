@@ -22,9 +22,10 @@ from g2vlm_ros.query.answerer import Answerer
 from g2vlm_ros.query.context import CachedWindow, ContextStore, ViewSelection
 from g2vlm_ros.query.grounding import NoLanguageError, OutOfTimeError, measure_detections
 from g2vlm_ros.query.object_association import sightings_of
+from g2vlm_ros.query.object_measurement import Object3D
 from g2vlm_ros.query.object_memory import ObjectMemory
 from g2vlm_ros.query.prompts import Mark
-from g2vlm_ros.query.question_parser import AnswerType
+from g2vlm_ros.query.question_parser import THIS, AnswerType
 from g2vlm_ros.query.types import Result
 from g2vlm_ros.ros import query_messages
 from g2vlm_ros.ros.answer_image_publisher import AnswerImagePublisher
@@ -137,11 +138,26 @@ class QueryWorker:
         )
         question.steps = answerer.steps
         result = self._timed(question, answerer.answer)
+        self._remember_things(result.things, selection)
         answered_ns = self.pictures.stamp_ns()
         query_messages.encode(result, selection, target, answered_ns, question.response)
         self._publish(question, result, selection, answered_ns)
         if question.request.dialogue:
             self._context.add_turn(question.request.dialogue, window, query.question, result.text)
+
+    def _remember_things(self, things: Sequence[Object3D], selection: ViewSelection) -> None:
+        """What a request's box or the model's pointing showed becomes an object of the map."""
+        if selection.views != tuple(range(len(selection.update.window.frames))):
+            return
+        shown = [
+            thing
+            for thing in things
+            if thing.source in ("request", "model")
+            and np.isfinite(thing.size).all()
+            and not THIS.match(thing.label)
+        ]
+        sightings = sightings_of(selection.update, selection.points, shown, selection.corners)
+        self._objects.add(selection.update, sightings)
 
     def _timed(self, question: Question, answer: Callable[[], Result]) -> Result:
         """The result; the time that no stage of the model took is that of measuring."""

@@ -38,7 +38,8 @@ class Drive:
         """One window of a room of boxes; names: what a detector calls them, "" for nothing."""
         self.windows += 1
         points, regions = room(boxes, [camera() if pose is None else pose], **options)
-        update = SimpleNamespace(
+        self.regions = regions
+        self.update = update = SimpleNamespace(
             window=SimpleNamespace(
                 id=self.windows,
                 frames=[SimpleNamespace(camera="camera", stamp_ns=self.windows * SECOND_NS)],
@@ -296,3 +297,50 @@ def test_objects_are_found_by_the_room_that_they_are_in():
         assert [each.label for each in drive.memory.find(room=words)] == ["chair"], words
     assert [each.label for each in drive.memory.find(room="1")] == ["table"]
     assert drive.memory.find(room="bathroom") == []
+
+
+def furnished():
+    """Two chairs in the kitchen, one in room 3."""
+    (chair,) = remembered_chair()
+    table = dataclasses.replace(chair, id=2, label="table", room=2, room_name="kitchen")
+    kitchen = [dataclasses.replace(chair, id=n, room=2, room_name="kitchen") for n in (3, 4)]
+    gone = dataclasses.replace(table, id=5, label="cup", evidence=-4.0)
+    return (dataclasses.replace(chair, room=3), table, *kitchen, gone)
+
+
+@pytest.mark.parametrize(
+    ("question", "text"),
+    [
+        ("What is in the kitchen?", "In the kitchen: a table, 2 × red chair."),
+        ("What have you seen in room 3?", "In room 3: a red chair."),
+        ("How many chairs are there in the kitchen?", "2 chairs in the kitchen."),
+        ("How many chairs have you seen in room 3?", "1 chairs in room 3."),
+        ("Is there a table in the kitchen?", "Yes, 1 table in the kitchen."),
+        ("Is there a cup in the kitchen?", "No, 0 cup in the kitchen."),
+        ("Which room is the table in?", "The table is in the kitchen."),
+    ],
+)
+def test_questions_about_rooms_are_answered_from_memory(question, text):
+    result = answer(question, furnished())
+    assert result.text == text and result.measured and result.remembered is not None
+
+
+def test_a_room_that_nobody_named_is_left_to_the_model():
+    result = answer("What is in the bathroom?", furnished(), says="A sink.")
+    assert result.text == "A sink." and not result.measured
+    with pytest.raises(Abstention, match="no sink is remembered in a room"):
+        answer("Which room is the sink in?", furnished(), says="")
+
+
+def test_what_questions_found_is_remembered_once_per_window():
+    drive = Drive()
+    for _ in range(3):
+        points = drive.see([CHAIR, TABLE], ["chair", ""])
+        thing = locate(points, drive.regions[1][0], "table", "request", 0.9)
+        for _ in range(2):
+            sightings = sightings_of(
+                drive.update, points, [thing], lambda r: (*r.low_px, *r.high_px)
+            )
+            drive.memory.add(drive.update, sightings)
+    found = {each.label: each.sightings for each in drive.memory.objects()}
+    assert found == {"chair": 3, "table": 3}, "two questions about one window are one sighting"
