@@ -116,7 +116,8 @@ class SequenceRun:
     def _as_camera_frame(self, frame: SequenceFrame) -> Frame:
         return Frame(
             frame.stamp_ns, frame.camera, frame.camera, frame.image, frame.intrinsics,
-            up=frame.up, odom_from_camera=self._odometry.get((frame.camera, frame.stamp_ns)),
+            up=frame.up, rig_from_camera=frame.rig_from_camera,
+            odom_from_camera=self._odometry.get((frame.camera, frame.stamp_ns)),
         )  # fmt: skip
 
     def _step(self) -> None:

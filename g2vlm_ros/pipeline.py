@@ -15,11 +15,13 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from g2vlm_ros.geometry.calibration import with_known_cameras
 from g2vlm_ros.images.quality import ImageQualityFilter
 from g2vlm_ros.mapping.depth_fusion import fuse_depth
 from g2vlm_ros.mapping.graph_slam import GraphSlam
 from g2vlm_ros.mapping.loop_closure import LoopDetector, LoopMatch
 from g2vlm_ros.mapping.pose_refinement import PoseRefiner
+from g2vlm_ros.mapping.rig_constraint import rig_fit, with_rig
 from g2vlm_ros.mapping.stillness import StillnessDetector
 from g2vlm_ros.mapping.window_buffer import WindowBuffer
 from g2vlm_ros.mapping.window_pose import LoopOutcome, MappedWindow, WindowPose
@@ -34,6 +36,9 @@ class PerceivedWindow(MappedWindow):
     """A mapped window with its views inside the network, where questions are answered."""
 
     scene: Scene
+    rig_off_rad: float = 0.0
+    """Turn by which the views contradict the fixed transforms of their cameras, where these are
+    not used for it; 0 where they are, or there are none."""
 
 
 @dataclass(frozen=True)
@@ -140,8 +145,9 @@ class MappingPipeline:
         scene = self._perception.scene(images)
         network = self._perception.reconstruct(scene)
         timer.times_s.update(network.stage_times_s)
+        network = with_known_cameras(network, [frame.intrinsics for frame in window.frames])
         with timer.measure("poses"):
-            result = self._refine(network, window)
+            result, rig_off_rad = self._with_mended_poses(network, window.frames)
         with timer.measure("alignment"):
             mapped = self._place(window, scene, result)
         with timer.measure("loop"):
@@ -149,7 +155,13 @@ class MappingPipeline:
         with timer.measure("depth"):
             # Not before windows were joined: a view has the same errors in each of them.
             fused = fuse_depth(result) if self._settings.map.fuse_depth else result
-        mapped = replace(mapped, result=fused, stage_times_s=timer.times_s, session=session)
+        mapped = replace(
+            mapped,
+            result=fused,
+            rig_off_rad=rig_off_rad,
+            stage_times_s=timer.times_s,
+            session=session,
+        )
         return self._finish(mapped, images)
 
     def _take(self) -> tuple[Window | None, int]:
@@ -234,15 +246,26 @@ class MappingPipeline:
     def _shows_nothing_new(self, window: Window) -> bool:
         return all(view_key(frame) in self._last_views for frame in window.frames)
 
-    def _reconstruct(self, images: list[np.ndarray]) -> Reconstruction:
+    def _reconstruct(self, images: list[np.ndarray], frames: list[Frame]) -> Reconstruction:
         """What the network, and the images themselves, say of views that form no window."""
         network = self._perception.reconstruct(self._perception.scene(images))
-        return self._refine(network)
+        return self._refine(with_known_cameras(network, [frame.intrinsics for frame in frames]))
 
-    def _refine(self, network: Reconstruction, window: Window | None = None) -> Reconstruction:
+    def _with_mended_poses(
+        self, network: Reconstruction, frames: Sequence[Frame]
+    ) -> tuple[Reconstruction, float]:
+        """The window after its rig and its images; `PerceivedWindow.rig_off_rad`."""
+        fit = rig_fit(network, frames)
+        if fit is None:
+            return self._refine(network, frames), 0.0
+        if not fit.used:
+            return self._refine(network, frames), fit.turn_off_rad
+        refined = self._refine(with_rig(network, fit), frames)
+        return with_rig(refined, rig_fit(refined, frames)), 0.0
+
+    def _refine(self, network: Reconstruction, frames: Sequence[Frame] = ()) -> Reconstruction:
         if not self._settings.map.refine_poses:
             return network
-        frames = () if window is None else window.frames
         odometry = [frame.odom_from_camera for frame in frames]
         return self._refiner.refine(network, odometry, [view_key(frame) for frame in frames])
 

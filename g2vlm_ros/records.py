@@ -184,11 +184,16 @@ class Frame:
     odom_from_camera: np.ndarray | None = None
     """Pose by odometry at the stamp, float64 (4, 4) metres, optical axes; None where that, or how
     the camera is mounted, is not known. Its translation is `position_m`."""
+    rig_from_camera: np.ndarray | None = None
+    """Fixed pose in a frame that all cameras of the robot share, float64 (4, 4) metres, optical
+    axes; None where it is not known."""
 
     def __post_init__(self) -> None:
         if self.odom_from_camera is not None:
             _freeze(self, "odom_from_camera", (4, 4), np.float64)
             object.__setattr__(self, "position_m", self.odom_from_camera[:3, 3])
+        if self.rig_from_camera is not None:
+            _freeze(self, "rig_from_camera", (4, 4), np.float64)
         if self.position_m is not None:
             _freeze(self, "position_m", (3,), np.float64)
         if self.up is not None:
@@ -263,10 +268,13 @@ class Reconstruction:
     confidence: np.ndarray
     """float32 (N, H, W): 0..1, NaN where nothing is known (a single view without a head)."""
     intrinsics: tuple[Intrinsics | None, ...]
-    """Per view, recovered from the points, for the H x W image; None where no pinhole fits."""
+    """Per view, for the H x W image: known, or recovered from the points; None where no pinhole
+    fits."""
     stage_times_s: dict[str, float]
     descriptors: np.ndarray | None = None
     """float32 (N, C): a compact signature of each view, near where views look alike; or None."""
+    recovered_intrinsics: tuple[Intrinsics | None, ...] | None = None
+    """What the network's points said where `intrinsics` are known ones."""
     _valid: dict[float, np.ndarray] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )

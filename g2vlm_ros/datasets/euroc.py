@@ -63,7 +63,15 @@ def read(path: Path, options: ReaderOptions) -> PosedSequence:
             up = None if gravity is None else gravity.up(stamp_ns, body_from_camera)
             image = colour_loader(file, undistort)
             frames.append(
-                SequenceFrame(stamp_ns, folder.name, image, world_from_camera, camera, up=up)
+                SequenceFrame(
+                    stamp_ns,
+                    folder.name,
+                    image,
+                    world_from_camera,
+                    camera,
+                    up=up,
+                    rig_from_camera=body_from_camera,
+                )  # fmt: skip
             )
     return finished_sequence(path, FORMAT, frames, without_truth(missing, truth.source))
 

@@ -49,6 +49,9 @@ class SequenceFrame:
     maybe of another size; None where the sequence has no depth."""
     up: np.ndarray | None = None
     """Up by an accelerometer, unit float64 (3,) in optical axes, or None."""
+    rig_from_camera: np.ndarray | None = None
+    """Fixed pose of the camera on what carries it, float64 (4, 4) metres; None where the format
+    does not know it."""
 
 
 @dataclass(frozen=True)

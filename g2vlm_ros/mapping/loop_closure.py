@@ -72,11 +72,13 @@ class PairReconstruction:
 class LoopDetector:
     """Keyframes of the drive, and when which of them is tried. Device thread only.
 
-    reconstruct: images uint8 (h, w, 3) to a Reconstruction, or NonFiniteError.
+    reconstruct: images uint8 (h, w, 3) and their frames to a Reconstruction, or NonFiniteError.
     """
 
     def __init__(
-        self, settings: Settings, reconstruct: Callable[[list[np.ndarray]], Reconstruction]
+        self,
+        settings: Settings,
+        reconstruct: Callable[[list[np.ndarray], list[Frame]], Reconstruction],
     ):
         self._settings = settings.map
         self._views = settings.window.views
@@ -149,7 +151,8 @@ class LoopDetector:
         room = max(0, self._views - len(old) - 1)
         views = [*others[:room][::-1], newest]
         together = [k.frame.decode() for k in old] + [images[i] for i in views]
-        return PairReconstruction(old, views, self._reconstruct(together))
+        of_views = [k.frame for k in old] + [frames[i] for i in views]
+        return PairReconstruction(old, views, self._reconstruct(together, of_views))
 
     def remember(self, mapped: MappedWindow, images: Sequence[np.ndarray]) -> None:
         """Keep the newest view as a keyframe if it shows something new."""

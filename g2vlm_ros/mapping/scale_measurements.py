@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from g2vlm_ros.mapping.gravity_alignment import Floor
+from g2vlm_ros.mapping.rig_constraint import rig_distance_m
 from g2vlm_ros.records import Frame, Reconstruction, ScaleSource, Window
 from g2vlm_ros.settings import SettingError
 
@@ -147,6 +148,7 @@ def from_rig(
     for i, j in itertools.combinations(range(len(frames)), 2):
         names = (frames[i].camera, frames[j].camera)
         known_m = rig_m.get(names) or rig_m.get(names[::-1])
+        known_m = known_m or rig_distance_m(frames[i], frames[j])
         # Cameras of one instant: nearer in time to each other than to anything else here.
         if known_m and abs(frames[i].stamp_ns - frames[j].stamp_ns) <= _instant_ns(frames):
             pairs.append((known_m, _distance_u(result, i, j)))

@@ -111,7 +111,7 @@ def remarks(update: MappedWindow) -> list[str]:
     lost = update.result.views - len(update.trusted_views)
     if lost:
         told.append(f"{lost} of {update.result.views} views have no pose: nothing connects them")
-    return told + scale_remarks(update) + camera_remarks(update)
+    return told + scale_remarks(update) + camera_remarks(update) + rig_remarks(update)
 
 
 def clock_remark(age_s: float) -> str:
@@ -161,7 +161,9 @@ def scale_remarks(update: MappedWindow) -> list[str]:
 def camera_remarks(update: MappedWindow) -> list[str]:
     """Where camera_info and the focal length recovered from the points differ."""
     clashes = {}
-    for frame, recovered in zip(update.window.frames, update.result.intrinsics, strict=True):
+    result = update.result
+    cameras = result.recovered_intrinsics or result.intrinsics
+    for frame, recovered in zip(update.window.frames, cameras, strict=True):
         if frame.intrinsics is None or recovered is None:
             continue
         calibrated = frame.intrinsics.resized(recovered.width_px, recovered.height_px)
@@ -175,6 +177,17 @@ def camera_remarks(update: MappedWindow) -> list[str]:
                     f"say {points:.0f} px (in {axis}, at {recovered.width_px} px width)"
                 )
     return list(clashes.values())
+
+
+def rig_remarks(update: MappedWindow) -> list[str]:
+    """Where the fixed transforms between cameras and what they see contradict each other."""
+    off_deg = math.degrees(getattr(update, "rig_off_rad", 0.0))
+    if not off_deg:
+        return []
+    return [
+        f"the views contradict /tf_static of their cameras by {off_deg:.0f} degrees: it is not "
+        "used; check it, its optical frames above all"
+    ]
 
 
 class FrameRate:
@@ -343,7 +356,7 @@ class Diagnostics:
         return self._task("loops", OK, told or "no place was seen again", **values)
 
     def _calibration(self, update: MappedWindow | None) -> DiagnosticStatus:
-        told = camera_remarks(update) if update is not None else []
+        told = camera_remarks(update) + rig_remarks(update) if update is not None else []
         message = "; ".join(told) or "camera_info and geometry do not contradict each other"
         return self._task("calibration", WARN if told else OK, message)
 

@@ -52,3 +52,37 @@ class NodePerception(StandInPerception):
 def checkpoint() -> str:
     """Of random weights, whose digest a node shows."""
     return str(Path(__file__).parents[1] / "data" / "golden" / "A")
+
+
+def _mount(x_m: float, yaw_rad: float) -> np.ndarray:
+    """rig_from_camera of an upright camera: x_m to the right, turned to the right."""
+    c, s = np.cos(yaw_rad), np.sin(yaw_rad)
+    pose = np.eye(4)
+    pose[:3, :3] = [[c, 0, s], [0, 1, 0], [-s, 0, c]]
+    pose[0, 3] = x_m
+    return pose
+
+
+RIG = {"left": _mount(-0.25, -0.3), "right": _mount(0.25, 0.3)}
+"""Two cameras half a metre apart that squint outwards, 34 degrees between them."""
+
+
+@cache
+def rig_views(count: int = 11, first: int = 32, width: int = 168) -> tuple[SequenceFrame, ...]:
+    """Frames of both cameras of RIG, instant by instant, left before right."""
+    scene = make_scene(home_seed("validation", 0), legs=3)
+    camera = lens(width, width * 3 // 4)
+    frames = []
+    for i, step in enumerate(range(first, first + 2 * count, 2)):
+        for name, mount in RIG.items():
+            pose = scene.walk.world_from_camera[step] @ mount
+            view = render([scene.home], np.zeros(1, int), pose[None],
+                          scene.walk.time_s[step : step + 1], camera)  # fmt: skip
+            image, depth_m = np.array(view.images)[0], np.asarray(view.depth_m)[0]
+            frames.append(
+                SequenceFrame(
+                    FIRST_NS + 2 * i * STEP_NS, name, lambda image=image: image, pose, camera,
+                    lambda depth_m=depth_m: depth_m,
+                )
+            )  # fmt: skip
+    return tuple(frames)

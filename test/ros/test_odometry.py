@@ -15,6 +15,7 @@ from g2vlm_ros.demo.sim.wheel_odometry import base_poses  # noqa: E402
 from g2vlm_ros.geometry.sim3 import ZUP_FROM_OPTICAL  # noqa: E402
 from g2vlm_ros.ros.conversions import geometry  # noqa: E402
 from g2vlm_ros.ros.inputs.odometry import OdometryPoses  # noqa: E402
+from g2vlm_ros.ros.inputs.rig import RigMounts  # noqa: E402
 from g2vlm_ros.ros.inputs.static_tf import StaticTf  # noqa: E402
 
 NS = 10**9
@@ -101,3 +102,30 @@ def test_odometry_without_orientation_gives_the_scale_only(heard):
     bare.header.stamp, bare.pose.pose.position.x = geometry.stamp(round(1.5 * NS)), float("nan")
     poses.update(bare)
     assert poses.camera_at(round(1.5 * NS), "optical") == {}
+
+
+def test_cameras_of_a_rig_lie_in_the_first_ones_frame():
+    warnings = []
+    frames = StaticTf(warnings.append)
+    mounted(frames)
+    right = MOUNT.copy()
+    right[1, 3] = -0.3
+    header = geometry.header(0, "base")
+    frames.update(TFMessage(transforms=[geometry.transform_message(header, "right", right)]))
+    rig = RigMounts("front", frames, warnings.append)
+    assert rig.mount("side", "right") is None, "the first camera has not come yet"
+    np.testing.assert_allclose(rig.mount("front", "optical"), np.eye(4), atol=1e-9)
+    pose = rig.mount("side", "right")
+    np.testing.assert_allclose(pose[:3, 3], (0.3, 0, 0), atol=1e-9)
+    np.testing.assert_allclose(pose[:3, :3], np.eye(3), atol=1e-9)
+    assert not warnings
+
+
+def test_a_camera_without_a_fixed_transform_is_named_within_ten_frames():
+    warnings = []
+    rig = RigMounts("front", StaticTf(warnings.append), warnings.append)
+    for _ in range(10):
+        rig.mount("front", "optical")
+        rig.mount("side", "right")
+    assert warnings and "'optical' and 'right' (side)" in warnings[0]
+    assert "/tf_static" in warnings[0]

@@ -25,6 +25,7 @@ from g2vlm_ros.ros.conversions import images
 from g2vlm_ros.ros.inputs.depth import DepthImages
 from g2vlm_ros.ros.inputs.imu import ImuGravity
 from g2vlm_ros.ros.inputs.odometry import OdometryPoses
+from g2vlm_ros.ros.inputs.rig import RigMounts
 from g2vlm_ros.ros.inputs.static_tf import StaticTf
 from g2vlm_ros.settings import Settings
 
@@ -73,6 +74,9 @@ class Cameras:
         self._gravity: ImuGravity | None = None
         self._odometry: OdometryPoses | None = None
         self.mounts = StaticTf(self._warn)
+        self._rig: RigMounts | None = None
+        if len(settings.cameras) > 1:
+            self._rig = RigMounts(settings.cameras[0], self.mounts, self._warn)
         # Subscribing comes last: another thread may deliver a frame at once.
         topics = self._sensor_topics(settings)
         for camera in settings.cameras:
@@ -90,7 +94,7 @@ class Cameras:
     def _sensor_topics(self, settings: Settings) -> list[tuple]:
         """Kind, name, callback and QoS of what is listened to beside the cameras."""
         topics = []
-        if settings.odometry_topic or settings.imu_topic:
+        if settings.odometry_topic or settings.imu_topic or self._rig is not None:
             topics.append((TFMessage, "/tf_static", self.mounts.update, TF_STATIC))
         if settings.odometry_topic:
             self._odometry = OdometryPoses(self.mounts, self._warn)
@@ -175,8 +179,10 @@ class Cameras:
         return None
 
     def _completed(self, frame: Frame) -> Frame:
-        """The frame with odometry, depth image and up, where there is a topic for them."""
+        """The frame with its place on the rig, odometry, depth image and up, where they come."""
         stamp_ns, frame_id = frame.stamp_ns, frame.frame_id
+        if self._rig is not None:
+            frame = replace(frame, rig_from_camera=self._rig.mount(frame.camera, frame_id))
         if self._odometry is not None:
             frame = replace(frame, **self._odometry.camera_at(stamp_ns, frame_id))
         if self._depth is not None:
