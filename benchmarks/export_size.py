@@ -19,7 +19,7 @@ import time
 from math import prod
 from pathlib import Path
 
-from benchmarks.gpu import RELEASED
+from benchmarks.gpu_network import RELEASED
 from benchmarks.record import record
 from g2vlm_ros.checkpoint.config import ModelConfig
 from g2vlm_ros.checkpoint.onnx_manifest import STAGES

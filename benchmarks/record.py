@@ -15,10 +15,10 @@ RESULTS = Path(__file__).parent / "results"
 CPU_FLAGS = ("amx_bf16", "avx512_bf16", "avx512f", "avx2")
 
 
-def record(name: str, data: dict[str, Any]) -> Path:
-    """Writes results/<name>.json: data, machine, versions and date. Returns its path."""
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{name}.json"
+def record(name: str, data: dict[str, Any], folder: Path = RESULTS) -> Path:
+    """Writes <folder>/<name>.json: data, machine, versions and date. Returns its path."""
+    folder.mkdir(exist_ok=True)
+    path = folder / f"{name}.json"
     today = datetime.date.today().isoformat()
     document = {"name": name, "date": today, "machine": machine(), "result": data}
     path.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")

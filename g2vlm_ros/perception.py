@@ -15,7 +15,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -23,7 +23,6 @@ import numpy as np
 from g2vlm_ros.checkpoint.input_sizes import InputSizes
 from g2vlm_ros.checkpoint.prompt_layout import (
     Segment,
-    TokenCursor,
     Turn,
     dialogue_segments,
     reconstruction_segments,
@@ -288,16 +287,15 @@ class Perception:
         should_stop: Callable[[], bool],
     ) -> tuple[list[int], bool]:
         """Greedy ids after the start token, and whether the model itself ended the answer."""
-        walk = TokenCursor(self._tokenizer.special, cache.length, position)
-        token, ids = self._tokenizer.special.newline, []
-        while len(ids) < limit and not should_stop():
-            logits = self._stages.language(walk.text([token]), cache)
-            token = int(np.argmax(logits))
-            if token == self._tokenizer.special.im_end:
-                return ids, True
-            ids.append(token)
-            if on_text is not None:
-                on_text(self._tokenizer.decode(ids))
+        special, ids = self._tokenizer.special, []
+        with closing(self._stages.decode(special.newline, position, cache)) as tokens:
+            while len(ids) < limit and not should_stop():
+                token = next(tokens)
+                if token == special.im_end:
+                    return ids, True
+                ids.append(token)
+                if on_text is not None:
+                    on_text(self._tokenizer.decode(ids))
         return ids, False
 
 

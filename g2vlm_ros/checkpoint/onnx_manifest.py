@@ -19,10 +19,13 @@ from g2vlm_ros.records import UnfitError
 
 MANIFEST = "onnx.manifest"
 """JSON, but not named so: what is made from a checkpoint is no part of it."""
-FORMAT = 1
-STAGES = ("encode_geometry", "geometry", "heads", "encode_semantics", "language")
+FORMAT = 2
+"""2: keys and values head-major in a buffer, the output matrix in a stage of its own."""
+STAGES = ("encode_geometry", "geometry", "heads", "encode_semantics", "language", "next_token")
 GLOBAL = "heads_global"
 """`heads` with the global points, which only training needs: a graph of its own."""
+CACHE_GRAPHS = ("store", "load")
+"""Copies of keys and values inside a device, for ONNX Runtime alone."""
 
 
 class ManifestError(UnfitError):
@@ -106,10 +109,10 @@ def has_all(folder: str | Path, dtype: str) -> bool:
         manifest.check_weights(folder)
     except ManifestError:
         return False
-    found = manifest.of(dtype=dtype, size=None, weight_only=None)
-    made = {(graph.stage, graph.dino_windows) for graph in found}
-    needed = {(stage, None) for stage in (*STAGES[1:], GLOBAL)}
-    return made >= needed | {(STAGES[0], windows) for windows in DINO_WINDOWS}
+    graphs = manifest.of(dtype=dtype, size=None, weight_only=None)
+    present = {(graph.stage, graph.dino_windows) for graph in graphs}
+    needed = {(stage, None) for stage in (*STAGES[1:], GLOBAL, *CACHE_GRAPHS)}
+    return present >= needed | {(STAGES[0], windows) for windows in DINO_WINDOWS}
 
 
 def command(folder: str | Path, *more: str) -> str:

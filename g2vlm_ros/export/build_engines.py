@@ -22,7 +22,7 @@ from typing import Any
 
 from g2vlm_ros.checkpoint.config import DINO_WINDOWS, ModelConfig
 from g2vlm_ros.checkpoint.onnx_manifest import STAGES, GraphFile, Manifest, check_graph
-from g2vlm_ros.export.build_plan import BuildPlan
+from g2vlm_ros.export.build_plan import BuildPlan, Part
 from g2vlm_ros.export.golden_cases import golden_name, load_network, make_golden_cases
 from g2vlm_ros.export.trt_attention import (
     arranged,
@@ -33,7 +33,7 @@ from g2vlm_ros.export.trt_attention import (
 )
 from g2vlm_ros.inference.tensorrt.cuda import Cuda, CudaError, open_cuda
 from g2vlm_ros.inference.tensorrt.device_memory import DeviceMemory
-from g2vlm_ros.inference.tensorrt.engine import Engine, read_golden, verify
+from g2vlm_ros.inference.tensorrt.engine import Engine
 from g2vlm_ros.inference.tensorrt.engine_metadata import (
     EngineError,
     EngineMetadata,
@@ -45,6 +45,7 @@ from g2vlm_ros.inference.tensorrt.engine_metadata import (
     map_file,
     prune,
 )
+from g2vlm_ros.inference.tensorrt.golden import read_golden, verify
 from g2vlm_ros.inference.tensorrt.versions import (
     TensorRTVersion,
     check_precision,
@@ -110,10 +111,10 @@ def build(
     out.mkdir(parents=True, exist_ok=True)
     windows = dino_windows or ModelConfig.read(folder).dino.windows
     engines = []
-    for stage, size in plan.engines(tuple(stages)):
-        graph = plan.graph(manifest, stage, size, windows)
+    for part in plan.engines(tuple(stages)):
+        graph = plan.graph(manifest, part.stage, part.size, windows)
         check_graph(folder, graph)
-        wanted = _wanted(machine, manifest, plan, graph, size)
+        wanted = _wanted(machine, manifest, plan, graph, part)
         engine = _standing(out, wanted)
         if engine is not None:
             progress(f"{engine.file}: there already")
@@ -128,16 +129,17 @@ def _wanted(
     manifest: Manifest,
     plan: BuildPlan,
     graph: GraphFile,
-    size: tuple[int, int] | None,
+    part: Part,
 ) -> EngineMetadata:
     """The record of an engine before it is built."""
     aligned = graph.dino_windows == "aligned"
     return EngineMetadata(
-        file=file_name(graph.stage, size, aligned, machine.here, plan.precision),
+        file=file_name(graph.stage, part.size, aligned, machine.here, plan.precision, part.places),
         stage=graph.stage,
         precision=plan.precision,
         attention="",
-        size=size,
+        size=part.size,
+        places=part.places,
         dino_windows=graph.dino_windows,
         weights=manifest.weights,
         onnx=graph.file,
@@ -150,8 +152,8 @@ def _wanted(
         driver=machine.here.driver,
         inputs=graph.inputs,
         outputs=graph.outputs,
-        profiles=plan.profiles(graph, size, one=machine.version.name == "rtx"),
-        golden=golden_name(graph, size, manifest.weights),
+        profiles=plan.profiles(graph, part, one=machine.version.name == "rtx"),
+        golden=golden_name(graph, part.size, manifest.weights),
         golden_sha256=None,
         verified=None,
     )
@@ -190,7 +192,7 @@ def _build_verified(
         try:
             build_engine(
                 machine,
-                arranged(model, way, plan.precision),
+                arranged(model, way, plan.precision, wanted.places),
                 folder / graph.file,
                 wanted.profiles,
                 plan,
@@ -354,8 +356,10 @@ def _ensure_golden_cases(
     """Makes golden values where torch is installed; without it they must be there."""
     manifest = Manifest.read(folder)
     names = [
-        golden_name(plan.graph(manifest, *engine, windows), engine[1], manifest.weights)
-        for engine in plan.engines(tuple(stages))
+        golden_name(
+            plan.graph(manifest, part.stage, part.size, windows), part.size, manifest.weights
+        )
+        for part in plan.engines(tuple(stages))
     ]
     if all((folder / name).exists() for name in names):
         return

@@ -5,21 +5,34 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 
 from g2vlm_ros.checkpoint.config import PATCH_PX
 from g2vlm_ros.checkpoint.onnx_manifest import GraphFile, Manifest
-from g2vlm_ros.export.weight_only import MIN_OPSETS
+from g2vlm_ros.export.kv_graphs import SCATTER_OPSET
+from g2vlm_ros.export.weight_only import MIN_OPSETS, WEIGHT_ONLY_STAGES
 
 Range = tuple[int, int, int]
 """Smallest, usual and largest."""
 PRECISIONS = ("float32", "float16", "bfloat16")
 SIZED = ("encode_geometry", "heads", "heads_global", "encode_semantics")
-RANGES = ("views", "text_tokens")
-CACHING = ("geometry", "language")
-"""Stages that read a cache."""
+RANGES = {"views": 1, "text_tokens": 1, "cached_tokens": 0}
+"""Name -> smallest value that makes sense."""
+MIN_PLACES = 64
+"""Of a buffer: the parts of layers and heads then begin at multiples of 256 bytes, as TensorRT
+wants them, whatever the number of channels."""
+
+
+class Part(NamedTuple):
+    """One engine of a plan."""
+
+    stage: str
+    size: tuple[int, int] | None = None
+    """Width and height of its images, for stages that know them."""
+    places: int | None = None
+    """Of the buffers of keys and values, where those are built in."""
 
 
 class PlanError(ValueError):
@@ -43,8 +56,11 @@ class BuildPlan:
     semantic_sizes: list[tuple[int, int]]
     views: Range
     text_tokens: Range
-    cached_tokens: dict[str, Range]
-    """Before a stage begins, by stage: views follow a short prompt, an answer all the images."""
+    cached_tokens: Range
+    """Before the views of a window: they follow a short prompt, or examples."""
+    buckets: list[int]
+    """Places of the buffers of keys and values, in which a whole conversation lies. With opset 24
+    each size is a language engine of its own, weights and all."""
     weight_only: str | None = None
     """int8 or int4 for the weights of the language stage; may be left out."""
 
@@ -82,18 +98,9 @@ class BuildPlan:
                 f"profile {profile} has weight_only {kind}; it must be one of "
                 + ", ".join(MIN_OPSETS)
             )
-        for name in RANGES:
-            values[name] = _checked_range(profile, name, values[name], floor=1)
-        cached = values["cached_tokens"]
-        if not isinstance(cached, dict) or set(cached) != set(CACHING):
-            raise PlanError(
-                f"profile {profile} has cached_tokens {cached}; it must be smallest, usual and "
-                "largest for each of " + ", ".join(CACHING)
-            )
-        values["cached_tokens"] = {
-            stage: _checked_range(profile, f"cached_tokens of {stage}", cached[stage], floor=0)
-            for stage in CACHING
-        }
+        for name, floor in RANGES.items():
+            values[name] = _checked_range(profile, name, values[name], floor)
+        values["buckets"] = _checked_buckets(profile, values["buckets"])
         for name, multiple in (("sizes", PATCH_PX), ("semantic_sizes", 2 * PATCH_PX)):
             values[name] = [tuple(size) for size in values[name]]
             for size in values[name]:
@@ -104,19 +111,17 @@ class BuildPlan:
                     )
         return BuildPlan(**values)
 
-    def engines(self, stages: tuple[str, ...]) -> list[tuple[str, tuple[int, int] | None]]:
-        """The engines to build: stage and image size."""
-        return [
-            (stage, size)
-            for stage in stages
-            for size in (
-                [None]
-                if stage not in SIZED
-                else self.semantic_sizes
-                if stage == "encode_semantics"
-                else self.sizes
-            )
-        ]
+    def engines(self, stages: tuple[str, ...]) -> list[Part]:
+        """The engines to build."""
+        return [part for stage in stages for part in self._parts(stage)]
+
+    def _parts(self, stage: str) -> list[Part]:
+        if stage == "language" and self.opset >= SCATTER_OPSET:
+            return [Part(stage, places=places) for places in self.buckets]
+        if stage not in SIZED:
+            return [Part(stage)]
+        sizes = self.semantic_sizes if stage == "encode_semantics" else self.sizes
+        return [Part(stage, size) for size in sizes]
 
     def graph(
         self, manifest: Manifest, stage: str, size: tuple[int, int] | None, windows: str
@@ -127,13 +132,12 @@ class BuildPlan:
                 f"the ONNX files are of opset {manifest.opset}, the profile wants {self.opset}; "
                 f"export again with `--opset {self.opset}`"
             )
-        weight_only = self.weight_only if stage == "language" else None
+        weight_only = self.weight_only if stage in WEIGHT_ONLY_STAGES else None
         wanted = {"dino_windows": windows} if stage == "encode_geometry" else {}
         graphs = manifest.of(stage=stage, dtype=self.precision, weight_only=weight_only, **wanted)
         for candidate in (size, None):
             for graph in graphs:
                 if graph.size == candidate:
-                    _check_outputs(graph)
                     return graph
         of = f" for {size[0]}x{size[1]}" if size else ""
         more = f" --weight-only {weight_only}" if weight_only else ""
@@ -143,7 +147,7 @@ class BuildPlan:
         )
 
     def profiles(
-        self, graph: GraphFile, size: tuple[int, int] | None, one: bool = False
+        self, graph: GraphFile, part: Part, one: bool = False
     ) -> list[dict[str, list[list[int]]]]:
         """Optimisation profiles: input -> smallest, usual and largest shape.
 
@@ -151,37 +155,52 @@ class BuildPlan:
         again (248 MB became 496 for a stack of MLPs), and chooses kernels per shape anyway.
         Raises PlanError when the graph has a dimension that the plan says nothing about.
         """
-        free = self._free(graph.stage, size)
+        free = self._free(part)
         return [_shapes(graph, sizes) for sizes in (free[:1] if one else free)]
 
-    def _free(self, stage: str, size: tuple[int, int] | None) -> list[dict[str, Range]]:
+    def _free(self, part: Part) -> list[dict[str, Range]]:
         """The free dimensions of a stage, once per optimisation profile."""
+        stage, size, places = part
         if stage == "geometry":
             patches = _ordered([w * h // PATCH_PX**2 for w, h in self.sizes])
             tokens = tuple(v * (p + 2) for v, p in zip(self.views, patches, strict=True))
-            return [
-                {
-                    "views": self.views,
-                    "patches": patches,
-                    "tokens": tokens,
-                    "cached": self.cached_tokens["geometry"],
-                }
-            ]
+            cached = self.cached_tokens
+            return [{"views": self.views, "patches": patches, "tokens": tokens, "cached": cached}]
         if stage == "language":
-            merged = [w * h // (2 * PATCH_PX) ** 2 for w, h in self.semantic_sizes]
-            # Kernels are chosen for the usual shape: its heaviest use is an image of a question.
-            largest = max(merged, default=0)
-            images = (0, largest, largest)
-            tokens = tuple(i + t for i, t in zip(images, self.text_tokens, strict=True))
-            prefill = {"ids": self.text_tokens, "image_tokens": images, "tokens": tokens}
-            one, none = (1, 1, 1), (0, 0, 0)
-            decode = {"ids": one, "image_tokens": none, "tokens": one}
-            cached = self.cached_tokens["language"]
-            return [{**each, "cached": cached} for each in (prefill, decode)]
+            return self._language_shapes(places)
+        if stage == "next_token":
+            return [{}]
         width, height = size
         rows, columns = height // PATCH_PX, width // PATCH_PX
         fixed = {"height": height, "width": width, "rows": rows, "columns": columns}
         return [{"views": self.views, **{name: (n, n, n) for name, n in fixed.items()}}]
+
+    def _language_shapes(self, places: int | None) -> list[dict[str, Range]]:
+        """Texts and images behind a buffer of any size, then one token behind each size."""
+        merged = [w * h // (2 * PATCH_PX) ** 2 for w, h in self.semantic_sizes]
+        # Kernels are chosen for the usual shape: its heaviest use is an image of a question.
+        largest = max(merged, default=0)
+        images = (0, largest, largest)
+        tokens = tuple(i + t for i, t in zip(images, self.text_tokens, strict=True))
+        prefill = {"ids": self.text_tokens, "image_tokens": images, "tokens": tokens}
+        one, none = (1, 1, 1), (0, 0, 0)
+        decode = {"ids": one, "image_tokens": none, "tokens": one}
+        sizes = self.buckets if places is None else [places]
+        any_size = (sizes[0], sizes[len(sizes) // 2], sizes[-1])
+        return [
+            {**prefill, "places": any_size},
+            *({**decode, "places": (n, n, n)} for n in sizes),
+        ]
+
+
+def _checked_buckets(profile: str, values: Any) -> list[int]:
+    buckets = [int(n) for n in values]
+    if not buckets or buckets != sorted(set(buckets)) or any(n % MIN_PLACES for n in buckets):
+        raise PlanError(
+            f"profile {profile} has buckets {values}; they must be multiples of {MIN_PLACES}, "
+            "the smallest first"
+        )
+    return buckets
 
 
 def _checked_range(profile: str, name: str, values: Any, floor: int) -> Range:
@@ -197,14 +216,6 @@ def _checked_range(profile: str, name: str, values: Any, floor: int) -> Range:
             f"usual and largest, from {floor} up"
         )
     return low, usual, high
-
-
-def _check_outputs(graph: GraphFile) -> None:
-    """Refuses an encoder of an earlier export, whose views have no descriptor."""
-    if graph.stage == "encode_geometry" and "descriptor" not in graph.outputs:
-        raise PlanError(
-            f"{graph.file} is of an earlier export, without the output descriptor; export it again"
-        )
 
 
 def _shapes(graph: GraphFile, free: dict[str, Range]) -> dict[str, list[list[int]]]:

@@ -45,10 +45,17 @@ from g2vlm_ros.checkpoint.onnx_manifest import (
     Manifest,
     ManifestError,
 )
+from g2vlm_ros.export.cache_copies import ELEMENTS as CACHE_ELEMENTS
+from g2vlm_ros.export.cache_copies import copying_graphs
 from g2vlm_ros.export.int8 import quantise
+from g2vlm_ros.export.kv_graphs import SCATTER_OPSET, TRANSLATIONS
 from g2vlm_ros.export.precision_study import near_overflow
 from g2vlm_ros.export.stage_graphs import Graph, GraphModule, Shape, stage_graphs
-from g2vlm_ros.export.weight_only import MIN_OPSETS, quantise_weights
+from g2vlm_ros.export.weight_only import (
+    MIN_OPSETS,
+    WEIGHT_ONLY_STAGES,
+    quantise_weights,
+)
 from g2vlm_ros.model.network import FLOAT32_PARTS, G2VLM
 from g2vlm_ros.model.weights import StoredTensor, empty_network, misfits, stored_tensors
 
@@ -77,6 +84,7 @@ EXAMPLE = {
     "ids": 138,
     "tokens": 150,
     "cached": 7,
+    "places": 200,
 }
 """The sizes that free dimensions have while a graph is traced; they fit together."""
 
@@ -123,6 +131,7 @@ def trace(
             dynamo=True,
             opset_version=opset,
             dynamic_shapes=({name: None for name in weights}, tuple(free)),
+            custom_translation_table=TRANSLATIONS if opset >= SCATTER_OPSET else None,
             # Its rewriter takes most of the time for nothing that a runtime does not do as well.
             optimize=False,
             verbose=False,
@@ -247,6 +256,8 @@ def export(
     if dtype == "float16":
         for line in near_overflow(folder, manifest.weights):
             progress(line)
+    if "geometry" in stages and dtype in CACHE_ELEMENTS:
+        manifest = _with_cache_copies(folder, config, dtype, manifest)
     stages = [*stages, *([GLOBAL] if global_points else [])]
     for graph_file in _plan(stages, dtype, sizes, semantic_sizes, weight_only, config):
         start = time.monotonic()
@@ -259,13 +270,33 @@ def export(
             quantise(model, data)
         elif graph_file.weight_only:
             quantise_weights(model, graph_file.weight_only, ELEMENTS[DTYPES[dtype]], data)
-        done = _write(folder, graph_file, model, graph)
-        kept = tuple(g for g in manifest.graphs if g.file != done.file)
-        manifest = replace(manifest, graphs=(*kept, done))
+        model.producer_name, model.graph.name = "g2vlm_ros", graph_file.stage
+        graph_file = _write(folder, graph_file, ir.to_proto(model))
+        manifest = _with_file(manifest, graph_file)
         manifest.write(folder)
-        kilobytes = (folder / done.file).stat().st_size / 1e3
+        kilobytes = (folder / graph_file.file).stat().st_size / 1e3
         seconds = time.monotonic() - start
-        progress(f"{done.file}: {len(model.graph)} nodes, {kilobytes:.0f} kB, {seconds:.0f} s")
+        progress(
+            f"{graph_file.file}: {len(model.graph)} nodes, {kilobytes:.0f} kB, {seconds:.0f} s"
+        )
+    return manifest
+
+
+def _with_file(manifest: Manifest, graph_file: GraphFile) -> Manifest:
+    """The manifest with one file more, in place of an older one of that name."""
+    others = tuple(g for g in manifest.graphs if g.file != graph_file.file)
+    return replace(manifest, graphs=(*others, graph_file))
+
+
+def _with_cache_copies(
+    folder: Path, config: ModelConfig, dtype: str, manifest: Manifest
+) -> Manifest:
+    """Writes the graphs that copy keys and values inside a device; the manifest with them."""
+    for stage, model in copying_graphs(config.text, dtype).items():
+        name = f"{stage}.onnx" if dtype == "float32" else f"{stage}.{dtype}.onnx"
+        graph_file = GraphFile(name, stage, dtype, None, None, "", {}, {})
+        manifest = _with_file(manifest, _write(folder, graph_file, model))
+    manifest.write(folder)
     return manifest
 
 
@@ -292,7 +323,7 @@ def _plan(
     config: ModelConfig,
 ) -> Iterator[GraphFile]:
     for stage in stages:
-        only = weight_only if stage == "language" else None
+        only = weight_only if stage in WEIGHT_ONLY_STAGES else None
         windows = config.dino.windows if stage == "encode_geometry" else None
         wanted = semantic_sizes if stage == "encode_semantics" else sizes
         for size in wanted if stage in OF_SIZE and wanted else [None]:
@@ -316,33 +347,35 @@ def _fixed(size: tuple[int, int] | None) -> dict[str, int]:
     return {"height": height, "width": width, "rows": rows, "columns": columns}
 
 
-def _write(folder: Path, graph_file: GraphFile, model: ir.Model, graph: Graph) -> GraphFile:
+def _write(folder: Path, graph_file: GraphFile, model: onnx.ModelProto) -> GraphFile:
     """Saves and checks one graph; it replaces an older one only when it is good."""
     path = folder / graph_file.file
-    model.producer_name, model.graph.name = "g2vlm_ros", graph_file.stage
     unfinished = path.with_name(path.name + ".unfinished")
-    ir.save(model, unfinished)
+    data = model.SerializeToString()
+    unfinished.write_bytes(data)
     try:
         onnx.checker.check_model(str(unfinished), full_check=True)
         unfinished.replace(path)
     finally:
         unfinished.unlink(missing_ok=True)
-    data = path.read_bytes()
-    values = {value.name: value for value in (*model.graph.inputs, *model.graph.outputs)}
-
-    def described(names: dict[str, object]) -> dict[str, list]:
-        return {name: [values[name].dtype.name, _sizes(values[name])] for name in names}
-
     return replace(
         graph_file,
         sha256=hashlib.sha256(data).hexdigest(),
-        inputs=described(graph.inputs),
-        outputs=described(graph.outputs),
+        inputs=_described(model.graph.input),
+        outputs=_described(model.graph.output),
     )
 
 
-def _sizes(value: ir.Value) -> list[int | str]:
-    return [n if isinstance(n, int) else n.value for n in value.shape]
+def _described(values: Sequence[onnx.ValueInfoProto]) -> dict[str, list]:
+    """Name -> element type and sizes, as a manifest has them."""
+    types = {value.name: value.type.tensor_type for value in values}
+    return {
+        name: [
+            onnx.TensorProto.DataType.Name(each.elem_type),
+            [d.dim_param or d.dim_value for d in each.shape.dim],
+        ]
+        for name, each in types.items()
+    }
 
 
 def export_all(source: Path, target: Path, dtype: str, weight_only: str | None = None) -> Path:

@@ -20,7 +20,8 @@ from g2vlm_ros.checkpoint.config import PATCH_PX, ModelConfig
 from g2vlm_ros.checkpoint.onnx_manifest import GraphFile, Manifest
 from g2vlm_ros.checkpoint.prompt_layout import Segment, SpecialTokens, TokenCursor
 from g2vlm_ros.export.build_plan import BuildPlan
-from g2vlm_ros.export.weight_only import dequantised_weights
+from g2vlm_ros.export.weight_only import WEIGHT_ONLY_STAGES, dequantised_weights
+from g2vlm_ros.inference.decoding_state import first_state
 from g2vlm_ros.inference.tensorrt.device_memory import from_element, to_element
 
 VIEWS, TEXT = 2, 11
@@ -31,11 +32,13 @@ LONG_TOKENS = 8192
 ones, and a case of 16 384 would cost each start of the node another 0.5 GB."""
 MAX_BLOCK_TOKENS = 64
 """Tokens of the long case that are written down; the others repeat them."""
+UNSTEADY = ("next_ids", "next_recent")
+"""Outputs that are not compared: which token is likeliest may hang on the last bit of logits."""
 Arrays = dict[str, np.ndarray]
 
 
 class Repeated(NamedTuple):
-    """A long array that is a block, again and again along its first axis."""
+    """Keys or values of many tokens that are those of a few, again and again."""
 
     block: np.ndarray
     times: int
@@ -71,13 +74,14 @@ class Oracle:
         graph = self._graphs[stage]
         device = next(self.network.parameters()).device
         with self._torch.inference_mode():
-            tensors = [self._torch.tensor(inputs[name], device=device) for name in graph.inputs]
+            arrays = of_layers(inputs) if stage == "language" else inputs
+            tensors = [self._torch.tensor(arrays[name], device=device) for name in graph.inputs]
             results = self._run(stage, graph, tensors)
         outputs = (x.float().cpu().numpy() for x in results)
         return inputs, dict(zip(graph.outputs, outputs, strict=True))
 
     def _run(self, stage: str, graph: object, tensors: list) -> tuple:
-        if stage != "language" or not self._rounded_weights:
+        if stage not in WEIGHT_ONLY_STAGES or not self._rounded_weights:
             return graph.run(self.network, *tensors)
         from g2vlm_ros.export.stage_graphs import GraphModule
 
@@ -91,6 +95,14 @@ class Oracle:
         return from_element(to_element(array, self.element), self.element)
 
 
+def of_layers(inputs: Arrays) -> Arrays:
+    """Past keys and values as buffers of each layer, all of whose places are taken."""
+    past = {side: inputs[f"past_{side}"] for side in ("keys", "values")}
+    layers, _, stored, _ = past["keys"].shape
+    buffers = {f"past_{s}_{i}": past[s][i, None] for s in past for i in range(layers)}
+    return {**inputs, **buffers, "stored": np.array([stored])}
+
+
 class Chain:
     """The cases of all stages at one image size, each fed with what the one before gave."""
 
@@ -100,7 +112,7 @@ class Chain:
         self.rng = np.random.default_rng(0)
         self.walk = TokenCursor(SpecialTokens(2, 3, 0, 1, 4))
         text = self.config.text
-        empty = np.empty((0, text.layers, text.kv_heads, text.head_dim), np.float32)
+        empty = np.empty((text.layers, text.kv_heads, 0, text.head_dim), np.float32)
         self.past = {"past_keys": empty, "past_values": empty}
         self.cases: dict[str, list[tuple[Arrays, Arrays]]] = {}
 
@@ -129,56 +141,62 @@ class Chain:
         merge = PATCH_PX * self.config.vision.merge
         results = self._case("encode_semantics", image=self._images(1, width, height)[0])
         segment = self.walk.semantic((height // merge, width // merge))
-        last = len(self.past["past_keys"]) + segment.length - 1
-        reach = np.full(segment.length, last)
+        reach = np.full(segment.length, segment.length - 1)
         self._append(
             "language", segment, ids=segment.token_ids, features=results["features"], reach=reach
         )
-        self._text(1)
+        hidden = self._text(1)["hidden"]
+        state = first_state(0, self.walk.position, self._cached)
+        del state["ids"]  # what was fed is in the hidden state
+        self._case("next_token", hidden=hidden, **state)
 
     def long_decoding(self) -> None:
         """One decoding step behind as many tokens as the plan allows (`LONG_TOKENS`)."""
-        tokens = min(len(self.past["past_keys"]), MAX_BLOCK_TOKENS)
-        times = min(self.plan.cached_tokens["language"][2], LONG_TOKENS) // tokens
+        tokens = min(self._cached, MAX_BLOCK_TOKENS)
+        times = min(self.plan.buckets[-1] - 1, LONG_TOKENS) // tokens
         if times < 2:  # the plan allows no more than what the other cases have
             return
-        blocks = {name: Repeated(past[:tokens], times) for name, past in self.past.items()}
-        long = {name: np.tile(block, (times, 1, 1, 1)) for name, (block, _) in blocks.items()}
+        blocks = {n: Repeated(past[:, :, :tokens], times) for n, past in self.past.items()}
+        long = {n: np.concatenate([block] * times, axis=2) for n, (block, _) in blocks.items()}
         segment = self.walk.text(self.rng.integers(5, self.config.text.vocab_size, 1))
         inputs, outputs = self.oracle.run(
             "language",
             ids=segment.token_ids,
             features=np.empty((0, self.config.text.hidden_size), np.float32),
-            reach=np.array([tokens * times]),
+            reach=np.zeros(1, np.int64),
             positions=segment.positions,
             **long,
         )
-        blocks = {name: Repeated(inputs[name][:tokens], times) for name in blocks}
+        blocks = {name: Repeated(inputs[name][:, :, :tokens], times) for name in blocks}
         self.cases["language"].append(({**inputs, **blocks}, outputs))
 
-    def _text(self, tokens: int) -> None:
+    @property
+    def _cached(self) -> int:
+        return self.past["past_keys"].shape[2]
+
+    def _text(self, tokens: int) -> Arrays:
         ids = self.rng.integers(5, self.config.text.vocab_size, tokens)
-        start = len(self.past["past_keys"])
         features = np.empty((0, self.config.text.hidden_size), np.float32)
-        self._append(
+        return self._append(
             "language",
             self.walk.text(ids),
             ids=ids,
             features=features,
-            reach=np.arange(start, start + tokens),
+            reach=np.arange(tokens),
         )
 
     def _append(self, stage: str, segment: Segment, **inputs: np.ndarray) -> Arrays:
         results = self._case(stage, positions=segment.positions, **inputs, **self.past)
         self.past = {
-            f"past_{name}": np.concatenate((self.past[f"past_{name}"], results[name]))
+            f"past_{name}": np.concatenate((self.past[f"past_{name}"], results[name]), axis=2)
             for name in ("keys", "values")
         }
         return results
 
     def _case(self, stage: str, **inputs: np.ndarray) -> Arrays:
         rounded, results = self.oracle.run(stage, **inputs)
-        self.cases.setdefault(stage, []).append((rounded, results))
+        outputs = {name: x for name, x in results.items() if name not in UNSTEADY}
+        self.cases.setdefault(stage, []).append((rounded, outputs))
         return results
 
     def _images(self, views: int, width: int, height: int) -> np.ndarray:
@@ -196,8 +214,8 @@ def make_golden_cases(
     """Writes the golden values of every engine of a plan whose file is not there yet."""
     manifest = Manifest.read(folder)
     windows = network.config.dino.windows
-    graphs = {e: plan.graph(manifest, *e, windows) for e in plan.engines(stages)}
-    names = {e: golden_name(graph, e[1], manifest.weights) for e, graph in graphs.items()}
+    graphs = {p: plan.graph(manifest, p.stage, p.size, windows) for p in plan.engines(stages)}
+    names = {p: golden_name(graph, p.size, manifest.weights) for p, graph in graphs.items()}
     if all((folder / name).exists() for name in names.values()):
         return
     oracle = Oracle(network, plan.precision, plan.weight_only)
@@ -207,7 +225,7 @@ def make_golden_cases(
         for semantic_size in plan.semantic_sizes:
             chain.questions(semantic_size)
         chain.long_decoding()
-        for (stage, own_size), name in names.items():
+        for (stage, own_size, _), name in names.items():
             fits = own_size in (None, size, *plan.semantic_sizes)
             if fits and stage in chain.cases and not (folder / name).exists():
                 cases = [c for c in chain.cases[stage] if _of_size(stage, c[0], own_size)]

@@ -180,7 +180,7 @@ class Run:
         for index in range(self.case["max_length"]):
             self.probe.stage = f"decode{index}"
             segment, before = walk.text([token]), cache.length
-            logits = self.stages.language(segment, cache)
+            logits = self.stages.logits(self.stages.language(segment, cache))
             step = Step(token, before, segment.positions[:, 0], logits, int(logits.argmax()))
             yield step
             token = (
@@ -211,7 +211,6 @@ class Probe:
         self.handles: list[Any] = []
         if self.network is None:
             return
-        stages.fixed_shapes = False  # hooks see nothing of a graph that is replayed
         self._record(self.network.dino_model, lambda: "dino.patch_tokens")
         for name in ("point_decoder", "camera_decoder", "global_points_decoder"):
             self._record(getattr(self.network, name), lambda name=name: f"{name}.out")

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The stages as functions of plain tensors: what is traced for ONNX files and engines.
 
-Names, shapes and meaning of every input and output are tabulated in engines/README.md. The cache
-is token-major, (tokens, layers, kv_heads, channels): a prefix of it is contiguous, and a runtime
-writes new tokens in place behind it.
+Names, shapes and meaning of every input and output are tabulated in engines/README.md. Keys and
+values are head-major, (layers, kv_heads, tokens, channels), as the products of attention read
+them; how they are read and written is in `kv_graphs`.
 """
 
 from __future__ import annotations
@@ -13,18 +13,23 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from g2vlm_ros.checkpoint.config import PATCH_PX, ModelConfig
+from g2vlm_ros.checkpoint.config import PATCH_PX, ModelConfig, TextConfig
+from g2vlm_ros.export.kv_graphs import (
+    HIDDEN_FROM_SIGHT,
+    SCATTER_OPSET,
+    CompactCache,
+    ScatteredCache,
+    TwoPartCache,
+)
+from g2vlm_ros.inference.decoding_state import RECENT_TOKENS, layer_names
 from g2vlm_ros.model.decoder import Tokens
-from g2vlm_ros.model.layers import attend, wide
+from g2vlm_ros.model.layers import wide
 from g2vlm_ros.model.network import G2VLM
 
-MIN_OPSET, ATTENTION_OPSET = 20, 23
-"""The lowest opset that is written, and the first that has attention as one node."""
-HIDDEN_FROM_SIGHT = -3e4
-"""Added to the score of a key that a token may not look at; finite, for half precision."""
+MIN_OPSET = 20
+"""The lowest opset that is written."""
 
 Shape = tuple["int | str", ...]
 """Sizes; a name is a dimension that stays free."""
@@ -56,12 +61,19 @@ def stage_graphs(
     config: ModelConfig, dtype: torch.dtype, confidence: bool, opset: int = MIN_OPSET
 ) -> dict[str, Graph]:
     """Every stage by name; dtype is that of features and cache, opset that of the ONNX files."""
-    one_node = opset >= ATTENTION_OPSET
+    one_node = opset >= SCATTER_OPSET
     text = config.text
     width, ids, byte = text.hidden_size, torch.int64, torch.uint8
-    entry = (text.layers, text.kv_heads, text.head_dim)
-    past = {name: (dtype, ("cached", *entry)) for name in ("past_keys", "past_values")}
-    new = {name: ("tokens", *entry) for name in ("keys", "values")}
+    past = {name: (dtype, _compact(text, "cached")) for name in ("past_keys", "past_values")}
+    new = {name: _compact(text, "tokens") for name in ("keys", "values")}
+    place = (1, text.kv_heads, "places", text.head_dim)
+    buffers = {f"past_{name}": (dtype, place) for name in layer_names(text.layers)}
+    written = {name: place for name in layer_names(text.layers)} if one_node else new
+    decoding = {
+        "positions": (ids, (3, 1)),
+        "stored": (ids, (1,)),
+        "recent": (ids, (RECENT_TOKENS,)),
+    }
     features, hidden = ("views", "patches", width), ("views", "rows", "columns", width)
     maps = ("views", "height", "width")
     results = {
@@ -102,89 +114,29 @@ def stage_graphs(
                 "features": (dtype, ("image_tokens", width)),
                 "reach": (ids, ("tokens",)),
                 "positions": (ids, (3, "tokens")),
-                **past,
+                "stored": (ids, (1,)),
+                **buffers,
             },
-            {"logits": (text.vocab_size,), **new},
+            {"hidden": (1, width), **written},
+        ),
+        "next_token": Graph(
+            next_token,
+            {"hidden": (dtype, (1, width)), **decoding},
+            {
+                "logits": (text.vocab_size,),
+                "next_ids": (1,),
+                **{f"next_{name}": shape for name, (_, shape) in decoding.items()},
+            },
         ),
     }
 
 
+def _compact(text: TextConfig, tokens: str) -> Shape:
+    """Keys or values of some tokens in all layers."""
+    return (text.layers, text.kv_heads, tokens, text.head_dim)
+
+
 # --- the stages ----------------------------------------------------------------------------------
-
-
-class TokenMajorCache:
-    """Past keys and values as inputs of a graph, and those of the new tokens."""
-
-    def __init__(self, keys: Tensor, values: Tensor):
-        self._past = (keys, values)
-        self._new: list[tuple[Tensor, Tensor]] = []
-
-    def attend(
-        self, layer: int, q: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None
-    ) -> Tensor:
-        """As `model.decoder.KeyValues`: one Attention node over past and new tokens."""
-        past_keys, past_values = self.append(layer, keys, values)
-        all_keys = torch.cat((past_keys, keys), dim=2)
-        return attend(q, all_keys, torch.cat((past_values, values), dim=2), mask)
-
-    def append(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Keeps the new tokens (1, kv_heads, T, D) of a layer; gives its past ones, alike."""
-        self._new.append((keys[0].transpose(0, 1), values[0].transpose(0, 1)))
-        past_keys, past_values = (past[:, layer].transpose(0, 1)[None] for past in self._past)
-        return past_keys, past_values
-
-    def new(self) -> tuple[Tensor, Tensor]:
-        """Keys and values of the new tokens, (T, layers, kv_heads, D)."""
-        keys, values = zip(*self._new, strict=True)
-        return torch.stack(keys, dim=1), torch.stack(values, dim=1)
-
-
-class GroupedCache(TokenMajorCache):
-    """Without the Attention node: query heads that share keys are rows of one matrix.
-
-    So keys and values are never repeated for each query head, which is what the exporter would
-    write for grouped queries. For stages without a mask.
-    """
-
-    def attend(
-        self, layer: int, q: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None
-    ) -> Tensor:
-        past_keys, past_values = self.append(layer, keys, values)
-        all_keys = torch.cat((past_keys, keys), dim=2)
-        all_values = torch.cat((past_values, values), dim=2)
-        out = F.scaled_dot_product_attention(grouped(q, keys), all_keys, all_values)
-        return ungrouped(out, q)
-
-
-class TwoPartCache(TokenMajorCache):
-    """Without the Attention node: past and new tokens apart, so that no cache is put together.
-
-    A step reads the past keys and values where they lie; softmax is over the scores of both. Every
-    token sees all of the past, so the mask (T, T), which is added, is of the new tokens alone.
-    """
-
-    def attend(
-        self, layer: int, q: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None
-    ) -> Tensor:
-        past_keys, past_values = self.append(layer, keys, values)
-        rows = grouped(q, keys) * q.shape[-1] ** -0.5
-        new = (rows @ keys.transpose(-1, -2)).unflatten(2, (-1, q.shape[2])) + mask
-        scores = torch.cat((rows @ past_keys.transpose(-1, -2), new.flatten(2, 3)), dim=-1)
-        weights = scores.softmax(dim=-1)
-        past = past_keys.shape[2]
-        out = weights[..., :past] @ past_values + weights[..., past:] @ values
-        return ungrouped(out, q)
-
-
-def grouped(q: Tensor, keys: Tensor) -> Tensor:
-    """Queries (1, heads, T, D) as rows of their key heads, (1, kv_heads, group * T, D)."""
-    return q.unflatten(1, (keys.shape[1], -1)).flatten(2, 3)
-
-
-def ungrouped(out: Tensor, q: Tensor) -> Tensor:
-    """The inverse, with the heads of a token side by side: (1, T, heads * D)."""
-    heads = out.unflatten(2, (-1, q.shape[2])).flatten(1, 2)
-    return heads.transpose(1, 2).flatten(2)
 
 
 def encode_geometry(network: G2VLM, images: Tensor) -> tuple[Tensor, Tensor]:
@@ -205,7 +157,7 @@ def geometry(
     one_node: bool = False,
 ) -> tuple[Tensor, ...]:
     """one_node: with an Attention node per attention, which opset 23 began to have."""
-    cache = (TokenMajorCache if one_node else GroupedCache)(past_keys, past_values)
+    cache = CompactCache(past_keys, past_values, one_node)
     return network.geometry(features, boundary_ids, positions, cache), *cache.new()
 
 
@@ -230,24 +182,54 @@ def language(
     features: Tensor,
     reach: Tensor,
     positions: Tensor,
-    past_keys: Tensor,
-    past_values: Tensor,
+    stored: Tensor,
+    *buffers: Tensor,
     one_node: bool = False,
 ) -> tuple[Tensor, ...]:
-    """Runs the tokens [first id, features, other ids]: text without features, or an image."""
+    """Runs the tokens [first id, features, other ids]: text without features, or an image.
+
+    reach: which of the new tokens is the last that each may look at. stored: how many places of
+    the buffers (keys and values of each layer in turn) are taken. The hidden state of the last
+    token is what `next_token` goes on with.
+    """
     trunk = network.language_model.model
     embedded = trunk.embed_tokens(ids)
     tokens = torch.cat((embedded[:1], features, embedded[1:]))[None]
-    cached, new = past_keys.shape[0], positions.shape[1]
+    places = torch.arange(buffers[0].shape[2])
     if one_node:
-        cache = TokenMajorCache(past_keys, past_values)
-        mask = torch.arange(cached + new)[None, :] <= reach[:, None]
+        cache = ScatteredCache(buffers, stored)
+        mask = places[None, :] <= (stored + reach)[:, None]
     else:
-        cache = TwoPartCache(past_keys, past_values)
-        visible = cached + torch.arange(new)[None, :] <= reach[:, None]
-        mask = torch.where(visible, 0.0, HIDDEN_FROM_SIGHT).to(features.dtype)
+        cache = TwoPartCache(buffers, _added(places < stored, features.dtype))
+        visible = torch.arange(positions.shape[1])[None, :] <= reach[:, None]
+        mask = _added(visible, features.dtype)
     hidden = trunk(Tokens(tokens), positions, cache, mask).semantic
-    return network.language_model.lm_head(hidden[0, -1]).float(), *cache.new()
+    return hidden[:, -1], *cache.written()
+
+
+def _added(visible: Tensor, dtype: torch.dtype) -> Tensor:
+    """What is added to the scores of keys so that only the visible ones count."""
+    return torch.where(visible, 0.0, HIDDEN_FROM_SIGHT).to(dtype)
+
+
+def next_token(
+    network: G2VLM,
+    hidden: Tensor,
+    positions: Tensor,
+    stored: Tensor,
+    recent: Tensor,
+) -> tuple[Tensor, ...]:
+    """The likeliest token behind a hidden state, and all that its own step needs.
+
+    So steps can follow each other on a device without a host, which reads the `recent` ids once in
+    a while. Where logits are not finite, the id there is -1, and 0 is what goes on.
+    """
+    row = network.logits(hidden)[None]  # TensorRT chooses from tables only
+    wrong = (torch.isnan(row) | torch.isinf(row)).float().amax(dim=-1) > 0
+    token = row.argmax(dim=-1)
+    newest = torch.where(wrong, -1, token)
+    recent = torch.cat((recent[1:], newest))
+    return row[0], torch.where(wrong, 0, token), positions + 1, stored + 1, recent
 
 
 # --- the position table --------------------------------------------------------------------------

@@ -51,10 +51,15 @@ def read_graph(path: Path) -> ModelProto:
     return onnx.load(str(path), load_external_data=False)
 
 
-def arranged(model: ModelProto, way: str, precision: str) -> bytes:
-    """The graph, serialised, with its attention as `way` wants it; weights stay outside."""
+def arranged(model: ModelProto, way: str, precision: str, places: int | None = None) -> bytes:
+    """The graph, serialised, with its attention as `way` wants it; weights stay outside.
+
+    places: size of the buffers of keys and values, which TensorRT wants fixed where it writes.
+    """
     copy = ModelProto()
     copy.CopyFrom(model)
+    if places is not None:
+        _fix(copy.graph, "places", places)
     for node in copy.graph.node:
         if node.op_type == "Attention":
             # Ignored where a dedicated kernel exists; without it the build fails where none does.
@@ -62,6 +67,14 @@ def arranged(model: ModelProto, way: str, precision: str) -> bytes:
     if way == "float32" and precision in HALF:
         _in_float32(copy.graph, HALF[precision])
     return copy.SerializeToString()
+
+
+def _fix(graph: GraphProto, name: str, size: int) -> None:
+    """Gives a free dimension of the inputs and outputs its size."""
+    for value in (*graph.input, *graph.output):
+        for dimension in value.type.tensor_type.shape.dim:
+            if dimension.dim_param == name:
+                dimension.dim_value = size
 
 
 def forbid_fusion(network: Any, softmax: Any) -> int:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""4- or 8-bit weights for the language stage, arithmetic unchanged (W4A16, W8A16).
+"""4- or 8-bit weights for the stages of decoding, arithmetic unchanged (W4A16, W8A16).
 
 A decoding step reads every weight for one token, so the bytes of the weights are its time. Each
 weight matrix becomes integers and scales behind an ONNX DequantizeLinear: int8 with one scale per
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 MAX = {"int8": 127, "int4": 7}
 BLOCK = 64
 """Inputs that share a scale in int4; TensorRT's kernels know 64 and 128."""
+WEIGHT_ONLY_STAGES = ("language", "next_token")
+"""Stages that decoding runs for each token."""
 MIN_OPSETS = {"int8": 20, "int4": 24}
 """Of the two that we export; ONNX itself has int4 and blocks from opset 21 on."""
 
@@ -60,7 +62,7 @@ def dequantised(integers: np.ndarray, scales: np.ndarray) -> np.ndarray:
 
 
 def dequantised_weights(network: Any, kind: str, element: str) -> dict[str, Any]:
-    """What the language stage computes with: parameter name -> torch (out, in)."""
+    """What decoding computes with: parameter name -> torch (out, in)."""
     import torch
 
     weights = {}
@@ -108,6 +110,8 @@ def quantise_weights(model: ir.Model, kind: str, arithmetic: ir.DataType, path: 
             real = ir.node("DequantizeLinear", operands, how)
             model.graph.insert_before(node, real)
             node.replace_input_with(1, real.outputs[0])
+            if node.op_type == "Gemm":  # the weight was (out, in) and is (in, out) now
+                node.attributes["transB"] = ir.AttrInt64("transB", 0)
     passes.RemoveUnusedNodesPass()(model)
 
 

@@ -2,13 +2,14 @@
 """The stages of the network as every backend offers them, and the door to the backends.
 
 A reconstruction: `encode_geometry`, `language` (the prompt), `geometry`, `heads`. A question goes
-on with `language` for each semantic image and for the text, then token by token. Features and
-hidden states are opaque and stay on the device; only numpy goes in and comes out.
+on with `language` for each semantic image and for the text, then `decode` gives the answer token
+by token. Features and hidden states are opaque and stay on the device; only numpy and ids go in
+and come out.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol
@@ -78,10 +79,20 @@ class Backend(Protocol):
 
     def language(
         self, segment: Segment, cache: Cache, features: Features | None = None
-    ) -> np.ndarray:
+    ) -> Features:
         """Appends a text segment, or a semantic one with its features.
 
-        Returns float32 (vocabulary,) logits after the last token.
+        The result is the hidden state of its last token, for `logits`.
+        """
+
+    def logits(self, hidden: Features) -> np.ndarray:
+        """float32 (vocabulary,): how likely each token is behind one of `language`."""
+
+    def decode(self, token: int, position: int, cache: Cache) -> Generator[int, None, None]:
+        """Appends `token` at a position and yields the likeliest next one, again and again.
+
+        A backend may be some tokens ahead; when the iterator is closed the cache holds what was
+        fed to get the ids that were taken. NonFiniteError where logits are not finite.
         """
 
 

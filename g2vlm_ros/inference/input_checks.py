@@ -36,23 +36,21 @@ def check_boundaries(segment: Segment, kind: str, views: int, image_tokens: int)
 
 
 def text_feeds(
-    segment: Segment, cached: int, image_tokens: int | None, vocabulary: int
+    segment: Segment, image_tokens: int | None, vocabulary: int
 ) -> dict[str, np.ndarray]:
     """What the language stage takes beside features and cache; ValueError where it does not fit.
 
-    cached: tokens before the segment; image_tokens: how many features there are, None for none.
-    `reach` is the last place that each token may look at: a token of text sees up to itself, one
-    of an image all of its image.
+    image_tokens: how many features there are, None for none. `reach` is the last token of the
+    segment that each may look at: a token of text sees up to itself, one of an image all of it.
     """
     check_ids(segment.token_ids, vocabulary)
-    last = cached + segment.length - 1
     if segment.kind == "text":
-        reach = np.arange(cached, last + 1)
+        reach = np.arange(segment.length)
     else:
         if image_tokens is None:
             raise ValueError("a semantic segment needs the features of its image; pass them")
         check_boundaries(segment, "semantic", 1, image_tokens)
-        reach = np.full(segment.length, last)
+        reach = np.full(segment.length, segment.length - 1)
     return {"ids": segment.token_ids, "reach": reach, "positions": segment.positions}
 
 

@@ -14,6 +14,14 @@ from typing import Generic, TypeVar
 
 GROWTH_TOKENS = 256
 """Room for about one answer: a decode step then copies nothing, a prefill wastes little."""
+MIN_BUCKET = 1024
+"""Places of the smallest buffer of a fixed size; each larger one is twice as large."""
+
+
+def bucket(tokens: int) -> int:
+    """The size of the buffer of a fixed size in which so many tokens lie."""
+    return max(MIN_BUCKET, 1 << (tokens - 1).bit_length())
+
 
 Data = TypeVar("Data")
 Self = TypeVar("Self", bound="ForkedCache")
@@ -43,6 +51,10 @@ class ForkedCache(ABC, Generic[Data]):
     def allocate(self, capacity: int) -> Data:
         """Room for so many tokens, with any content."""
 
+    def capacity_for(self, tokens: int) -> int:
+        """How many places a new buffer gets that is to hold so many tokens."""
+        return tokens + GROWTH_TOKENS
+
     @abstractmethod
     def copy_tokens(self, target: Data, source: Data, tokens: int) -> None:
         """Copies the first tokens of a buffer."""
@@ -56,7 +68,7 @@ class ForkedCache(ABC, Generic[Data]):
         old, end = self._buffer, self.length + tokens
         if old is not None and old.used == self.length and end <= old.capacity:
             return old.data
-        capacity = end + GROWTH_TOKENS
+        capacity = self.capacity_for(end)
         data = self.allocate(capacity)
         if old is not None and self.length:
             self.copy_tokens(data, old.data, self.length)
@@ -67,3 +79,9 @@ class ForkedCache(ABC, Generic[Data]):
         """What was written behind the cached tokens now belongs to them."""
         self.length += tokens
         self._buffer.used = self.length
+
+    def cut(self, length: int) -> None:
+        """Forgets the tokens behind the first `length`, as if they had never been appended."""
+        if self._buffer is not None and self._buffer.used == self.length:
+            self._buffer.used = length
+        self.length = length

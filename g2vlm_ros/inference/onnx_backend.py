@@ -8,17 +8,17 @@ has loaded any weight.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import onnxruntime
 
 from g2vlm_ros.checkpoint.config import PATCH_PX, ModelConfig
 from g2vlm_ros.checkpoint.onnx_manifest import (
+    CACHE_GRAPHS,
     GLOBAL,
     GraphFile,
     Manifest,
@@ -28,6 +28,7 @@ from g2vlm_ros.checkpoint.onnx_manifest import (
 )
 from g2vlm_ros.checkpoint.prompt_layout import Segment
 from g2vlm_ros.inference.cpu_quota import usable_cores
+from g2vlm_ros.inference.decoding_state import STATE, STEPS_AHEAD, first_state
 from g2vlm_ros.inference.device_errors import lost_sentence, says_lost
 from g2vlm_ros.inference.input_checks import (
     check_boundaries,
@@ -36,12 +37,16 @@ from g2vlm_ros.inference.input_checks import (
     check_images,
     text_feeds,
 )
-from g2vlm_ros.inference.kv_buffer import ForkedCache
+from g2vlm_ros.inference.onnx_cache import (
+    SIDES,
+    DeviceCache,
+    HostCache,
+    OnnxArray,
+    OnnxCache,
+)
 from g2vlm_ros.records import BackendGoneError, NonFiniteError, RawGeometry
 
 DTYPES = ("float32", "float16", "int8")
-ELEMENTS = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
-"""What features and hidden states are made of, by ONNX Runtime's names."""
 
 
 class OnnxBackend:
@@ -56,19 +61,20 @@ class OnnxBackend:
         manifest: Manifest,
         device: str,
         dtype: str,
-        check_each_stage: bool | None = None,
+        on_host: bool | None = None,
     ):
-        """check_each_stage: look for NaN after every stage, which copies its result to the host.
+        """on_host: the memory of the device is the host's; left out: on the CPU.
 
-        Left out: on the CPU, where it is no copy; else in what comes to the host anyway, and the
-        stage that made it is searched for when there is some.
+        Then caches are numpy arrays, and every stage is looked at for NaN. Else that happens in
+        what comes to the host anyway, and the stage that made it is searched for.
         """
         self.config = config
         self.backend = f"onnx {device} {dtype}"
         self._folder, self._manifest = folder, manifest
         self._device, self._dtype = device, dtype
         self._element = np.float16 if dtype == "float16" else np.float32
-        self._check_each_stage = device == "cpu" if check_each_stage is None else check_each_stage
+        self._on_host = device == "cpu" if on_host is None else on_host
+        self._steps_ahead = 1 if self._on_host else STEPS_AHEAD
         self._sessions: dict[str, onnxruntime.InferenceSession] = {}
 
     @classmethod
@@ -114,8 +120,10 @@ class OnnxBackend:
 
     def new_cache(self) -> OnnxCache:
         text = self.config.text
-        entry = (text.layers, text.kv_heads, text.head_dim)
-        return OnnxCache(entry, self._element, self._device)
+        if self._on_host:
+            return HostCache(text, self._element)
+        store, load = (self._session(stage) for stage in CACHE_GRAPHS)
+        return DeviceCache(text, self._element, self._device, store, load)
 
     def encode_geometry(self, images: np.ndarray) -> OnnxArray:
         check_images("images", images, ndim=4, multiple=PATCH_PX)
@@ -127,16 +135,13 @@ class OnnxBackend:
             )
         windows = self.config.dino.windows
         session = self._session("encode_geometry", images.shape[1:3], dino_windows=windows)
-        # An earlier export has no descriptor; it is computed when somebody asks for it.
-        names = [output.name for output in session.get_outputs()]
-        results = self._run("encode_geometry", session, {"images": images}, names, ("features",))
-        results["features"].descriptor = results.get("descriptor")
+        names = ("features", "descriptor")
+        results = self._run("encode_geometry", session, {"images": images}, names, names[:1])
+        results["features"].descriptor = results["descriptor"]
         return results["features"]
 
     def describe(self, features: OnnxArray) -> np.ndarray:
-        if features.descriptor is not None:
-            return features.descriptor.numpy()
-        return features.numpy().mean(1, dtype=np.float32)
+        return features.descriptor.numpy()
 
     def fetch(self, features: OnnxArray) -> np.ndarray:
         return features.numpy().astype(np.float32)
@@ -156,8 +161,9 @@ class OnnxBackend:
             "features": features,
             "boundary_ids": segment.token_ids.reshape(views, 2),
             "positions": segment.positions,
+            **cache.compact(),
         }
-        return self._append("geometry", "hidden", feeds, segment.length, cache, features)
+        return self._append("geometry", feeds, segment.length, cache, features)
 
     def heads(
         self, hidden: OnnxArray, grid_hw: tuple[int, int], global_points: bool = False
@@ -181,14 +187,53 @@ class OnnxBackend:
 
     def language(
         self, segment: Segment, cache: OnnxCache, features: OnnxArray | None = None
-    ) -> np.ndarray:
+    ) -> OnnxArray:
         features = None if features is None else OnnxArray.of(features, self._device)
         image_tokens = None if features is None else features.shape[0]
-        feeds = text_feeds(segment, cache.length, image_tokens, self.config.text.vocab_size)
-        none = np.empty((0, self.config.text.hidden_size), self._element)
-        feeds["features"] = none if segment.kind == "text" else features
-        logits = self._append("language", "logits", feeds, segment.length, cache, features)
-        return logits.numpy()
+        feeds = text_feeds(segment, image_tokens, self.config.text.vocab_size)
+        feeds["features"] = self._no_features() if segment.kind == "text" else features
+        feeds["stored"] = np.array([cache.length])
+        return self._append("language", feeds, segment.length, cache, features)
+
+    def logits(self, hidden: OnnxArray) -> np.ndarray:
+        state = first_state(0, 0, 0)
+        del state["ids"]  # what was fed is in the hidden state
+        session = self._session("next_token")
+        results = self._run("next_token", session, {"hidden": hidden, **state}, ("logits",))
+        logits = results["logits"].numpy()
+        self._check("next_token", [logits], hidden)
+        return logits
+
+    def decode(self, token: int, position: int, cache: OnnxCache) -> Generator[int, None, None]:
+        check_ids(np.array([token]), self.config.text.vocab_size)
+        state, length = first_state(token, position, cache.length), cache.length
+        try:
+            while True:
+                for _ in range(self._steps_ahead):
+                    state = self._step(state, cache)
+                for newest in state["recent"].numpy()[-self._steps_ahead :]:
+                    if newest < 0:
+                        raise NonFiniteError("language")
+                    length += 1
+                    yield int(newest)
+        finally:
+            cache.cut(length)
+
+    def _step(
+        self, state: dict[str, np.ndarray | OnnxArray], cache: OnnxCache
+    ) -> dict[str, OnnxArray]:
+        """One token, and what the next step is fed; all of it stays on the device."""
+        feeds = {name: state[name] for name in ("ids", "positions", "stored")}
+        feeds |= {"reach": np.zeros(1, np.int64), "features": self._no_features()}
+        hidden = self._append("language", feeds, 1, cache, None)
+        feeds = {name: state[name] for name in ("positions", "stored", "recent")}
+        names = tuple(f"next_{name}" for name in STATE)
+        session = self._session("next_token")
+        results = self._run("next_token", session, {"hidden": hidden, **feeds}, names, names)
+        return {name: results[f"next_{name}"] for name in STATE}
+
+    def _no_features(self) -> np.ndarray:
+        return np.empty((0, self.config.text.hidden_size), self._element)
 
     # --- running -----------------------------------------------------------------------------
 
@@ -209,7 +254,7 @@ class OnnxBackend:
             session.run_with_iobinding(binding)
             values = binding.get_outputs()
         results = {name: OnnxArray(v, stage) for name, v in zip(names, values, strict=True)}
-        if self._check_each_stage:
+        if self._on_host:
             for name in stay:
                 _finite(stage, results[name].numpy())
         return results
@@ -217,25 +262,34 @@ class OnnxBackend:
     def _append(
         self,
         stage: str,
-        result: str,
         feeds: Mapping[str, np.ndarray | OnnxArray],
         tokens: int,
         cache: OnnxCache,
         source: OnnxArray | None,
     ) -> OnnxArray:
-        """Runs a stage that reads the cache and writes behind it; the cache grows on success."""
+        """Runs a stage that adds tokens to the cache, which grows on success."""
         session = self._session(stage)
+        buffers = cache.reserve(tokens)
+        outputs = [output.name for output in session.get_outputs()]
+        in_place = "keys" not in outputs
+        names = ("hidden",) if in_place else ("hidden", *SIDES)
         with _failures_of(stage):
             binding = session.io_binding()
             self._bind_inputs(binding, feeds)
-            cache.bind(binding, tokens)
-            binding.bind_output(result, "cpu" if result == "logits" else self._device)
+            if stage == "language":
+                cache.bind(binding, buffers, in_place)
+            for name in names:
+                binding.bind_output(name, self._device)
             session.run_with_iobinding(binding)
-            output = OnnxArray(binding.get_outputs()[-1], stage, source)
-        if result == "logits" or self._check_each_stage:
-            self._check(stage, [output.numpy()], source)
+            results = binding.get_outputs()[-len(names) :]
+        values = dict(zip(names, results, strict=True))
+        hidden = OnnxArray(values["hidden"], stage, source)
+        if self._on_host:
+            self._check(stage, [hidden.numpy()], source)
+        if not in_place:
+            cache.store([values[side] for side in SIDES], tokens)
         cache.commit(tokens)
-        return output
+        return hidden
 
     def _bind_inputs(
         self, binding: onnxruntime.IOBinding, feeds: Mapping[str, np.ndarray | OnnxArray]
@@ -294,92 +348,6 @@ class OnnxBackend:
             f"images of {size[0]}x{size[1]} pixels; the ONNX files of stage {stage} take {sizes}; "
             f"run `{command(self._folder, option, f'{size[0]}x{size[1]}')}`"
         )
-
-
-class OnnxArray:
-    """Features or hidden states where ONNX Runtime left them: on the device of the sessions."""
-
-    def __init__(
-        self,
-        value: onnxruntime.OrtValue,
-        stage: str,
-        source: OnnxArray | None = None,
-        shape: tuple[int, ...] | None = None,
-    ):
-        """stage computed it, from source; shape is another view of the same memory."""
-        self.value, self.stage, self.source = value, stage, source
-        self.shape = shape or tuple(value.shape())
-        self.descriptor: OnnxArray | None = None
-        """Of features of views: the mean token of each."""
-
-    @staticmethod
-    def of(array: OnnxArray | np.ndarray, device: str) -> OnnxArray:
-        """The same on the device; arrays of the host are taken too, by experiments and tests."""
-        if isinstance(array, OnnxArray):
-            return array
-        host = np.ascontiguousarray(array)
-        return OnnxArray(onnxruntime.OrtValue.ortvalue_from_numpy(host, device, 0), "input")
-
-    def numpy(self) -> np.ndarray:
-        """A copy on the host."""
-        return self.value.numpy().reshape(self.shape)
-
-    def reshaped(self, shape: tuple[int, ...]) -> OnnxArray:
-        return OnnxArray(self.value, self.stage, self.source, shape)
-
-    def bind(self, binding: onnxruntime.IOBinding, name: str, device: str) -> None:
-        """Gives it to a run without a copy; who calls keeps it until the run is over."""
-        element = ELEMENTS[self.value.data_type()]
-        binding.bind_input(name, device, 0, element, self.shape, self.value.data_ptr())
-
-
-class OnnxTokens(NamedTuple):
-    """Keys or values with room for many tokens."""
-
-    value: onnxruntime.OrtValue
-    host: np.ndarray | None
-    """The same memory, where it is the host's."""
-
-
-class OnnxCache(ForkedCache[list[OnnxTokens]]):
-    """Keys and values, token-major: a stage reads the first tokens and writes behind them."""
-
-    def __init__(self, entry: tuple[int, int, int], element: type, device: str):
-        super().__init__()
-        self._entry, self._element, self._device = entry, np.dtype(element), device
-        self._row_bytes = int(np.prod(entry)) * self._element.itemsize
-
-    def allocate(self, capacity: int) -> list[OnnxTokens]:
-        return [self._empty((capacity, *self._entry)) for _ in range(2)]
-
-    def _empty(self, shape: tuple[int, ...]) -> OnnxTokens:
-        if self._device == "cpu":
-            host = np.empty(shape, self._element)
-            return OnnxTokens(onnxruntime.OrtValue.ortvalue_from_numpy(host), host)
-        value = onnxruntime.OrtValue.ortvalue_from_shape_and_type(
-            shape, self._element.type, self._device, 0
-        )
-        return OnnxTokens(value, None)
-
-    def copy_tokens(self, target: list[OnnxTokens], source: list[OnnxTokens], tokens: int) -> None:
-        for new, old in zip(target, source, strict=True):
-            if new.host is not None:
-                new.host[:tokens] = old.host[:tokens]
-                continue
-            # ONNX Runtime's Python has no copy on the device: by way of the host, once per growth.
-            rows = np.zeros(new.value.shape(), self._element)
-            rows[:tokens] = old.value.numpy()[:tokens]
-            new.value.update_inplace(rows)
-
-    def bind(self, binding: onnxruntime.IOBinding, tokens: int) -> None:
-        """Gives a run the cached tokens to read and the room behind them to write."""
-        element = self._element.type
-        for name, (value, _) in zip(("keys", "values"), self.reserve(tokens), strict=True):
-            start = value.data_ptr()
-            past, new = (self.length, *self._entry), (tokens, *self._entry)
-            binding.bind_input(f"past_{name}", self._device, 0, element, past, start)
-            behind = start + self.length * self._row_bytes
-            binding.bind_output(name, self._device, 0, element, new, behind)
 
 
 def open_session(path: Path, device: str) -> onnxruntime.InferenceSession:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,13 @@ from torch import Tensor
 
 from g2vlm_ros.checkpoint.config import PATCH_PX, ModelConfig
 from g2vlm_ros.checkpoint.prompt_layout import Segment
+from g2vlm_ros.inference.decoding_state import STEPS_AHEAD
 from g2vlm_ros.inference.device_errors import lost_is_final, says_lost
 from g2vlm_ros.inference.input_checks import check_boundaries, check_grid, check_ids, check_images
-from g2vlm_ros.inference.torch_cache import TorchCache
-from g2vlm_ros.inference.torch_decoding import TokenDecoder, bucket
+from g2vlm_ros.inference.kv_buffer import GROWTH_TOKENS, bucket
+from g2vlm_ros.inference.torch_cache import PastTokens, TorchCache
+from g2vlm_ros.inference.torch_decoding import TokenDecoder
+from g2vlm_ros.inference.torch_graphs import StageGraphs
 from g2vlm_ros.model.network import G2VLM
 from g2vlm_ros.model.weights import load
 from g2vlm_ros.records import NonFiniteError, RawGeometry
@@ -31,13 +34,13 @@ DTYPES = {
 }
 
 
-MAX_DECODER_DEVIATION = {
+MAX_DEVIATION = {
     torch.float64: 1e-6,
     torch.float32: 1e-3,
     torch.float16: 0.02,
     torch.bfloat16: 0.1,
 }
-"""Largest ||logits - wanted|| / ||wanted|| of decoding with fixed shapes, as for engines."""
+"""Largest ||output - want|| / ||want|| of what a graph gives, as for engines."""
 log = logging.getLogger(__name__)
 
 
@@ -57,8 +60,16 @@ class TorchBackend:
 
     times_s: Mapping[str, float] = {}
 
-    def __init__(self, network: G2VLM, fixed_shapes: bool | None = None):
-        """fixed_shapes: decode by `TokenDecoder`; left out: on a GPU, where it is a CUDA graph."""
+    def __init__(
+        self,
+        network: G2VLM,
+        fixed_shapes: bool | None = None,
+        graphs: StageGraphs | None = None,
+    ):
+        """fixed_shapes: decode by `TokenDecoder`; left out: on a GPU, where it is a CUDA graph.
+
+        graphs: run the stages of a window as graphs. Off unless asked for: they have not run yet.
+        """
         weight = network.dino2llm.weight
         self.network = network
         self.config: ModelConfig = network.config
@@ -66,7 +77,9 @@ class TorchBackend:
         self.backend = f"torch {weight.device} {str(weight.dtype).removeprefix('torch.')}"
         on_gpu = weight.device.type == "cuda"
         self.fixed_shapes = on_gpu if fixed_shapes is None else fixed_shapes
+        self._steps_ahead = STEPS_AHEAD if on_gpu else 1
         self._decoder: TokenDecoder | None = None
+        self._graphs = graphs
 
     @classmethod
     def open(
@@ -97,7 +110,9 @@ class TorchBackend:
     @_stage
     def encode_geometry(self, images: np.ndarray) -> Tensor:
         check_images("images", images, ndim=4, multiple=PATCH_PX)
-        return _finite("encode_geometry", self.network.encode_geometry(self._put(images)))
+        encode = lambda pixels: (self.network.encode_geometry(pixels),)  # noqa: E731
+        (features,) = self._computed("encode_geometry", encode, self._put(images))
+        return _finite("encode_geometry", features)
 
     @_stage
     def describe(self, features: Tensor) -> np.ndarray:
@@ -118,59 +133,146 @@ class TorchBackend:
         check_boundaries(segment, "geometry", views, patches)
         ids = self._ids(segment).reshape(views, 2)
         positions = self._put(segment.positions)
-        return _finite("geometry", self.network.geometry(features, ids, positions, cache))
+        if self._graphs is None or not cache.length:
+            return _finite("geometry", self.network.geometry(features, ids, positions, cache))
+        inputs = (features, ids, positions, cache.past())
+        hidden, new = self._computed("geometry", self._geometry, *inputs)
+        _finite("geometry", hidden)
+        cache.append(new)
+        return hidden
+
+    def _geometry(self, features: Tensor, ids: Tensor, positions: Tensor, past: Tensor) -> Any:
+        """The stage as a function of tensors: hidden states, new keys and values."""
+        cache = PastTokens(past)
+        return self.network.geometry(features, ids, positions, cache), cache.new()
 
     @_stage
     def heads(
         self, hidden: Tensor, grid_hw: tuple[int, int], global_points: bool = False
     ) -> RawGeometry:
         check_grid(hidden.shape[1], grid_hw)
-        results = self.network.heads(hidden, grid_hw, global_points)
-        arrays = [None if x is None else _finite("heads", x).float() for x in results]
-        return RawGeometry(*(None if x is None else x.cpu().numpy() for x in arrays))
+
+        def compute(states: Tensor) -> tuple[Tensor, ...]:
+            results = self.network.heads(states, grid_hw, global_points)
+            return tuple(x for x in results if x is not None)
+
+        # What there is besides the first three is up to the checkpoint.
+        points, poses, rotation9, *more = (
+            _finite("heads", x).float().cpu().numpy()
+            for x in self._computed(f"heads {grid_hw} {global_points}", compute, hidden)
+        )
+        confidence = more.pop(0) if self.network.confidence else None
+        return RawGeometry(points, poses, rotation9, confidence, *more)
+
+    def _computed(
+        self, stage: str, function: Callable[..., tuple[Tensor, ...]], *inputs: Tensor
+    ) -> tuple[Tensor, ...]:
+        """What a stage gives, by its graph where graphs are asked for and compute the same."""
+        if self._graphs is not None:
+            try:
+                return self._graphs.run(stage, function, *inputs)
+            except RuntimeError as error:
+                if says_lost(str(error)):
+                    raise
+                log.warning("windows without CUDA graphs: %s", error)
+                self._graphs = None
+        return function(*inputs)
 
     @_stage
     def language(
         self, segment: Segment, cache: TorchCache, features: Tensor | None = None
-    ) -> np.ndarray:
+    ) -> Tensor:
         ids, positions = self._ids(segment), self._put(segment.positions)
         if segment.kind == "text":
-            if self.fixed_shapes and segment.length == 1 and cache.length:
-                return _finite("language", self._decode(ids, positions, cache)).cpu().numpy()
-            logits = self.network.text(ids, positions, cache, cache.length)
+            hidden = self.network.text(ids, positions, cache, cache.length)
         else:
             if features is None:
                 raise ValueError("a semantic segment needs the features of its image; pass them")
             check_boundaries(segment, "semantic", 1, features.shape[0])
-            logits = self.network.semantic(features, ids, positions, cache)
-        return _finite("language", logits).cpu().numpy()
+            hidden = self.network.semantic(features, ids, positions, cache)
+        return _finite("language", hidden)
 
-    def _decode(self, token: Tensor, positions: Tensor, cache: TorchCache) -> Tensor:
-        """One token by the decoder of fixed shapes; by the network where that is not possible."""
-        capacity = bucket(cache.length + 1)
+    @_stage
+    def logits(self, hidden: Tensor) -> np.ndarray:
+        return _finite("next_token", self.network.logits(hidden)).cpu().numpy()
+
+    def decode(self, token: int, position: int, cache: TorchCache) -> Generator[int, None, None]:
+        check_ids(np.array([token]), self.config.text.vocab_size)
+        while self.fixed_shapes and (decoder := self._ready_decoder(token, position, cache)):
+            room = decoder.capacity - cache.length
+            for newest in self._decode_by(decoder, cache, room):
+                token, position = newest, position + 1
+                yield newest
+        while True:  # with a cache that grows
+            token, position = self._next_token(token, position, cache), position + 1
+            yield token
+
+    @_stage
+    def _next_token(self, token: int, position: int, cache: TorchCache) -> int:
+        """Feeds one token; the likeliest one behind it."""
+        ids = torch.full((1,), token, device=self.device)
+        positions = torch.full((3, 1), position, device=self.device)
+        hidden = self.network.text(ids, positions, cache, cache.length)
+        return int(_finite("next_token", self.network.logits(hidden)).argmax())
+
+    def _decode_by(self, decoder: TokenDecoder, cache: TorchCache, room: int) -> Iterator[int]:
+        """Ids by a decoder that has started, until its buffer is full or nobody asks for more."""
+        fed = 0
+        try:
+            while fed < room:
+                steps = min(self._steps_ahead, room - fed)
+                for newest in self._steps(decoder, steps):
+                    if newest < 0:
+                        raise NonFiniteError("language")
+                    fed += 1
+                    yield newest
+        finally:
+            self._hand_back(decoder, cache, fed)
+
+    @_stage
+    def _steps(self, decoder: TokenDecoder, steps: int) -> list[int]:
+        for _ in range(steps):
+            decoder.step()
+        return decoder.newest(steps)
+
+    @_stage
+    def _hand_back(self, decoder: TokenDecoder, cache: TorchCache, tokens: int) -> None:
+        decoder.hand_back(cache, tokens)
+
+    @_stage
+    def _ready_decoder(self, token: int, position: int, cache: TorchCache) -> TokenDecoder | None:
+        """A decoder that has taken over the cache; None where there cannot be one."""
+        capacity = bucket(cache.length + GROWTH_TOKENS)
         if self._decoder is None or self._decoder.capacity != capacity:
             if self._decoder is not None:
                 log.info("the buffer for decoding holds %d tokens from now on", capacity)
             self._decoder = None  # its memory first
             try:
-                self._decoder = self._checked_decoder(token, positions, cache, capacity)
-            except (RuntimeError, NonFiniteError) as error:  # of CUDA, or of our own check
+                self._decoder = self._checked_decoder(token, position, cache, capacity)
+            except RuntimeError as error:  # of CUDA, or of our own check
                 if says_lost(str(error)):
                     raise
                 log.warning("decoding without a CUDA graph: %s", error)
                 self.fixed_shapes = False
-                return self.network.text(token, positions, cache, cache.length)
-        return self._decoder.step(token, positions, cache)
+                return None
+        self._decoder.start(token, position, cache)
+        return self._decoder
 
     def _checked_decoder(
-        self, token: Tensor, positions: Tensor, cache: TorchCache, capacity: int
+        self, token: int, position: int, cache: TorchCache, capacity: int
     ) -> TokenDecoder:
         """A decoder whose first token is as the network's own; RuntimeError where it is not."""
         decoder = TokenDecoder(self.network, cache, capacity)
-        want = self.network.text(token, positions, cache.fork(), cache.length)
-        error = (decoder.step(token, positions, cache.fork()) - want).norm() / want.norm()
-        bound = MAX_DECODER_DEVIATION[self.network.dino2llm.weight.dtype]
-        if not error <= bound:
+        ids = torch.full((1,), token, device=self.device)
+        positions = torch.full((3, 1), position, device=self.device)
+        hidden = self.network.text(ids, positions, cache.fork(), cache.length)
+        want = self.network.logits(hidden)
+        decoder.start(token, position, cache)
+        decoder.step()
+        error = (decoder.logits - want).norm() / want.norm()
+        bound = MAX_DEVIATION[self.network.dino2llm.weight.dtype]
+        # Where the network itself gives no numbers, decoding will say so.
+        if torch.isfinite(want).all() and not error <= bound:
             raise RuntimeError(f"its logits are off by {error:.2g} of their size, above {bound}")
         return decoder
 

@@ -3,10 +3,35 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from g2vlm_ros.inference.kv_buffer import ForkedCache
 from g2vlm_ros.model.layers import attend
+
+
+class PastTokens:
+    """What is cached, read only; implements `model.decoder.KeyValues` for one stage.
+
+    So that a stage is a function of tensors, which can be recorded.
+    """
+
+    def __init__(self, past: Tensor):
+        """past: keys and values (2, layers, kv_heads, S, D)."""
+        self._past = past
+        self._new: list[Tensor] = []
+
+    def attend(
+        self, layer: int, q: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None
+    ) -> Tensor:
+        new = torch.stack((keys, values))
+        self._new.append(new[:, 0])
+        all_keys, all_values = torch.cat((self._past[:, layer, None], new), dim=3)
+        return attend(q, all_keys, all_values, mask)
+
+    def new(self) -> Tensor:
+        """Keys and values of the stage, (2, layers, kv_heads, T, D)."""
+        return torch.stack(self._new, dim=1)
 
 
 class TorchCache(ForkedCache[Tensor]):
@@ -51,9 +76,13 @@ class TorchCache(ForkedCache[Tensor]):
         """All keys and values with the room behind them, of which `length` tokens count."""
         return self._buffer.data
 
+    def past(self) -> Tensor:
+        """Keys and values of all cached tokens, (2, layers, kv_heads, length, D)."""
+        return self._buffer.data[..., : self.length, :]
+
     def append(self, tokens: Tensor) -> None:
         """Appends keys and values of all layers, (2, layers, kv_heads, T, D)."""
-        count = tokens.shape[3]
+        count, self._like = tokens.shape[3], tokens[0, 0, None]
         data = self.reserve(count)
         data[..., self.length : self.length + count, :] = tokens
         self.commit(count)

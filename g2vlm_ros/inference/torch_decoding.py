@@ -3,28 +3,21 @@
 
 With a growing cache every step launches some 400 kernels and plans attention for a new length; on
 an H100 that took 29 to 38 ms per token, a static cache in one CUDA graph 5.6 ms. Here keys and
-values of a conversation lie in a buffer of a fixed number of tokens, and a mask says how many.
+values of a conversation lie in a buffer of a fixed number of tokens, and a mask says how many. The
+token, its position and its place advance on the device; the host reads the newest ids.
 """
 
 from __future__ import annotations
 
-import weakref
-
 import torch
 from torch import Tensor
 
+from g2vlm_ros.inference.decoding_state import RECENT_TOKENS
 from g2vlm_ros.inference.torch_cache import TorchCache
+from g2vlm_ros.inference.torch_graphs import captured
 from g2vlm_ros.model.decoder import Tokens
 from g2vlm_ros.model.layers import attend
 from g2vlm_ros.model.network import G2VLM
-
-MIN_BUCKET = 1024
-"""Tokens of the smallest buffer; larger ones are twice as large as the one before."""
-
-
-def bucket(tokens: int) -> int:
-    """The size of the buffer in which so many tokens lie."""
-    return max(MIN_BUCKET, 1 << (tokens - 1).bit_length())
 
 
 class StaticCache:
@@ -58,7 +51,7 @@ class StaticCache:
 
 
 class TokenDecoder:
-    """One decoding step of fixed shapes, as a CUDA graph where the network is on a GPU."""
+    """Greedy decoding of fixed shapes, a step as a CUDA graph where the network is on a GPU."""
 
     def __init__(
         self, network: G2VLM, cache: TorchCache, capacity: int, capture: bool | None = None
@@ -69,47 +62,48 @@ class TokenDecoder:
         device = self._static.place.device
         self._token = torch.zeros(1, dtype=torch.int64, device=device)
         self._positions = torch.zeros((3, 1), dtype=torch.int64, device=device)
-        self._logits: Tensor | None = None
-        self._graph: torch.cuda.CUDAGraph | None = None
-        self._holds: tuple[weakref.ref, int] | None = None
+        self._recent = torch.zeros(RECENT_TOKENS, dtype=torch.int64, device=device)
+        self.logits: Tensor | None = None
+        """float32 (vocabulary,) of the step before."""
+        self._step = self._run
         if device.type == "cuda" if capture is None else capture:
-            self._capture()
+            self._step = captured(self._run)
 
     @property
     def capacity(self) -> int:
         return self._static.capacity
 
-    def step(self, token: Tensor, positions: Tensor, cache: TorchCache) -> Tensor:
-        """Appends one token, int64 (1,), at positions (3, 1); logits (vocabulary,) after it."""
+    def start(self, token: int, position: int, cache: TorchCache) -> None:
+        """Takes over what a cache holds; the next step feeds `token` at `position`."""
         length = cache.length
-        if self._holds is None or (self._holds[0](), self._holds[1]) != (cache, length):
-            self._static.data[..., :length, :] = cache.data[..., :length, :]
-        self._token.copy_(token)
-        self._positions.copy_(positions)
+        self._static.data[..., :length, :] = cache.data[..., :length, :]
         self._static.place.fill_(length)
-        if self._graph is None:
-            self._logits = self._run()
-        else:
-            self._graph.replay()
-        cache.append(self._static.data[..., length : length + 1, :])
-        self._holds = (weakref.ref(cache), cache.length)
-        return self._logits
+        self._token.fill_(token)
+        self._positions.fill_(position)
 
-    def _run(self) -> Tensor:
+    def step(self) -> None:
+        """Feeds one token and goes on to the likeliest one behind it."""
+        self._step()
+
+    def newest(self, count: int) -> list[int]:
+        """The last ids, at most `RECENT_TOKENS`; -1 where logits were not finite."""
+        return self._recent[-count:].tolist()
+
+    def hand_back(self, cache: TorchCache, tokens: int) -> None:
+        """Appends the first tokens that were fed since the start to the cache."""
+        start = cache.length
+        cache.append(self._static.data[..., start : start + tokens, :])
+
+    def _run(self) -> None:
         model = self._network.language_model
         tokens = Tokens(model.model.embed_tokens(self._token)[None])
         hidden = model.model(tokens, self._positions, self._static, self._static.visible())
-        return model.lm_head(hidden.semantic[0, -1]).float()
-
-    def _capture(self) -> None:
-        """Warms up on a stream of its own, as graphs ask for, then records one step."""
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
-            for _ in range(2):
-                self._run()
-        torch.cuda.current_stream().wait_stream(side)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            self._logits = self._run()
-        self._graph = graph
+        logits = self._network.logits(hidden.semantic[:, -1])
+        finite = torch.isfinite(logits).all()
+        token = logits.argmax(dim=-1, keepdim=True)
+        newest = torch.where(finite, token, -1)
+        self._recent.copy_(torch.cat((self._recent[1:], newest)))
+        self._token.copy_(token)
+        self._positions.add_(1)
+        self._static.place.add_(1)
+        self.logits = logits

@@ -23,16 +23,16 @@ def wide(x: Tensor) -> Tensor:
 
 
 def constant(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """A small tensor; on a GPU it is made once.
+    """A small tensor; beyond the host it is copied there once and kept.
 
     A copy from the host in every call waits for it, and forbids to capture the call in a graph.
     """
-    make = _made_once if device.type == "cuda" else torch.tensor
-    return make(values, dtype=dtype, device=device)
+    create = torch.tensor if device.type == "cpu" else _kept
+    return create(values, dtype=dtype, device=device)
 
 
 @functools.cache
-def _made_once(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+def _kept(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
     with torch.inference_mode(False):
         return torch.tensor(values, dtype=dtype, device=device)
 

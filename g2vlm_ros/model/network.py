@@ -99,24 +99,28 @@ class G2VLM(nn.Module):
         )
 
     def text(self, ids: Tensor, positions: Tensor, cache: KeyValues, cached: int) -> Tensor:
-        """Appends text, int64 (T,), behind `cached` tokens; logits (vocab,) after the last."""
+        """Appends text, int64 (T,), behind `cached` tokens; hidden state (1, C) of the last."""
         tokens = self.language_model.model.embed_tokens(ids)[None]
         mask = None if ids.shape[0] == 1 else causal_mask(ids.shape[0], cached, ids.device)
-        return self._logits(tokens, positions, cache, mask)
+        return self._last_hidden(tokens, positions, cache, mask)
 
     def semantic(
         self, features: Tensor, boundary_ids: Tensor, positions: Tensor, cache: KeyValues
     ) -> Tensor:
-        """Appends one image, [start, features, end]; logits (vocab,) after the end token.
+        """Appends one image, [start, features, end]; hidden state (1, C) of the end token.
 
         Its tokens see the cache and the whole image.
         """
         start, end = self.language_model.model.embed_tokens(boundary_ids).split(1)
         tokens = torch.cat((start, features.to(start.dtype), end))[None]
-        return self._logits(tokens, positions, cache, None)
+        return self._last_hidden(tokens, positions, cache, None)
 
-    def _logits(
+    def logits(self, hidden: Tensor) -> Tensor:
+        """float32 (vocab,) from the hidden state (1, C) of a token: what may follow it."""
+        return self.language_model.lm_head(hidden)[0].float()
+
+    def _last_hidden(
         self, tokens: Tensor, positions: Tensor, cache: KeyValues, mask: Tensor | None
     ) -> Tensor:
         hidden = self.language_model.model(Tokens(tokens), positions, cache, mask).semantic
-        return self.language_model.lm_head(hidden[0, -1]).float()
+        return hidden[:, -1]

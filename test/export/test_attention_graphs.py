@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Attention as the ONNX files have it equals attention as the torch backend has it.
 
-Opset 20: grouped queries, past and new tokens apart. Opset 24: one node with a boolean mask. In
-torch here; in ONNX Runtime on whole graphs, against each other and by the parity of golden set A.
+Opset 20: grouped queries, past and new tokens apart. Opset 24: new tokens scattered into buffers,
+one node with a boolean mask. In torch here; in ONNX Runtime on whole graphs, against each other
+and by the parity of golden set A.
 """
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -17,15 +17,15 @@ torch = pytest.importorskip("torch", reason="the graphs are traced with torch")
 onnx = pytest.importorskip("onnx", reason="the graphs are ONNX files")
 onnxruntime = pytest.importorskip("onnxruntime", reason="graphs are run with onnxruntime")
 
-from g2vlm_ros.checkpoint.onnx_manifest import MANIFEST, Manifest  # noqa: E402
-from g2vlm_ros.export.export_onnx import export  # noqa: E402
-from g2vlm_ros.export.stage_graphs import (  # noqa: E402
+from g2vlm_ros.export.golden_cases import load_network  # noqa: E402
+from g2vlm_ros.export.kv_graphs import (  # noqa: E402
     HIDDEN_FROM_SIGHT,
-    GroupedCache,
-    TokenMajorCache,
+    CompactCache,
+    ScatteredCache,
     TwoPartCache,
 )
 from g2vlm_ros.export.trt_attention import arranged, count_attentions, read_graph  # noqa: E402
+from g2vlm_ros.inference.decoding_state import first_state  # noqa: E402
 from g2vlm_ros.inference.onnx_backend import open_session  # noqa: E402
 from g2vlm_ros.model.decoder import causal_mask  # noqa: E402
 from g2vlm_ros.model.layers import attend  # noqa: E402
@@ -42,45 +42,57 @@ def tokens(count: int, heads: int, seed: int) -> torch.Tensor:
 @pytest.mark.parametrize("cached", [0, 1, 37])
 @pytest.mark.parametrize("new", [1, 9])
 def test_every_form_of_attention_is_the_same(cached: int, new: int) -> None:
-    past = [torch.randn(cached, LAYERS, KV_HEADS, CHANNELS) for _ in range(2)]
+    """Compact past tokens, and buffers with free places, whose content counts for nothing."""
+    free = 5 if new == 1 else 13
+    buffers = [torch.randn(1, KV_HEADS, cached + free, CHANNELS) for _ in range(2 * LAYERS)]
+    past = [torch.cat(buffers[side::2])[:, :, :cached] for side in range(2)]
     q, keys, values = tokens(new, HEADS, 1), tokens(new, KV_HEADS, 2), tokens(new, KV_HEADS, 3)
     everything = [
-        torch.cat((before[:, 1].transpose(0, 1)[None], here), dim=2)
+        torch.cat((before[1, None], here), dim=2)
         for before, here in zip(past, (keys, values), strict=True)
     ]
-    visible = causal_mask(new, cached, q.device)
-    added = torch.where(visible[:, cached:], 0.0, HIDDEN_FROM_SIGHT)
-    want_all, want_causal = attend(q, *everything), attend(q, *everything, visible)
-    for kind, mask, want in (
-        (GroupedCache, None, want_all),
-        (TwoPartCache, torch.zeros(new, new), want_all),
-        (TwoPartCache, added, want_causal),
-        (TokenMajorCache, visible, want_causal),
+    causal = causal_mask(new, cached, q.device)
+    want_all, want_causal = attend(q, *everything), attend(q, *everything, causal)
+    for one_node in (False, True):
+        cache = CompactCache(*past, one_node)
+        close(cache.attend(1, q, keys, values, None), want_all)
+        assert all(map(torch.equal, cache.new(), (keys, values)))
+    places, stored = torch.arange(cached + free), torch.tensor([cached])
+    beyond = torch.where(places < cached, 0.0, HIDDEN_FROM_SIGHT)
+    for mask, want in (
+        (torch.zeros(new, new), want_all),
+        (torch.where(causal[:, cached:], 0.0, HIDDEN_FROM_SIGHT), want_causal),
     ):
-        cache = kind(*past)
-        result = cache.attend(1, q, keys, values, mask)
-        torch.testing.assert_close(result, want, atol=2e-6, rtol=1e-5)
-        for given, kept in zip((keys, values), cache.new(), strict=True):
-            assert torch.equal(kept[:, 0].transpose(0, 1), given[0])
+        two_part = TwoPartCache(buffers, beyond)
+        close(two_part.attend(1, q, keys, values, mask), want)
+        assert all(map(torch.equal, two_part.written(), (keys, values)))
+    scattered = ScatteredCache(buffers, stored)
+    reach = cached + torch.arange(new)
+    close(scattered.attend(1, q, keys, values, places <= reach[:, None]), want_causal)
+    for buffer, new_buffer, new_tokens in zip(
+        buffers[2:4], scattered.written(), (keys, values), strict=True
+    ):
+        assert torch.equal(new_buffer[:, :, cached : cached + new], new_tokens)
+        assert torch.equal(new_buffer[:, :, :cached], buffer[:, :, :cached])
+
+
+def close(result: torch.Tensor, want: torch.Tensor) -> None:
+    torch.testing.assert_close(result, want, atol=2e-6, rtol=1e-5)
 
 
 @pytest.fixture(scope="module")
-def sessions(tmp_path_factory: pytest.TempPathFactory) -> dict[int, dict]:
+def sessions(opset_24: Path) -> dict[int, dict]:
     """`geometry` and `language` of the reference checkpoint, opset 20 as kept, 24 exported."""
-    folder = tmp_path_factory.mktemp("opset24")
-    for pattern in ("model.safetensors", "*_config.json"):
-        for path in GOLDEN.glob(pattern):
-            shutil.copyfile(path, folder / path.name)
-    export(folder, opset=24, stages=("geometry", "language"))
-    assert Manifest.read(folder).opset == 24 and (folder / MANIFEST).exists()
     return {
         opset: {s: open_session(where / f"{s}.onnx", "cpu") for s in ("geometry", "language")}
-        for opset, where in ((20, GOLDEN), (24, folder))
+        for opset, where in ((20, GOLDEN), (24, opset_24))
     }
 
 
 def feeds(session: object, sizes: dict[str, int], vocabulary: int = 400) -> dict:
+    """Random inputs; in buffers a third of the places is free."""
     rng = np.random.default_rng(0)
+    sizes = {**sizes, "places": sizes["cached"] + sizes["tokens"] + 64}
     arrays = {}
     for value in session.get_inputs():
         shape = [sizes.get(n, n) for n in value.shape]
@@ -88,6 +100,8 @@ def feeds(session: object, sizes: dict[str, int], vocabulary: int = 400) -> dict
             arrays[value.name] = rng.integers(5, vocabulary, shape)
         elif value.name == "positions":
             arrays[value.name] = np.tile(np.arange(shape[1]) + sizes["cached"], (3, 1))
+        elif value.name == "stored":
+            arrays[value.name] = np.array([sizes["cached"]])
         elif value.name != "reach":
             arrays[value.name] = rng.normal(0, 1, shape).astype(np.float32)
     return arrays
@@ -109,14 +123,58 @@ def test_both_opsets_compute_the_same(
 ) -> None:
     sizes = {**sizes, "cached": cached}
     given = feeds(sessions[20][stage], sizes)
+    tokens = sizes["tokens"]
     if stage == "language":
-        last = cached + sizes["tokens"] - 1
-        text = np.arange(cached, last + 1)
-        given["reach"] = np.full_like(text, last) if sizes["image_tokens"] else text
-    old, new = (sessions[opset][stage].run(None, given) for opset in (20, 24))
-    for a, b in zip(old, new, strict=True):
-        assert np.isfinite(a).all()
-        np.testing.assert_allclose(a, b, atol=1e-5, rtol=1e-5)
+        text = np.arange(tokens)
+        given["reach"] = np.full_like(text, tokens - 1) if sizes["image_tokens"] else text
+    old, new = (outputs(sessions[opset][stage], given) for opset in (20, 24))
+    assert all(np.isfinite(array).all() for array in old.values())
+    if stage == "language":  # the buffers of each layer, in which the new tokens stand
+        layers = range(old["keys"].shape[0])
+        place = slice(cached, cached + tokens)
+        for side in ("keys", "values"):
+            new[side] = np.concatenate([new.pop(f"{side}_{i}")[:, :, place] for i in layers])
+    assert old.keys() == new.keys()
+    for name in old:
+        np.testing.assert_allclose(old[name], new[name], atol=1e-5, rtol=1e-5)
+
+
+def outputs(session: object, given: dict) -> dict[str, np.ndarray]:
+    names = [output.name for output in session.get_outputs()]
+    return dict(zip(names, session.run(names, given), strict=True))
+
+
+@pytest.mark.parametrize("cached", [0, 200])
+def test_free_places_and_the_size_of_a_buffer_change_nothing(sessions: dict, cached: int) -> None:
+    """Today's way: a past without free places, as the torch network has it."""
+    session = sessions[20]["language"]
+    given = feeds(session, {"ids": 3, "image_tokens": 0, "tokens": 3, "cached": cached})
+    given["reach"] = np.arange(3)
+    want = outputs(session, given)
+    exact = {n: a[:, :, :cached] if n.startswith("past_") else a for n, a in given.items()}
+    other = {n: 1e3 * a if n.startswith("past_") else a for n, a in given.items()}
+    for name in (n for n in given if n.startswith("past_")):
+        other[name][:, :, :cached] = given[name][:, :, :cached]
+    for variant in (exact, other):
+        for name, array in outputs(session, variant).items():
+            np.testing.assert_allclose(array, want[name], atol=1e-5, rtol=1e-5)
+
+
+def test_the_next_token_and_its_state(sessions: dict) -> None:
+    head = open_session(GOLDEN / "next_token.onnx", "cpu")
+    network = load_network(GOLDEN)
+    width = network.config.text.hidden_size
+    hidden = np.random.default_rng(1).normal(size=(1, width)).astype(np.float32)
+    state = first_state(token=3, position=40, stored=17)
+    fed = {"hidden": hidden, **{n: state[n] for n in ("positions", "stored", "recent")}}
+    results = outputs(head, fed)
+    with torch.inference_mode():
+        logits = network.logits(torch.tensor(hidden)).numpy()
+    np.testing.assert_allclose(results["logits"], logits, atol=1e-5, rtol=1e-5)
+    assert results["next_ids"] == results["next_recent"][-1] == logits.argmax()
+    assert results["next_stored"] == 18 and np.all(results["next_positions"] == 41)
+    broken = outputs(head, fed | {"hidden": np.full_like(hidden, np.nan)})
+    assert broken["next_ids"] == 0 and broken["next_recent"][-1] == -1
 
 
 def test_what_a_fused_kernel_could_compute_is_counted(sessions: dict) -> None:

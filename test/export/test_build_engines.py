@@ -35,6 +35,7 @@ from g2vlm_tests.built_engines import (  # noqa: E402
 from g2vlm_tests.marks import needs_rtx
 
 from g2vlm_ros.checkpoint.onnx_manifest import (  # noqa: E402
+    CACHE_GRAPHS,
     MANIFEST,
     STAGES,
     Manifest,
@@ -42,7 +43,7 @@ from g2vlm_ros.checkpoint.onnx_manifest import (  # noqa: E402
 )
 from g2vlm_ros.export import build_engines as building  # noqa: E402
 from g2vlm_ros.export.build_engines import BuildError, main  # noqa: E402
-from g2vlm_ros.export.build_plan import BuildPlan, PlanError  # noqa: E402
+from g2vlm_ros.export.build_plan import BuildPlan, Part, PlanError  # noqa: E402
 from g2vlm_ros.export.export_onnx import export  # noqa: E402
 from g2vlm_ros.export.trt_attention import arranged, read_graph, ways_for  # noqa: E402
 from g2vlm_ros.inference.tensorrt.engine_metadata import cached_engines, prune  # noqa: E402
@@ -51,7 +52,7 @@ from g2vlm_ros.records import UnfitError  # noqa: E402
 
 ENGINES = Path(__file__).parents[2] / "engines"
 SHARED_PLAN = ENGINES / "plan.yaml"
-SMALL = ("encode_geometry", "geometry", "encode_semantics", "language")
+SMALL = ("encode_geometry", "geometry", "encode_semantics", "language", "next_token")
 
 # --- the plan ------------------------------------------------------------------------------------
 
@@ -60,23 +61,26 @@ SMALL = ("encode_geometry", "geometry", "encode_semantics", "language")
 def test_every_profile_of_the_plan_fits_the_graphs(profile: str) -> None:
     plan = BuildPlan.read(SHARED_PLAN, profile)
     manifest = Manifest.read(GOLDEN)
-    for stage, size in plan.engines(STAGES):
-        graph = next(g for g in manifest.graphs if g.stage == stage)
-        for shapes in plan.profiles(graph, size):
+    for part in plan.engines(STAGES):
+        graph = next(g for g in manifest.graphs if g.stage == part.stage)
+        for shapes in plan.profiles(graph, part):
             assert set(shapes) == set(graph.inputs)
             for name, bounds in shapes.items():
-                assert np.all(np.diff(np.array(bounds), axis=0) >= 0), (stage, name, bounds)
+                assert np.all(np.diff(np.array(bounds), axis=0) >= 0), (part, name, bounds)
 
 
 def test_token_counts_of_the_plan_belong_together() -> None:
     plan = BuildPlan.read(SHARED_PLAN, "desktop")
     graphs = {g.stage: g for g in Manifest.read(GOLDEN).graphs}
-    (geometry,) = plan.profiles(graphs["geometry"], None)
+    (geometry,) = plan.profiles(graphs["geometry"], Part("geometry"))
     for (views, patches, _), (_, tokens) in zip(
         geometry["features"], geometry["positions"], strict=True
     ):
         assert tokens == views * (patches + 2)
-    prefill, decode = plan.profiles(graphs["language"], None)
+    prefill, *decoding = plan.profiles(graphs["language"], Part("language"))
+    assert [shapes["past_keys_0"][1][2] for shapes in decoding] == plan.buckets
+    assert [shape[2] for shape in prefill["past_keys_0"]][::2] == [8192, 32768]
+    decode = decoding[0]
     for i in range(3):
         ids, images = prefill["ids"][i][0], prefill["features"][i][0]
         assert prefill["positions"][i] == [3, ids + images] and prefill["reach"][i] == [
@@ -84,6 +88,9 @@ def test_token_counts_of_the_plan_belong_together() -> None:
         ]
         assert decode["ids"][i] == [1] and decode["features"][i][0] == 0
     assert prefill["features"][2][0] == 27 * 27
+    fixed, one = plan.profiles(graphs["language"], Part("language", places=8192))
+    for shapes in (fixed, one):
+        assert {shape[2] for shape in shapes["past_keys_0"]} == {8192}
 
 
 @pytest.mark.parametrize(
@@ -95,6 +102,8 @@ def test_token_counts_of_the_plan_belong_together() -> None:
         ({"semantic_sizes": [[70, 70]]}, "multiples of 28"),
         ({"precision": "int3"}, "precision int3"),
         ({"colour": "blue"}, "missing or unknown keys: colour"),
+        ({"buckets": [1024, 1000]}, r"buckets \[1024, 1000\]; they must be multiples of 64, the"),
+        ({"buckets": [1000]}, "multiples of 64"),
     ],
 )
 def test_a_wrong_plan_is_refused(change: dict, message: str) -> None:
@@ -119,7 +128,12 @@ def table() -> dict[str, tuple[set[str], str]]:
     return {name: (set(types.split()), rule) for name, types, rule in rows}
 
 
-@pytest.mark.parametrize("path", sorted(GOLDEN.glob("*.onnx")), ids=lambda path: path.name)
+GRAPHS = sorted(
+    GOLDEN / g.file for g in Manifest.read(GOLDEN).graphs if g.stage not in CACHE_GRAPHS
+)
+
+
+@pytest.mark.parametrize("path", GRAPHS, ids=lambda path: path.name)
 def test_graphs_use_only_what_tensorrt_10_takes(path: Path) -> None:
     model = onnx.shape_inference.infer_shapes(read_graph(path))
     assert [(o.domain, o.version) for o in model.opset_import] == [("", 20)]
@@ -133,7 +147,9 @@ def test_graphs_use_only_what_tensorrt_10_takes(path: Path) -> None:
         element = onnx.TensorProto.DataType.Name(found.elem_type) if found else None
         if not types or (element is not None and element.replace("INT32", "INT64") not in types):
             # Comparisons are cached_engines with the types that they compare, and give BOOL.
-            if not (element == "BOOL" and node.op_type.startswith(("Less", "Greater", "Equal"))):
+            if not (
+                element == "BOOL" and node.op_type.startswith(("Less", "Greater", "Equal", "Is"))
+            ):
                 wrong.append(f"{node.name}: {node.op_type} in {element}")
         axes = {"Slice": 3, "Squeeze": 1, "Unsqueeze": 1}.get(node.op_type, 1)
         if rule == "axes:constant" and len(node.input) > axes and node.input[axes] not in constant:
@@ -172,7 +188,8 @@ def test_tensorrt_rtx_builds_the_small_stages(
 ) -> None:
     folder, plan = exported
     names = _build_with_rtx(folder, plan, capability, SMALL, tmp_path)
-    assert len(names) == len(SMALL)
+    language = len(plan["buckets"]) if plan["opset"] == 24 else 1
+    assert len(names) == len(SMALL) - 1 + language
     for record in (r for _, r in cached_engines(tmp_path / "cache")):
         assert record.capability == capability and record.verified is None
         # A second profile would store the weights of most products again.
@@ -192,7 +209,7 @@ def test_tensorrt_rtx_parses_every_graph() -> None:
         "    assert parser.parse_from_file(path), (path, parser.get_error(0).desc())\n"
         "    assert network.num_outputs >= 1\n"
     )
-    paths = [str(path) for path in sorted(GOLDEN.glob("*.onnx"))]
+    paths = [str(path) for path in GRAPHS]
     done = subprocess.run([sys.executable, "-c", code, *paths], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
 
@@ -346,19 +363,6 @@ def test_a_gpu_without_bfloat16_is_refused_before_anything_is_built(
     assert not list(tmp_path.iterdir())
 
 
-def test_an_encoder_without_descriptors_is_not_built(tmp_path: Path) -> None:
-    """ONNX files of an earlier export run in ONNX Runtime, but no engine is made of them."""
-    folder = link_checkpoint(tmp_path / "onnx")
-    manifest = Manifest.read(folder)
-    graphs = tuple(
-        replace(g, outputs={k: v for k, v in g.outputs.items() if k != "descriptor"})
-        for g in manifest.graphs
-    )
-    plan = BuildPlan.checked("test", PLAN)
-    with pytest.raises(PlanError, match="of an earlier export, without the output descriptor"):
-        plan.graph(replace(manifest, graphs=graphs), "encode_geometry", (140, 84), "released")
-
-
 def test_kernel_timings_belong_to_one_tensorrt_and_gpu(built: Built) -> None:
     machine = stand_in_machine(built)
     assert machine.timings == "tactics.stand-in-gpu-trt10.3.0.timing"
@@ -373,9 +377,12 @@ def test_a_plan_says_how_much_each_stage_finds_in_the_cache() -> None:
         plan = BuildPlan.read(SHARED_PLAN, profile)
         width, height = plan.sizes[0]
         tokens = plan.views[2] * (width * height // 14**2 + 2)
-        assert 12 * tokens * (tokens + plan.cached_tokens["geometry"][2]) < 2**31
-    with pytest.raises(PlanError, match=r"cached_tokens \[0, 1, 2\]; .* for each of geometry"):
-        BuildPlan.checked("test", PLAN | {"cached_tokens": [0, 1, 2]})
+        assert 12 * tokens * (tokens + plan.cached_tokens[2]) < 2**31
+        assert tokens + 8 * (27 * 27 + 2) < plan.buckets[-1], "a question about all of the views"
+    with pytest.raises(
+        PlanError, match=r"cached_tokens \[5, 1, 2\]; .* smallest, usual and large"
+    ):
+        BuildPlan.checked("test", PLAN | {"cached_tokens": [5, 1, 2]})
 
 
 def test_wrong_attention_is_built_again_more_safely(tmp_path: Path) -> None:

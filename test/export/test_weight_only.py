@@ -31,25 +31,33 @@ from g2vlm_ros.export import build_engines as building  # noqa: E402
 from g2vlm_ros.export import export_onnx as exporting  # noqa: E402
 from g2vlm_ros.export.build_plan import BuildPlan, PlanError  # noqa: E402
 from g2vlm_ros.export.export_onnx import copy_checkpoint, export, main  # noqa: E402
-from g2vlm_ros.export.golden_cases import Oracle, load_network, make_golden_cases  # noqa: E402
+from g2vlm_ros.export.golden_cases import (  # noqa: E402
+    Oracle,
+    load_network,
+    make_golden_cases,
+    of_layers,
+)
 from g2vlm_ros.export.weight_only import BLOCK, dequantised, rounded  # noqa: E402
+from g2vlm_ros.inference.decoding_state import first_state  # noqa: E402
 from g2vlm_ros.inference.onnx_backend import open_session  # noqa: E402
 from g2vlm_ros.inference.tensorrt.engine_metadata import Here  # noqa: E402
 from g2vlm_ros.records import UnfitError  # noqa: E402
 
 KINDS = ("int8", "int4")
+DECODING = ("language", "next_token")
 ARITHMETIC = {"FLOAT": torch.float32, "FLOAT16": torch.float16, "BFLOAT16": torch.bfloat16}
 
 
 @pytest.fixture(scope="module", autouse=True)
 def traced_once() -> Iterator[None]:
-    """Traces the language stage once for each arithmetic: its weights are rounded afterwards."""
+    """Traces a stage once for each arithmetic: its weights are rounded afterwards."""
     traces, original = {}, exporting.trace
 
     def trace(network: object, graph: object, opset: int, dtype: torch.dtype, fixed: dict):
-        if dtype not in traces:
-            traces[dtype] = ir.to_proto(original(network, graph, opset, dtype, fixed))
-        return ir.from_proto(traces[dtype])
+        key = (dtype, *graph.inputs)
+        if key not in traces:
+            traces[key] = ir.to_proto(original(network, graph, opset, dtype, fixed))
+        return ir.from_proto(traces[key])
 
     with mock.patch.object(exporting, "trace", trace):
         yield
@@ -61,12 +69,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("weight_only")
     copy_checkpoint(GOLDEN, folder)
     for kind in (None, *KINDS):
-        export(folder, opset=24, stages=["language"], weight_only=kind)
+        export(folder, opset=24, stages=DECODING, weight_only=kind)
     return folder
 
 
-def graph_path(folder: Path, kind: str | None) -> Path:
-    (graph,) = Manifest.read(folder).of(stage="language", weight_only=kind)
+def graph_path(folder: Path, kind: str | None, stage: str = "language") -> Path:
+    (graph,) = Manifest.read(folder).of(stage=stage, weight_only=kind)
     return folder / graph.file
 
 
@@ -77,18 +85,37 @@ def case() -> dict[str, np.ndarray]:
     segment = TokenCursor(SpecialTokens(401, 402, 409, 410, 198), position=7).text(
         np.arange(20, 31)
     )
-    past = rng.normal(size=(2, 7, text.layers, text.kv_heads, text.head_dim))
+    past = rng.normal(size=(2, text.layers, text.kv_heads, 7, text.head_dim))
     return {
         "ids": segment.token_ids,
         "features": np.empty((0, text.hidden_size), np.float32),
-        "reach": np.arange(7, 18),
+        "reach": np.arange(11),
         "positions": segment.positions,
         **dict(zip(("past_keys", "past_values"), past.astype(np.float32), strict=True)),
     }
 
 
-def logits(path: Path, case: dict[str, np.ndarray]) -> np.ndarray:
-    return open_session(path, "cpu").run(["logits"], case)[0]
+def fed(case: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The case as the graph takes it: buffers of each layer, with room for the new tokens."""
+    arrays = of_layers(case)
+    room = [(0, 0), (0, 0), (0, len(case["ids"])), (0, 0)]
+    return {
+        name: np.pad(array, room) if "_keys_" in name or "_values_" in name else array
+        for name, array in arrays.items()
+        if name not in ("past_keys", "past_values")
+    }
+
+
+def hidden(path: Path, case: dict[str, np.ndarray]) -> np.ndarray:
+    return open_session(path, "cpu").run(["hidden"], fed(case))[0]
+
+
+def logits(folder: Path, kind: str | None, case: dict[str, np.ndarray]) -> np.ndarray:
+    """Through both stages."""
+    state = first_state(0, 0, 0)
+    del state["ids"]
+    inputs = {"hidden": hidden(graph_path(folder, kind), case), **state}
+    return open_session(graph_path(folder, kind, "next_token"), "cpu").run(["logits"], inputs)[0]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -96,18 +123,22 @@ def test_a_graph_computes_with_exactly_the_rounded_weights(
     folder: Path, case: dict[str, np.ndarray], kind: str
 ) -> None:
     """Every DequantizeLinear, run by ONNX Runtime, against integers and scales made anew."""
-    model = onnx.load(graph_path(folder, kind))
-    nodes = [node for node in model.graph.node if node.op_type == "DequantizeLinear"]
-    for node in nodes:
-        model.graph.output.append(onnx.helper.make_empty_tensor_value_info(node.output[0]))
-    session = onnxruntime.InferenceSession(model.SerializeToString())
-    found = session.run([node.output[0] for node in nodes], case)
+    state = {"hidden": np.ones((1, 64), np.float32), **first_state(0, 0, 0)}
+    del state["ids"]
+    names, values = [], []
+    for stage, inputs in zip(DECODING, (fed(case), state), strict=True):
+        model = onnx.load(graph_path(folder, kind, stage))
+        nodes = [node for node in model.graph.node if node.op_type == "DequantizeLinear"]
+        for node in nodes:
+            model.graph.output.append(onnx.helper.make_empty_tensor_value_info(node.output[0]))
+        session = onnxruntime.InferenceSession(model.SerializeToString())
+        values += session.run([node.output[0] for node in nodes], inputs)
+        names += [node.input[0] for node in nodes]
     weights = load_file(folder / "model.safetensors")
-    names = [node.input[0].split(":")[0] for node in nodes]
     layers = ModelConfig.read(folder).text.layers
     assert len(set(names)) == len(names) == 7 * layers + 1  # q, k, v, o, gate, up, down; lm_head
-    for node, name, value in zip(nodes, names, found, strict=True):
-        own = node.input[0].split(":")[1]
+    for stored, value in zip(names, values, strict=True):
+        name, own = stored.split(":")
         assert own == ("int8" if "lm_head" in name else kind)
         integers, scales = rounded(name, weights[name].astype(np.float32).T, own, "FLOAT")
         assert np.array_equal(value, dequantised(integers, scales))
@@ -117,16 +148,23 @@ def test_a_graph_computes_with_exactly_the_rounded_weights(
 def test_logits_lose_what_is_said_and_equal_the_oracle(
     folder: Path, case: dict[str, np.ndarray], kind: str, least: float, most: float
 ) -> None:
-    want, got = (logits(graph_path(folder, k), case) for k in (None, kind))
+    want, got = (logits(folder, k, case) for k in (None, kind))
     assert least < np.linalg.norm(got - want) / np.linalg.norm(want) < most
     oracle = Oracle(load_network(folder), "float32", kind)
-    np.testing.assert_allclose(oracle.run("language", **case)[1]["logits"], got, atol=1e-4)
     whole = Oracle(oracle.network, "float32")  # whose weights the other one has not touched
-    np.testing.assert_allclose(whole.run("language", **case)[1]["logits"], want, atol=1e-4)
+    state = first_state(0, 0, 0)
+    del state["ids"]
+    for each, result in ((oracle, got), (whole, want)):
+        _, outputs = each.run("language", **case)
+        _, outputs = each.run("next_token", hidden=outputs["hidden"], **state)
+        np.testing.assert_allclose(outputs["logits"], result, atol=1e-4)
 
 
 def test_a_graph_gets_smaller(folder: Path) -> None:
-    sizes = [Path(f"{graph_path(folder, kind)}.data").stat().st_size for kind in KINDS]
+    sizes = [
+        sum(Path(f"{graph_path(folder, kind, s)}.data").stat().st_size for s in DECODING)
+        for kind in KINDS
+    ]
     weights = load_file(folder / "model.safetensors")
     names = [n for n in weights if n.startswith("language_model.model.layers.")]
     count = sum(weights[n].size for n in names if weights[n].ndim == 2 and "_moe_geo" not in n)
@@ -188,9 +226,10 @@ def test_an_engine_is_verified_for_its_arithmetic_not_the_rounding(
     version = stand_in_version(cuda)
     machine = building.Machine(version, Here(cuda.gpu, cuda.capability, version.label), cuda)
     with mock.patch.object(building, "build_engine", stand_in_build):
-        (record,) = building.build(folder, plan, machine, tmp_path, stages=["language"])
-    assert record.onnx == "language.weights_int4.onnx"
-    assert max(record.verified.values()) < 2e-3
+        records = building.build(folder, plan, machine, tmp_path, stages=["language"])
+    assert {record.onnx for record in records} == {"language.weights_int4.onnx"}
+    assert [record.places for record in records] == plan.buckets
+    assert max(max(record.verified.values()) for record in records) < 2e-3
 
 
 @needs_rtx
@@ -205,14 +244,14 @@ def test_tensorrt_rtx_builds_the_stage(folder: Path, kind: str, tmp_path: Path) 
         "from pathlib import Path\n"
         "from g2vlm_ros.export.trt_attention import arranged, read_graph\n"
         "from g2vlm_ros.export.build_engines import Machine, build_engine\n"
-        "from g2vlm_ros.export.build_plan import BuildPlan\n"
+        "from g2vlm_ros.export.build_plan import BuildPlan, Part\n"
         "from g2vlm_ros.checkpoint.onnx_manifest import Manifest\n"
         "import json\n"
         "folder, plan = Path(sys.argv[1]), BuildPlan.checked('test', json.loads(sys.argv[2]))\n"
         "graph = plan.graph(Manifest.read(folder), 'language', None, 'released')\n"
         "path = folder / graph.file\n"
-        "model = arranged(read_graph(path), 'fused', plan.precision)\n"
-        "shapes = plan.profiles(graph, None)\n"
+        "model = arranged(read_graph(path), 'fused', plan.precision, 1024)\n"
+        "shapes = plan.profiles(graph, Part('language', places=1024))\n"
         "target = folder / 'engine'\n"
         "machine = Machine.of('rtx', '8.9')\n"
         "build_engine(machine, model, path, shapes, plan, target, folder / 'none')\n"

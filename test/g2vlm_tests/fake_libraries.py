@@ -21,7 +21,8 @@ ROOT = Path(__file__).parents[2]
 WHEELS = ROOT / ".venv" / ".setup" / "wheels"
 """Where tools/setup_env.py puts requirements/side_by_side.txt, a folder per requirement."""
 FAKES = ROOT / "test" / "inference" / "tensorrt" / "fakes"
-PACKING = ROOT / "g2vlm_ros" / "inference" / "tensorrt" / "point_packing.cu"
+KERNELS = ROOT / "g2vlm_ros" / "inference" / "tensorrt"
+PACKING, STORING = KERNELS / "point_packing.cu", KERNELS / "store_tokens.cu"
 FLAGS = ("-std=c++17", "-O1", "-Wall", "-Werror", "-shared", "-fPIC", "-ffp-contract=off")
 
 
@@ -49,7 +50,8 @@ def compile_library(target: Path, source: Path | None, *defines: str) -> Path:
 
 def fake_cuda(folder: Path, compiler: bool) -> Path:
     """A folder with libcuda.so.1 and, where wanted, a CUDA compiler beside it."""
-    compile_library(folder / "libcuda.so.1", FAKES / "libcuda.cpp", f'-DPACK_SOURCE="{PACKING}"')
+    sources = (f'-DPACK_SOURCE="{PACKING}"', f'-DSTORE_SOURCE="{STORING}"')
+    compile_library(folder / "libcuda.so.1", FAKES / "libcuda.cpp", *sources)
     if compiler:
         for version in (12, 13):
             compile_library(folder / f"libnvrtc.so.{version}", FAKES / "libnvrtc.cpp")

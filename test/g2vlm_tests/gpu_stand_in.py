@@ -56,9 +56,11 @@ class Stream:
 
     work: list[Job] = field(default_factory=list)
     finished: int = 0
+    recording: list[Job] | None = None
+    """Where work goes instead while a graph is captured."""
 
     def put(self, job: Job) -> None:
-        self.work.append(job)
+        (self.work if self.recording is None else self.recording).append(job)
 
     def drain(self, until: int | None = None) -> None:
         stop = self.finished + len(self.work) if until is None else until
@@ -85,6 +87,9 @@ class StandInCuda(Cuda):
         self.lose_at: int | None = None
         """After how many more engine runs the context is lost, which it then stays."""
         self.lost = False
+        self.graphs: list[list[Job]] = []
+        """What was recorded and not discarded."""
+        self.replays = 0
 
     def active(self) -> AbstractContextManager[None]:
         return nullcontext()
@@ -93,6 +98,7 @@ class StandInCuda(Cuda):
         return self.total - self.used, self.total
 
     def alloc(self, size: int, what: str) -> int:
+        assert not any(stream.recording is not None for stream in self.streams)
         if self.used + size > self.total:
             raise out_of_memory(what, size, *self.memory())
         self.allocations += 1
@@ -118,6 +124,7 @@ class StandInCuda(Cuda):
         return self.streams.index(stream)
 
     def synchronize(self, stream: Stream) -> None:
+        assert stream.recording is None, "nothing that is recorded is ever finished"
         if self.lost:
             raise failure("cuStreamSynchronize", "CUDA_ERROR_ILLEGAL_ADDRESS")
         for other in self.streams if self.others_first else ():
@@ -130,6 +137,7 @@ class StandInCuda(Cuda):
         return Event()
 
     def record(self, event: Event, stream: Stream) -> None:
+        assert stream.recording is None, "an event that is recorded measures nothing"
         event.stream, event.place = stream, stream.finished + len(stream.work)
 
     def wait(self, stream: Stream, event: Event) -> None:
@@ -154,6 +162,43 @@ class StandInCuda(Cuda):
         self._within(to, size)
         self._within(source, size)
         stream.put(lambda: np.copyto(at(to, size), at(source, size)))
+
+    def copy_rows(
+        self, to: tuple[int, int], source: tuple[int, int], width: int, rows: int, stream: Any
+    ) -> None:
+        self.copies += 1
+        for address, pitch in (to, source):
+            assert pitch >= width
+            self._within(address, (rows - 1) * pitch + width)
+
+        def run() -> None:
+            for row in range(rows):
+                target, origin = (address + row * pitch for address, pitch in (to, source))
+                at(target, width)[:] = at(origin, width)
+
+        stream.put(run)
+
+    def zero(self, address: int, size: int, stream: Stream) -> None:
+        self._within(address, size)
+        stream.put(lambda: at(address, size).fill(0))
+
+    def begin_capture(self, stream: Stream) -> None:
+        assert stream.recording is None
+        stream.recording = []
+
+    def end_capture(self, stream: Stream) -> list[Job]:
+        self.graphs.append(stream.recording)
+        stream.recording = None
+        return self.graphs[-1]
+
+    def replay(self, graph: list[Job], stream: Stream) -> None:
+        assert any(graph is each for each in self.graphs), "a graph that was discarded"
+        self.replays += 1
+        for job in graph:
+            stream.put(job)
+
+    def discard(self, graph: list[Job]) -> None:
+        self.graphs = [each for each in self.graphs if each is not graph]
 
     def compile(self, source: str) -> str:
         return source
@@ -223,7 +268,19 @@ def _valid(
     return point_cloud.valid_points(found, trusted, low, step)
 
 
-KERNELS = {each.__name__: each for each in (count_points, sum_counts, write_points)}
+def store_token(blocks: int, *arguments: int) -> None:
+    """The kernel of store_tokens.cu."""
+    *addresses, rows, units, places = arguments
+    assert blocks * THREADS >= rows * units
+    keys, values, key_buffer, value_buffer, stored = addresses
+    place = int(at(stored, 8).view(np.int64)[0])
+    assert 0 <= place < places
+    for token, buffer in ((keys, key_buffer), (values, value_buffer)):
+        held = at(buffer, rows * places * units * 16).reshape(rows, places, units * 16)
+        held[:, place] = at(token, rows * units * 16).reshape(rows, -1)
+
+
+KERNELS = {each.__name__: each for each in (count_points, sum_counts, write_points, store_token)}
 
 # --- TensorRT ------------------------------------------------------------------------------------
 

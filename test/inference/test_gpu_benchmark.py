@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import sys
 from pathlib import Path
 
@@ -46,6 +47,22 @@ def test_a_part_that_takes_too_long_or_fails_is_a_line(gpu) -> None:
         (line,) = gpu.run_part("floors", [1], limit_s=60)
         assert "CUDA" in line["failed"] or "NVIDIA" in line["failed"]
         assert gpu.main([]) == 1
+
+
+def test_the_command_runs_on_a_cpu_with_a_tiny_network(gpu, tmp_path: Path) -> None:
+    """What needs a GPU is a line that says so; the others are measured; all of it is recorded."""
+    command = ["--device", "cpu", "--views", "1", "--out", str(tmp_path)]
+    skipped = ("parity", "training", "engines", "lost_context", "decoding")
+    assert gpu.main([*command, "--skip", *skipped]) == 0
+    document = json.loads((tmp_path / "gpu.json").read_text())
+    result = document["result"]
+    assert document["date"] and result["gpu"]["name"].startswith("none")
+    (line,) = result["packing"]
+    assert "UnfitError" in line["failed"]  # no GPU, or no package that calls one
+    for part in ("floors", "real_size"):
+        assert result[part] and not [line for line in result[part] if "failed" in line]
+    ours = "ours over eager, 1 views at 112x84"
+    assert result["summary"][ours] > 0
 
 
 def test_the_summary_relates_times_to_the_limits_of_the_card(gpu) -> None:

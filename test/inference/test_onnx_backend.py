@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from unittest import mock
@@ -24,8 +25,10 @@ from g2vlm_ros.checkpoint.onnx_manifest import MANIFEST, Manifest, ManifestError
 from g2vlm_ros.checkpoint.prompt_layout import SpecialTokens, TokenCursor, text_segment  # noqa: E402
 from g2vlm_ros.export.parity import check  # noqa: E402
 from g2vlm_ros.inference import backend as door  # noqa: E402
+from g2vlm_ros.inference import kv_buffer  # noqa: E402
 from g2vlm_ros.inference.backend import open_backend  # noqa: E402
 from g2vlm_ros.inference.onnx_backend import OnnxBackend  # noqa: E402
+from g2vlm_ros.inference.onnx_cache import DeviceCache, OnnxCache  # noqa: E402
 from g2vlm_ros.records import BackendGoneError, NonFiniteError, RawGeometry, UnfitError  # noqa: E402
 
 GOLDEN = Path(__file__).parents[1] / "data" / "golden" / "A"
@@ -83,7 +86,7 @@ def answer(stages: OnnxBackend, views: np.ndarray, pieces: Sequence[int]) -> np.
     semantic = stages.encode_semantics(views[0, :84, :84])
     stages.language(walk.semantic((3, 3)), cache, semantic)
     for part in np.split(np.arange(100, 112), pieces):
-        logits = stages.language(walk.text(part), cache)
+        logits = stages.logits(stages.language(walk.text(part), cache))
     assert cache.length == 11 + 2 * 62 + 11 + 12
     return logits
 
@@ -122,10 +125,10 @@ def test_forks_never_change_each_other(stages: OnnxBackend) -> None:
         for index, fork in enumerate(forks):
             part = (100 * index + 7 * step + np.arange(100 + 40 * index)) % 400
             position = len(PROMPT) + sum(map(len, texts[index]))
-            got = stages.language(text_segment(part, position), fork)
+            got = stages.logits(stages.language(text_segment(part, position), fork))
             texts[index].append(part)
             whole = np.concatenate([PROMPT, *texts[index]])
-            want = stages.language(text_segment(whole, 0), stages.new_cache())
+            want = stages.logits(stages.language(text_segment(whole, 0), stages.new_cache()))
             np.testing.assert_allclose(got, want, atol=2e-4, rtol=1e-4)
             assert fork.length == len(whole)
 
@@ -172,34 +175,11 @@ def test_the_descriptor_is_an_output_of_the_encoder(
     np.testing.assert_allclose(described, stages.fetch(features).mean(1), atol=1e-6, rtol=1e-5)
 
 
-def test_an_earlier_export_still_describes_its_views(folder: Path, views: np.ndarray) -> None:
-    """Its encoder has no such output: the features are averaged on the host, as they were."""
-    onnx = pytest.importorskip("onnx", reason="an older file is made from a new one")
-    path = folder / "encode_geometry.onnx"
-    model = onnx.load(str(path), load_external_data=False)
-    kept = [output for output in model.graph.output if output.name == "features"]
-    del model.graph.output[:]
-    model.graph.output.extend(kept)
-    path.write_bytes(model.SerializeToString())
-    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
-
-    def older(manifest: dict) -> None:
-        for graph in manifest["graphs"]:
-            if graph["file"] == path.name:
-                graph["sha256"] = sha256
-                del graph["outputs"]["descriptor"]
-
-    edit(older)(folder)
-    old, new = (OnnxBackend.open(place, device="cpu") for place in (folder, GOLDEN))
-    described = [each.describe(each.encode_geometry(views)) for each in (old, new)]
-    np.testing.assert_allclose(*described, atol=1e-6, rtol=1e-5)
-    assert np.isfinite(reconstruct(old, views).local_points_u).all()
-
-
 def on_a_device(folder: Path) -> OnnxBackend:
-    """As on a GPU: what stays there is not looked at after each stage. The CPU stands in."""
+    """As on a GPU: caches are copied by graphs, several steps of decoding follow each other, and
+    what stays there is not looked at after each stage. The CPU stands in."""
     manifest, config = Manifest.read(folder), ModelConfig.read(folder)
-    return OnnxBackend(folder, config, manifest, "cpu", "float32", check_each_stage=False)
+    return OnnxBackend(folder, config, manifest, "cpu", "float32", on_host=False)
 
 
 def test_features_that_stay_on_the_device_give_the_same(
@@ -209,6 +189,68 @@ def test_features_that_stay_on_the_device_give_the_same(
     first, second = reconstruct(stages, views), reconstruct(other, views)
     assert np.array_equal(first.local_points_u, second.local_points_u)
     assert np.array_equal(answer(stages, views, [4]), answer(other, views, [4]))
+    assert isinstance(other.new_cache(), DeviceCache)
+
+
+def greedy(stages: OnnxBackend, cache: OnnxCache, token: int, steps: int) -> list[int]:
+    """Ids by the logits of each step, on a fork."""
+    fork, ids = cache.fork(), []
+    for _ in range(steps):
+        logits = stages.logits(stages.language(text_segment([token], fork.length), fork))
+        token = int(np.argmax(logits))
+        ids.append(token)
+    return ids
+
+
+@pytest.mark.parametrize("where", ["host", "device"])
+def test_decoding_stays_where_it_is_and_gives_the_likeliest_tokens(
+    stages: OnnxBackend, where: str
+) -> None:
+    """Behind caches of any length, on forks, and on again with a text behind what was taken."""
+    each = stages if where == "host" else on_a_device(GOLDEN)
+    cache = each.new_cache()
+    each.language(text_segment(PROMPT, 0), cache)
+    for first, taken in ((3, 5), (200, 3)):
+        fork = cache.fork()
+        want = greedy(each, cache, first, taken)
+        with closing(each.decode(first, fork.length, fork)) as tokens:
+            assert [next(tokens) for _ in range(taken)] == want
+        assert fork.length == len(PROMPT) + taken
+        behind = each.logits(each.language(text_segment([7, 8], fork.length), fork))
+        fresh = each.new_cache()
+        whole = text_segment([*PROMPT, first, *want[:-1], 7, 8], 0)
+        np.testing.assert_allclose(
+            behind, each.logits(each.language(whole, fresh)), atol=2e-4, rtol=1e-4
+        )
+    assert cache.length == len(PROMPT)
+
+
+@pytest.mark.parametrize("where", ["host", "device"])
+def test_a_buffer_that_is_too_small_grows_in_the_middle_of_an_answer(
+    stages: OnnxBackend, where: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    each = stages if where == "host" else on_a_device(GOLDEN)
+    results = []
+    for room in (100, 2):
+        monkeypatch.setattr(kv_buffer, "GROWTH_TOKENS", room)
+        cache = each.new_cache()
+        each.language(text_segment(PROMPT, 0), cache)
+        with closing(each.decode(3, cache.length, cache)) as tokens:
+            results.append([next(tokens) for _ in range(9)])
+    want, got = results
+    assert got == want
+
+
+def test_logits_that_are_not_numbers_end_an_answer(folder: Path) -> None:
+    poison(folder, "language_model.lm_head.weight")
+    for each in (OnnxBackend.open(folder, device="cpu"), on_a_device(folder)):
+        cache = each.new_cache()
+        hidden = each.language(text_segment(PROMPT, 0), cache)
+        with pytest.raises(NonFiniteError, match="next_token"):
+            each.logits(hidden)
+        with pytest.raises(NonFiniteError, match="language"):
+            next(each.decode(3, cache.length, cache))
+        assert cache.length == len(PROMPT)
 
 
 @pytest.mark.parametrize(
@@ -292,7 +334,7 @@ def test_segments_that_do_not_belong_to_the_images_are_refused(
     [
         ("dino2llm.bias", "encode_geometry"),
         ("language_model.model.norm_moe_geo.weight", "geometry"),
-        ("language_model.lm_head.weight", "language"),
+        ("language_model.model.norm.weight", "language"),
         ("point_head.proj.bias", "heads"),
     ],
 )

@@ -10,8 +10,7 @@ from __future__ import annotations
 import functools
 import logging
 import weakref
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Generator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,6 +20,7 @@ import numpy as np
 from g2vlm_ros.checkpoint.config import PATCH_PX, ModelConfig
 from g2vlm_ros.checkpoint.onnx_manifest import Manifest
 from g2vlm_ros.checkpoint.prompt_layout import Segment
+from g2vlm_ros.inference.decoding_state import STEPS_AHEAD, first_state
 from g2vlm_ros.inference.input_checks import (
     check_boundaries,
     check_grid,
@@ -28,10 +28,10 @@ from g2vlm_ros.inference.input_checks import (
     check_images,
     text_feeds,
 )
-from g2vlm_ros.inference.kv_buffer import ForkedCache
 from g2vlm_ros.inference.tensorrt.cuda import Cuda, CudaError, DeviceLostError, open_cuda
-from g2vlm_ros.inference.tensorrt.device_memory import BLOCK_BYTES, DeviceArray, DeviceMemory
-from g2vlm_ros.inference.tensorrt.engine import Engine, open_engine
+from g2vlm_ros.inference.tensorrt.decoding import DecodingState, TokenDecoder, TokenStore
+from g2vlm_ros.inference.tensorrt.device_memory import DeviceArray, DeviceMemory
+from g2vlm_ros.inference.tensorrt.engine import Engine
 from g2vlm_ros.inference.tensorrt.engine_metadata import (
     EngineError,
     EngineMetadata,
@@ -41,14 +41,18 @@ from g2vlm_ros.inference.tensorrt.engine_metadata import (
     engine_folder,
     read_folder,
 )
+from g2vlm_ros.inference.tensorrt.golden import open_engine
+from g2vlm_ros.inference.tensorrt.kv_cache import KeysValues, TensorRTCache
 from g2vlm_ros.inference.tensorrt.point_packing import PointPacker
 from g2vlm_ros.inference.tensorrt.versions import TensorRTVersion, doubt, installed
 from g2vlm_ros.records import NonFiniteError, RawGeometry
 
 ELEMENT = {"float32": "FLOAT", "float16": "FLOAT16", "bfloat16": "BFLOAT16"}
-NEEDED = ("encode_geometry", "geometry", "heads")
+NEEDED = ("encode_geometry", "geometry", "heads", "language")
+"""The prompt before the views goes through the language stage as well."""
 log = logging.getLogger(__name__)
 Result = TypeVar("Result")
+Kernels = TypeVar("Kernels")
 
 
 @dataclass(frozen=True, eq=False)
@@ -151,20 +155,43 @@ class TensorRTBackend:
         ]
         weakref.finalize(self, _save_kernels, self._engines)
         self.device.release_idle()  # golden cases are longer than what most windows need
+        self._packer = self._compiled(PointPacker, "clouds are packed on the CPU")
+        self._store = self._compiled(TokenStore, "the host puts decoded tokens in their places")
+        self._state = DecodingState(self.device)
+        self._decoder: TokenDecoder | None = None
+        self._decoding_engines: dict[int, tuple[Engine, Engine]] = {}
+
+    def _compiled(self, kind: Callable[[DeviceMemory], Kernels], otherwise: str) -> Kernels | None:
+        """Kernels of our own; None where there is no compiler for them."""
         try:
-            self._packer = PointPacker(self.device)
+            return kind(self.device)
         except DeviceLostError:
             raise
         except CudaError as error:
-            self._packer = None
-            log.warning("clouds are packed on the CPU: %s", error)
+            log.warning("%s: %s", otherwise, error)
+            return None
 
     # --- the stages --------------------------------------------------------------------------
 
     def new_cache(self) -> TensorRTCache:
         text = self.config.text
-        entry = (text.layers, text.kv_heads, text.head_dim)
-        return TensorRTCache(self.device, entry, self._element)
+        shape = (text.layers, text.kv_heads, 0, text.head_dim)
+        return TensorRTCache(self.device, shape, self._element, self._places_for)
+
+    def _places_for(self, tokens: int) -> int:
+        """The smallest buffer for so many tokens that an engine takes."""
+        sizes = [
+            engine.metadata.places_for(tokens)
+            for engine in self._engines
+            if engine.metadata.stage == "language"
+        ]
+        places = min((size for size in sizes if size is not None), default=None)
+        if places is None:
+            raise EngineError(
+                f"{tokens} tokens are more than the buffers of keys and values hold; ask about "
+                f"fewer views, or build with larger buckets in the plan: `{self._remedy}`"
+            )
+        return places
 
     def encode_geometry(self, images: np.ndarray) -> EncodedViews:
         check_images("images", images, ndim=4, multiple=PATCH_PX)
@@ -194,9 +221,8 @@ class TensorRTBackend:
             "boundary_ids": segment.token_ids.reshape(views, 2),
             "positions": segment.positions,
         }
-        results = self._append("geometry", feeds, features.tokens, segment.length, cache)
-        results["hidden"].source = features.tokens
-        return results["hidden"]
+        engine = self._engine("geometry")
+        return self._append(engine, feeds, features.tokens, segment.length, cache)
 
     def heads(
         self, hidden: DeviceArray, grid_hw: tuple[int, int], global_points: bool = False
@@ -224,18 +250,80 @@ class TensorRTBackend:
 
     def language(
         self, segment: Segment, cache: TensorRTCache, features: DeviceArray | None = None
-    ) -> np.ndarray:
+    ) -> DeviceArray:
         image_tokens = None if features is None else features.shape[0]
-        feeds = text_feeds(segment, cache.length, image_tokens, self.config.text.vocab_size)
-
-        def fetch(results: dict[str, DeviceArray]) -> np.ndarray:
-            logits = self.device.download([results["logits"]])[0]
-            self._check("language", [logits], features)
-            return logits
-
+        feeds = text_feeds(segment, image_tokens, self.config.text.vocab_size)
         if segment.kind == "text":
             features = self.device.empty((0, self.config.text.hidden_size), self._element, "text")
-        return self._append("language", feeds, features, segment.length, cache, fetch)
+        engine = self._language_engine(cache, segment.length)
+        return self._append(engine, feeds, features, segment.length, cache)
+
+    def logits(self, hidden: DeviceArray) -> np.ndarray:
+        state = first_state(0, 0, 0)
+        del state["ids"]  # what was fed is in the hidden state
+        engine = self._engine("next_token")
+
+        def run() -> np.ndarray:
+            inputs = {n: self.device.upload(a, "INT64", n) for n, a in state.items()}
+            results = engine.run({"hidden": hidden, **inputs})
+            return self.device.download([results["logits"]])[0]
+
+        logits = self._guarded(run)
+        self._check("next_token", [logits], hidden)
+        return logits
+
+    def decode(
+        self, token: int, position: int, cache: TensorRTCache
+    ) -> Generator[int, None, None]:
+        check_ids(np.array([token]), self.config.text.vocab_size)
+        length = cache.length
+        try:
+            while True:
+                fed = self._guarded(functools.partial(self._burst, token, position, cache))
+                for newest in fed:
+                    if newest < 0:
+                        raise NonFiniteError("language")
+                    length, position, token = length + 1, position + 1, newest
+                    yield token
+        finally:
+            cache.cut(length)
+
+    def _burst(self, token: int, position: int, cache: TensorRTCache) -> list[int]:
+        """Some steps on the device; the ids that came out."""
+        before = cache.places
+        buffers = cache.reserve(STEPS_AHEAD)
+        if before and buffers.places > before:
+            log.info(
+                "the answer outgrows the %d places of its buffer, which has %d from now on",
+                before,
+                buffers.places,
+            )
+        decoder = self._decoder_for(buffers, token, position, cache.length)
+        self._state.begin(token, position, cache.length)
+        for step in range(STEPS_AHEAD):
+            decoder.step(buffers, cache.length + step)
+        cache.commit(STEPS_AHEAD)
+        return self._state.newest(STEPS_AHEAD)
+
+    def _decoder_for(
+        self, buffers: KeysValues, token: int, position: int, stored: int
+    ) -> TokenDecoder:
+        """The decoder of these buffers: recorded once, replayed as long as they are the same."""
+        if self._decoder is not None and self._decoder.serves(buffers):
+            return self._decoder
+        if self._decoder is not None:
+            self._decoder.close()
+        if buffers.places not in self._decoding_engines:
+            engines = (self._engine("language", places=buffers.places), self._engine("next_token"))
+            self._decoding_engines[buffers.places] = tuple(
+                engine.for_repeated_shapes() for engine in engines
+            )
+        language, head = self._decoding_engines[buffers.places]
+        self._decoder = TokenDecoder(
+            self.device, self._state, language, head, buffers, self._store
+        )
+        self._decoder.record(buffers, token, position, stored)
+        return self._decoder
 
     # --- running -----------------------------------------------------------------------------
 
@@ -250,24 +338,27 @@ class TensorRTBackend:
 
     def _append(
         self,
-        stage: str,
+        engine: Engine,
         feeds: dict[str, np.ndarray],
         features: DeviceArray,
         tokens: int,
         cache: TensorRTCache,
-        then: Callable[[dict[str, DeviceArray]], Any] = lambda results: results,
-    ) -> Any:
-        """Runs a stage that reads the cache and writes behind it; the cache grows on success."""
-        engine = self._engine(stage)
+    ) -> DeviceArray:
+        """Runs a stage that adds tokens to the cache, which grows on success."""
 
-        def run() -> Any:
+        def run() -> DeviceArray:
             inputs = {n: self.device.upload(a, "INT64", n) for n, a in feeds.items()}
-            inputs["features"] = features
-            with cache.room(tokens) as (past, new):
-                result = then(engine.run({**inputs, **past}, new))
-            return result
+            hidden = cache.append_by(engine, {**inputs, "features": features}, tokens)
+            cache.commit(tokens)
+            hidden.source = features
+            return hidden
 
         return self._guarded(run)
+
+    def _language_engine(self, cache: TensorRTCache, tokens: int) -> Engine:
+        """The engine for the buffer that the cache has, or will have with so many more tokens."""
+        places = self._guarded(lambda: cache.reserve(tokens)).places
+        return self._engine("language", places=places)
 
     def _guarded(self, run: Callable[[], Result]) -> Result:
         """Runs with the context active; after it was lost nothing runs any more."""
@@ -280,19 +371,20 @@ class TensorRTBackend:
             self._lost = str(error)
             raise
 
-    def _engine(self, stage: str, size_hw: tuple[int, ...] | None = None) -> Engine:
+    def _engine(
+        self, stage: str, size_hw: tuple[int, ...] | None = None, places: int | None = None
+    ) -> Engine:
         if self._lost:
             raise DeviceLostError(self._lost)
         size = None if size_hw is None else (size_hw[1], size_hw[0])
-        sizes = []
-        for engine in self._engines:
-            if engine.metadata.stage == stage:
-                if engine.metadata.size == size:
-                    return engine
-                sizes.append("{}x{}".format(*engine.metadata.size))
-        wanted = f" for images of {size[0]}x{size[1]} pixels" if size else ""
+        engines = [engine for engine in self._engines if engine.metadata.stage == stage]
+        for engine in engines:
+            if engine.metadata.size == size and engine.metadata.places in (None, places):
+                return engine
+        sizes = ["{}x{}".format(*e.metadata.size) for e in engines if e.metadata.size]
+        wish = f" for images of {size[0]}x{size[1]} pixels" if size else ""
         there = f" (there are engines for {', '.join(sizes)})" if sizes else ""
-        raise EngineError(f"no engine of stage {stage}{wanted}{there}; run `{self._remedy}`")
+        raise EngineError(f"no engine of stage {stage}{wish}{there}; run `{self._remedy}`")
 
     def _check(self, stage: str, arrays: Any, source: DeviceArray | None) -> None:
         """NonFiniteError with the first stage that made a value that is not finite."""
@@ -342,41 +434,3 @@ def _choose(
         of = "" if dtype == "auto" else f" of {dtype}"
         raise EngineError(f"{folder} has no engine{of} for {', '.join(missing)}: {why}")
     return chosen
-
-
-class TensorRTCache(ForkedCache[list[DeviceArray]]):
-    """Keys and values on the device, token-major; engines write behind the cached tokens."""
-
-    def __init__(self, device: DeviceMemory, entry: tuple[int, int, int], element: str):
-        super().__init__()
-        self._device, self._entry, self._element = device, entry, element
-
-    def allocate(self, capacity: int) -> list[DeviceArray]:
-        shape = (capacity, *self._entry)
-        return [self._device.empty(shape, self._element, "the key/value cache") for _ in range(2)]
-
-    def copy_tokens(
-        self, target: list[DeviceArray], source: list[DeviceArray], tokens: int
-    ) -> None:
-        for new, old in zip(target, source, strict=True):
-            self._device.duplicate(new.rows(0, tokens), old.rows(0, tokens))
-
-    @contextmanager
-    def room(self, tokens: int) -> Iterator[tuple[dict[str, DeviceArray], dict[str, DeviceArray]]]:
-        """Past tokens to read and room for new ones; they belong to the cache after the block."""
-        past, behind, new = {}, {}, {}
-        for name, array in zip(("keys", "values"), self.reserve(tokens), strict=True):
-            past[f"past_{name}"] = array.rows(0, self.length)
-            rows = behind[name] = array.rows(self.length, self.length + tokens)
-            # Rows of small models do not begin where TensorRT can write: then by a copy.
-            aligned = rows.address % BLOCK_BYTES == 0
-            new[name] = (
-                rows
-                if aligned
-                else self._device.empty(rows.shape, rows.element, "new keys and values")
-            )
-        yield past, new
-        for name, rows in behind.items():
-            if new[name] is not rows:
-                self._device.duplicate(rows, new[name])
-        self.commit(tokens)

@@ -136,6 +136,15 @@ class Cuda(ABC):
     def copy(self, to: int, source: int, size: int, stream: Any) -> None: ...
 
     @abstractmethod
+    def copy_rows(
+        self, to: tuple[int, int], source: tuple[int, int], width: int, rows: int, stream: Any
+    ) -> None:
+        """Copies `rows` of `width` bytes; to and source are address and bytes from row to row."""
+
+    @abstractmethod
+    def zero(self, address: int, size: int, stream: Any) -> None: ...
+
+    @abstractmethod
     def compile(self, source: str) -> Any:
         """A module from CUDA C++ with extern "C" kernels."""
 
@@ -147,6 +156,22 @@ class Cuda(ABC):
         self, function: Any, blocks: int, threads: int, arguments: Sequence[Any], stream: Any
     ) -> None:
         """Arguments are numpy scalars; addresses are np.uint64."""
+
+    def begin_capture(self, stream: Any) -> None:
+        """What is put on the stream from now on is recorded, not run."""
+        raise CudaError(f"{self.backend} records no CUDA graphs; install cuda-bindings for that")
+
+    def end_capture(self, stream: Any) -> Any:
+        """Ends the recording; a graph for `replay`, which may run again and again."""
+        raise CudaError(f"{self.backend} records no CUDA graphs; install cuda-bindings for that")
+
+    def replay(self, graph: Any, stream: Any) -> None:
+        """Puts the recorded work on the stream."""
+        raise CudaError(f"{self.backend} replays no CUDA graphs; install cuda-bindings for that")
+
+    def discard(self, graph: Any) -> None:
+        """Gives a graph back that is not replayed any more."""
+        raise CudaError(f"{self.backend} replays no CUDA graphs; install cuda-bindings for that")
 
 
 class CudaPython(Cuda):
@@ -237,6 +262,37 @@ class CudaPython(Cuda):
 
     def copy(self, to: int, source: int, size: int, stream: Any) -> None:
         self._call("cuMemcpyDtoDAsync", to, source, size, stream)
+
+    def copy_rows(
+        self, to: tuple[int, int], source: tuple[int, int], width: int, rows: int, stream: Any
+    ) -> None:
+        copy = self._driver.CUDA_MEMCPY2D()
+        on_device = self._driver.CUmemorytype.CU_MEMORYTYPE_DEVICE
+        copy.dstMemoryType = copy.srcMemoryType = on_device
+        copy.dstDevice, copy.dstPitch = to
+        copy.srcDevice, copy.srcPitch = source
+        copy.WidthInBytes, copy.Height = width, rows
+        self._call("cuMemcpy2DAsync", copy, stream)
+
+    def zero(self, address: int, size: int, stream: Any) -> None:
+        self._call("cuMemsetD8Async", address, 0, size, stream)
+
+    def begin_capture(self, stream: Any) -> None:
+        mode = self._driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
+        self._call("cuStreamBeginCapture", stream, mode)
+
+    def end_capture(self, stream: Any) -> Any:
+        graph = self._call("cuStreamEndCapture", stream)
+        try:
+            return self._call("cuGraphInstantiate", graph, 0)
+        finally:
+            self._call("cuGraphDestroy", graph)
+
+    def replay(self, graph: Any, stream: Any) -> None:
+        self._call("cuGraphLaunch", graph, stream)
+
+    def discard(self, graph: Any) -> None:
+        self._call("cuGraphExecDestroy", graph)
 
     def compile(self, source: str) -> Any:
         cubin = nvrtc_compile(self._nvrtc, source, self.capability)
@@ -409,6 +465,19 @@ class PyCuda(Cuda):
 
     def copy(self, to: int, source: int, size: int, stream: Any) -> None:
         self._checked(self._driver.memcpy_dtod_async, to, source, size, stream)
+
+    def copy_rows(
+        self, to: tuple[int, int], source: tuple[int, int], width: int, rows: int, stream: Any
+    ) -> None:
+        copy = self._driver.Memcpy2D()
+        copy.set_dst_device(to[0])
+        copy.set_src_device(source[0])
+        copy.dst_pitch, copy.src_pitch = to[1], source[1]
+        copy.width_in_bytes, copy.height = width, rows
+        self._checked(copy, stream)
+
+    def zero(self, address: int, size: int, stream: Any) -> None:
+        self._checked(self._driver.memset_d8_async, address, 0, size, stream)
 
     def compile(self, source: str) -> Any:
         from pycuda.compiler import SourceModule

@@ -106,6 +106,13 @@ class DeviceMemory:
         weakref.finalize(array, idle.append, array.address)
         return array
 
+    def zeros(self, shape: Sequence[int], element: str, what: str) -> DeviceArray:
+        """A new array of zeros, in the order of computing."""
+        array = self.empty(shape, element, what)
+        if array.bytes:
+            self.cuda.zero(array.address, array.bytes, self.compute)
+        return array
+
     def scratch(self, size: int) -> tuple[int, int]:
         """Address and size of the working memory that engines share, at least `size` bytes."""
         if self._scratch[1] < size:
@@ -169,6 +176,21 @@ class DeviceMemory:
         """Copies on the device, in the order of computing."""
         if source.bytes:
             self.cuda.copy(target.address, source.address, source.bytes, self.compute)
+
+    def copy_tokens(
+        self, target: DeviceArray, place: int, source: DeviceArray, start: int, tokens: int
+    ) -> None:
+        """Copies tokens of arrays (layers, kv_heads, any, D), from one place to another."""
+        *blocks, _, channels = source.shape
+        row = channels * ELEMENT_BYTES[source.element]
+        if tokens:
+            self.cuda.copy_rows(
+                (target.address + place * row, target.shape[2] * row),
+                (source.address + start * row, source.shape[2] * row),
+                tokens * row,
+                int(np.prod(blocks)),
+                self.compute,
+            )
 
     def _pinned(self, size: int) -> np.ndarray:
         """uint8 (size,) of pinned host memory, which comes back when the array is let go."""

@@ -3,23 +3,19 @@
 
 from __future__ import annotations
 
-import hashlib
-import io
+import copy
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from g2vlm_ros.inference.tensorrt.device_memory import DeviceArray, DeviceMemory
 from g2vlm_ros.inference.tensorrt.engine_metadata import EngineError, EngineMetadata
 from g2vlm_ros.inference.tensorrt.versions import TensorRTVersion
 
-MAX_DEVIATION = {"float32": 2e-3, "float16": 0.02, "bfloat16": 0.1}
-"""Largest ||output - wanted|| / ||wanted|| of a golden output. The known faults of attention in
-half precision are of the size of the values themselves."""
 VARYING_SHAPES = ("language",)
-"""Stages whose shapes are new at every call: each token has a longer cache before it."""
+"""Stages whose shapes are new at every call, as texts are of any length. Decoding, whose shapes
+repeat, has contexts of its own."""
 
 
 class Engine:
@@ -36,7 +32,6 @@ class Engine:
         """data: the engine as any buffer; folder: where TensorRT-RTX keeps compiled kernels."""
         self.metadata = metadata
         self._version, self._device = version, device
-        self._profile = 0
         trt = version.trt
         self._runtime = version.runtime(trt.Logger(trt.Logger.WARNING))
         self._engine = self._runtime.deserialize_cuda_engine(data)
@@ -51,14 +46,38 @@ class Engine:
                 "its record says; build it again"
             )
         self._kernels = folder and folder / metadata.kernels
-        shapes_repeat = metadata.stage not in VARYING_SHAPES
-        self._context, self._compiled = version.context(self._engine, shapes_repeat, self._kernels)
+        self._create_context(metadata.stage not in VARYING_SHAPES)
+        self._scratch_bytes = self._engine.device_memory_size_v2
+
+    def _create_context(self, shapes_repeat: bool) -> None:
+        self._context, self._compiled = self._version.context(
+            self._engine, shapes_repeat, self._kernels
+        )
+        self._profile = 0
         if self._context is None:
             raise EngineError(
-                f"{version.label} has no room to run {metadata.file}; its messages are above; end "
-                "other programs on this GPU or build for a smaller profile of the plan"
+                f"{self._version.label} has no room to run {self.metadata.file}; its messages are "
+                "above; end other programs on this GPU or build for a smaller profile of the plan"
             )
-        self._scratch_bytes = self._engine.device_memory_size_v2
+
+    def for_repeated_shapes(self) -> Engine:
+        """The same engine with a context of its own, whose shapes nobody else changes.
+
+        What a CUDA graph records of a context holds only as long as that.
+        """
+        other = copy.copy(self)
+        other._create_context(shapes_repeat=True)
+        return other
+
+    @property
+    def scratch_bytes(self) -> int:
+        """Working memory that a run needs."""
+        return self._scratch_bytes
+
+    @property
+    def records_itself(self) -> bool:
+        """Whether TensorRT makes CUDA graphs of repeated shapes by itself, as TensorRT-RTX."""
+        return self._version.name == "rtx"
 
     @property
     def fused_attentions(self) -> int | None:
@@ -74,9 +93,11 @@ class Engine:
         self,
         inputs: Mapping[str, DeviceArray],
         outputs: Mapping[str, DeviceArray] | None = None,
+        timed: bool = True,
     ) -> dict[str, DeviceArray]:
         """Queues the engine; outputs that are not given get new memory.
 
+        timed: measures it, which cannot be while it is recorded.
         Raises EngineError when a shape is outside every profile, OutOfMemoryError,
         DeviceLostError.
         """
@@ -99,7 +120,7 @@ class Engine:
             self._bind(name, results[name])
         # Set every time: another engine may have made the shared memory grow and move.
         self._context.set_device_memory(*self._device.scratch(self._scratch_bytes))
-        with self._device.timed(self.metadata.stage):
+        with self._device.timed(self.metadata.stage) if timed else nullcontext():
             stream = self._device.cuda.handle(self._device.compute)
             if not self._context.execute_async_v3(stream):
                 self._device.synchronize()  # a lost context says so here
@@ -145,93 +166,3 @@ def _within(shape: tuple[int, ...], bounds: list[list[int]]) -> bool:
     return len(shape) == len(low) and all(
         a <= n <= b for a, n, b in zip(low, shape, high, strict=True)
     )
-
-
-# --- verifying -----------------------------------------------------------------------------------
-
-Case = tuple[dict[str, np.ndarray], dict[str, np.ndarray]]
-"""Golden inputs and outputs."""
-
-
-def read_golden(folder: Path, metadata: EngineMetadata) -> list[Case]:
-    """Golden inputs and outputs of an engine, one pair per case; EngineError when damaged."""
-    path = folder / str(metadata.golden)
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise EngineError(
-            f"{metadata.file} has no golden values ({error}); build again"
-        ) from error
-    if hashlib.sha256(data).hexdigest() != metadata.golden_sha256:
-        raise EngineError(f"{path} is damaged or was changed; build {metadata.file} again")
-    return unpack_golden(np.load(io.BytesIO(data)))
-
-
-def unpack_golden(arrays: Mapping[str, np.ndarray]) -> list[Case]:
-    """Arrays named `<case>/in/<input>` and `<case>/out/<output>` as pairs.
-
-    `<case>/repeat/<input>` says how often an input is to be repeated along its first axis.
-    """
-    cases: dict[str, Case] = {}
-    for key in arrays:
-        case, kind, name = key.split("/")
-        inputs, outputs = cases.setdefault(case, ({}, {}))
-        if kind == "out":
-            outputs[name] = arrays[key]
-        elif kind == "in":
-            array = arrays[key]
-            times = int(arrays.get(f"{case}/repeat/{name}", 1))
-            inputs[name] = np.tile(array, (times, *[1] * (array.ndim - 1)))
-    return [cases[case] for case in sorted(cases)]
-
-
-def verify(engine: Engine, device: DeviceMemory, cases: list[Case]) -> dict[str, float]:
-    """Runs golden inputs; returns the largest error of each output, or raises EngineError.
-
-    An engine may be wrong without an error: 16-bit attention of some TensorRT versions is.
-    """
-    metadata, worst = engine.metadata, dict[str, float]()
-    bound = MAX_DEVIATION[metadata.precision]
-    for inputs, wanted in cases:
-        arrays = {
-            name: device.upload(value, metadata.inputs[name][0], f"golden {name}")
-            for name, value in inputs.items()
-        }
-        results = engine.run(arrays)
-        outputs = device.download([results[name] for name in wanted])
-        for (name, want), output in zip(wanted.items(), outputs, strict=True):
-            worst[name] = max(worst.get(name, 0.0), deviation(output, want))
-    wrong = {name: error for name, error in worst.items() if not error <= bound}
-    if wrong:
-        name, error = max(wrong.items(), key=lambda item: item[1])
-        raise EngineError(
-            f"{metadata.file} computes wrong values: {name} is off by {error:.3g} of its size, "
-            f"allowed are {bound}"
-        )
-    return worst
-
-
-def deviation(output: np.ndarray, want: np.ndarray) -> float:
-    """||output - want|| / ||want||; infinite where a value is not finite."""
-    if output.shape != want.shape or not np.isfinite(output).all():
-        return float("inf")
-    difference = np.linalg.norm((output.astype(np.float64) - want).ravel())
-    return float(difference / max(np.linalg.norm(want.astype(np.float64).ravel()), 1e-12))
-
-
-def open_engine(
-    version: TensorRTVersion,
-    device: DeviceMemory,
-    folder: Path,
-    metadata: EngineMetadata,
-    remedy: str,
-) -> Engine:
-    """Loads an engine and verifies it; EngineError says what to run."""
-    data = metadata.load(folder, remedy)
-    try:
-        engine = Engine(version, device, metadata, data, folder)
-        verify(engine, device, read_golden(folder, metadata))
-    except EngineError as error:
-        raise EngineError(f"{error}; run `{remedy}`") from error
-    engine.save_kernels()
-    return engine

@@ -17,8 +17,8 @@ from pathlib import Path
 
 from g2vlm_ros.records import UnfitError
 
-FORMAT = 2
-"""2: encode_geometry gives the descriptor of a view, attention and fusing are told apart."""
+FORMAT = 3
+"""3: keys and values in buffers with places, the output matrix in an engine of its own."""
 
 
 class EngineError(UnfitError):
@@ -63,6 +63,8 @@ class EngineMetadata:
     """In how many places the graph computes attention."""
     fused_attentions: int | None = None
     """In how many of them one kernel does it; None where the engine does not tell."""
+    places: int | None = None
+    """Of the buffers of keys and values, where the engine is for one size of them (opset 24)."""
 
     @staticmethod
     def read(path: Path) -> EngineMetadata:
@@ -82,6 +84,16 @@ class EngineMetadata:
         partial = folder / f"{self.file}.json.part"
         partial.write_text(text, encoding="utf-8")
         partial.replace(folder / f"{self.file}.json")
+
+    def places_for(self, tokens: int) -> int | None:
+        """The size of the buffers for so many tokens; None where the engine takes none so large.
+
+        An engine for many sizes reads those from its profiles, one profile for each.
+        """
+        if self.places is not None:
+            return self.places if tokens <= self.places else None
+        sizes = {shape[2] for each in self.profiles for shape in each.get("past_keys_0", ())}
+        return min((size for size in sizes if size >= tokens), default=None)
 
     @property
     def kernels(self) -> str:
@@ -156,10 +168,16 @@ class Here:
 
 
 def file_name(
-    stage: str, size: tuple[int, int] | None, aligned: bool, here: Here, precision: str
+    stage: str,
+    size: tuple[int, int] | None,
+    aligned: bool,
+    here: Here,
+    precision: str,
+    places: int | None = None,
 ) -> str:
-    """`<stage>.<gpu>-trt<version>-<precision>.engine`, the image size after the stage."""
+    """`<stage>.<gpu>-trt<version>-<precision>.engine`, image size or places after the stage."""
     parts = [stage, "aligned" if aligned else "", f"{size[0]}x{size[1]}" if size else ""]
+    parts.append(f"{places}places" if places else "")
     gpu = re.sub(r"[^a-z0-9]+", "-", here.gpu.lower()).strip("-")
     return ".".join(p for p in parts if p) + f".{gpu}-{here.tensorrt}-{precision}.engine"
 

@@ -89,7 +89,8 @@ def test_answer_loss_equals_the_stages(trainee):
         for token, following in zip(told, told[1:], strict=False):
             from g2vlm_ros.checkpoint.prompt_layout import text_segment
 
-            logits = torch.from_numpy(stages.language(text_segment([token], position), cache))
+            hidden = stages.language(text_segment([token], position), cache)
+            logits = torch.from_numpy(stages.logits(hidden))
             losses.append(float(-logits.log_softmax(-1)[following]))
             position += 1
     assert got == pytest.approx(np.mean(losses), rel=1e-3)

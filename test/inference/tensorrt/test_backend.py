@@ -7,7 +7,9 @@ The stand-in computes with ONNX Runtime, so values are real; TensorRT's own nume
 from __future__ import annotations
 
 import gc
+import logging
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from unittest import mock
@@ -18,12 +20,19 @@ import pytest
 pytest.importorskip("onnxruntime", reason="the stand-in computes with onnxruntime")
 pytest.importorskip("torch", reason="golden values are made by torch")
 
-from g2vlm_tests.built_engines import GOLDEN, SIZE, Built, build_stand_ins  # noqa: E402
+from g2vlm_tests.built_engines import (  # noqa: E402
+    GOLDEN,
+    SIZE,
+    Built,
+    build_scattering,
+    build_stand_ins,
+)
 from g2vlm_tests.gpu_stand_in import StandInCuda, StandInEngine, stand_in_version  # noqa: E402
 
 from g2vlm_ros.checkpoint.prompt_layout import SpecialTokens, TokenCursor, text_segment  # noqa: E402
 from g2vlm_ros.geometry import point_cloud  # noqa: E402
-from g2vlm_ros.inference.backend import Backend, open_backend  # noqa: E402
+from g2vlm_ros.inference.backend import Backend, Cache, open_backend  # noqa: E402
+from g2vlm_ros.inference.decoding_state import STEPS_AHEAD  # noqa: E402
 from g2vlm_ros.inference.tensorrt import backend  # noqa: E402
 from g2vlm_ros.inference.tensorrt.backend import TensorRTBackend  # noqa: E402
 from g2vlm_ros.inference.tensorrt.cuda import (  # noqa: E402
@@ -81,10 +90,12 @@ def answers(stages: Backend, views: np.ndarray) -> list[np.ndarray]:
     first, second = cache.fork(), cache.fork()
     here = walk.position
     logits = [
-        stages.language(text_segment([100, 101, 102], here), first),
-        stages.language(text_segment([200, 201], here), second),
+        stages.logits(stages.language(text_segment([100, 101, 102], here), first)),
+        stages.logits(stages.language(text_segment([200, 201], here), second)),
     ]
-    logits += [stages.language(text_segment([n], here + 3 + n), first) for n in range(3)]
+    for n in range(3):
+        hidden = stages.language(text_segment([n], here + 3 + n), first)
+        logits.append(stages.logits(hidden))
     assert first.length == cache.length + 6 and second.length == cache.length + 2
     return logits
 
@@ -122,18 +133,131 @@ def test_a_long_cache_moves_to_a_larger_buffer(
         rng = np.random.default_rng(0)
         for _ in range(12):
             last = each.language(walk.text(rng.integers(5, 400, 60)), cache)
-        results.append(last)
+        results.append(each.logits(last))
     np.testing.assert_allclose(*results, rtol=1e-3, atol=1e-3)
 
 
-def test_decoding_uses_the_profile_for_one_token(
-    stages: TensorRTBackend, views: np.ndarray
+def take(stages: Backend, cache: Cache, token: int, count: int) -> list[int]:
+    with closing(stages.decode(token, cache.length, cache)) as tokens:
+        return [next(tokens) for _ in range(count)]
+
+
+def dialogue(stages: Backend) -> list[int]:
+    """Ids of two answers on forks of one cache, the first of which goes on behind a text."""
+    cache, walk = stages.new_cache(), TokenCursor(SPECIAL)
+    stages.language(walk.text(PROMPT), cache)
+    first, second = cache.fork(), cache.fork()
+    ids = [*take(stages, first, 3, 7), *take(stages, second, 30, 5)]
+    stages.language(text_segment([100, 101, 102], first.length), first)
+    ids += take(stages, first, 5, 6)
+    assert (first.length, second.length) == (cache.length + 7 + 3 + 6, cache.length + 5)
+    return ids
+
+
+def test_decoding_equals_torch_and_is_replayed_as_one_graph(
+    stages: TensorRTBackend, torch_stages: TorchBackend, built: Built
 ) -> None:
-    answers(stages, views)
-    language = next(e for e in stages._engines if e.metadata.stage == "language")
-    assert language.profile_for({"ids": (1,), "features": (0, 64)}) == 1
-    assert language.profile_for({"ids": (2,), "features": (9, 64)}) == 0
-    assert language._engine.profiles_used[-1] == 1
+    replays = built.cuda.replays
+    assert dialogue(stages) == dialogue(torch_stages)
+    # Two steps of four for each answer, and the check of a graph: the two forks have buffers of
+    # their own, and the first one's graph is gone when it goes on.
+    assert built.cuda.replays - replays == 3 * (2 * STEPS_AHEAD + 1)
+    assert len(built.cuda.graphs) == 1
+
+
+def test_questions_about_one_scene_share_a_graph(stages: TensorRTBackend, built: Built) -> None:
+    """A fork of what was computed for a scene has its buffer, as long as it alone goes on."""
+    cache, walk = stages.new_cache(), TokenCursor(SPECIAL)
+    stages.language(walk.text(PROMPT), cache)
+    take(stages, cache, 3, 2)
+    graph, copies = built.cuda.graphs[-1], built.cuda.copies
+    take(stages, cache, 9, 6)
+    assert built.cuda.graphs[-1] is graph
+    assert built.cuda.copies == copies + 2, "a burst of steps is fed by one copy"
+
+
+def test_decoding_uses_the_profile_of_its_bucket(stages: TensorRTBackend) -> None:
+    dialogue(stages)
+    language, _ = stages._decoding_engines[256]
+    shapes = {"ids": (1,), "features": (0, 64), "past_keys_0": (1, 2, 256, 16)}
+    assert language.profile_for(shapes) == 1
+    assert language.profile_for(shapes | {"past_keys_0": (1, 2, 1024, 16)}) == 2
+    assert language.profile_for(shapes | {"ids": (2,), "features": (9, 64)}) == 0
+    assert language._profile == 1
+
+
+def test_an_answer_that_outgrows_its_buffer_moves_once_and_says_so(
+    stages: TensorRTBackend, torch_stages: TorchBackend, caplog: pytest.LogCaptureFixture
+) -> None:
+    answers, prompt = [], np.random.default_rng(0).integers(5, 400, (4, 62))
+    for each in (stages, torch_stages):
+        cache, walk = each.new_cache(), TokenCursor(SPECIAL)
+        for part in prompt:
+            each.language(walk.text(part), cache)
+        with caplog.at_level(logging.INFO):
+            answers.append(take(each, cache, 3, 20))
+    assert answers[0] == answers[1]
+    moves = [line for line in caplog.messages if "outgrows" in line]
+    assert moves == [
+        "the answer outgrows the 256 places of its buffer, which has 1024 from now on"
+    ]
+
+
+def test_what_no_buffer_holds_is_refused_with_what_helps(stages: TensorRTBackend) -> None:
+    cache, walk = stages.new_cache(), TokenCursor(SPECIAL)
+    with pytest.raises(EngineError, match="more than the buffers .* hold; .*larger buckets"):
+        for _ in range(20):
+            stages.language(walk.text(np.full(60, 7)), cache)
+    assert cache.length == 1020
+
+
+@pytest.mark.parametrize("fault", ["compiler", "capture", "replay"])
+def test_decoding_without_a_graph_says_why_and_gives_the_same(
+    built: Built, torch_stages: TorchBackend, fault: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """No compiler for our kernel, a driver that records nothing, a graph that computes wrongly."""
+    place = elsewhere(built)
+    fails = mock.Mock(side_effect=CudaError("not here"))
+    if fault == "replay":
+        place.cuda.replay = lambda graph, stream: None  # the logits stay those of another step
+    else:
+        setattr(place.cuda, {"compiler": "compile", "capture": "begin_capture"}[fault], fails)
+    stages = place.open()
+    if fault == "replay":
+        stale = stages._state.begin
+
+        def spoil(*arguments: int) -> None:
+            stale(*arguments)
+            if stages._decoder is not None:
+                logits = stages._decoder._logits
+                stages.device.cuda.zero(logits.address, logits.bytes, stages.device.compute)
+
+        stages._state.begin = spoil
+    assert dialogue(stages) == dialogue(torch_stages)
+    assert "decoding without a CUDA graph: " in caplog.text
+    assert not place.cuda.graphs and not place.cuda.replays
+
+
+def test_a_stage_that_puts_tokens_in_place_itself(
+    built: Built, torch_stages: TorchBackend, tmp_path: Path
+) -> None:
+    """Opset 24: an engine per bucket, whose outputs are the memory of its inputs."""
+    newer = build_scattering(tmp_path)
+    names = [e.file for e in newer.engines if e.stage == "language"]
+    assert [name.split(".")[1] for name in names] == ["256places", "1024places"]
+    stages = newer.open()
+    assert dialogue(stages) == dialogue(torch_stages)
+    assert newer.cuda.replays and len(newer.cuda.graphs) == 1
+    cache, walk = stages.new_cache(), TokenCursor(SPECIAL)
+    for part in np.random.default_rng(0).integers(5, 400, (5, 60)):
+        hidden = stages.language(walk.text(part), cache)
+    assert cache.places == 1024
+    other, walk = torch_stages.new_cache(), TokenCursor(SPECIAL)
+    for part in np.random.default_rng(0).integers(5, 400, (5, 60)):
+        want = torch_stages.language(walk.text(part), other)
+    np.testing.assert_allclose(
+        stages.logits(hidden), torch_stages.logits(want), rtol=1e-3, atol=1e-3
+    )
 
 
 def test_a_second_window_needs_no_new_memory_or_events(
@@ -148,23 +272,13 @@ def test_a_second_window_needs_no_new_memory_or_events(
     assert (built.cuda.allocations, built.cuda.events) == before
 
 
-def test_decoding_copies_no_cache(stages: TensorRTBackend, built: Built) -> None:
-    cache, walk = stages.new_cache(), TokenCursor(SPECIAL)
-    stages.language(walk.text(PROMPT), cache)
-    copies = built.cuda.copies
-    for token in range(5):
-        stages.language(walk.text([token]), cache)
-    assert built.cuda.copies == copies
-
-
 def test_only_results_are_copied_back(
     stages: TensorRTBackend, built: Built, views: np.ndarray
 ) -> None:
     before = built.cuda.bytes_down
     raw = reconstruct(stages, views)
     results = raw.local_points_u.nbytes + raw.window_from_camera.nbytes + raw.rotation9.nbytes
-    logits = 4 * stages.config.text.vocab_size
-    assert built.cuda.bytes_down - before == results + logits
+    assert built.cuda.bytes_down - before == results, "of the prompt nothing is looked at"
 
 
 def test_features_and_descriptors_equal_torch(
@@ -239,6 +353,7 @@ def test_without_a_compiler_clouds_are_packed_elsewhere(
     with mock.patch.object(StandInCuda, "compile", side_effect=CudaError("there is no nvrtc")):
         stages = built.open()
     assert "clouds are packed on the CPU: there is no nvrtc" in caplog.text
+    assert "the host puts decoded tokens in their places: there is no nvrtc" in caplog.text
     assert reconstruct(stages, views).pack is None
 
 

@@ -140,6 +140,68 @@ def test_clouds_are_packed_by_kernels_with_the_right_arguments(
                                        "write_points 12x256"]  # fmt: skip
 
 
+STEPS = """
+import ctypes, numpy as np
+from types import SimpleNamespace
+from g2vlm_ros.inference.tensorrt.decoding import DecodingState, TokenDecoder, TokenStore
+from g2vlm_ros.inference.tensorrt.device_memory import DeviceMemory
+from g2vlm_ros.inference.tensorrt.kv_cache import TensorRTCache
+
+class Head:
+    # The next place is the position: copies, recorded as an engine's work would be.
+    metadata = SimpleNamespace(outputs={"logits": ["FLOAT", [4]]}, precision="float32")
+    scratch_bytes = 100
+    def run(self, inputs, outputs, timed):
+        device.duplicate(outputs["logits"], ones)
+        for name in ("positions", "stored", "recent"):
+            device.duplicate(outputs[f"next_{name}"], inputs[name])
+        device.duplicate(outputs["next_stored"], inputs["positions"].rows(0, 1))
+
+class Language(Head):
+    metadata = SimpleNamespace(outputs={"hidden": ["FLOAT", [1, 8]], "keys": None},
+                               precision="float32")
+    records_itself = False
+    def run(self, inputs, outputs, timed):
+        for side in ("keys", "values"):
+            device.duplicate(outputs[side], token[side])
+
+with cuda.active():
+    device = DeviceMemory(cuda)
+    ones = device.upload(np.ones(4, np.float32), "FLOAT", "ones")
+    rng = np.random.default_rng(0)
+    new = {side: rng.normal(size=(2, 3, 1, 8)).astype(np.float32) for side in ("keys", "values")}
+    token = {side: device.upload(array, "FLOAT", side) for side, array in new.items()}
+    cache = TensorRTCache(device, (2, 3, 0, 8), "FLOAT", lambda n: 64)
+    buffers = cache.reserve(1)
+    state = DecodingState(device)
+    decoder = TokenDecoder(device, state, Language(), Head(), buffers, TokenStore(device))
+    decoder.record(buffers, 5, 9, 2)
+    assert decoder._graph is not None and decoder.serves(buffers)
+    state.begin(5, 9, 40)
+    for _ in range(3):
+        decoder.step(buffers, -1)
+    keys, values = device.download(list(buffers))
+    for place in (2, 40, 9):  # tried, then where the state said
+        assert np.array_equal(keys[:, :, place], new["keys"][:, :, 0])
+        assert np.array_equal(values[:, :, place], new["values"][:, :, 0])
+    keys[:, :, [2, 40, 9]] = 0
+    assert not keys.any()
+    decoder.close()
+fake = ctypes.CDLL("libcuda.so.1")
+fake.launched_kernels.restype = ctypes.c_char_p
+print(fake.launched_kernels().decode())
+"""
+
+
+@pytest.mark.parametrize("bindings", BINDINGS)
+def test_a_recorded_step_runs_again_where_its_state_says(
+    driver_and_compiler: Path, bindings: str
+) -> None:
+    """Buffers, the kernel, capture and replay over the real bindings; engines are copies."""
+    printed = run(OPEN + STEPS, driver_and_compiler, bindings)
+    assert printed.split() == ["store_token", "1x256"] * 2  # tried once, recorded once
+
+
 @pytest.mark.parametrize("bindings", BINDINGS)
 def test_without_nvrtc_compiling_is_a_cuda_error_with_what_to_install(
     driver: Path, bindings: str

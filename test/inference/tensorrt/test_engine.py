@@ -21,7 +21,6 @@ from g2vlm_tests.gpu_stand_in import StandInCuda, stand_in_version  # noqa: E402
 
 from g2vlm_ros.checkpoint.onnx_manifest import MANIFEST, Manifest  # noqa: E402
 from g2vlm_ros.inference.tensorrt import versions  # noqa: E402
-from g2vlm_ros.inference.tensorrt.backend import TensorRTCache  # noqa: E402
 from g2vlm_ros.inference.tensorrt.cuda import (  # noqa: E402
     CudaPython,
     DeviceLostError,
@@ -29,10 +28,14 @@ from g2vlm_ros.inference.tensorrt.cuda import (  # noqa: E402
     failure,
 )
 from g2vlm_ros.inference.tensorrt.device_memory import DeviceMemory, from_element, to_element  # noqa: E402
-from g2vlm_ros.inference.tensorrt.engine import Engine, deviation, read_golden, verify  # noqa: E402
+from g2vlm_ros.inference.tensorrt.engine import Engine  # noqa: E402
 from g2vlm_ros.inference.tensorrt.engine_metadata import EngineError, EngineMetadata, Here  # noqa: E402
+from g2vlm_ros.inference.tensorrt.golden import deviation, read_golden, verify  # noqa: E402
+from g2vlm_ros.inference.tensorrt.kv_cache import TensorRTCache  # noqa: E402
 from g2vlm_ros.inference.tensorrt.versions import installed  # noqa: E402
 from g2vlm_ros.records import UnfitError  # noqa: E402
+
+SIGNS = {"keys": 1, "values": -1}
 
 
 @pytest.fixture(scope="module")
@@ -202,20 +205,33 @@ def test_work_waits_for_its_upload(device: DeviceMemory) -> None:
     assert np.all(device.download([target])[0] == 3.0)
 
 
-def test_a_cache_whose_rows_are_not_aligned(device: DeviceMemory) -> None:
-    """TensorRT writes to multiples of 256 bytes; rows of 64 bytes need a copy."""
-    cache = TensorRTCache(device, (1, 1, 16), "FLOAT")
-    rows = np.random.default_rng(0).normal(size=(5, 1, 1, 16)).astype(np.float32)
-    for part in np.split(rows, [2, 3]):
-        with cache.room(len(part)) as (past, new):
-            assert past["past_keys"].shape[0] == cache.length
-            for name in ("keys", "values"):
-                assert new[name].address % 256 == 0
-                device.duplicate(new[name], device.upload(part, "FLOAT", name))
-    with cache.room(1) as (past, _):
-        got = device.download([past["past_keys"], past["past_values"]])
-    assert cache.length == 6
-    assert np.array_equal(got[0], rows) and np.array_equal(got[1], rows)
+def test_tokens_are_stored_head_by_head_and_a_larger_buffer_keeps_them(
+    device: DeviceMemory,
+) -> None:
+    """Three layers of two heads; free places are zeros, as they are read under a mask."""
+    sizes = {5: 8, 9: 16}
+    cache = TensorRTCache(
+        device, (3, 2, 0, 16), "FLOAT", lambda n: next(s for most, s in sizes.items() if n <= most)
+    )
+    tokens = np.random.default_rng(0).normal(size=(3, 2, 9, 16)).astype(np.float32)
+    fork = None
+    for part in np.split(tokens, [2, 5], axis=2):
+        new = {side: device.upload(part * sign, "FLOAT", side) for side, sign in SIGNS.items()}
+        cache.store(new, part.shape[2])
+        cache.commit(part.shape[2])
+        fork = fork or cache.fork()
+    assert (cache.length, cache.places) == (9, 16) and (fork.length, fork.places) == (2, 8)
+    keys, values = device.download(list(cache.reserve(0)))
+    assert np.array_equal(keys[:, :, :9], tokens) and np.array_equal(values, -keys)
+    assert not keys[:, :, 9:].any()
+    for each in (cache, fork):
+        compact, newest = each.compact(), each.newest(2)
+        arrays = device.download([compact["past_keys"], compact["past_values"], newest["keys"]])
+        assert np.array_equal(arrays[0], tokens[:, :, : each.length])
+        assert np.array_equal(arrays[1], -arrays[0])
+        assert np.array_equal(arrays[2], arrays[0][:, :, -2:])
+    for part in cache.reserve(0).of_layers().values():
+        assert part.shape == (1, 2, 16, 16) and part.address % 256 == 0
 
 
 def test_a_block_used_again_waits_for_who_had_it(device: DeviceMemory) -> None:
@@ -392,9 +408,9 @@ def test_golden_values_hold_a_decoding_step_behind_a_long_cache(built: Built) ->
     """Kernels for long sequences are others; of the cache a block is written, and how often."""
     record = next(e for e in built.engines if e.stage == "language")
     cases = read_golden(engine_path(built, "language").parent, record)
-    lengths = [len(inputs["past_keys"]) for inputs, _ in cases]
-    assert max(lengths) == 1024 // 64 * 64 and len(cases[-1][0]["ids"]) == 1
+    lengths = [inputs["past_keys"].shape[2] for inputs, _ in cases]
+    assert max(lengths) == 1023 // 64 * 64 and len(cases[-1][0]["ids"]) == 1
     (path,) = engine_path(built, "language").parent.glob("language.*.golden.npz")
     with np.load(path) as arrays:
         assert sorted(n for n in arrays if "/repeat/" in n)[0].endswith("past_keys")
-        assert max(arrays[n].shape[0] for n in arrays if n.endswith("in/past_keys")) < 300
+        assert max(arrays[n].shape[2] for n in arrays if n.endswith("in/past_keys")) < 300

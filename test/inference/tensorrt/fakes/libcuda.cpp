@@ -2,6 +2,7 @@
 // A FAKE CUDA driver (libcuda.so.1) for tests without a GPU. Device memory is host memory, copies
 // are memcpy, streams run at once, and the packing kernels run block by block on the CPU.
 //
+// Between cuStreamBeginCapture and EndCapture work is kept instead of done; a graph does it again.
 // FAKE_CUDA_DRIVER=12060 makes it a driver of CUDA 12.6: entry points of later versions are refused,
 // as NVIDIA documents for cuGetProcAddress. lose_context() makes every later call fail.
 
@@ -9,10 +10,14 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <functional>
 #include <string>
+#include <vector>
 
 #define PACK_ON_CPU
 #include PACK_SOURCE
+#define STORE_ON_CPU
+#include STORE_SOURCE
 
 namespace {
 
@@ -25,6 +30,8 @@ int context;  // only its address matters
 thread_local void* current = nullptr;
 size_t used = 0;
 std::string launches;
+using Work = std::vector<std::function<void()>>;
+Work* recording = nullptr;
 
 int driver_level()
 {
@@ -33,6 +40,29 @@ int driver_level()
 }
 
 template <class T> T argument(void** arguments, int index) { return *static_cast<T*>(arguments[index]); }
+
+int done_or_recorded(std::function<void()> job)
+{
+    if (recording) recording->push_back(job);
+    else job();
+    return SUCCESS;
+}
+
+void store_token(unsigned blocks, void** a)
+{
+    const auto* keys = argument<const uint4*>(a, 0);
+    const auto* values = argument<const uint4*>(a, 1);
+    auto* key_buffer = argument<uint4*>(a, 2);
+    auto* value_buffer = argument<uint4*>(a, 3);
+    const auto* stored = argument<const long long*>(a, 4);
+    const int rows = argument<int>(a, 5), units = argument<int>(a, 6), places = argument<int>(a, 7);
+    done_or_recorded([=] {
+        for (int i = 0; i < int(blocks) * THREADS && i < rows * units; ++i) {
+            store_unit(keys, key_buffer, *stored, i, units, places);
+            store_unit(values, value_buffer, *stored, i, units, places);
+        }
+    });
+}
 
 // The kernels of point_packing.cu, one thread after the other.
 void count_points(unsigned blocks, void** a)
@@ -154,8 +184,7 @@ ENTRY cuEventElapsedTime(float* ms, void*, void*) { FAIL_IF_LOST; *ms = 2.0f; re
 static int copied(void* to, const void* from, size_t size)
 {
     FAIL_IF_LOST;
-    std::memcpy(to, from, size);
-    return SUCCESS;
+    return done_or_recorded([=] { std::memcpy(to, from, size); });
 }
 
 ENTRY cuMemcpyHtoDAsync(uint64_t to, const void* from, size_t size, void*)
@@ -170,6 +199,75 @@ ENTRY cuMemcpyDtoDAsync(uint64_t to, uint64_t from, size_t size, void*)
 {
     return copied(reinterpret_cast<void*>(to), reinterpret_cast<void*>(from), size);
 }
+
+struct Copy2D {
+    size_t src_x, src_y;
+    int src_type;
+    const void* src_host;
+    uint64_t src_device;
+    void* src_array;
+    size_t src_pitch, dst_x, dst_y;
+    int dst_type;
+    void* dst_host;
+    uint64_t dst_device;
+    void* dst_array;
+    size_t dst_pitch, width, height;
+};
+
+ENTRY cuMemcpy2DAsync(const Copy2D* given, void*)
+{
+    FAIL_IF_LOST;
+    const Copy2D c = *given;
+    const bool plain = !c.src_x && !c.src_y && !c.dst_x && !c.dst_y && c.src_type == 2 && c.dst_type == 2;
+    if (!plain || c.width > c.src_pitch || c.width > c.dst_pitch) return INVALID_VALUE;
+    return done_or_recorded([=] {
+        for (size_t row = 0; row < c.height; ++row) {
+            std::memcpy(reinterpret_cast<char*>(c.dst_device) + row * c.dst_pitch,
+                        reinterpret_cast<const char*>(c.src_device) + row * c.src_pitch, c.width);
+        }
+    });
+}
+
+ENTRY cuMemsetD8Async(uint64_t to, unsigned char value, size_t size, void*)
+{
+    FAIL_IF_LOST;
+    return done_or_recorded([=] { std::memset(reinterpret_cast<void*>(to), value, size); });
+}
+
+ENTRY cuStreamBeginCapture(void*, int mode)
+{
+    FAIL_IF_LOST;
+    if (recording || mode != 1) return INVALID_VALUE;  // 1: thread local
+    recording = new Work;
+    return SUCCESS;
+}
+
+ENTRY cuStreamEndCapture(void*, void** graph)
+{
+    FAIL_IF_LOST;
+    if (!recording) return INVALID_VALUE;
+    *graph = recording;
+    recording = nullptr;
+    return SUCCESS;
+}
+
+ENTRY cuGraphInstantiateWithFlags(void** run, void* graph, unsigned long long flags)
+{
+    FAIL_IF_LOST;
+    if (flags) return INVALID_VALUE;
+    *run = new Work(*static_cast<Work*>(graph));
+    return SUCCESS;
+}
+
+ENTRY cuGraphLaunch(void* run, void*)
+{
+    FAIL_IF_LOST;
+    for (const auto& job : *static_cast<Work*>(run)) job();
+    return SUCCESS;
+}
+
+ENTRY cuGraphDestroy(void* graph) { delete static_cast<Work*>(graph); return SUCCESS; }
+ENTRY cuGraphExecDestroy(void* run) { delete static_cast<Work*>(run); return SUCCESS; }
 
 ENTRY cuModuleLoadData(void** module, const void* image)
 {
@@ -195,6 +293,7 @@ ENTRY cuLaunchKernel(void* function, unsigned blocks, unsigned gy, unsigned gz, 
     if (name == "count_points" && threads == THREADS) count_points(blocks, arguments);
     else if (name == "sum_counts" && blocks == 1 && threads == 1) sum_counts(arguments);
     else if (name == "write_points" && threads == THREADS) write_points(blocks, arguments);
+    else if (name == "store_token" && threads == THREADS) store_token(blocks, arguments);
     else return NOT_FOUND;
     launches += name + " " + std::to_string(blocks) + "x" + std::to_string(threads) + "\n";
     return SUCCESS;
@@ -219,6 +318,10 @@ ENTRY cuGetProcAddress_v2(const char* symbol, void** function, int version, uint
         KNOWN(cuEventRecord), KNOWN(cuEventElapsedTime), KNOWN(cuMemcpyHtoDAsync),
         KNOWN(cuMemcpyDtoHAsync), KNOWN(cuMemcpyDtoDAsync), KNOWN(cuModuleLoadData),
         KNOWN(cuModuleGetFunction), KNOWN(cuLaunchKernel), KNOWN(cuGetProcAddress_v2),
+        KNOWN(cuMemcpy2DAsync), KNOWN(cuMemsetD8Async), KNOWN(cuStreamBeginCapture),
+        KNOWN(cuStreamEndCapture), KNOWN(cuGraphInstantiateWithFlags), KNOWN(cuGraphLaunch),
+        KNOWN(cuGraphDestroy), KNOWN(cuGraphExecDestroy),
+        {"cuGraphInstantiate", reinterpret_cast<void*>(cuGraphInstantiateWithFlags)},
         {"cuGetProcAddress", reinterpret_cast<void*>(cuGetProcAddress_v2)},
     };
     *function = nullptr;

@@ -1,0 +1,290 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What `make gpu` measures on random networks: windows, prefill, decoding; the card's limits.
+
+The network of the released size has 4.5 B parameters, which are made on the device and never
+written.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from benchmarks.eager_reference import EagerReference
+from g2vlm_ros.checkpoint.config import PATCH_PX, ModelConfig
+from g2vlm_ros.checkpoint.prompt_layout import SpecialTokens, TokenCursor
+from g2vlm_ros.inference.backend import Backend
+from g2vlm_ros.inference.kv_buffer import bucket
+from g2vlm_ros.inference.torch_backend import MAX_DEVIATION, TorchBackend
+from g2vlm_ros.inference.torch_cache import TorchCache
+from g2vlm_ros.inference.torch_decoding import TokenDecoder
+from g2vlm_ros.inference.torch_graphs import StageGraphs
+from g2vlm_ros.model.network import FLOAT32_PARTS, G2VLM
+
+RELEASED = {
+    "text": {
+        "hidden_size": 1536,
+        "num_hidden_layers": 28,
+        "num_attention_heads": 12,
+        "num_key_value_heads": 2,
+        "intermediate_size": 8960,
+        "vocab_size": 151936,
+        "rms_norm_eps": 1e-6,
+    },
+    "vit": {"depth": 32, "embed_dim": 1280, "num_heads": 16, "hidden_size": 1536},
+    "dino": {
+        "hidden_size": 1024,
+        "num_hidden_layers": 24,
+        "num_attention_heads": 16,
+        "image_size": 518,
+        "patch_size": 14,
+    },
+}
+SIZES = ((518, 392), (252, 196))
+SEMANTIC = (756, 756)
+TERAFLOP = {1: 4.3, 2: 9.0, 4: 19.4, 8: 44.7}
+"""Of a window at 518x392 without the global head, computed from the layers."""
+SPECIAL = SpecialTokens(2, 3, 0, 1, 4)
+PROMPT = np.arange(10, 21)
+
+
+@contextlib.contextmanager
+def caught(line: dict[str, Any]) -> Iterator[None]:
+    """What goes wrong inside becomes part of the line."""
+    try:
+        yield
+    except Exception as error:  # any backend may fail in any way: that is a result
+        line["failed"] = f"{type(error).__name__}: {str(error)[:300]}"
+
+
+def seconds(run: Callable[[], Any], device: str, rounds: int = 7, warm_up: int = 3) -> float:
+    """Median time of a call that has warmed up, all work of the device included."""
+    times = []
+    for index in range(warm_up + rounds):
+        start = time.perf_counter()
+        run()
+        if device == "cuda":
+            torch.cuda.synchronize()
+        if index >= warm_up:
+            times.append(time.perf_counter() - start)
+    return float(np.median(times))
+
+
+def floors(device: str = "cuda", side: int = 8192) -> dict[str, Any]:
+    """Measured matrix product rate in bfloat16 and copy bandwidth (read and write counted)."""
+    a = torch.randn(side, side, device=device, dtype=torch.bfloat16)
+    product = seconds(lambda: a @ a, device)
+    block = torch.empty(side * side * 4, dtype=torch.uint8, device=device)
+    copy = seconds(lambda: block.clone(), device)
+    return {
+        "matmul_tflop_per_s": 2 * side**3 / product / 1e12,
+        "copy_gb_per_s": 2 * block.numel() / copy / 1e9,
+    }
+
+
+# --- windows -------------------------------------------------------------------------------------
+
+
+def random_network(config: ModelConfig, device: str) -> G2VLM:
+    """A network of random bfloat16 weights, made on the device; last parts in float32."""
+    with torch.device("meta"):
+        network = G2VLM(config)
+    network = network.to(torch.bfloat16)
+    for name in FLOAT32_PARTS:
+        if hasattr(network, name):
+            getattr(network, name).float()
+    network = network.to_empty(device=device).eval()
+    generator = torch.Generator(device).manual_seed(0)
+    for name, parameter in network.named_parameters():
+        if parameter.ndim < 2:
+            nn.init.constant_(parameter, 0.0 if name.endswith("bias") else 1.0)
+        else:
+            parameter.data.normal_(0, parameter[0].numel() ** -0.5, generator=generator)
+    network.point_head.proj.weight.data.mul_(0.3)  # depth is the exponential of what it gives
+    return network.requires_grad_(False)
+
+
+class EagerOnDevice(EagerReference):
+    """The original's structure on any device by autocast, its last parts in float32."""
+
+    def __init__(self, network: G2VLM):
+        self.config = network.config
+        self.weights = dict(network.named_parameters())
+        table = "dino_model.embeddings.position_embeddings"
+        self.weights[table] = self.weights[table].float()  # no antialiased resize in bfloat16
+
+    def _heads(self, hidden: Tensor, grid: tuple[int, int]) -> dict[str, Tensor]:
+        with torch.autocast(hidden.device.type, enabled=False):
+            return super()._heads(hidden.float(), grid)
+
+    def _decoder(self, name: str, x: Tensor, *rest: Any, **named: Any) -> Tensor:
+        with torch.autocast(x.device.type, torch.bfloat16):
+            return super()._decoder(name, x, *rest, **named).float()
+
+    def _layer_norm(self, name: str, x: Tensor, eps: float = 1e-6) -> Tensor:
+        weight, bias = (self.weights[f"{name}.{part}"].float() for part in ("weight", "bias"))
+        return F.layer_norm(x.float(), weight.shape, weight, bias, eps)
+
+
+def ours(stages: Backend, images: np.ndarray) -> Callable[[], Any]:
+    views, height, width, _ = images.shape
+    grid_hw = (height // PATCH_PX, width // PATCH_PX)
+
+    def reconstruct() -> Any:
+        cache, walk = stages.new_cache(), TokenCursor(SPECIAL)
+        stages.language(walk.text(PROMPT), cache)
+        features = stages.encode_geometry(images)
+        hidden = stages.geometry(features, walk.geometry(views, grid_hw), cache)
+        return stages.heads(hidden, grid_hw)
+
+    return reconstruct
+
+
+def eager(network: G2VLM, images: np.ndarray, device: str) -> Callable[[], Any]:
+    peer, walk = EagerOnDevice(network), TokenCursor(SPECIAL)
+    grid_hw = (images.shape[1] // PATCH_PX, images.shape[2] // PATCH_PX)
+    segments = (walk.text(PROMPT), walk.geometry(len(images), grid_hw))
+    positions = np.concatenate([s.positions for s in segments], axis=1)
+
+    def reconstruct() -> Any:
+        with torch.device(device), torch.autocast(device, torch.bfloat16), torch.no_grad():
+            given = (torch.tensor(x, device=device) for x in (images, PROMPT, positions))
+            return {name: x.float().cpu() for name, x in peer.reconstruct(*given).items()}
+
+    return reconstruct
+
+
+def real_size(
+    config: ModelConfig,
+    device: str,
+    views: list[int],
+    sizes: tuple = SIZES,
+    semantic: tuple[int, int] = SEMANTIC,
+) -> Iterator[dict[str, Any]]:
+    """One result per size, number of views and implementation; then the language stage."""
+    network = random_network(config, device)
+    yield {"what": "parameters", "millions": sum(p.numel() for p in network.parameters()) / 1e6}
+    stages = TorchBackend(network)
+    for width, height in sizes:
+        for count in views:
+            images = random_images(count, width, height)
+            runs = {
+                "ours": lambda images=images: ours(stages, images),
+                "eager": lambda images=images: eager(network, images, device),
+            }
+            if device == "cuda":
+                runs["ours as CUDA graphs"] = lambda images=images: ours(
+                    _recorded(network), images
+                )
+            for name, make in runs.items():
+                line = {"what": name, "size": [width, height], "views": count}
+                with caught(line):
+                    line["seconds"] = seconds(make(), device)
+                    if (width, height) == SIZES[0] and count in TERAFLOP:
+                        line["tflop_per_s"] = TERAFLOP[count] / line["seconds"]
+                yield line
+    yield from language(stages, device, sizes[0], views, semantic)
+
+
+def _recorded(network: G2VLM) -> TorchBackend:
+    """Windows as CUDA graphs, which are compared with what is not recorded before they count."""
+    bound = MAX_DEVIATION[network.dino2llm.weight.dtype]
+    return TorchBackend(network, graphs=StageGraphs(bound))
+
+
+def language(
+    stages: TorchBackend,
+    device: str,
+    size: tuple[int, int],
+    views: list[int],
+    semantic_size: tuple[int, int],
+) -> Iterator[dict[str, Any]]:
+    """Prefill of an image and of a question, and decoding, behind windows of each size."""
+    width, height = size
+    (image,) = random_images(1, *semantic_size)
+    semantic = stages.encode_semantics(image)
+    merge = PATCH_PX * stages.config.vision.merge
+    yield {
+        "what": "encode_semantics",
+        "seconds": seconds(
+            lambda: stages.encode_semantics(random_images(1, *semantic_size)[0]), device
+        ),
+    }
+    for count in views:
+        cache, walk = stages.new_cache(), TokenCursor(SPECIAL)
+        stages.language(walk.text(PROMPT), cache)
+        features = stages.encode_geometry(random_images(count, width, height))
+        grid_hw = (height // PATCH_PX, width // PATCH_PX)
+        stages.geometry(features, walk.geometry(count, grid_hw), cache)
+        square = walk.semantic((semantic_size[1] // merge, semantic_size[0] // merge))
+        line = {"what": "language", "views": count, "cached": cache.length}
+        line["image_prefill_s"] = seconds(
+            lambda cache=cache, square=square: stages.language(square, cache.fork(), semantic),
+            device,
+        )
+        question = walk.text(np.arange(20, 84))
+        line["text_prefill_s"] = seconds(
+            lambda cache=cache, question=question: stages.language(question, cache.fork()), device
+        )
+        yield line
+
+
+def filled_cache(stages: TorchBackend, tokens: int) -> TorchCache:
+    """A cache of random keys and values."""
+    text, weight = stages.config.text, stages.network.dino2llm.weight
+    shape = (1, text.kv_heads, tokens, text.head_dim)
+    cache = stages.new_cache()
+    for layer in range(text.layers):
+        keys, values = (torch.randn(shape, device=weight.device).to(weight.dtype) for _ in "kv")
+        cache.extend(layer, keys, values)
+    return cache
+
+
+def decoding(
+    network: G2VLM, device: str, lengths: Sequence[int], steps: int = 16
+) -> Iterator[dict[str, Any]]:
+    """Seconds per token behind caches of these lengths, by each design."""
+    for length in lengths:
+        designs = {"growing cache": TorchBackend(network, fixed_shapes=False)}
+        if device == "cuda":
+            designs["fixed shapes, CUDA graph"] = TorchBackend(network, fixed_shapes=True)
+        for name, stages in designs.items():
+            line = {"what": name, "cached": length}
+            with caught(line), torch.inference_mode():
+                cache = filled_cache(stages, length)
+
+                def run(stages: TorchBackend = stages, cache: TorchCache = cache) -> None:
+                    fork = cache.fork()
+                    with contextlib.closing(stages.decode(30, fork.length, fork)) as tokens:
+                        for _ in range(steps):
+                            next(tokens)
+
+                line["s_per_token"] = seconds(run, device, rounds=3, warm_up=1) / steps
+                line["fell_back"] = name != "growing cache" and not stages.fixed_shapes
+            yield line
+        line = {"what": "fixed shapes, no graph", "cached": length}
+        with caught(line), torch.inference_mode():
+            stages = TorchBackend(network, fixed_shapes=False)
+            cache = filled_cache(stages, length)
+            decoder = TokenDecoder(network, cache, bucket(length + steps), capture=False)
+
+            def run_steps(decoder: TokenDecoder = decoder, cache: TorchCache = cache) -> None:
+                decoder.start(30, cache.length, cache)
+                for _ in range(steps):
+                    decoder.step()
+                decoder.newest(1)
+
+            line["s_per_token"] = seconds(run_steps, device, 3, 1) / steps
+        yield line
+
+
+def random_images(views: int, width: int, height: int) -> np.ndarray:
+    coarse = np.random.default_rng(0).integers(0, 256, (views, height // 14, width // 14, 3))
+    return coarse.astype(np.uint8).repeat(14, axis=1).repeat(14, axis=2)

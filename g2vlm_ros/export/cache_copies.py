@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Two graphs without weights that copy keys and values inside a device.
+
+For ONNX Runtime, whose Python copies whole arrays only: `store` puts tokens into a buffer from a
+place on, and its output is bound to the memory of its input; `load` reads the first tokens.
+"""
+
+from __future__ import annotations
+
+import onnx
+from onnx import ModelProto, NodeProto, TensorProto, helper
+
+from g2vlm_ros.checkpoint.config import TextConfig
+from g2vlm_ros.checkpoint.onnx_manifest import CACHE_GRAPHS
+from g2vlm_ros.export.kv_graphs import SCATTER_OPSET
+
+IR_VERSION = 11
+"""The first that knows opset 24's types; what ONNX Runtime since 1.23 reads."""
+ELEMENTS = {
+    "float32": TensorProto.FLOAT,
+    "float16": TensorProto.FLOAT16,
+    "int8": TensorProto.FLOAT,
+}
+"""dtype of an export -> type of its keys and values."""
+
+
+def copying_graphs(text: TextConfig, dtype: str) -> dict[str, ModelProto]:
+    """`store` and `load` for buffers (layers, kv_heads, places, head_dim) of a type."""
+    element = ELEMENTS[dtype]
+
+    def array(name: str, tokens: str) -> onnx.ValueInfoProto:
+        shape = [text.layers, text.kv_heads, tokens, text.head_dim]
+        return helper.make_tensor_value_info(name, element, shape)
+
+    stored = helper.make_tensor_value_info("stored", TensorProto.INT64, [1])
+    buffer = array("buffer", "places")
+    store = [
+        _integers("layers", [text.layers]),
+        helper.make_node("Expand", ["stored", "layers"], ["places_of_layers"]),
+        helper.make_node(
+            "TensorScatter", ["buffer", "tokens", "places_of_layers"], ["written"], axis=-2
+        ),
+    ]
+    load = [
+        _integers("first", [0]),
+        _integers("axis", [2]),
+        helper.make_node("Slice", ["buffer", "first", "stored", "axis"], ["tokens"]),
+    ]
+    graphs = (
+        helper.make_graph(
+            store, "store", [buffer, array("tokens", "new"), stored], [array("written", "places")]
+        ),
+        helper.make_graph(load, "load", [buffer, stored], [array("tokens", "cached")]),
+    )
+    opset = [helper.make_opsetid("", SCATTER_OPSET)]
+    models = (helper.make_model(g, opset_imports=opset, ir_version=IR_VERSION) for g in graphs)
+    return dict(zip(CACHE_GRAPHS, models, strict=True))
+
+
+def _integers(name: str, values: list[int]) -> NodeProto:
+    return helper.make_node("Constant", [], [name], value_ints=values)

@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Work on a GPU recorded once and replayed: CUDA graphs in torch.
+
+Below some four views a window's time on an H100 was launches and Python, about 100 ms whatever
+its size. A graph has neither; it is of one number of views and one size of images.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+MAX_GRAPHS = 12
+"""Graphs that are kept: each holds the memory of its stage. Three stages at four shapes."""
+Function = Callable[..., tuple[Tensor, ...]]
+
+
+def captured(run: Callable[[], None]) -> Callable[[], None]:
+    """Records what `run` puts on the GPU; what it returns does that again."""
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):  # a first run chooses kernels and allocates, off the graph
+        for _ in range(2):
+            run()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        run()
+    return graph.replay
+
+
+@dataclass
+class Recorded:
+    """A function with memory of its own for what goes in and what comes out."""
+
+    inputs: list[Tensor]
+    outputs: tuple[Tensor, ...] = ()
+    replay: Callable[[], None] = lambda: None
+
+    def __call__(self, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        for own, given in zip(self.inputs, inputs, strict=True):
+            own.copy_(given)
+        self.replay()
+        return tuple(output.clone() for output in self.outputs)
+
+
+class StageGraphs:
+    """Stages recorded as graphs, one for each stage and shapes of its inputs."""
+
+    def __init__(
+        self,
+        max_deviation: float,
+        record: Callable[[Callable[[], None]], Callable[[], None]] = captured,
+    ):
+        """max_deviation: largest ||output - want|| / ||want|| of the first replay."""
+        self._max_deviation, self._record = max_deviation, record
+        self._graphs: OrderedDict[tuple, Recorded] = OrderedDict()
+
+    def run(self, stage: str, function: Function, *inputs: Tensor) -> tuple[Tensor, ...]:
+        """What the function gives. RuntimeError where its graph gives something else."""
+        key = (stage, *((tuple(x.shape), x.dtype) for x in inputs))
+        if key not in self._graphs:
+            want = function(*inputs)
+            self._graphs[key] = recorded = self._recorded(function, inputs)
+            self._compare(stage, recorded(inputs), want)
+            while len(self._graphs) > MAX_GRAPHS:
+                self._graphs.popitem(last=False)
+            return want
+        self._graphs.move_to_end(key)
+        return self._graphs[key](inputs)
+
+    def _recorded(self, function: Function, inputs: tuple[Tensor, ...]) -> Recorded:
+        recorded = Recorded([x.clone() for x in inputs])
+
+        def run() -> None:
+            recorded.outputs = function(*recorded.inputs)
+
+        recorded.replay = self._record(run)
+        return recorded
+
+    def _compare(self, stage: str, results: tuple[Tensor, ...], want: tuple[Tensor, ...]) -> None:
+        for result, exact in zip(results, want, strict=True):
+            if not torch.isfinite(exact).all():
+                continue  # the stage itself is wrong, and says so
+            difference = (result.double() - exact.double()).norm()
+            error = float(difference / exact.double().norm().clamp(min=1e-12))
+            if not error <= self._max_deviation:
+                raise RuntimeError(
+                    f"the graph of {stage} is off by {error:.2g} of its size, above "
+                    f"{self._max_deviation}"
+                )
