@@ -12,6 +12,7 @@ from __future__ import annotations
 import time
 from collections import OrderedDict
 from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +29,8 @@ MAX_RESULTS = 96
 need, so this bounds those that do not."""
 MAX_ROBOTS = 16
 """Whose results are kept; the one that has been silent longest goes."""
+MAX_DECODED = 64
+"""Tokens of one step, so that no caller keeps the device from the others for long."""
 TOP_LOGITS = 32
 """Logits that go back of one token: the largest. All of a vocabulary of 152 k are 0.6 MB."""
 
@@ -135,15 +138,27 @@ class StageService:
             return Result(), geometry_arrays(raw)
         if stage == "fetch":
             return Result(), {"values": backend.fetch(features)}
-        known = results[inputs["cache"]].cache if "cache" in inputs else None
-        cache = backend.new_cache() if known is None else known.fork()
+        if stage == "logits":
+            logits = backend.logits(features)
+            return Result(), {"logits": logits} if all_logits else top(logits)
+        stored = results[inputs["cache"]].cache if "cache" in inputs else None
+        cache = backend.new_cache() if stored is None else stored.fork()
+        if stage == "decode":
+            return Result(cache=cache), {"ids": self._decoded(step, cache)}
         segment = segment_of(step["segment"], arrays)
         if stage == "geometry":
             return Result(backend.geometry(features, segment, cache), cache), {}
         if stage == "language":
-            logits = backend.language(segment, cache, features)
-            return Result(cache=cache), {"logits": logits} if all_logits else top(logits)
+            return Result(backend.language(segment, cache, features), cache), {}
         raise ValueError(f"no stage '{stage}'")
+
+    def _decoded(self, step: Mapping[str, Any], cache: Any) -> np.ndarray:
+        """int64 (count,): the ids behind the token of a step."""
+        count = min(int(step["count"]), MAX_DECODED)
+        with closing(
+            self._backend.decode(int(step["token"]), int(step["position"]), cache)
+        ) as tokens:
+            return np.array([next(tokens) for _ in range(count)], np.int64)
 
 
 def top(logits: np.ndarray) -> Arrays:

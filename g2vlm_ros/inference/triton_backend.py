@@ -14,7 +14,7 @@ import logging
 import time
 import uuid
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -25,6 +25,7 @@ from g2vlm_ros.checkpoint.config import PATCH_PX, ModelConfig
 from g2vlm_ros.checkpoint.digest import model_version
 from g2vlm_ros.checkpoint.prompt_layout import Segment
 from g2vlm_ros.inference.backend import open_backend
+from g2vlm_ros.inference.decoding_state import STEPS_AHEAD
 from g2vlm_ros.inference.input_checks import check_images
 from g2vlm_ros.inference.stage_service import Arrays, StageService, segment_header
 from g2vlm_ros.records import NonFiniteError, RawGeometry, UnfitError
@@ -219,21 +220,35 @@ class TritonBackend:
         more = {"grid_hw": list(grid_hw), "global_points": global_points}
         return RawGeometry(**self._run(self._noted(Step("heads", features=hidden, more=more))))
 
-    def language(
-        self, segment: Segment, cache: RemoteCache, features: Step | None = None
-    ) -> np.ndarray:
-        before = cache.fork()
-        step = self._append("language", segment, cache, features)
-        try:
-            arrays = self._run(step)
-        except Exception:
-            cache.move(before.step, before.length)
-            raise
+    def language(self, segment: Segment, cache: RemoteCache, features: Step | None = None) -> Step:
+        return self._append("language", segment, cache, features)
+
+    def logits(self, hidden: Step) -> np.ndarray:
+        arrays = self._run(self._noted(Step("logits", features=hidden)))
         if "logits" in arrays:
             return arrays["logits"]
         logits = np.full(self.config.text.vocab_size, -np.inf, np.float32)
         logits[arrays["top_ids"]] = arrays["top_logits"]
         return logits
+
+    def decode(self, token: int, position: int, cache: RemoteCache) -> Generator[int, None, None]:
+        while True:
+            step = self._decoding(token, position, cache, STEPS_AHEAD)
+            ids = [int(n) for n in self._run(step)["ids"]]
+            taken = 0
+            try:
+                for newest in ids:
+                    taken += 1
+                    yield newest
+            finally:
+                if 0 < taken < len(ids):  # what was fed for the ids that were taken, if asked for
+                    step = self._decoding(token, position, cache, taken)
+                cache.move(step, cache.length + taken)
+            token, position = ids[-1], position + len(ids)
+
+    def _decoding(self, token: int, position: int, cache: RemoteCache, count: int) -> Step:
+        more = {"token": int(token), "position": int(position), "count": count}
+        return self._noted(Step("decode", cache=cache.step, more=more))
 
     def _append(
         self, stage: str, segment: Segment, cache: RemoteCache, features: Step | None
