@@ -149,9 +149,11 @@ class ObjectMemory:
         """Take in what a question found in a window that was observed already."""
         placement = update.placement
         metric = placement.scale.state is ScaleState.METRIC
-        if not metric or not self._max or placement.map_id != self._map_id:
+        if not sightings or not metric or not self._max or placement.map_id != self._map_id:
             return
         with self._lock:
+            # Objects that were loaded since have no window yet.
+            self._places.setdefault(update.window.id, placement.map_from_window)
             self._associate(sightings, update)
             self._bound()
             self._version += 1

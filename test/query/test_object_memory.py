@@ -344,3 +344,7 @@ def test_what_questions_found_is_remembered_once_per_window():
             drive.memory.add(drive.update, sightings)
     found = {each.label: each.sightings for each in drive.memory.objects()}
     assert found == {"chair": 3, "table": 3}, "two questions about one window are one sighting"
+    drive.memory.replace_all(drive.memory.objects())
+    drive.memory.add(drive.update, sightings)
+    assert len(drive.memory.objects()) == 2, "after a map was loaded, too"
+    drive.memory.add(drive.update, [])
