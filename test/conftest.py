@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """ROS isolation of a test run, and the `ros` fixture and marker.
 
-Set before rclpy is imported: a domain of its own, discovery on this machine only, log files in a
-temporary folder. Nodes in subprocesses inherit it. Each process of a parallel run (`-n`) is a run.
+Set before rclpy is imported: a domain of its own, discovery on this machine only, Fast DDS as
+g2vlm_tests/fastdds.xml says, log files in a temporary folder. Nodes in subprocesses inherit it.
+Each process of a parallel run (`-n`) is a run.
 """
 
 from __future__ import annotations
@@ -10,42 +11,18 @@ from __future__ import annotations
 import importlib
 import os
 import shutil
-import socket
 import tempfile
 from collections.abc import Iterator
 from types import ModuleType
 
 import pytest
+from g2vlm_tests.dds_domain import isolate
 
-# Domains up to 101 keep every DDS port below Linux's ephemeral ones. One domain per test run: the
-# run that holds the socket has the domain.
-PORT_OF_DOMAIN_0 = 22119
-DOMAINS = range(1, 102)
-
-
-def claim_domain() -> tuple[int, socket.socket]:
-    """A ROS domain that no other test run on this machine has, with the socket that holds it."""
-    start = os.getpid() % len(DOMAINS)
-    for domain in [*DOMAINS[start:], *DOMAINS[:start]]:
-        claim = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-        try:
-            claim.bind(("127.0.0.1", PORT_OF_DOMAIN_0 + domain))
-        except OSError:
-            claim.close()
-        else:
-            return domain, claim
-    raise RuntimeError("all ROS domains from 1 to 101 are in use by other test runs")
-
-
-domain, claim = claim_domain()
+claim = isolate()
 log_folder = tempfile.mkdtemp(prefix="g2vlm_ros_test_")
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # as the executables do
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # one process for each core runs tests
-os.environ["ROS_DOMAIN_ID"] = str(domain)
-os.environ["ROS_AUTOMATIC_DISCOVERY_RANGE"] = "LOCALHOST"
 os.environ["ROS_LOG_DIR"] = log_folder
-if os.environ.get("ROS_DISTRO") == "humble":  # later ones warn about it
-    os.environ["ROS_LOCALHOST_ONLY"] = "1"
 
 
 def pytest_unconfigure() -> None:

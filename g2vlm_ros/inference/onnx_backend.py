@@ -357,6 +357,11 @@ def open_session(path: Path, device: str) -> onnxruntime.InferenceSession:
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     # Products with int4 weights would else round their activations to int8.
     options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
+    # Images and texts of many lengths: the arena keeps a block for each it ever saw, and the
+    # memory pattern of each shape. malloc gives them back: 241 MiB resident instead of 536 after
+    # 100 windows of 12 sizes with questions, in the same time.
+    options.enable_cpu_mem_arena = False
+    options.enable_mem_pattern = False
     options.log_severity_level = 3
     providers = ["CPUExecutionProvider"]
     if device == "cuda":

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import gc
 import time
 from collections import defaultdict
 from contextlib import contextmanager
@@ -128,6 +129,9 @@ class Bench:
         for node in (self.node, self.peer):
             node.destroy_node()
         rclpy.try_shutdown(context=self.context)
+        # A node is part of reference cycles; its DDS participant leaves the graph with the last.
+        del self.node, self.peer, node
+        gc.collect()
 
 
 @contextmanager

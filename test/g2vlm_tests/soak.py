@@ -16,6 +16,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 from g2vlm_ros.srv import SpatialQuery
+from g2vlm_tests.dds_domain import isolate
 from g2vlm_tests.faults.robot import robot
 from sensor_msgs.msg import PointCloud2
 
@@ -94,8 +95,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--minutes", type=float, default=10.0)
     parser.add_argument("--out", type=Path, default=Path("soak_output"))
     options = parser.parse_args(arguments)
-    os.environ["ROS_AUTOMATIC_DISCOVERY_RANGE"] = "LOCALHOST"
-    os.environ.setdefault("ROS_DOMAIN_ID", str(60 + os.getpid() % 40))
+    _claim = isolate()
     report = soak(options.minutes)
     options.out.mkdir(parents=True, exist_ok=True)
     (options.out / "soak.json").write_text(json.dumps(report, indent=1))

@@ -298,3 +298,60 @@ def test_listening_to_pictures_may_end_while_another_thread_spins(robot):
     pictures.close()
     handler.add_to_wait_set(None)
     assert robot.ask("What is there?", **OLD).success
+
+
+def stamped(kind, instant_ns, **fields):
+    """A message whose answer was given at an instant."""
+    from builtin_interfaces.msg import Time
+
+    stamp = Time(sec=instant_ns // 10**9, nanosec=instant_ns % 10**9)
+    return kind(stamp=stamp, **fields)
+
+
+def test_a_missed_picture_is_named_at_once_and_asked_for_again(made, monkeypatch):
+    """A later picture says that one's own answer came before the node found its listener."""
+    from g2vlm_ros.srv import SpatialQuery
+    from sensor_msgs.msg import Image
+    from std_msgs.msg import Header
+
+    from g2vlm_ros.ros.client.answer_images import AnswerImages
+    from g2vlm_ros.ros.client.client import SpatialClient
+    from g2vlm_ros.ros.client.errors import PictureMissedError
+
+    original, missed = AnswerImages.of, []
+
+    def of(images, answer):
+        if not missed:
+            later = stamped(Header, 2000 + images_instant_ns(answer))
+            images._received.clear()
+            images._keep(Image(header=later))
+            missed.append(answer)
+        return original(images, answer)
+
+    def images_instant_ns(answer):
+        return answer.stamp.sec * 10**9 + answer.stamp.nanosec + round(answer.age_s * 1e9)
+
+    monkeypatch.setattr(AnswerImages, "of", of)
+    with SpatialClient() as robot:
+        answer, picture = robot.ask_and_see("What is there?", **OLD)
+        assert answer.success and picture.height > 0 and answer != missed[0]
+        pictures = robot.pictures()
+        pictures._received.clear()
+        pictures._keep(Image(header=stamped(Header, 5 * 10**9)))
+        with pytest.raises(PictureMissedError, match="ask again"):
+            original(pictures, stamped(SpatialQuery.Response, 4 * 10**9), 30.0)
+        pictures.close()
+
+
+def test_clients_that_join_at_once_all_get_answers(made):
+    """Discovery between participants of one process, five at a time."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    from g2vlm_ros.ros.client.client import SpatialClient
+
+    def ask(number):
+        with SpatialClient() as robot:
+            return robot.ask(f"What is {number}?", **OLD).error_code
+
+    with ThreadPoolExecutor(5) as pool:
+        assert list(pool.map(ask, range(10))) == [0] * 10

@@ -20,8 +20,6 @@ import asyncio
 import concurrent.futures
 import contextlib
 import threading
-import time
-from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -29,13 +27,13 @@ import rclpy
 from rclpy.action import ActionClient
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.node import Node
-from rclpy.qos import DurabilityPolicy, QoSProfile
 from rclpy.task import Future
 from sensor_msgs.msg import Image
 
 from g2vlm_ros.action import AnswerSpatialQuery
+from g2vlm_ros.ros.client.answer_images import AnswerImages
+from g2vlm_ros.ros.client.errors import PictureMissedError, UnreachableError
 from g2vlm_ros.ros.client.fields import message
-from g2vlm_ros.ros.conversions import geometry
 from g2vlm_ros.ros.rclpy_workarounds import SafeEntities
 from g2vlm_ros.ros.security import security_errors
 from g2vlm_ros.srv import FindObjects, GetPoints, SpatialQuery
@@ -44,14 +42,8 @@ PATIENCE_S = 2.0
 """How long a client waits past the question's own max_wait_s before it gives the node up."""
 DISCOVERY_S = 15.0
 """How long to look for the node: DDS repeats a lost announcement every 3 s."""
-PICTURES = 8
-"""Of answers that are kept while one's own is waited for."""
-SAME_INSTANT_NS = 500
-"""An answer's instant comes as a float of its age, a picture's in whole nanoseconds."""
-
-
-class UnreachableError(ConnectionError):
-    """The node does not offer the service, or does not respond."""
+MAX_QUESTIONS_FOR_A_PICTURE = 3
+"""The first picture may be missed while the node finds the new listener; a third one was never."""
 
 
 class _Peer(SafeEntities, Node):
@@ -102,7 +94,7 @@ class _Connection:
 
     def pictures(self) -> AnswerImages:
         """Listens to the pictures of answers from now on."""
-        return AnswerImages(self._node, f"{self._name}/query/picture")
+        return AnswerImages(self._node, f"{self._name}/query/picture", DISCOVERY_S)
 
     def goal(
         self, asked: AnswerSpatialQuery.Goal, on_feedback: Callable[[Any], None] | None
@@ -120,49 +112,6 @@ class _Connection:
         self._node.destroy_node()
         if self._own_context:
             rclpy.try_shutdown(context=self._context)
-
-
-class AnswerImages:
-    """The newest pictures of answers, whoever asked, from its making on; `close` when done."""
-
-    def __init__(self, node: Any, topic: str):
-        self._node = node
-        self._received: deque[Image] = deque(maxlen=PICTURES)
-        self._came = threading.Condition()
-        qos = QoSProfile(depth=PICTURES, durability=DurabilityPolicy.TRANSIENT_LOCAL)
-        self._subscription = node.create_subscription(Image, topic, self._keep, qos)
-        deadline = time.monotonic() + DISCOVERY_S
-        while not node.count_publishers(topic):
-            if time.monotonic() > deadline:
-                self.close()
-                raise UnreachableError(f"{topic} is not offered; start the perception node")
-            time.sleep(0.02)
-
-    def of(self, answer: SpatialQuery.Response, timeout_s: float = DISCOVERY_S) -> Image:
-        """The picture of an answer: the one stamped with its instant."""
-        instant_ns = geometry.stamp_ns(answer.stamp) + round(answer.age_s * 1e9)
-
-        def own() -> Image | None:
-            stamps = ((p, geometry.stamp_ns(p.header.stamp)) for p in self._received)
-            return next((p for p, ns in stamps if abs(ns - instant_ns) <= SAME_INSTANT_NS), None)
-
-        with self._came:
-            picture = self._came.wait_for(own, timeout_s)
-        if picture is None:
-            raise UnreachableError(
-                "the picture of the answer did not come: others were asked about meanwhile; ask "
-                "again"
-            )
-        return picture
-
-    def close(self) -> None:
-        """Stop listening."""
-        self._node.destroy_subscription(self._subscription)
-
-    def _keep(self, picture: Image) -> None:
-        with self._came:
-            self._received.append(picture)
-            self._came.notify_all()
 
 
 class _Goal:
@@ -252,8 +201,17 @@ class SpatialClient:
     def ask_and_see(
         self, question: str, **fields: Any
     ) -> tuple[SpatialQuery.Response, Image | None]:
-        """The answer, and what it rests on drawn on the camera images (None without answer)."""
+        """The answer, and what it rests on drawn on the camera images (None without answer).
+
+        Asks again where the picture was missed.
+        """
         with contextlib.closing(self.pictures()) as pictures:
+            for _ in range(MAX_QUESTIONS_FOR_A_PICTURE - 1):
+                answer = self.ask(question, **fields)
+                try:
+                    return answer, pictures.of(answer) if answer.success else None
+                except PictureMissedError:
+                    pass
             answer = self.ask(question, **fields)
             return answer, pictures.of(answer) if answer.success else None
 

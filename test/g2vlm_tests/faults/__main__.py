@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from g2vlm_tests.dds_domain import isolate
 from g2vlm_tests.faults import inputs, processes, requests
 from g2vlm_tests.faults.robot import CHECKPOINT, ROOT, Case, Robot, Seen, robot
 
@@ -112,8 +113,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--page", type=Path, help="write the table as a page")
     parser.add_argument("--only", default="", help="cases whose description holds this")
     options = parser.parse_args(arguments)
-    os.environ["ROS_AUTOMATIC_DISCOVERY_RANGE"] = "LOCALHOST"
-    os.environ.setdefault("ROS_DOMAIN_ID", str(60 + os.getpid() % 40))
+    _claim = isolate()
     rows = []
     print("\n".join(TABLE))
     for result in everything(options.only):

@@ -13,6 +13,7 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from g2vlm_tests.dds_domain import isolate
 from g2vlm_tests.fuzz.door import Door, escapes, scratch
 from g2vlm_tests.fuzz.file_doors import doors, torch_doors
 
@@ -54,8 +55,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--only", default="", help="doors whose name holds this")
     parser.add_argument("--out", type=Path, help="write the table as JSON")
     options = parser.parse_args(arguments)
-    os.environ["ROS_AUTOMATIC_DISCOVERY_RANGE"] = "LOCALHOST"
-    os.environ.setdefault("ROS_DOMAIN_ID", str(60 + os.getpid() % 40))
+    _claim = isolate()
     # Decoders in C complain of every damaged picture; Python still says what it has to.
     sys.stderr = os.fdopen(os.dup(2), "w", buffering=1)
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
