@@ -111,6 +111,11 @@ class CachedWindow:
             self._selections[key] = ViewSelection(self.update, key)
         return self._selections[key]
 
+    def gap_s(self, stamp_ns: int) -> float:
+        """Seconds between a moment and the view nearest to it."""
+        frames = self.update.window.frames
+        return min(abs(frame.stamp_ns - stamp_ns) for frame in frames) * 1e-9
+
 
 @dataclass(eq=False)
 class Dialogue:
@@ -141,6 +146,10 @@ class ContextStore:
     def _same(one: PerceivedWindow, other: PerceivedWindow) -> bool:
         """Whether a window came once more because its cameras stand still."""
         return (one.window.id, one.session) == (other.window.id, other.session)
+
+    def nearest(self, stamp_ns: int) -> CachedWindow | None:
+        """The window with the view nearest to a moment; None while there is no window."""
+        return min(self.recent, key=lambda window: window.gap_s(stamp_ns), default=None)
 
     def dialogue(self, name: str) -> Dialogue | None:
         """The conversation of that name, if it is still remembered."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""SpatialQuery: a request decoded to a `Query`, a `Result` encoded into a response.
+"""SpatialQuery: a request decoded to a `Query`, an answer or refusal encoded into a response.
 
 A goal of AnswerSpatialQuery has the fields of a request, its result those of a response.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,7 +25,8 @@ from g2vlm_ros.query.prompts import Mark, Reference
 from g2vlm_ros.query.question_parser import REQUEST_FORMS, AnswerType
 from g2vlm_ros.query.types import Detection, Query, ReferenceFrame, Result
 from g2vlm_ros.ros.conversions import geometry
-from g2vlm_ros.ros.service_errors import Codes, RequestError, invalid
+from g2vlm_ros.ros.question import Question
+from g2vlm_ros.ros.service_errors import Codes, RequestError, invalid, refuse
 
 MAX_CHARACTERS = 512
 MAX_OBJECTS = 8
@@ -233,17 +234,49 @@ class Target:
         return (turn @ covariance @ turn.T).ravel()
 
 
-def clear(response: Any, kind: int) -> None:
-    """What the fields of a response hold while there is no answer."""
+@dataclass(frozen=True)
+class Answer:
+    """A result, the views that it is of, the frame of its places, and when it was given."""
+
+    result: Result
+    selection: ViewSelection
+    target: Target
+    stamp_ns: int
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Why there is no answer: an error code, a sentence with the remedy, and when it was said."""
+
+    code: int
+    sentence: str
+    stamp_ns: int
+
+
+def encode(question: Question, outcome: Answer | Refusal, model_version: str) -> Any:
+    """The response to a question: its answer or refusal, its window, and how it came about."""
+    response, progress = question.response_type(), question.progress
+    kind = question.request.answer_kind
     response.answer_kind = kind if kind != AnswerType.AUTO else int(AnswerType.TEXT)
     response.number = response.scale_relative_std = math.nan
     response.confidence = -1.0
+    if progress.selection is not None:
+        _encode_window(progress.selection, outcome.stamp_ns, response)
+    if isinstance(outcome, Answer):
+        _encode_result(outcome, response)
+        response.success = True
+    else:
+        refuse(response, outcome.code, outcome.sentence)
+    response.reasoning = list(progress.steps)
+    times_s = dict(progress.stage_times_s)  # the device's thread may still be adding to it
+    response.stage_names, response.stage_times_s = list(times_s), list(times_s.values())
+    response.model_version = model_version
+    return response
 
 
-def encode(
-    result: Result, selection: ViewSelection, target: Target, answered_ns: int, response: Any
-) -> Any:
-    """The response with an answer in it; positions and objects only where lengths are metres."""
+def _encode_result(answer: Answer, response: Any) -> None:
+    """Positions and objects only where lengths are metres."""
+    result, selection, target = answer.result, answer.selection, answer.target
     response.answer, response.answer_kind = result.text, int(result.kind)
     response.yes_no = bool(result.yes_no)
     if result.number is not None:
@@ -263,32 +296,20 @@ def encode(
         response.objects = [_object(thing, selection, target) for thing in things]
     for thing in result.things:
         response.evidence += [_evidence(region, selection) for region in thing.regions]
-    describe_window(response, selection, answered_ns)
     if result.remembered is not None:
         response.remembered = True
         response.stamp = geometry.stamp(result.remembered.last_seen_ns)
-        response.age_s = (answered_ns - result.remembered.last_seen_ns) * 1e-9
-    return response
+        response.age_s = (answer.stamp_ns - result.remembered.last_seen_ns) * 1e-9
 
 
-def describe_window(response: Any, selection: ViewSelection, answered_ns: int) -> None:
+def _encode_window(selection: ViewSelection, stamp_ns: int, response: Any) -> None:
     """Which window an answer or a refusal is about, and what its lengths mean."""
     placement = selection.update.placement
     response.scale_state = int(placement.scale.state)
     response.scale_relative_std = float(placement.scale.relative_std)
     response.stamp = geometry.stamp(selection.stamp_ns)
-    response.age_s = (answered_ns - selection.stamp_ns) * 1e-9
+    response.age_s = (stamp_ns - selection.stamp_ns) * 1e-9
     response.window_id = selection.update.window.id
-
-
-def describe_work(
-    response: Any, steps: Sequence[str], stage_times_s: Mapping[str, float], model_version: str
-) -> None:
-    """How an answer or a refusal came about."""
-    response.reasoning = list(steps)
-    response.stage_names = list(stage_times_s)
-    response.stage_times_s = list(stage_times_s.values())
-    response.model_version = model_version
 
 
 def _evidence(region: Region, selection: ViewSelection) -> ImageRegion:

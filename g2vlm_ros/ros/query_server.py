@@ -25,12 +25,12 @@ from g2vlm_ros.query.grounding import NoLanguageError, OutOfTimeError
 from g2vlm_ros.query.object_memory import ObjectMemory
 from g2vlm_ros.query.types import Abstention
 from g2vlm_ros.ros import query_messages
-from g2vlm_ros.ros.deadline import Deadline
 from g2vlm_ros.ros.deferred_service import ClientTracker, DeferredService
 from g2vlm_ros.ros.inference_scheduler import BusyError, InferenceScheduler
+from g2vlm_ros.ros.query_messages import Refusal
 from g2vlm_ros.ros.query_worker import Feedback, NotYetError, QueryWorker
-from g2vlm_ros.ros.question import Question
-from g2vlm_ros.ros.service_errors import Codes, RequestError, inactive, refuse
+from g2vlm_ros.ros.question import Deadline, Question
+from g2vlm_ros.ros.service_errors import Codes, RequestError, inactive
 from g2vlm_ros.ros.tf_lookup import TfLookupError
 from g2vlm_ros.ros.window_source import WindowSource
 from g2vlm_ros.settings import Settings
@@ -84,7 +84,13 @@ class QueryServer:
         self._model_version, self._device = model_version, device
         self._windows = windows
         self.worker = QueryWorker(
-            node, perception, settings, windows, device.yield_to_others, objects
+            node,
+            perception,
+            settings,
+            model_version,
+            windows,
+            device.yield_to_others,
+            objects,
         )
         self._goals: dict[bytes, Question] = {}
         self._lock = threading.Lock()
@@ -128,7 +134,8 @@ class QueryServer:
             waiting = list(self._goals.values())
         for question in waiting:
             if not question.done.is_set():
-                refuse(question.response, Codes.INACTIVE, "the node was cleaned up meanwhile")
+                sentence = "the node was cleaned up meanwhile"
+                question.response = self._refuse(question, Codes.INACTIVE, sentence)
                 question.done.set()
         self._action.destroy()
         self.worker.close()
@@ -141,7 +148,7 @@ class QueryServer:
         """A question of the service: its response is sent when it is there, or its time over."""
         question = Question(
             request,
-            SpatialQuery.Response(),
+            SpatialQuery.Response,
             Deadline(request.max_wait_s),
             quick=True,
             client=f"service {client}",
@@ -162,17 +169,13 @@ class QueryServer:
         question.deadline.give_up()
         if question.future is not None:
             question.future.cancel()
-        response = SpatialQuery.Response()
-        query_messages.clear(response, question.request.answer_kind)
-        response.model_version = self._model_version
-        refuse(response, Codes.TIMEOUT, _too_late(question))
-        question.reply(response)
+        question.reply(self._refuse(question, Codes.TIMEOUT, _too_late(question)))
 
     def _accept(self, goal: Any) -> None:
         """A goal of the action was accepted; its answer is delivered when it is there."""
         question = Question(
             goal.request,
-            AnswerSpatialQuery.Result(),
+            AnswerSpatialQuery.Result,
             Deadline(goal.request.max_wait_s, lambda: goal.is_cancel_requested),
             quick=False,
             client=f"action {self._action.client_of(goal)}",
@@ -219,8 +222,7 @@ class QueryServer:
         question = self._goals.get(bytes(goal.goal_id.uuid))
         if question is None or question.future is None or not question.future.cancel():
             return
-        refuse(question.response, Codes.UNKNOWN, "the goal was cancelled")
-        self._end(question)
+        self._end(question, self._refuse(question, Codes.UNKNOWN, "the goal was cancelled"))
         goal.execute()
 
     # Queue -----------------------------------------------------------------------------------
@@ -228,7 +230,6 @@ class QueryServer:
     def _take(self, question: Question) -> bool:
         """Check a question and queue it; False, with its response sent, where it is refused."""
         try:
-            query_messages.clear(question.response, question.request.answer_kind)
             if not self._windows.is_active():
                 raise inactive()
             query_messages.check(question.request, self._settings.cameras, self.worker.now_ns())
@@ -236,12 +237,9 @@ class QueryServer:
             question.after_window = newest[0].window.id if newest else 0
             self._queue(question)
             return True
-        except RequestError as error:
-            refuse(question.response, error.code, str(error))
-        except Exception as error:
-            self._fail(question, error)
-        self._end(question)
-        return False
+        except Exception as error:  # a question that ends without a response would never end
+            self._end(question, self._response_to(error, question))
+            return False
 
     def _queue(self, question: Question) -> None:
         try:
@@ -258,61 +256,55 @@ class QueryServer:
         try:
             self._queue(question)
         except RequestError as error:
-            refuse(question.response, error.code, str(error))
-            self._finish(question)
+            self._finish(question, self._response_to(error, question))
 
     def _work(self, question: Question) -> None:
         """Answer one question on the device's thread; whatever happens is said in its response."""
         try:
-            self.worker.answer(question)
-            question.response.success = True
+            response = self.worker.answer(question)
         except NotYetError:
             timer = threading.Timer(RETRY_S, self._again, [question])
             timer.daemon = True
             timer.start()
             return
         except Exception as error:  # a question that ends without a response would never end
-            self._refuse(question, error)
+            response = self._response_to(error, question)
         except BaseException as error:
-            self._fail(question, error)
-            self._finish(question)
+            self._finish(question, self._response_to(error, question))
             raise
-        self._finish(question)
+        self._finish(question, response)
 
-    def _refuse(self, question: Question, error: Exception) -> None:
-        """Why there is no answer, as a code and a sentence."""
-        response = question.response
-        if question.selection is not None:
-            query_messages.describe_window(response, question.selection, self.worker.now_ns())
+    def _response_to(self, error: BaseException, question: Question) -> Any:
+        """The response that says why there is no answer, as a code and a sentence."""
         if isinstance(error, RequestError):
-            refuse(response, error.code, str(error))
-        elif isinstance(error, Abstention):
-            refuse(response, getattr(Codes, error.reason.name), str(error))
-        elif isinstance(error, TfLookupError):
-            refuse(response, Codes.TF_ERROR, str(error))
-        elif isinstance(error, NoLanguageError):
-            refuse(
-                response,
+            return self._refuse(question, error.code, str(error))
+        if isinstance(error, Abstention):
+            return self._refuse(question, getattr(Codes, error.reason.name), str(error))
+        if isinstance(error, TfLookupError):
+            return self._refuse(question, Codes.TF_ERROR, str(error))
+        if isinstance(error, NoLanguageError):
+            return self._refuse(
+                question,
                 Codes.NO_MODEL,
                 "the language of this checkpoint is not trained; mark what you mean with a pixel "
                 "or box, give query.detections_topic, or load a checkpoint that answers",
             )
-        elif not isinstance(error, OutOfTimeError):
-            self._fail(question, error)
-        elif question.deadline.cancelled():
-            refuse(response, Codes.UNKNOWN, "the goal was cancelled")
-        elif not self._windows.is_active():
-            refuse(response, Codes.INACTIVE, "the node was deactivated meanwhile")
-        else:
-            refuse(response, Codes.TIMEOUT, _too_late(question))
+        if not isinstance(error, OutOfTimeError):
+            self._windows.log_failure("a question", error)
+            return self._refuse(question, Codes.UNKNOWN, f"{type(error).__name__}: {error}")
+        if question.deadline.cancelled():
+            return self._refuse(question, Codes.UNKNOWN, "the goal was cancelled")
+        if not self._windows.is_active():
+            return self._refuse(question, Codes.INACTIVE, "the node was deactivated meanwhile")
+        return self._refuse(question, Codes.TIMEOUT, _too_late(question))
 
-    def _fail(self, question: Question, error: BaseException) -> None:
-        self._windows.log_failure("a question", error)
-        refuse(question.response, Codes.UNKNOWN, f"{type(error).__name__}: {error}")
+    def _refuse(self, question: Question, code: int, sentence: str) -> Any:
+        refusal = Refusal(code, sentence, self.worker.now_ns())
+        return query_messages.encode(question, refusal, self._model_version)
 
-    def _finish(self, question: Question) -> None:
+    def _finish(self, question: Question, response: Any) -> None:
         """Send the response, and publish it; starts the delivery of a goal never begun."""
-        self._end(question)
+        self._end(question, response)
         try:
             self.worker.publish_answer(question)
         except Exception as error:  # the node may be closing; the answer goes out
@@ -320,14 +312,12 @@ class QueryServer:
         if not question.quick and not question.executing:
             question.feedback(Feedback.ANSWERING, "")
 
-    def _end(self, question: Question) -> None:
-        query_messages.describe_work(
-            question.response, question.steps, question.stage_times_s, self._model_version
-        )
+    def _end(self, question: Question, response: Any) -> None:
+        question.response = response
         question.done.set()
         if question.timer is not None:
             question.timer.cancel()
-        question.reply(question.response)
+        question.reply(response)
 
 
 def _once(reply: Callable[[Any], None]) -> Callable[[Any], None]:

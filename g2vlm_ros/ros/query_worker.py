@@ -26,13 +26,13 @@ from g2vlm_ros.query.object_measurement import Object3D
 from g2vlm_ros.query.object_memory import ObjectMemory
 from g2vlm_ros.query.prompts import Mark
 from g2vlm_ros.query.question_parser import THIS, AnswerType
-from g2vlm_ros.query.types import Result
+from g2vlm_ros.query.types import Query, Result
 from g2vlm_ros.ros import query_messages
 from g2vlm_ros.ros.answer_image_publisher import AnswerImagePublisher
 from g2vlm_ros.ros.conversions import geometry
 from g2vlm_ros.ros.inputs.detections import Detections
 from g2vlm_ros.ros.publishers import LATCHED
-from g2vlm_ros.ros.query_messages import Target
+from g2vlm_ros.ros.query_messages import Answer, Target
 from g2vlm_ros.ros.question import Question
 from g2vlm_ros.ros.service_errors import Codes, RequestError, check_age, invalid
 from g2vlm_ros.ros.tf_lookup import TfLookup
@@ -59,11 +59,13 @@ class QueryWorker:
         node: LifecycleNode,
         perception: Perception,
         settings: Settings,
+        model_version: str,
         windows: WindowSource,
         yield_to_others: Callable[[], None],
         objects: ObjectMemory,
     ):
         self._node, self._perception, self._settings = node, perception, settings
+        self._model_version = model_version
         self._windows, self._objects = windows, objects
         self._yield_to_others = yield_to_others
         self._context = ContextStore(settings.query.windows, settings.query.dialogues)
@@ -113,16 +115,18 @@ class QueryWorker:
         """How many windows are held, and the names of the conversations."""
         return len(self._context.recent), self._context.dialogues()
 
-    def answer(self, question: Question) -> None:
-        """Fill in the response; raises what `QueryServer` turns into codes."""
+    def answer(self, question: Question) -> Any:
+        """The response, decoded, answered and encoded; `QueryServer` turns what it raises into
+        codes."""
         self._check_time(question)
+        request, progress = question.request, question.progress
         window = self._window(question)
         question.feedback(Feedback.ANSWERING, "")
-        selection = window.select(self._views(window.update, question.request.camera_ids))
-        question.selection = selection
-        target = self._target_of(question.request.target_frame, selection)
+        selection = window.select(self._views(window.update, request.camera_ids))
+        progress.selection = selection
+        target = self._target_of(request.target_frame, selection)
         query = query_messages.decode(
-            question.request,
+            request,
             selection,
             self.detections.of(selection),
             self._objects.objects(),
@@ -130,42 +134,45 @@ class QueryWorker:
             self._settings.query.robot_width_m,
             self.now_ns(),
         )
+        result = self._answer_query(question, query, selection)
+        self._remember_things(result.things, selection)
+        outcome = Answer(result, selection, target, self.pictures.stamp_ns())
+        response = query_messages.encode(question, outcome, self._model_version)
+        self._publish_target(response, result, selection)
+        self.pictures.show(outcome.stamp_ns, request.question, result, selection)
+        if request.dialogue:
+            self._context.add_turn(request.dialogue, window, query.question, result.text)
+        return response
+
+    def _answer_query(self, question: Question, query: Query, selection: ViewSelection) -> Result:
+        """The result; the time that no stage of the model took is that of measuring."""
+        start = time.perf_counter()
         answerer = Answerer(
             selection.points,
             query,
             functools.partial(self._ask_model, question, selection),
             selection.pointed if self._perception.can_point else None,
         )
-        question.steps = answerer.steps
-        result = self._timed(question, answerer.answer)
-        self._remember_things(result.things, selection)
-        answered_ns = self.pictures.stamp_ns()
-        query_messages.encode(result, selection, target, answered_ns, question.response)
-        self._publish(question, result, selection, answered_ns)
-        if question.request.dialogue:
-            self._context.add_turn(question.request.dialogue, window, query.question, result.text)
+        question.progress.steps = answerer.steps
+        result = answerer.answer()
+        stages_s = sum(question.progress.stage_times_s.values())
+        measure_s = time.perf_counter() - start - stages_s
+        question.progress.stage_times_s["measure"] = max(0.0, measure_s)
+        return result
 
     def _remember_things(self, things: Sequence[Object3D], selection: ViewSelection) -> None:
         """What a request's box or the model's pointing showed becomes an object of the map."""
         if selection.views != tuple(range(len(selection.update.window.frames))):
             return
-        shown = [
+        sized = [
             thing
             for thing in things
             if thing.source in ("request", "model")
             and np.isfinite(thing.size).all()
             and not THIS.match(thing.label)
         ]
-        sightings = sightings_of(selection.update, selection.points, shown, selection.corners)
+        sightings = sightings_of(selection.update, selection.points, sized, selection.corners)
         self._objects.add(selection.update, sightings)
-
-    def _timed(self, question: Question, answer: Callable[[], Result]) -> Result:
-        """The result; the time that no stage of the model took is that of measuring."""
-        start = time.perf_counter()
-        result = answer()
-        spent = time.perf_counter() - start - sum(question.stage_times_s.values())
-        question.stage_times_s["measure"] = max(0.0, spent)
-        return result
 
     def _check_time(self, question: Question, more_s: float = 0.0) -> None:
         if question.deadline.over(more_s) or not self._windows.is_active():
@@ -211,13 +218,8 @@ class QueryWorker:
     def _window_at(self, stamp_ns: int, max_gap_s: float) -> CachedWindow:
         """The held window with a view nearest to a moment; max_age_s bounds how near."""
         self._newest()
-        nearest, nearest_gap_ns = None, 0
-        for window in self._context.recent:
-            frames = window.update.window.frames
-            gap_ns = min(abs(frame.stamp_ns - stamp_ns) for frame in frames)
-            if nearest is None or gap_ns < nearest_gap_ns:
-                nearest, nearest_gap_ns = window, gap_ns
-        if nearest is None or nearest_gap_ns * 1e-9 > max_gap_s:
+        nearest = self._context.nearest(stamp_ns)
+        if nearest is None or nearest.gap_s(stamp_ns) > max_gap_s:
             raise RequestError(
                 Codes.NO_GEOMETRY,
                 "no window of that moment is kept any more; ask sooner, or raise query.windows",
@@ -261,7 +263,7 @@ class QueryWorker:
         then is worth more. NoLanguageError where the checkpoint has no trained language.
         """
         deadline = question.deadline
-        self._check_time(question, question.last_words_s + deadline.spare_s)
+        self._check_time(question, question.progress.last_words_s + deadline.spare_s)
         if not self._perception.speaks:
             raise NoLanguageError
         request = question.request
@@ -287,9 +289,8 @@ class QueryWorker:
             on_text=None if question.quick else on_text,
             should_stop=should_stop,
         )
-        for stage, spent_s in answer.stage_times_s.items():
-            question.stage_times_s[stage] = question.stage_times_s.get(stage, 0.0) + spent_s
-        question.last_words_s = answer.stage_times_s["decode"]
+        question.progress.add_times(answer.stage_times_s)
+        question.progress.last_words_s = answer.stage_times_s["decode"]
         if not answer.finished:
             self._check_time(question, deadline.spare_s)
         question.feedback(Feedback.ANSWERING, answer.text)
@@ -312,22 +313,15 @@ class QueryWorker:
 
     # Topics ----------------------------------------------------------------------------------
 
-    def _publish(
-        self, question: Question, result: Result, selection: ViewSelection, answered_ns: int
-    ) -> None:
-        """The place that was asked about, and what the answer rests on."""
-        if result.kind in (AnswerType.POINT, AnswerType.POSE) and result.pose is not None:
-            self._publish_target(question.response.pose, result.pose, selection)
-        self.pictures.show(answered_ns, question.request.question, result, selection)
-
-    def _publish_target(
-        self, stamped: PoseStamped, in_map: np.ndarray, selection: ViewSelection
-    ) -> None:
-        """Latch the last place that was asked about, and put it on /tf if that is wanted."""
-        self._target.publish(stamped)
+    def _publish_target(self, response: Any, result: Result, selection: ViewSelection) -> None:
+        """Latch the last place that was asked about; on /tf as well where `query.target_tf` is."""
+        if result.kind not in (AnswerType.POINT, AnswerType.POSE) or result.pose is None:
+            return
+        self._target.publish(response.pose)
         if self._tf is not None:
             header = geometry.header(selection.stamp_ns, self._settings.map.frame)
-            transform = geometry.transform_message(header, self._settings.query.target_tf, in_map)
+            child = self._settings.query.target_tf
+            transform = geometry.transform_message(header, child, result.pose)
             self._tf.publish(TFMessage(transforms=[transform]))
 
     def publish_answer(self, question: Question) -> None:

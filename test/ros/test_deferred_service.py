@@ -6,9 +6,9 @@ import pytest
 pytestmark = pytest.mark.ros
 pytest.importorskip("rclpy", reason="needs rclpy")
 
-from g2vlm_ros.ros.deadline import Deadline  # noqa: E402
 from g2vlm_ros.ros.deferred_service import MAX_CLIENTS, ClientTracker  # noqa: E402
 from g2vlm_ros.ros.inference_scheduler import BusyError, InferenceScheduler  # noqa: E402
+from g2vlm_ros.ros.question import Deadline  # noqa: E402
 from g2vlm_ros.ros.service_errors import RequestError, check_age, one_line  # noqa: E402
 
 
