@@ -51,8 +51,8 @@ def read_views(path: str | Path, views: int) -> list[tuple[np.ndarray, int]]:
     length = source.length or sum(1 for _ in source)
     stride = max(1, length // (CANDIDATES_PER_VIEW * views))
     candidates = list(range(0, length, stride))
-    wanted = set(np.linspace(0, len(candidates) - 1, min(views, len(candidates))).round())
-    return [frame for i, frame in enumerate(open_source(path, stride=stride)) if i in wanted]
+    indices = set(np.linspace(0, len(candidates) - 1, min(views, len(candidates))).round())
+    return [frame for i, frame in enumerate(open_source(path, stride=stride)) if i in indices]
 
 
 def write_results(
@@ -67,9 +67,9 @@ def write_results(
     The map is the node's: z up, the first camera at the origin, lengths in model units.
     """
     map_from_window = _level_first_camera(result.window_from_camera[0])
-    chosen = settings.cloud
+    cloud = settings.cloud
     valid = valid_points(
-        result.local_points_u, result.confidence, chosen.min_confidence, chosen.max_edge_step
+        result.local_points_u, result.confidence, cloud.min_confidence, cloud.max_edge_step
     )
     if ply:
         points = map_from_window.apply(result.points_u()[valid])

@@ -184,8 +184,8 @@ class SequenceRun:
         points, _ = self.map_points()
         if newest not in views and self.record.maps[1:]:
             points = points[:0]
-        seen = [f for f in self._frames if (f.camera, f.stamp_ns) in views]
-        return map_errors(world_from_map.apply(points), true_surfaces(seen))
+        frames = [f for f in self._frames if (f.camera, f.stamp_ns) in views]
+        return map_errors(world_from_map.apply(points), true_surfaces(frames))
 
     def map_points(self) -> tuple[np.ndarray, np.ndarray]:
         """Points float64 (n, 3) and colours uint8 (n, 3) of the dense map."""
@@ -253,8 +253,8 @@ def _plain(value: Any) -> Any:
 def _text(figures: dict[str, Any]) -> str:
     lines = []
     for name, value in figures.items():
-        shown = "unknown" if value is None else f"{value:g}" if isinstance(value, float) else value
-        lines.append(f"{name:20} {shown}")
+        text = "unknown" if value is None else f"{value:g}" if isinstance(value, float) else value
+        lines.append(f"{name:20} {text}")
     return "\n".join(lines)
 
 

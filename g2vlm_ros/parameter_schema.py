@@ -58,11 +58,11 @@ def parameter(
 
 def flattened(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """{"window.views": 2} of {"window": {"views": 2}}, as parameter files nest names."""
-    found: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     for name, value in tree.items():
         inside = isinstance(value, Mapping)
-        found |= flattened(value, f"{prefix}{name}.") if inside else {prefix + name: value}
-    return found
+        values |= flattened(value, f"{prefix}{name}.") if inside else {prefix + name: value}
+    return values
 
 
 def parameters_of(kind: type) -> Iterator[tuple[str, Field]]:
@@ -77,14 +77,14 @@ def parameters_of(kind: type) -> Iterator[tuple[str, Field]]:
 
 def build(kind: type, values: Mapping[str, Any]) -> Any:
     """An instance of a settings class from dotted names; SettingError as `check` raises it."""
-    known = dict(parameters_of(kind))
+    parameters = dict(parameters_of(kind))
     for name in values:
-        if name not in known:
-            raise SettingError(f"unknown setting '{name}'; known: {', '.join(sorted(known))}")
+        if name not in parameters:
+            raise SettingError(f"unknown setting '{name}'; known: {', '.join(sorted(parameters))}")
     groups: dict[str, dict[str, Any]] = {}
     for name, value in values.items():
         group, _, leaf = name.rpartition(".")
-        groups.setdefault(group, {})[leaf] = check(name, known[name], value)
+        groups.setdefault(group, {})[leaf] = check(name, parameters[name], value)
     top = groups.pop("", {})
     types = {item.name: item.default_factory for item in fields(kind) if not item.metadata}
     return kind(**top, **{name: types[name](**leaves) for name, leaves in groups.items()})

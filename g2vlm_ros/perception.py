@@ -79,8 +79,8 @@ class StageTimer:
         """Adds what the block took; one that fails counts for nothing."""
         start = time.perf_counter()
         yield
-        spent = time.perf_counter() - start
-        self.times_s[stage] = self.times_s.get(stage, 0.0) + spent
+        time_s = time.perf_counter() - start
+        self.times_s[stage] = self.times_s.get(stage, 0.0) + time_s
 
 
 class Perception:
@@ -243,9 +243,9 @@ class Perception:
     ) -> list[Segment]:
         """Segments of examples, then this scene's images with the first turn, then the rest."""
         turns = [self._turn(e.scene, e.question, e.answer) for e in examples]
-        own = [*history, (question, None)]
-        turns.append(self._turn(scene, *own[0]))
-        turns += [Turn(asked, answered) for asked, answered in own[1:]]
+        exchanges = [*history, (question, None)]
+        turns.append(self._turn(scene, *exchanges[0]))
+        turns += [Turn(text, answered) for text, answered in exchanges[1:]]
         return dialogue_segments(self._tokenizer, turns)
 
     def _turn(self, scene: Scene, question: str, answer: str | None) -> Turn:

@@ -104,12 +104,12 @@ def frozen(array: np.ndarray, name: str, shape: tuple, dtype: type) -> np.ndarra
     """A read-only view of `array`, or ValueError when shape (None = any) or dtype do not fit."""
     array = np.asarray(array)
     fits = array.ndim == len(shape) and all(
-        want is None or got == want for got, want in zip(array.shape, shape, strict=True)
+        size is None or length == size for length, size in zip(array.shape, shape, strict=True)
     )
     if not fits or array.dtype != dtype:
-        want = "x".join("?" if n is None else str(n) for n in shape)
+        size = "x".join("?" if n is None else str(n) for n in shape)
         raise ValueError(
-            f"{name} is {array.dtype} {array.shape}; it must be {np.dtype(dtype)} {want}"
+            f"{name} is {array.dtype} {array.shape}; it must be {np.dtype(dtype)} {size}"
         )
     view = array.view()
     view.flags.writeable = False

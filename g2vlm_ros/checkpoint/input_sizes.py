@@ -53,9 +53,9 @@ class InputSizes:
             return None
         except (OSError, ValueError) as error:
             raise ConfigError(f"{path} cannot be read as JSON ({error}); copy it again") from error
-        known = set(cls.__dataclass_fields__)
-        if not isinstance(values, dict) or set(values) != known:
-            raise ConfigError(f"{path} must be a JSON object of {', '.join(sorted(known))}")
+        names = set(cls.__dataclass_fields__)
+        if not isinstance(values, dict) or set(values) != names:
+            raise ConfigError(f"{path} must be a JSON object of {', '.join(sorted(names))}")
         return cls(**values)
 
     def write(self, folder: str | Path) -> None:

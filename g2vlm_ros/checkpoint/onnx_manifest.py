@@ -89,9 +89,9 @@ class Manifest:
         text = json.dumps({"format": FORMAT, **asdict(self)}, indent=1)
         (Path(folder) / MANIFEST).write_text(text + "\n", encoding="utf-8")
 
-    def of(self, **wanted: object) -> list[GraphFile]:
+    def of(self, **properties: object) -> list[GraphFile]:
         """The graphs with these attributes, e.g. stage="heads", dtype="float32"."""
-        return [g for g in self.graphs if all(getattr(g, k) == v for k, v in wanted.items())]
+        return [g for g in self.graphs if all(getattr(g, k) == v for k, v in properties.items())]
 
     def check_weights(self, folder: str | Path) -> None:
         """Refuses graphs that were made for other weights or configurations."""

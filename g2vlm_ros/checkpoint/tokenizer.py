@@ -71,8 +71,8 @@ class Tokenizer:
         source = folder / "tokenizer.json"
         if source.is_file():
             document = _read_json(source)
-            given = _ids_of(document.get("added_tokens", []), str(source))
-            differ = [t["content"] for t in added if given.get(t["content"]) != t["id"]]
+            control_ids = _ids_of(document.get("added_tokens", []), str(source))
+            differ = [t["content"] for t in added if control_ids.get(t["content"]) != t["id"]]
             if differ:
                 raise TokenizerError(
                     f"{source} and tokenizer_config.json give {differ[0]} different ids; {_REMEDY}"

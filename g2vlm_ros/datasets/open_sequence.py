@@ -27,5 +27,5 @@ def open_sequence(path: str | Path, options: ReaderOptions | None = None) -> Pos
     for reader in READERS:
         if reader.recognises(path):
             return reader.read(path, options)
-    known = ", ".join(reader.FORMAT for reader in READERS)
-    raise SequenceError(f"{path} is of no format with true poses that is known here: {known}")
+    formats = ", ".join(reader.FORMAT for reader in READERS)
+    raise SequenceError(f"{path} is of no format with true poses that is known here: {formats}")

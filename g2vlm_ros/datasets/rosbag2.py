@@ -81,14 +81,14 @@ def read(path: Path, options: ReaderOptions) -> PosedSequence:
         truth, tracked_frame = _truth(bag, truth_topic)
         camera_frame = info.header.frame_id
         mount = _mount(bag, path, tracked_frame, camera_frame)
-        found = [(_stamp_ns(m, at_ns), at_ns) for at_ns, m in _messages(bag, image_topic)]
+        stamps = [(_stamp_ns(m, at_ns), at_ns) for at_ns, m in _messages(bag, image_topic)]
         depths = []
         if depth_topic:
             _only(path, depth_topic, set(topics), "depth topic", "--depth-topic")
             depths = [(_stamp_ns(m, at_ns), at_ns) for at_ns, m in _messages(bag, depth_topic)]
     depth_ns = np.array([ns for ns, _ in depths], dtype=np.int64)
     frames, missing = [], 0
-    for stamp_ns, at_ns in sorted(found):
+    for stamp_ns, at_ns in sorted(stamps):
         world_from_tracked = truth.at(stamp_ns)
         if world_from_tracked is None:
             missing += 1
@@ -123,13 +123,13 @@ def _reader(path: Path) -> Iterator[Any]:
         raise SequenceError(f"{path} cannot be read as a recording: {error}") from error
 
 
-def _only(path: Path, wanted: str, topics: set[str], what: str, option: str) -> str:
+def _only(path: Path, name: str, topics: set[str], what: str, option: str) -> str:
     """The wanted topic, or the only one there is."""
     listed = ", ".join(sorted(topics)) or "none"
-    if wanted and "/" + wanted.lstrip("/") not in topics:
-        raise SequenceError(f"{path} has no {what} {wanted!r}; there are: {listed}")
-    if wanted:
-        return "/" + wanted.lstrip("/")
+    if name and "/" + name.lstrip("/") not in topics:
+        raise SequenceError(f"{path} has no {what} {name!r}; there are: {listed}")
+    if name:
+        return "/" + name.lstrip("/")
     if len(topics) != 1:
         raise SequenceError(
             f"{path} must have one {what}, or {option} name it; there are: {listed}"
@@ -139,8 +139,8 @@ def _only(path: Path, wanted: str, topics: set[str], what: str, option: str) -> 
 
 def _messages(bag: Any, topic: str) -> Iterator[tuple[int, Any]]:
     """(time of receipt, message) of a topic."""
-    wanted = [c for c in bag.connections if c.topic == topic]
-    for connection, at_ns, data in bag.messages(wanted) if wanted else ():
+    connections = [c for c in bag.connections if c.topic == topic]
+    for connection, at_ns, data in bag.messages(connections) if connections else ():
         yield at_ns, bag.deserialize(data, connection.msgtype)
 
 
@@ -228,8 +228,8 @@ def _mount(bag: Any, path: Path, tracked: str, camera: str) -> np.ndarray:
 def _load(path: Path, topic: str, at_ns: int, decode: Callable[[Any], np.ndarray]) -> np.ndarray:
     """One message of a topic, by its time of receipt, decoded."""
     with _reader(path) as bag:
-        wanted = [c for c in bag.connections if c.topic == topic]
-        for connection, _, data in bag.messages(wanted, start=at_ns, stop=at_ns + 1):
+        connections = [c for c in bag.connections if c.topic == topic]
+        for connection, _, data in bag.messages(connections, start=at_ns, stop=at_ns + 1):
             return decode(bag.deserialize(data, connection.msgtype))
     raise SequenceError(f"{path} no longer has the message of {topic} at {at_ns}")
 

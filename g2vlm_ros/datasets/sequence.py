@@ -172,10 +172,10 @@ def finished_sequence(
     calibration.
     """
     if len(frames) < 2:
-        said = "; ".join(notes)
+        remarks = "; ".join(notes)
         raise SequenceError(
             f"{path} has {len(frames)} frames with a true pose; an evaluation needs at least 2"
-            + (f" ({said})" if said else "")
+            + (f" ({remarks})" if remarks else "")
         )
     frames = sorted(frames, key=lambda frame: frame.stamp_ns)
     for camera in dict.fromkeys(frame.camera for frame in frames):
@@ -184,10 +184,11 @@ def finished_sequence(
             height, width = first.image().shape[:2]
         except (OSError, ValueError) as error:
             raise SequenceError(f"{path}: the first picture cannot be read: {error}") from error
-        known = first.intrinsics
-        if (width, height) != (known.width_px, known.height_px):
+        intrinsics = first.intrinsics
+        calibrated = (intrinsics.width_px, intrinsics.height_px)
+        if (width, height) != calibrated:
             raise SequenceError(
-                f"{path}: the calibration of '{camera}' is for {known.width_px}x{known.height_px} "
+                f"{path}: the calibration of '{camera}' is for {calibrated[0]}x{calibrated[1]} "
                 f"pictures, but they are {width}x{height}; give the one of these pictures"
             )
     return PosedSequence(path, format, tuple(frames), metric, (*notes, *_pauses(frames)))

@@ -178,19 +178,19 @@ class DenseMap:
                 f"{path} is not in metres, and its unit means nothing later; save it again once "
                 "the scale is known"
             )
-        ids, found = voxels.voxels()
-        found["window"] = EARLIER_SESSION
+        ids, rows = voxels.voxels()
+        rows["window"] = EARLIER_SESSION
         if _is_identity(map_from_file):
-            voxels.put(voxels.keys(ids), found)
+            voxels.put(voxels.keys(ids), rows)
         else:
             voxels.reset()
-            voxels.merge(map_from_file.apply(found["position"].astype(np.float64)), found)
+            voxels.merge(map_from_file.apply(rows["position"].astype(np.float64)), rows)
         size = len(voxels)
         with self._lock:
             self._start_over(self._map_id)
             self._hold(1.0, voxels, occupancy)
             self._scale = ScaleState.METRIC
-            self._stamp_ns = int(found["stamp_ns"].max(initial=0))
+            self._stamp_ns = int(rows["stamp_ns"].max(initial=0))
         return size
 
     def edit(self, change: Callable[[MapEditor], Edit | None]) -> Edit | None:
@@ -232,18 +232,18 @@ class DenseMap:
 
     def _make(self, unit: float) -> tuple[VoxelMap, OccupancyMapper]:
         """An empty map and grid; `unit`: map units per metre of the settings."""
-        chosen = self._settings.voxel
+        voxel = self._settings.voxel
         voxels = VoxelMap(
-            chosen.size_m * unit,
-            chosen.memory_mib << 20,
-            chosen.min_ray_confidence,
-            chosen.replaced_per_update,
+            voxel.size_m * unit,
+            voxel.memory_mib << 20,
+            voxel.min_ray_confidence,
+            voxel.replaced_per_update,
         )
         grid = OccupancyMapper(
-            chosen.cell_m * unit,
-            chosen.obstacle_low_m * unit,
-            chosen.obstacle_high_m * unit,
-            chosen.min_ray_confidence,
+            voxel.cell_m * unit,
+            voxel.obstacle_low_m * unit,
+            voxel.obstacle_high_m * unit,
+            voxel.min_ray_confidence,
         )
         return voxels, grid
 

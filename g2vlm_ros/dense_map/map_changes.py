@@ -83,13 +83,13 @@ def change_rows(change: ChangeSet) -> np.ndarray:
     A row with a finite position sets the voxel of its id; one with NaN removes it, and with the id
     EVERYTHING, which only the first row has, all of them.
     """
-    gone = change.removed
+    removed_ids = change.removed
     if change.start_over:
-        gone = np.concatenate([[EVERYTHING], gone]).astype(np.int32)
-    rows = np.zeros(len(gone) + len(change.ids), CHANGED_POINT)
-    removed, present = rows[: len(gone)], rows[len(gone) :]
+        removed_ids = np.concatenate([[EVERYTHING], removed_ids]).astype(np.int32)
+    rows = np.zeros(len(removed_ids) + len(change.ids), CHANGED_POINT)
+    removed, present = rows[: len(removed_ids)], rows[len(removed_ids) :]
     for axis in "xyz":
         removed[axis] = np.nan
-    removed["id"] = gone
+    removed["id"] = removed_ids
     pack_voxels(change.voxels, change.ids, present)
     return rows

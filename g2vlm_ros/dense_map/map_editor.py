@@ -155,9 +155,9 @@ class MapEditor:
                 np.concatenate([voxels, self._map.take(hidden)]),
             )
             self._map.remove(ids)
-            made = self._map.merge(positions, voxels)
+            new_ids = self._map.merge(positions, voxels)
             edit = Edit("move", box, len(ids), True, target=box.moved(motion))
-            return self._remember(edit, before, made, voxels)
+            return self._remember(edit, before, new_ids, voxels)
 
     def recolour(self, box: OrientedBox, rgb: tuple[int, int, int]) -> Edit:
         """Give all inside the box one colour (0..255 each)."""

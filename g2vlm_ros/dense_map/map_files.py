@@ -125,7 +125,7 @@ def load_objects(path: str | os.PathLike) -> bytes:
 def _write_npz(
     path: str | os.PathLike, keys: np.ndarray, voxels: np.ndarray, size: float, info: MapInfo
 ) -> None:
-    known = np.isfinite(info.metres_per_unit)
+    metric = np.isfinite(info.metres_per_unit)
     meta = {
         "format": FORMAT,
         "version": VERSION,
@@ -133,7 +133,7 @@ def _write_npz(
         "voxels": len(voxels),
         "frame": info.frame,
         "scale_state": int(info.scale_state),
-        "metres_per_unit": info.metres_per_unit if known else None,
+        "metres_per_unit": info.metres_per_unit if metric else None,
     }
     columns = {name: np.ascontiguousarray(voxels[name]) for name in COLUMNS}
     with replaced(path) as file:
@@ -228,13 +228,13 @@ def _read_voxels(
     """Keys int64 (n,) and VOXEL (n,); nothing is read whose type or size is not as it must be."""
     size = meta["voxels"]
     voxels = np.zeros(size, VOXEL)
-    wanted = {name: (VOXEL[name].base, (size, *VOXEL[name].shape)) for name in COLUMNS}
-    wanted["keys"] = (np.dtype("<i8"), (size,))
-    for name, (dtype, shape) in wanted.items():
+    layout = {name: (VOXEL[name].base, (size, *VOXEL[name].shape)) for name in COLUMNS}
+    layout["keys"] = (np.dtype("<i8"), (size,))
+    for name, (dtype, shape) in layout.items():
         with archive.open(f"{name}.npy") as member:
-            got = _array_header(member)
-            if got != (shape, False, dtype):
-                raise MapFileError(f"{path} is damaged: '{name}' is {got[2]} {got[0]}")
+            header = _array_header(member)
+            if header != (shape, False, dtype):
+                raise MapFileError(f"{path} is damaged: '{name}' is {header[2]} {header[0]}")
             count = int(np.prod(shape))
             column = np.frombuffer(member.read(count * dtype.itemsize), dtype).reshape(shape)
         if name == "keys":

@@ -179,8 +179,8 @@ class VoxelGrid:
         self._freed[self._free_size : end] = revision
         self._free_size = end
         if emptied.size:
-            kept = self.blocks["voxels"][self._rows] > 0
-            self._keys, self._rows = self._keys[kept], self._rows[kept]
+            occupied = self.blocks["voxels"][self._rows] > 0
+            self._keys, self._rows = self._keys[occupied], self._rows[occupied]
             self._free_rows.extend(emptied.tolist())
 
     def freed_since(self, revision: int) -> np.ndarray:

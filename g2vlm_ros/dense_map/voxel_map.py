@@ -182,11 +182,11 @@ class VoxelMap:
             voxels["count"] //= 2
             voxels["revision"] = self._revision
             grid.put(slots, voxels)
-            gone = slots[voxels["count"] == 0]
+            empty = slots[voxels["count"] == 0]
             self._grid.touch(slots, self._revision)
-            self._remove(gone)
-            self._count(carved=len(gone))
-            return len(gone)
+            self._remove(empty)
+            self._count(carved=len(empty))
+            return len(empty)
 
     def correct(self, moves: Mapping[int, Sim3]) -> int:
         """Windows moved (map_from_map: where their content was to where it belongs).

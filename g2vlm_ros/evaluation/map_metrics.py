@@ -56,8 +56,8 @@ def map_errors(points: np.ndarray, surfaces: np.ndarray) -> dict[str, float]:
 def _nearest(points: np.ndarray, others: np.ndarray) -> np.ndarray:
     """Distance of each point to the nearest of the others."""
     if len(others) > MAX_OTHERS:
-        chosen = np.random.default_rng(1).permutation(len(others))[:MAX_OTHERS]
-        others = others[chosen]
+        sample = np.random.default_rng(1).permutation(len(others))[:MAX_OTHERS]
+        others = others[sample]
     others = others.astype(np.float32)
     size = (others**2).sum(1)
     distances = []

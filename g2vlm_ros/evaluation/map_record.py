@@ -112,8 +112,8 @@ class MapRecord:
         """map_from_camera float64 (4, 4) of all trusted views, in order of time."""
         poses: dict[ViewKey, np.ndarray] = {}
         for window in self._windows[map_id]:
-            found = self._poses(window)
-            poses |= {window.views[i]: found[i] for i in window.trusted}
+            estimates = self._poses(window)
+            poses |= {window.views[i]: estimates[i] for i in window.trusted}
         return dict(sorted(poses.items(), key=lambda item: item[0][1]))
 
     def published(

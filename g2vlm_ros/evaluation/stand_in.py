@@ -81,8 +81,8 @@ class StandInPerception:
             )
         self._errors, self._rng = errors, np.random.default_rng(errors.seed)
         self._poses = np.stack([frame.world_from_camera for frame in frames])
-        known = frames[0].intrinsics
-        rows = max(1, round(width_px * known.height_px / known.width_px / PATCH_PX))
+        intrinsics = frames[0].intrinsics
+        rows = max(1, round(width_px * intrinsics.height_px / intrinsics.width_px / PATCH_PX))
         self._size = width_px, rows * PATCH_PX
         self._cameras = [frame.intrinsics.resized(*self._size) for frame in frames]
         self._views, self.depths_m, small = [], [], []

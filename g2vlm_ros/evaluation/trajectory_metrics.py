@@ -110,9 +110,9 @@ def _relative_errors(estimated: np.ndarray, true: np.ndarray, scale: float) -> t
     for i, j in enumerate(np.searchsorted(way_m, way_m + RPE_WAY_M)):
         if j == len(way_m):
             break
-        found = np.linalg.inv(estimated[i]) @ estimated[j]
-        found[:3, 3] *= scale
-        off = np.linalg.inv(np.linalg.inv(true[i]) @ true[j]) @ found
+        estimate = np.linalg.inv(estimated[i]) @ estimated[j]
+        estimate[:3, 3] *= scale
+        off = np.linalg.inv(np.linalg.inv(true[i]) @ true[j]) @ estimate
         length_m = way_m[j] - way_m[i]
         shifts.append(np.linalg.norm(off[:3, 3]) / length_m)
         turns.append(_angle_rad(off[:3, :3]) / length_m)
@@ -152,9 +152,9 @@ def consistency(published: Sequence[PublishedPose]) -> Consistency:
         return Consistency(np.nan, np.nan, np.nan)
     squared, variance, nees = 0.0, 0.0, []
     for each in published:
-        found, true = each.map_from_camera, each.true_map_from_camera
-        turned, _ = cv2.Rodrigues(found[:3, :3] @ true[:3, :3].T)
-        off = found[:3, 3] - true[:3, 3]
+        estimate, true = each.map_from_camera, each.true_map_from_camera
+        turned, _ = cv2.Rodrigues(estimate[:3, :3] @ true[:3, :3].T)
+        off = estimate[:3, 3] - true[:3, 3]
         place, turn = each.covariance[:3, :3], each.covariance[3:, 3:]
         squared, variance = squared + float(off @ off), variance + float(np.trace(place))
         nees.append(

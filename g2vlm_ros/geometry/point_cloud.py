@@ -131,16 +131,20 @@ def _check_maps(
     points: np.ndarray, colours: np.ndarray, confidence: np.ndarray, valid: np.ndarray
 ) -> None:
     shape = points.shape[:-1]
-    wanted = {
+    layout = {
         "points": (points, np.float32, (*shape, 3)),
         "colours": (colours, np.uint8, (*shape, 3)),
         "confidence": (confidence, np.float32, shape),
         "valid": (valid, np.bool_, shape),
     }
-    for name, (got, dtype, want) in wanted.items():
-        if got.dtype != dtype or got.shape != want or got.ndim < (len(want) - len(shape) + 1):
+    for name, (actual, dtype, expected) in layout.items():
+        if (
+            actual.dtype != dtype
+            or actual.shape != expected
+            or actual.ndim < (len(expected) - len(shape) + 1)
+        ):
             raise ValueError(
-                f"{name} is {got.dtype} {got.shape}; it must be {np.dtype(dtype)} {want}"
+                f"{name} is {actual.dtype} {actual.shape}; it must be {np.dtype(dtype)} {expected}"
             )
 
 

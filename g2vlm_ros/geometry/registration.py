@@ -197,7 +197,7 @@ def _fit_view(view: SharedView) -> tuple[Sim3, np.ndarray]:
     the range from the camera, each with the spread that it shows: depth errs along the ray, and
     squared distances would shrink the scale a little with every window.
     """
-    found = fit_view(
+    solution = fit_view(
         view.source,
         view.target,
         view.weights,
@@ -208,9 +208,9 @@ def _fit_view(view: SharedView) -> tuple[Sim3, np.ndarray]:
         robust_steps=ROBUST_STEPS,
         polish_steps=POLISH_STEPS,
     )
-    if found is None:
+    if solution is None:
         raise ValueError("the points lie on a line or in one spot; they cannot fix a similarity")
-    fit, hessian, curvature, pulls = found
+    fit, hessian, curvature, pulls = solution
     similarity = Sim3(float(fit[0]), fit[1:10].reshape(3, 3), fit[10:])
     covariance = _covariance(hessian, curvature, pulls, view.patches)
     return similarity, covariance + about(view.centre, SYSTEMATIC * _units(view.reach))
@@ -231,8 +231,8 @@ def _mean(
         squared = np.einsum("ki,kij,kj->k", apart, information, apart) / 7
         trust = 1.0 / (1.0 + squared / (CAUCHY**2 * spread))
     covariance = np.linalg.inv(np.einsum("k,kij->ij", trust, information))
-    seen = spread * SPREAD_VIEWS + float(trust @ squared)
-    spread = max(1.0, seen / (SPREAD_VIEWS + len(fits) - 1))
+    scatter = spread * SPREAD_VIEWS + float(trust @ squared)
+    spread = max(1.0, scatter / (SPREAD_VIEWS + len(fits) - 1))
     return mean, covariance * spread, spread
 
 

@@ -80,8 +80,10 @@ def check(
     """
     layout = ENCODINGS.get(encoding)
     if layout is None:
-        known = ", ".join(ENCODINGS)
-        raise ImageError(DropReason.ENCODING, f"image encoding '{encoding}' is not one of {known}")
+        encodings = ", ".join(ENCODINGS)
+        raise ImageError(
+            DropReason.ENCODING, f"image encoding '{encoding}' is not one of {encodings}"
+        )
     _check_size(width_px, height_px, max_px)
     if layout.even_width and width_px % 2 or layout.half_chroma and height_px % 2:
         raise ImageError(
@@ -155,16 +157,16 @@ def check_compressed(data: bytes, format: str, max_px: int | None = None) -> tup
             DropReason.ENCODING, f"compressed format '{format}' is neither jpeg nor png"
         )
     if data[:2] == b"\xff\xd8":
-        size, whole = _jpeg_size(data), data.rfind(b"\xff\xd9") > data.rfind(b"\xff\xda")
+        size, complete = _jpeg_size(data), data.rfind(b"\xff\xd9") > data.rfind(b"\xff\xda")
     elif data[:8] == b"\x89PNG\r\n\x1a\n":
-        size, whole = _png_size(data), data.rfind(b"IEND") > 0
+        size, complete = _png_size(data), data.rfind(b"IEND") > 0
     else:
         raise ImageError(
             DropReason.UNDECODABLE,
             f"'{format}' image of {len(data)} bytes starts with {data[:4].hex() or 'nothing'}, "
             "which is neither JPEG nor PNG",
         )
-    if size is None or not whole:
+    if size is None or not complete:
         raise ImageError(DropReason.TRUNCATED, f"'{format}' image of {len(data)} bytes has no end")
     _check_size(*size, max_px)
     return size

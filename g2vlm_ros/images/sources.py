@@ -208,9 +208,9 @@ def _open_images(
         rate = DEFAULT_RATE_HZ if rate_hz is None else rate_hz
         stamps_ns = [round(index * 1e9 / rate) for index in range(len(paths))]
         origin = f"{rate:g} Hz " + ("by default" if rate_hz is None else "as given")
-    chosen = _chosen(selection, len(paths), path)
+    indices = _chosen(selection, len(paths), path)
     return ImageFiles(
-        tuple(paths[i] for i in chosen), tuple(stamps_ns[i] for i in chosen), skipped, origin
+        tuple(paths[i] for i in indices), tuple(stamps_ns[i] for i in indices), skipped, origin
     )
 
 
@@ -241,24 +241,24 @@ def _open_video(path: Path, selection: Selection, rate_hz: float | None) -> Vide
         video.release()
     if rate_hz is None and not 0 < own_rate < float("inf"):
         raise ValueError(f"{path} does not tell its frame rate ({own_rate}); give rate_hz")
-    known = 0 < frames < float("inf") and own_rate <= MAX_FRAME_RATE_HZ
+    plausible = 0 < frames < float("inf") and own_rate <= MAX_FRAME_RATE_HZ
     return VideoFile(
         path,
         own_rate,
         rate_hz,
-        len(_chosen(selection, int(frames), path)) if known else None,
+        len(_chosen(selection, int(frames), path)) if plausible else None,
         selection,
         "the video's own times" if rate_hz is None else f"{rate_hz:g} Hz as given",
     )
 
 
 def _chosen(selection: Selection, available: int, path: Path) -> range:
-    chosen = selection.indices(available)
-    if not chosen:
+    indices = selection.indices(available)
+    if not indices:
         raise ValueError(
             f"start is {selection.start} but {path} has {available} frames; choose a smaller one"
         )
-    return chosen
+    return indices
 
 
 def _decoded(video: cv2.VideoCapture, path: Path, index: int) -> np.ndarray | None:

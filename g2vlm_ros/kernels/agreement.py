@@ -122,7 +122,7 @@ def covisibility(
     colours = input_array(colours, "colours", np.uint8, shape)
     poses = input_array(poses, "poses", np.float32, (views, 4, 4))
     pinholes = input_array(pinholes, "pinholes", np.float32, (views, 4))
-    found = np.empty((3, views, views))
+    outputs = np.empty((3, views, views))
     call(
         "covisibility",
         None,
@@ -137,6 +137,6 @@ def covisibility(
         f64(agreement),
         f64(nearness),
         i64(positive(min_points, "min_points")),
-        *found,
+        *outputs,
     )
-    return found[0], found[1], found[2]
+    return outputs[0], outputs[1], outputs[2]

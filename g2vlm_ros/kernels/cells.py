@@ -65,7 +65,7 @@ class CellSums:
         ]
         affines = input_array(affines, "affines", np.float32, (len(index), 3, 4))
         per_depth = input_array(per_depth, "per_depth", np.float64, (len(index),))
-        seen = np.zeros(2, np.int64)
+        counts = np.zeros(2, np.int64)
 
         def attempt() -> int:
             return call(
@@ -83,11 +83,11 @@ class CellSums:
                 i64(stamp_ns),
                 ctypes.c_int32(window),
                 *self._room(),
-                seen,
+                counts,
             )
 
         cells = self._grown(attempt)
-        return cells, int(seen[0]), int(seen[1])
+        return cells, int(counts[0]), int(counts[1])
 
     def of_voxels(
         self, positions: np.ndarray, voxels: np.ndarray, voxel_size: float
@@ -96,7 +96,7 @@ class CellSums:
         (count,) = shape_of(voxels, "voxels", (None,))
         positions = input_array(positions, "positions", np.float64, (count, 3))
         voxels = input_array(voxels, "voxels", VOXEL, (count,))
-        kept = np.empty(count, np.bool_)
+        in_range = np.empty(count, np.bool_)
         cells = self._grown(
             lambda: call(
                 "cells_of_voxels",
@@ -106,10 +106,10 @@ class CellSums:
                 i64(count),
                 f64(length(voxel_size)),
                 *self._room(),
-                kept,
+                in_range,
             )
         )
-        return cells, kept
+        return cells, in_range
 
     def _room(self) -> tuple:
         bits = len(self._table).bit_length() - 1

@@ -84,7 +84,7 @@ class FreeSpace:
         stale = input_array(blocks["stale"], "stale", np.int32, (rows,))
         if not 0 <= end <= rows:
             raise ValueError(f"end is {end}; there are {rows} rows of blocks")
-        found = np.empty(end, np.int64)
+        out = np.empty(end, np.int64)
         size = call(
             "blocks_in_view",
             I64,
@@ -98,9 +98,9 @@ class FreeSpace:
             i64(self._tile),
             i64(self._farthest.shape[1]),
             self._farthest,
-            found,
+            out,
         )
-        return found[:size]
+        return out[:size]
 
     def seen_through(
         self,
@@ -122,7 +122,7 @@ class FreeSpace:
         check_in_place(index, "index", np.int32, (None, CELLS_PER_BLOCK))
         check_in_place(voxels, "voxels", VOXEL, (None,))
         check_indices(rows, len(index), "rows")
-        found = np.empty(capacity, np.int64)
+        slots = np.empty(capacity, np.int64)
         pose, pinhole, height, width = self._camera()
         size = call(
             "seen_through",
@@ -138,10 +138,10 @@ class FreeSpace:
             pinhole,
             f32(slack),
             i64(stamp_ns),
-            found,
+            slots,
             i64(capacity),
         )
-        return found[:size]
+        return slots[:size]
 
     def ground(
         self,

@@ -130,7 +130,7 @@ def slots_in_blocks(
     check_in_place(index, "index", np.int32, (None, CELLS_PER_BLOCK))
     check_in_place(voxels, "voxels", VOXEL, (None,))
     check_indices(rows, len(index), "rows")
-    found = np.empty(capacity, np.int64)
+    slots = np.empty(capacity, np.int64)
     size = call(
         "slots_in_blocks",
         I64,
@@ -139,10 +139,10 @@ def slots_in_blocks(
         index,
         voxels,
         ctypes.c_int32(since),
-        found,
+        slots,
         i64(capacity),
     )
-    return found[:size]
+    return slots[:size]
 
 
 def correct_voxels(

@@ -49,8 +49,8 @@ def _factors(
     scale = min(1.0, WIDTH_PX / width)
     columns, rows = round(scale * width), round(scale * height)
     row, column = (
-        ((np.arange(size) + 0.5) * whole / size).astype(int)
-        for size, whole in ((rows, height), (columns, width))
+        ((np.arange(size) + 0.5) * full / size).astype(int)
+        for size, full in ((rows, height), (columns, width))
     )
     cameras = [camera and camera.resized(columns, rows) for camera in intrinsics]
     return fusion_factors(

@@ -90,12 +90,12 @@ def _turn(source: _Features, target: _Features) -> np.ndarray | None:
     best = alike.argmax(1)
     first, second = -np.partition(-alike, 1, axis=1)[:, :2].T
     mutual = alike.argmax(0)[best] == np.arange(len(best))
-    kept = np.flatnonzero(mutual & (1 - first < RATIO**2 * (1 - second)))
-    if len(kept) < MIN_INLIERS:
+    matches = np.flatnonzero(mutual & (1 - first < RATIO**2 * (1 - second)))
+    if len(matches) < MIN_INLIERS:
         return None
-    found, vector, _, inliers = cv2.solvePnPRansac(
-        source.point_u[kept],
-        target.pixel[best[kept]],
+    success, vector, _, inliers = cv2.solvePnPRansac(
+        source.point_u[matches],
+        target.pixel[best[matches]],
         target.matrix,
         None,
         iterationsCount=500,
@@ -103,6 +103,6 @@ def _turn(source: _Features, target: _Features) -> np.ndarray | None:
         confidence=0.999,
         flags=cv2.SOLVEPNP_AP3P,
     )
-    if not found or len(inliers) < MIN_INLIERS:
+    if not success or len(inliers) < MIN_INLIERS:
         return None
     return cv2.Rodrigues(vector)[0]

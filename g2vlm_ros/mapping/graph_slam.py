@@ -236,8 +236,8 @@ class GraphSlam:
         measurements = self._measure(window, result, floor, expected=expected, view_noise=noise)
         estimate = frame.scale.update(measurements, unit, constraint.scale_drift)
         rescaled = self._rescale(node, frame, estimate)
-        if frame.metric and estimate.heard is not None:
-            measured = estimate.heard
+        if frame.metric and estimate.newest is not None:
+            measured = estimate.newest
             self._graph.measure_scale(node, measured.metres_per_unit, measured.relative_std)
         return frame.scale_update(estimate, rescaled), estimate
 

@@ -83,8 +83,8 @@ class KeyframeStore:
 
     def forget(self, window_ids: Iterable[int]) -> None:
         """Drop the keyframes of windows that the map no longer holds."""
-        gone = set(window_ids)
-        self._keyframes = [k for k in self._keyframes if k.window_id not in gone]
+        ids = set(window_ids)
+        self._keyframes = [k for k in self._keyframes if k.window_id not in ids]
 
     def clear(self) -> None:
         """Drop everything."""

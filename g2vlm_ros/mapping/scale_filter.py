@@ -40,10 +40,10 @@ class ScaleEstimate:
     refused: int
     """Pieces of evidence in a row that contradict their source's others and were left out."""
     clash: str = ""
-    """The sources that contradict the believed ones and are not heard, in words; or ""."""
+    """The sources that contradict the believed ones and are not used, in words; or ""."""
     confirmed: bool = False
     """Whether a believed source has confirmed itself."""
-    heard: ScaleMeasurement | None = None
+    newest: ScaleMeasurement | None = None
     """What the newest window alone says by the sources that are believed; None for nothing."""
 
 
@@ -120,9 +120,12 @@ class ScaleFilter:
         return VIEW_NOISE * (np.sqrt(odometry.scatter) if odometry else 1.0)
 
     def update(
-        self, found: Sequence[ScaleMeasurement], map_per_window: float, drift: float = MIN_DRIFT
+        self,
+        measurements: Sequence[ScaleMeasurement],
+        map_per_window: float,
+        drift: float = MIN_DRIFT,
     ) -> ScaleEstimate:
-        """Hear one window.
+        """Take the measurements of a window in.
 
         map_per_window: map units per unit of the window. drift: standard deviation of the
         logarithm of the unit that the window took over from the one before.
@@ -130,18 +133,18 @@ class ScaleFilter:
         before = self.belief()
         for source in self._sources.values():
             source.variance += max(drift, MIN_DRIFT) ** 2
-        taken = []
-        for each in found:
+        updates = []
+        for each in measurements:
             source = self._sources.setdefault(each.source, _Source(each.source))
             measured = float(np.log(each.metres_per_unit / map_per_window))
             if source.update(measured, each.relative_std):
-                taken.append(
+                updates.append(
                     (source, measured, each.relative_std * float(np.sqrt(source.scatter)))
                 )
         belief = self.belief()
         change = np.log(belief.metres_per_unit / before.metres_per_unit)
         jump = float(np.exp(change)) if abs(change) > before.relative_std else 1.0
-        return replace(belief, jump=jump, heard=self._heard(taken, belief, map_per_window))
+        return replace(belief, jump=jump, newest=self._newest(updates, belief, map_per_window))
 
     def belief(self) -> ScaleEstimate:
         """What is known now; nothing has just jumped."""
@@ -189,9 +192,9 @@ class ScaleFilter:
             believed.append(source)
         return believed
 
-    def _heard(
+    def _newest(
         self,
-        taken: Sequence[tuple[_Source, float, float]],
+        updates: Sequence[tuple[_Source, float, float]],
         belief: ScaleEstimate,
         map_per_window: float,
     ) -> ScaleMeasurement | None:
@@ -201,10 +204,10 @@ class ScaleFilter:
         in all windows the belief has weighed already.
         """
         believed = self._believed()
-        taken = [each for each in taken if each[0] in believed]
-        if not taken:
+        updates = [each for each in updates if each[0] in believed]
+        if not updates:
             return None
-        sources, measured, stds = zip(*taken, strict=True)
+        sources, measured, stds = zip(*updates, strict=True)
         weights = np.array(stds) ** -2.0
         apart = weights @ (np.array(measured) - [s.log for s in sources]) / weights.sum()
         scale = belief.metres_per_unit * map_per_window * float(np.exp(apart))

@@ -60,7 +60,7 @@ class ScaleMeasurement:
 
 def rig_baselines_m(setting: str) -> dict[tuple[str, str], float]:
     """{(camera, camera): metres} of "left right 0.12, ..."; SettingError when malformed."""
-    known = {}
+    baselines = {}
     for entry in filter(str.strip, setting.split(",")):
         words = entry.split()
         try:
@@ -72,8 +72,8 @@ def rig_baselines_m(setting: str) -> dict[tuple[str, str], float]:
                 f"map.rig_baselines holds {entry.strip()!r}; each entry must be two cameras and "
                 "the metres between them, like: left right 0.12"
             )
-        known[words[0], words[1]] = metres
-    return known
+        baselines[words[0], words[1]] = metres
+    return baselines
 
 
 def evidence(
@@ -93,7 +93,7 @@ def evidence(
     0 for unknown. expected: the window's metres per unit by earlier windows; NaN for unknown.
     view_noise: error of a view's position as a fraction of the median range.
     """
-    found = (
+    measurements = (
         from_odometry(window.frames, result, expected, view_noise),
         from_rig(window.frames, result, rig_m, expected, view_noise),
         from_depth(window.frames, result),
@@ -102,7 +102,7 @@ def evidence(
         if metres_per_unit
         else None,
     )
-    return [each for each in found if each is not None]
+    return [each for each in measurements if each is not None]
 
 
 def from_odometry(
@@ -118,9 +118,11 @@ def from_odometry(
     """
     ways, turns = [], []
     for camera in {frame.camera for frame in frames}:
-        own = [i for i, f in enumerate(frames) if f.camera == camera and f.position_m is not None]
-        own.sort(key=lambda i: frames[i].stamp_ns)
-        for i, j in itertools.pairwise(own):
+        views = [
+            i for i, f in enumerate(frames) if f.camera == camera and f.position_m is not None
+        ]
+        views.sort(key=lambda i: frames[i].stamp_ns)
+        for i, j in itertools.pairwise(views):
             moved_m = float(np.linalg.norm(frames[j].position_m - frames[i].position_m))
             if moved_m > MAX_SPEED_M_S * (frames[j].stamp_ns - frames[i].stamp_ns) * 1e-9:
                 continue

@@ -45,8 +45,8 @@ class _Instant:
 
     @property
     def position_m(self) -> np.ndarray | None:
-        known = (f.position_m for f in self.frames.values() if f.position_m is not None)
-        return next(known, None)
+        positions = (f.position_m for f in self.frames.values() if f.position_m is not None)
+        return next(positions, None)
 
 
 class WindowBuffer:
@@ -183,21 +183,21 @@ class WindowBuffer:
             if room - len(instant.frames) >= len(cameras):
                 overlap.insert(0, instant)
                 room -= len(instant.frames)
-        wanted = room // len(cameras)
-        if len(alike) < wanted:
+        count = room // len(cameras)
+        if len(alike) < count:
             return None
-        chosen = overlap + _spread(alike, wanted)
+        selection = overlap + _spread(alike, count)
         for instant in fresh:
-            if any(instant is c for c in chosen):
+            if any(instant is c for c in selection):
                 instant.used = True
                 self.used += len(instant.frames)
             else:
                 self.dropped[DropReason.SUPERSEDED] += len(instant.frames)
         shared = min(self._settings.overlap, self._settings.views // len(cameras) - 1)
-        self._kept = chosen[-shared:] if shared else []
-        self._in_window = chosen
+        self._kept = selection[-shared:] if shared else []
+        self._in_window = selection
         self._window_id += 1
-        frames = tuple(i.frames[c] for i in chosen for c in self._cameras if c in i.frames)
+        frames = tuple(i.frames[c] for i in selection for c in self._cameras if c in i.frames)
         return Window(self._window_id, frames)
 
     def _synchronise(self, frame: Frame) -> None:

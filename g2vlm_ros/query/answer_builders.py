@@ -132,12 +132,12 @@ class AnswerBuilder:
         value = builder.measure(self._context, plan, things)
         statement = builder.text(plan, things, value)
         result = _result(value, statement, things)
-        meant = things
+        candidates = things
         if plan.question_type is QuestionType.NEAREST:
-            meant = [value.thing]
+            candidates = [value.thing]
         elif plan.question_type is QuestionType.EXISTS:
-            meant = things[:1]
-        result.confidence = _probability(value) * builder.trust * certainty(meant)
+            candidates = things[:1]
+        result.confidence = _probability(value) * builder.trust * certainty(candidates)
         self._steps.append(f"{builder.source}: {statement}")
 
         def agrees(words: str) -> bool | None:
@@ -501,21 +501,21 @@ BUILDERS: dict[QuestionType, Builder] = {
 
 def _result(value: Value, statement: str, things: Objects) -> Result:
     """The value as an answer of its kind."""
-    shown = tuple(things)
+    evidence = tuple(things)
     if isinstance(value, Passage):
         result = _result(value.claim, statement, things)
         result.number = value.free
     elif isinstance(value, Measure):
-        result = Result(AnswerType.NUMBER, statement, number=value, things=shown)
+        result = Result(AnswerType.NUMBER, statement, number=value, things=evidence)
     elif isinstance(value, Claim):
         text = f"{'Yes' if value.value else 'No'}. {statement}"
-        result = Result(AnswerType.YES_NO, text, yes_no=value.value, things=shown)
+        result = Result(AnswerType.YES_NO, text, yes_no=value.value, things=evidence)
     elif isinstance(value, Nearest) and value.farther is None:
         result = Result(AnswerType.TEXT, f"The {value.thing.label}.", things=(value.thing,))
     elif isinstance(value, Nearest):
         result = Result(AnswerType.TEXT, statement, things=(value.thing, value.farther))
     else:
-        result = Result(AnswerType.TEXT, statement, things=shown)
+        result = Result(AnswerType.TEXT, statement, things=evidence)
     result.measured = True
     return result
 

@@ -26,12 +26,12 @@ def views_of(result: Result, newest: int) -> list[int]:
     """As few views as show every thing of an answer, the telling ones first; else `newest`."""
     missing = [{region.view for region in thing.regions} for thing in result.things]
     missing = [views for views in missing if views]
-    chosen = []
+    indices = []
     while missing:
         every = {view for views in missing for view in views}
-        chosen.append(max(every, key=lambda view: (sum(view in m for m in missing), view)))
-        missing = [views for views in missing if chosen[-1] not in views]
-    return chosen or [newest]
+        indices.append(max(every, key=lambda view: (sum(view in m for m in missing), view)))
+        missing = [views for views in missing if indices[-1] not in views]
+    return indices or [newest]
 
 
 def marks_of(
@@ -41,12 +41,12 @@ def marks_of(
 
     corners(region): (u0, v0, u1, v1) in pixels of the camera image.
     """
-    made = []
+    marks = []
     for thing, colour in zip(result.things, _colours(len(result.things)), strict=True):
         for region in (region for region in thing.regions if region.view == view):
             u0, v0, u1, v1 = corners(region)
-            made.append((Mark(view, (u0, v0), (u1, v1), colour), thing.label))
-    return made
+            marks.append((Mark(view, (u0, v0), (u1, v1), colour), thing.label))
+    return marks
 
 
 def lines_of(question: str, result: Result, metric: bool) -> list[str]:

@@ -111,15 +111,15 @@ def length(text: str, default_unit: str = "") -> Quantity | None:
     default_unit: the unit ("m", "cm", ...) of a text that is nothing but a number, for questions
     that name a unit; empty = such a text gives no length.
     """
-    found = _quantities(text, _LENGTHS_M, "m")
-    if not found and default_unit:
+    quantities = _quantities(text, _LENGTHS_M, "m")
+    if not quantities and default_unit:
         factor = next(
             (f for f, names in _LENGTHS_M.items() if default_unit in names.split()), None
         )
         if factor is None:
             raise ValueError(f"default_unit '{default_unit}' is no length; use m, cm, mm or ft")
-        found = _bare(text, factor)
-    return None if denies(text) else _one(found)
+        quantities = _bare(text, factor)
+    return None if denies(text) else _one(quantities)
 
 
 def angle(text: str) -> Quantity | None:
@@ -132,7 +132,7 @@ def count(text: str) -> Quantity | None:
     words = tokens(text)
     if any(word.text in _VAGUE for word in words) or _DOUBT.search(plain(text)):
         return None
-    found, i = [], 0
+    numbers, i = [], 0
     while i < len(words):
         read = numeral(words, i)
         after = "" if read is None or read.after >= len(words) else words[read.after].text
@@ -142,15 +142,15 @@ def count(text: str) -> Quantity | None:
                 "the this that which each every another no only first last second".split()
             )
             if not pronoun and not _unit(after) and before not in _BOUNDS | {"-"}:
-                found.append(_quote(text, words, i, read.after, read.value, ""))
+                numbers.append(_quote(text, words, i, read.after, read.value, ""))
             i = read.after
             continue
         i += 1
-    if not found:
+    if not numbers:
         return _count_in_words(text)
-    values = {quantity.value for quantity in found}
-    whole = len(values) == 1 and found[0].value == int(found[0].value) >= 0
-    return found[0] if whole else None
+    values = {quantity.value for quantity in numbers}
+    is_whole = len(values) == 1 and numbers[0].value == int(numbers[0].value) >= 0
+    return numbers[0] if is_whole else None
 
 
 def yes_no(text: str) -> Said | None:
@@ -160,10 +160,10 @@ def yes_no(text: str) -> Said | None:
         return None
     first = re.match(r"[^\w]*(yes|yeah|yep|no|nope|true|false|correct|incorrect)\b", simple)
     if first:
-        said = first.group(1) in ("yes", "yeah", "yep", "true", "correct")
-        other = r"\bno\b(?=[.,!;]|$)" if said else r"\byes\b"
+        value = first.group(1) in ("yes", "yeah", "yep", "true", "correct")
+        other = r"\bno\b(?=[.,!;]|$)" if value else r"\byes\b"
         again = re.search(other, simple[first.end() :])
-        return None if again else Said(said, first.group(1))
+        return None if again else Said(value, first.group(1))
     negative = re.search(
         r"\b(?:is|are|does|do|will|would|can|could|was|has)(?: not|n't)\b|\bwon't\b|\bcan ?not\b"
         r"|\b(?:is|are) no(?:ne)?\b|\bnot wide enough\b|\btoo (?:narrow|wide|small|large|big)\b"
@@ -198,19 +198,19 @@ def directions(text: str) -> Directions | None:
         "above": r"\babove\b|\bon top\b|\boverhead\b",
         "below": r"\bbelow\b|\bunder(?:neath)?\b|\bbeneath\b",
     }
-    found = []
+    matches = []
     for word, pattern in patterns.items():
         for match in re.finditer(pattern, simple):
             before = simple[max(0, match.start() - 24) : match.start()]
             if re.search(r"\b(?:not|neither|nor)\b(?!.*\bbut\b)[^.,;]*$", before):
                 continue
-            found.append((match.start(), word, match.group()))
-    found.sort()
-    words = tuple(dict.fromkeys(word for _, word, _ in found))
+            matches.append((match.start(), word, match.group()))
+    matches.sort()
+    words = tuple(dict.fromkeys(word for _, word, _ in matches))
     choice = re.search(r"\b(?:left|right|front|behind|above|below)\b,? or\b", simple)
     if not words or choice or any(_OPPOSITE[word] in words for word in words) or denies(text):
         return None
-    return Directions(words, " ".join(match for *_, match in found))
+    return Directions(words, " ".join(match for *_, match in matches))
 
 
 def _unit(word: str) -> tuple[str, float] | None:
@@ -230,7 +230,7 @@ def _factor(table: dict[float, str], word: str) -> float | None:
 
 def _quantities(text: str, table: dict[float, str], unit: str) -> list[Quantity | None]:
     """Every quantity of a text in order; None for one that is only a bound."""
-    words, found, i = tokens(text), [], 0
+    words, quantities, i = tokens(text), [], 0
     while i < len(words):
         read = _quantity(words, i, table)
         if read is None:
@@ -241,11 +241,11 @@ def _quantities(text: str, table: dict[float, str], unit: str) -> list[Quantity 
         if _denied(before):
             pass
         elif math.isnan(value) or _bounded(before) or before[-1:] in (["-"], ["minus"]):
-            found.append(None)  # a bound, or a length below zero: neither is an answer
+            quantities.append(None)  # a bound, or a length below zero: neither is an answer
         else:
-            found.append(_quote(text, words, i, after, value, unit, spread))
+            quantities.append(_quote(text, words, i, after, value, unit, spread))
         i = after
-    return found
+    return quantities
 
 
 def _quantity(
@@ -328,14 +328,14 @@ def _bare(text: str, factor: float) -> list[Quantity | None]:
     return [_quote(text, words, 0, read.after, read.value * factor, "m")]
 
 
-def _one(found: list[Quantity | None]) -> Quantity | None:
+def _one(quantities: list[Quantity | None]) -> Quantity | None:
     """The value that all readings agree on."""
-    if not found or any(quantity is None for quantity in found):
+    if not quantities or any(quantity is None for quantity in quantities):
         return None
-    first = found[0]
+    first = quantities[0]
     agree = all(
         abs(other.value - first.value) <= AGREE * max(abs(first.value), abs(other.value))
-        for other in found
+        for other in quantities
     )
     return first if agree else None
 

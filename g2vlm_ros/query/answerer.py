@@ -215,12 +215,12 @@ class Answerer:
     def _last_seen(self) -> Result:
         """When a thing was seen last, by the object memory."""
         phrase = self._plan.things[0]
-        known = map_object.matching(self._query.memory, phrase)
-        if not known:
+        objects = map_object.matching(self._query.memory, phrase)
+        if not objects:
             raise Abstention(
                 Reason.NOT_VISIBLE, f"no {phrase} is remembered; look around or ask again"
             )
-        latest = max(known, key=lambda each: each.last_seen_ns)
+        latest = max(objects, key=lambda each: each.last_seen_ns)
         age = map_object.age_in_words(latest, self._query.now_ns)
         text = f"The {latest.label} was last seen {age} ago, at {latest.place_in_words()}."
         self._steps.append(f"Remembered: {text}")
@@ -231,11 +231,11 @@ class Answerer:
     def _count_remembered(self) -> Result:
         """How many things of a kind are remembered and, as far as is known, there."""
         phrase = self._plan.things[0]
-        known = [each for each in map_object.matching(self._query.memory, phrase) if each.there]
-        text = f"{len(known)} {phrase} seen so far."
+        objects = [each for each in map_object.matching(self._query.memory, phrase) if each.there]
+        text = f"{len(objects)} {phrase} seen so far."
         self._steps.append(f"Counted in the object memory: {text}")
-        number = Measure(float(len(known)), 0.0, "")
-        sure = math.prod(each.belief for each in known)
+        number = Measure(float(len(objects)), 0.0, "")
+        sure = math.prod(each.belief for each in objects)
         return Result(AnswerType.NUMBER, text, number=number, confidence=sure, measured=True)
 
     def _room_of(self) -> Result:
@@ -434,9 +434,9 @@ class Answerer:
             )
         result.steps = tuple(self._steps)
         ids = {thing.memory_id for thing in result.things} - {0}
-        known = [each for each in self._query.memory if each.id in ids]
-        if known:
-            result.remembered = min(known, key=lambda each: each.last_seen_ns)
+        objects = [each for each in self._query.memory if each.id in ids]
+        if objects:
+            result.remembered = min(objects, key=lambda each: each.last_seen_ns)
             age = map_object.age_in_words(result.remembered, self._query.now_ns)
             result.text += f" In no view now; the {result.remembered.label} was seen {age} ago."
         return result

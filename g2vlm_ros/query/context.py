@@ -170,8 +170,8 @@ class ContextStore:
 
     def image(self, camera: str, stamp_ns: int) -> np.ndarray | None:
         """An image that some held window still has, uint8 (h, w, 3) RGB."""
-        held = [*self.recent, *(dialogue.window for dialogue in self._dialogues.values())]
-        for each in held:
+        windows = [*self.recent, *(dialogue.window for dialogue in self._dialogues.values())]
+        for each in windows:
             for frame, image in zip(
                 each.update.window.frames, each.update.scene.images, strict=True
             ):

@@ -111,10 +111,10 @@ class Finder:
 
     def remembered(self, phrase: str) -> list[Object3D]:
         """What the object memory holds; NotVisibleError where it is known to be gone."""
-        known = map_object.matching(self._memory, phrase)
-        there = [each for each in known if each.there]
-        if known and not there:
-            latest = max(known, key=lambda each: each.last_seen_ns)
+        objects = map_object.matching(self._memory, phrase)
+        there = [each for each in objects if each.there]
+        if objects and not there:
+            latest = max(objects, key=lambda each: each.last_seen_ns)
             age = map_object.age_in_words(latest, self._now_ns)
             raise NotVisibleError(
                 f"the {latest.label} was at {latest.place_in_words()} {age} ago and is gone "

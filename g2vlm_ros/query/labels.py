@@ -35,16 +35,16 @@ def words_of(name: str) -> tuple[str, ...]:
 
 def label_fit(phrase: str, label: str) -> float:
     """1 where a label is the phrase, KIND_ONLY where it only names its kind, else 0."""
-    asked, shown = words_of(phrase), words_of(label)
-    if phrase == "thing" or asked == shown:
+    phrase_words, label_words = words_of(phrase), words_of(label)
+    if phrase == "thing" or phrase_words == label_words:
         return 1.0
-    if not asked or not shown:
+    if not phrase_words or not label_words:
         return 0.0
-    if asked[-1] == shown[-1] and set(asked) <= set(shown):
+    if phrase_words[-1] == label_words[-1] and set(phrase_words) <= set(label_words):
         return 1.0
-    asked_attributes = {word for word in asked if word in ATTRIBUTES}
-    other_attributes = {word for word in shown if word in ATTRIBUTES} - asked_attributes
-    same_kind = _kind(asked) == _kind(shown)
+    asked_attributes = {word for word in phrase_words if word in ATTRIBUTES}
+    other_attributes = {word for word in label_words if word in ATTRIBUTES} - asked_attributes
+    same_kind = _kind(phrase_words) == _kind(label_words)
     contradicts = bool(asked_attributes) and bool(other_attributes)
     return KIND_ONLY if same_kind and not contradicts else 0.0
 

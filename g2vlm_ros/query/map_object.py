@@ -156,15 +156,19 @@ def matching(objects: Iterable[MapObject], phrase: str) -> list[MapObject]:
 
     Where one fits wholly ("red chair"), those that only are of its kind ("chair") are left out.
     """
-    wanted = words_of(phrase)
+    phrase_words = words_of(phrase)
     fits = []
     for each in objects:
-        fit = 2.0 if each.name and words_of(each.name) == wanted else label_fit(phrase, each.label)
+        fit = (
+            2.0
+            if each.name and words_of(each.name) == phrase_words
+            else label_fit(phrase, each.label)
+        )
         if fit:
             fits.append((fit, each))
     best = max((fit for fit, _ in fits), default=0.0)
-    kept = [each for fit, each in fits if fit == best]
-    return sorted(kept, key=lambda each: (-each.belief, -each.last_seen_ns))
+    best_objects = [each for fit, each in fits if fit == best]
+    return sorted(best_objects, key=lambda each: (-each.belief, -each.last_seen_ns))
 
 
 def in_room(each: MapObject, room: str) -> bool:
@@ -195,14 +199,14 @@ def age_in_words(thing: MapObject, now_ns: int) -> str:
     return f"{age_s:.0f} s"
 
 
-def transformed(known: MapObject, motion: Sim3) -> MapObject:
+def transformed(thing: MapObject, motion: Sim3) -> MapObject:
     """The object after a motion of the map; its room is looked up anew."""
-    turn, camera = motion.rotation, known.seen_from
+    turn, camera = motion.rotation, thing.seen_from
     return replace(
-        known,
-        centre=motion.apply(known.centre[None])[0],
-        size=known.size * motion.scale,
-        yaw_rad=known.yaw_rad + math.atan2(turn[1, 0], turn[0, 0]),
-        covariance=motion.scale**2 * turn @ known.covariance @ turn.T,
+        thing,
+        centre=motion.apply(thing.centre[None])[0],
+        size=thing.size * motion.scale,
+        yaw_rad=thing.yaw_rad + math.atan2(turn[1, 0], turn[0, 0]),
+        covariance=motion.scale**2 * turn @ thing.covariance @ turn.T,
         seen_from=None if camera is None else motion.apply(camera[None])[0],
     )

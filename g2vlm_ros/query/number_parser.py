@@ -68,29 +68,29 @@ def plain(text: str) -> str:
     return re.sub("[‐‑‒–—−]", "-", text).lower()
 
 
-def numeral(found: list[Token], at: int) -> Numeral | None:
+def numeral(words: list[Token], at: int) -> Numeral | None:
     """The number that begins at token `at`, as long as it goes, or None."""
-    read = _fraction_of_one(found, at) or _digits(found, at) or _words(found, at)
-    return None if read is None else _with_fraction(found, read)
+    read = _fraction_of_one(words, at) or _digits(words, at) or _words(words, at)
+    return None if read is None else _with_fraction(words, read)
 
 
-def _word(found: list[Token], at: int) -> str:
-    return found[at].text if 0 <= at < len(found) else ""
+def _word(words: list[Token], at: int) -> str:
+    return words[at].text if 0 <= at < len(words) else ""
 
 
-def _digits(found: list[Token], at: int) -> Numeral | None:
-    value = decimal(_word(found, at))
+def _digits(words: list[Token], at: int) -> Numeral | None:
+    value = decimal(_word(words, at))
     if value is None:
         return None
-    if _word(found, at + 1) == "/":
-        below = decimal(_word(found, at + 2))
+    if _word(words, at + 1) == "/":
+        below = decimal(_word(words, at + 2))
         return Numeral(value / below, at + 3) if below else None
     # "1 1/2"
-    over, below = decimal(_word(found, at + 1)), decimal(_word(found, at + 3))
-    if over is not None and _word(found, at + 2) == "/" and below and over < below:
+    over, below = decimal(_word(words, at + 1)), decimal(_word(words, at + 3))
+    if over is not None and _word(words, at + 2) == "/" and below and over < below:
         return Numeral(value + over / below, at + 4)
-    if _word(found, at + 1) in ("hundred", "thousand"):
-        return Numeral(value * (100 if _word(found, at + 1) == "hundred" else 1000), at + 2)
+    if _word(words, at + 1) in ("hundred", "thousand"):
+        return Numeral(value * (100 if _word(words, at + 1) == "hundred" else 1000), at + 2)
     return Numeral(value, at + 1)
 
 
@@ -121,57 +121,57 @@ def decimal(text: str) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def _words(found: list[Token], at: int) -> Numeral | None:
+def _words(words: list[Token], at: int) -> Numeral | None:
     """ "twenty-five", "one hundred and six", "one point five"."""
-    value, i = _below_hundred(found, at)
-    if value is None and _word(found, at) in ("a", "one") and _word(found, at + 1) == "hundred":
+    value, i = _below_hundred(words, at)
+    if value is None and _word(words, at) in ("a", "one") and _word(words, at + 1) == "hundred":
         value, i = 1.0, at + 1
     if value is None:
         return None
     for name, factor in (("hundred", 100.0), ("thousand", 1000.0)):
-        if _word(found, i) == name:
+        if _word(words, i) == name:
             value, i = value * factor, i + 1
-            skip = _word(found, i) == "and"
-            rest, after = _below_hundred(found, i + skip)
+            skip = _word(words, i) == "and"
+            rest, after = _below_hundred(words, i + skip)
             if rest is not None:
                 value, i = value + rest, after
-    if _word(found, i) == "point":
+    if _word(words, i) == "point":
         digits = ""
-        while _word(found, i + 1) in _ONES[:10]:
-            digits, i = digits + str(_ONES.index(_word(found, i + 1))), i + 1
+        while _word(words, i + 1) in _ONES[:10]:
+            digits, i = digits + str(_ONES.index(_word(words, i + 1))), i + 1
         if not digits:
             return None
         return Numeral(value + float("0." + digits), i + 1)
     return Numeral(value, i)
 
 
-def _below_hundred(found: list[Token], at: int) -> tuple[float | None, int]:
-    word = _word(found, at)
+def _below_hundred(words: list[Token], at: int) -> tuple[float | None, int]:
+    word = _word(words, at)
     if word not in CARDINALS:
         return None, at
     value, i = CARDINALS[word], at + 1
     if word in _TENS:
-        dash = _word(found, i) == "-"
-        ones = CARDINALS.get(_word(found, i + dash), 0.0)
+        dash = _word(words, i) == "-"
+        ones = CARDINALS.get(_word(words, i + dash), 0.0)
         if 1 <= ones <= 9:
             return value + ones, i + dash + 1
     return value, i
 
 
-def _fraction_of_one(found: list[Token], at: int) -> Numeral | None:
+def _fraction_of_one(words: list[Token], at: int) -> Numeral | None:
     """ "half", "a quarter of", "three quarters"; without the "a" that may follow."""
-    i = at + (_word(found, at) in ("a", "one"))
-    if _word(found, i) in ("half", "quarter", "third", "fifth", "tenth"):
-        return Numeral(FRACTIONS[_word(found, i)], i + 1)
-    count = CARDINALS.get(_word(found, at), decimal(_word(found, at)))
-    if count and _word(found, at + 1) in ("halves", "thirds", "quarters", "fifths", "tenths"):
-        return Numeral(count * FRACTIONS[_word(found, at + 1)], at + 2)
+    i = at + (_word(words, at) in ("a", "one"))
+    if _word(words, i) in ("half", "quarter", "third", "fifth", "tenth"):
+        return Numeral(FRACTIONS[_word(words, i)], i + 1)
+    count = CARDINALS.get(_word(words, at), decimal(_word(words, at)))
+    if count and _word(words, at + 1) in ("halves", "thirds", "quarters", "fifths", "tenths"):
+        return Numeral(count * FRACTIONS[_word(words, at + 1)], at + 2)
     return None
 
 
-def _with_fraction(found: list[Token], read: Numeral) -> Numeral:
+def _with_fraction(words: list[Token], read: Numeral) -> Numeral:
     """ "... and a half", "... and three quarters"."""
-    if _word(found, read.after) != "and":
+    if _word(words, read.after) != "and":
         return read
-    part = _fraction_of_one(found, read.after + 1)
+    part = _fraction_of_one(words, read.after + 1)
     return read if part is None else Numeral(read.value + part.value, part.after)

@@ -183,43 +183,43 @@ def new_object(object_id: int, sighting: Sighting, update: PerceivedWindow) -> M
     )
 
 
-def fuse(known: MapObject, sighting: Sighting, window_id: int) -> MapObject:
+def fuse(before: MapObject, sighting: Sighting, window_id: int) -> MapObject:
     """The object after one more sighting: places by their covariances."""
-    if sighting.stamp_ns <= known.last_seen_ns:
-        return known
+    if sighting.stamp_ns <= before.last_seen_ns:
+        return before
     thing = sighting.thing
-    before = known.covariance + np.eye(3) * DRIFT_STD_M**2
-    seen = sighting.covariance + np.eye(3) * PLACE_STD_M**2
-    gain = before @ np.linalg.inv(before + seen)
-    centre = known.centre + gain @ (thing.centre - known.centre)
+    prior = before.covariance + np.eye(3) * DRIFT_STD_M**2
+    measured = sighting.covariance + np.eye(3) * PLACE_STD_M**2
+    gain = prior @ np.linalg.inv(prior + measured)
+    centre = before.centre + gain @ (thing.centre - before.centre)
     size = np.nan_to_num(thing.size, nan=0.0)
     cut = thing.cut_across or thing.cut_upright
-    weight = 1.0 / min(known.sightings + 1, 10)
-    if not known.size.any():
+    weight = 1.0 / min(before.sightings + 1, 10)
+    if not before.size.any():
         extents, yaw = size, thing.yaw_rad
     elif not size.any() or cut:
-        extents, yaw = np.maximum(known.size, size), known.yaw_rad
+        extents, yaw = np.maximum(before.size, size), before.yaw_rad
     else:
-        extents, yaw = (1 - weight) * known.size + weight * size, thing.yaw_rad
-    picture = (known.picture, known.picture_ns, known.picture_px)
-    if sighting.area_px > PICTURE_GAIN * known.picture_px:
+        extents, yaw = (1 - weight) * before.size + weight * size, thing.yaw_rad
+    picture = (before.picture, before.picture_ns, before.picture_px)
+    if sighting.area_px > PICTURE_GAIN * before.picture_px:
         picture = (_picture(sighting), sighting.stamp_ns, sighting.area_px)
     # The longer of two labels says more: "red chair" rather than "chair".
-    label = max(known.label, thing.label[:MAX_NAME], key=len)
+    label = max(before.label, thing.label[:MAX_NAME], key=len)
     return replace(
-        known,
+        before,
         label=label,
         centre=centre,
         size=extents,
         yaw_rad=float(yaw),
-        covariance=(np.eye(3) - gain) @ before,
+        covariance=(np.eye(3) - gain) @ prior,
         window_id=window_id,
         last_seen_ns=sighting.stamp_ns,
         camera=sighting.camera,
         box_px=sighting.box_px,
-        colour=sighting.colour or known.colour,
-        evidence=min(MAX_EVIDENCE, max(known.evidence, 0.0) + SIGHTING * thing.trust),
-        sightings=known.sightings + 1,
+        colour=sighting.colour or before.colour,
+        evidence=min(MAX_EVIDENCE, max(before.evidence, 0.0) + SIGHTING * thing.trust),
+        sightings=before.sightings + 1,
         misses=0,
         moved=False,
         seen_from=thing.seen_from,
@@ -266,12 +266,12 @@ def _same_size(one: np.ndarray, other: np.ndarray) -> bool:
     return 1 / SIZE_RATIO < ratio < SIZE_RATIO
 
 
-def _distance(sighting: Sighting, known: MapObject) -> float:
+def _distance(sighting: Sighting, other: MapObject) -> float:
     """Squared Mahalanobis distance of a sighting from an object."""
-    part = PART_OF_SIZE * max(float(known.size.max()), 0.0)
+    part = PART_OF_SIZE * max(float(other.size.max()), 0.0)
     loose = PLACE_STD_M**2 + (part / 2) ** 2
-    covariance = sighting.covariance + known.covariance + np.eye(3) * loose
-    off = sighting.thing.centre - known.centre
+    covariance = sighting.covariance + other.covariance + np.eye(3) * loose
+    off = sighting.thing.centre - other.centre
     return float(off @ np.linalg.solve(covariance, off))
 
 

@@ -45,12 +45,12 @@ def change_of_evidence(
     points: PointMap,
     views: Sequence[int],
     detected_views: set[int],
-    known: MapObject,
+    other: MapObject,
 ) -> float:
     """Log odds, at most 0, that views of a window in which an object was not seen add to it."""
     changes = []
     for view in views:
-        look = _look(update, points, view, known)
+        look = _look(update, points, view, other)
         if look is Look.THROUGH:
             changes.append(SEEN_THROUGH)
         elif look is Look.AT:
@@ -63,12 +63,12 @@ def change_of_evidence(
     return min(changes)
 
 
-def _look(update: PerceivedWindow, points: PointMap, view: int, known: MapObject) -> Look:
+def _look(update: PerceivedWindow, points: PointMap, view: int, other: MapObject) -> Look:
     """What a view shows of an object's place."""
     camera = update.result.intrinsics[view]
-    if camera is None or not known.confirmed:
+    if camera is None or not other.confirmed:
         return Look.UNCERTAIN
-    samples = known.centre + (SAMPLES * known.size) @ known.axes.T
+    samples = other.centre + (SAMPLES * other.size) @ other.axes.T
     pose = points.map_from_camera[view]
     local = (samples - pose[:3, 3]) @ pose[:3, :3]
     ahead = local[:, 2] > RAY_MARGIN_M
@@ -82,8 +82,8 @@ def _look(update: PerceivedWindow, points: PointMap, view: int, known: MapObject
         return Look.UNCERTAIN
     depth = points.depth[view, v[inside], u[inside]]
     far = local[inside, 2]
-    spread = math.sqrt(max(float(np.linalg.eigvalsh(known.covariance)[-1]), 0.0))
-    half = float(known.size.max()) / 2
+    spread = math.sqrt(max(float(np.linalg.eigvalsh(other.covariance)[-1]), 0.0))
+    half = float(other.size.max()) / 2
     margin = RAY_MARGIN_M + DEPTH_ERROR * far + 2 * spread
     usable = np.isfinite(depth) & (depth > 0)
     if np.count_nonzero(usable) < MIN_RAYS:
@@ -94,7 +94,7 @@ def _look(update: PerceivedWindow, points: PointMap, view: int, known: MapObject
         return Look.UNCERTAIN
     # Behind the lower part lies the floor that it stands on: only what looks through the upper
     # one tells.
-    upper = usable & (samples[inside, 2] >= known.centre[2])
+    upper = usable & (samples[inside, 2] >= other.centre[2])
     if np.count_nonzero(upper) >= MIN_UPPER_RAYS and passes[upper].all():
         return Look.THROUGH
     return Look.UNCERTAIN if passes[usable].any() else Look.AT

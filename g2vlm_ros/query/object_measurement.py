@@ -93,14 +93,14 @@ def locate(points: PointMap, region: Region, label: str, source: str, trust: flo
     if not usable.any():
         return None
     keep = usable & _foreground(points, region, rows, columns, usable)
-    chosen = points.points[region.view][rows, columns][keep].astype(np.float64)
-    known = confidence[keep & np.isfinite(confidence)]
+    region_points = points.points[region.view][rows, columns][keep].astype(np.float64)
+    confidences = confidence[keep & np.isfinite(confidence)]
     across, upright = _cut_by_border(points, region)
     camera = points.map_from_camera[region.view][:3, 3]
     step = float(np.median(depth[keep])) / max(points.size_px)
-    thing = _shape(label, chosen, region.is_pixel, step, camera)
-    sure = float(np.median(known)) if known.size else float("nan")
-    covariance = _covariance(thing, chosen, sure, np.count_nonzero(keep), step)
+    thing = _shape(label, region_points, region.is_pixel, step, camera)
+    sure = float(np.median(confidences)) if confidences.size else float("nan")
+    covariance = _covariance(thing, region_points, sure, np.count_nonzero(keep), step)
     thing = replace(
         thing,
         covariance=covariance,
@@ -242,8 +242,10 @@ def _foreground(
     depth = points.depth[region.view, rows, columns]
     if region.is_pixel:
         away = (rows - region.low_px[1]) ** 2 + (columns - region.low_px[0]) ** 2
-        own = depth[np.argmin(np.where(usable, away, np.inf))]
-        return usable & (np.abs(np.log(np.where(usable, depth, own) / own)) < GAP_STEP)
+        depth_here = depth[np.argmin(np.where(usable, away, np.inf))]
+        return usable & (
+            np.abs(np.log(np.where(usable, depth, depth_here) / depth_here)) < GAP_STEP
+        )
     high = usable & ~_floor(points, region.view, rows, columns)
     candidates = high if high[usable].mean() > 1 - FLAT else usable
     index = np.flatnonzero(candidates)
@@ -275,14 +277,14 @@ def _cut_by_border(points: PointMap, region: Region) -> tuple[bool, bool]:
 
 
 def _shape(
-    label: str, chosen: np.ndarray, is_pixel: bool, step: float, camera: np.ndarray
+    label: str, cloud: np.ndarray, is_pixel: bool, step: float, camera: np.ndarray
 ) -> Object3D:
     """Place and extents of points (n, 3); what is not known yet is left empty."""
-    position = np.median(chosen, axis=0)
+    position = np.median(cloud, axis=0)
     size, centre, yaw = np.full(3, np.nan), position, 0.0
     if not is_pixel:
-        centre, size, yaw = _box(chosen)
-    sample = chosen[:: -(-len(chosen) // MAX_SAMPLE)]
+        centre, size, yaw = _box(cloud)
+    sample = cloud[:: -(-len(cloud) // MAX_SAMPLE)]
     nothing = np.zeros((3, 3))
     return Object3D(
         label,
@@ -303,14 +305,14 @@ def _shape(
     )
 
 
-def _box(chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
+def _box(cloud: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
     """(centre, size, yaw) of the upright box around points, their ends trimmed."""
-    flat = np.ascontiguousarray(chosen[:, :2] - chosen[:, :2].mean(0), np.float32)
+    flat = np.ascontiguousarray(cloud[:, :2] - cloud[:, :2].mean(0), np.float32)
     hull = cv2.convexHull(flat).reshape(-1, 2)
     _, (a, b), degrees = cv2.minAreaRect(hull)
     yaw = np.deg2rad(degrees) + (0.0 if a >= b else np.pi / 2)
     axes = np.array([[np.cos(yaw), np.sin(yaw)], [-np.sin(yaw), np.cos(yaw)]])
-    along = np.concatenate([chosen[:, :2] @ axes.T, chosen[:, 2:]], axis=1)
+    along = np.concatenate([cloud[:, :2] @ axes.T, cloud[:, 2:]], axis=1)
     low, high = np.quantile(along, [TRIM, 1 - TRIM], axis=0)
     middle, size = (low + high) / 2, (high - low) / (1 - 2 * TRIM)
     centre = np.array([*(middle[:2] @ axes), middle[2]])
@@ -350,7 +352,7 @@ def _completed(thing: Object3D) -> Object3D:
 
 
 def _covariance(
-    thing: Object3D, chosen: np.ndarray, sure: float, pixels: int, step: float
+    thing: Object3D, cloud: np.ndarray, sure: float, pixels: int, step: float
 ) -> np.ndarray:
     """Depth error along the ray, a pixel across it, and the scatter of independent patches."""
     ray = thing.position - thing.seen_from
@@ -359,8 +361,8 @@ def _covariance(
     along = np.outer(ray, ray) / distance**2
     covariance = (distance * (DEPTH_STD + DOUBT_STD * doubt)) ** 2 * along
     covariance += step**2 * (np.eye(3) - along)
-    if len(chosen) > 1:
-        covariance += np.cov(chosen.T) / max(1.0, pixels / PATCH_PX**2) * (pixels > PATCH_PX**2)
+    if len(cloud) > 1:
+        covariance += np.cov(cloud.T) / max(1.0, pixels / PATCH_PX**2) * (pixels > PATCH_PX**2)
     return covariance
 
 

@@ -138,9 +138,9 @@ class ObjectMemory:
                 self._merge_maps(placement.merged_map_id, placement.map_id)
             self._correct(dict(placement.corrections))
             self._places[update.window.id] = placement.map_from_window
-            seen = self._associate(sightings, update)
+            ids = self._associate(sightings, update)
             views = [view for view in update.new_views if view in update.trusted_views]
-            self._look_for_missing(update, points, views, set(detected_views), seen)
+            self._look_for_missing(update, points, views, set(detected_views), ids)
             self._mark_moved()
             self._bound()
             self._version += 1
@@ -216,13 +216,13 @@ class ObjectMemory:
         points: PointMap,
         views: Sequence[int],
         detected_views: set[int],
-        seen: set[int],
+        ids: set[int],
     ) -> None:
         """Less belief in objects through whose places the newest views look."""
         if not views:
             return
         for each in self._here():
-            if each.id in seen:
+            if each.id in ids:
                 continue
             change = object_belief.change_of_evidence(update, points, views, detected_views, each)
             if change:

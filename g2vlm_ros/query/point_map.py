@@ -59,7 +59,7 @@ class PointMap:
         place = placement.map_from_window
         std = placement.scale.relative_std
         covariance = placement.covariance
-        known = covariance.shape[0] == result.views and np.isfinite(covariance).all()
+        has_covariance = covariance.shape[0] == result.views and np.isfinite(covariance).all()
         return cls(
             place.apply(result.points_u()),
             result.local_points_u[..., 2] * np.float32(place.scale),
@@ -69,7 +69,7 @@ class PointMap:
             placement.scale.state == ScaleState.METRIC,
             float(std) if np.isfinite(std) else 0.0,
             placement.floor_z,
-            covariance[:, :3, :3] if known else None,
+            covariance[:, :3, :3] if has_covariance else None,
         )
 
     @property

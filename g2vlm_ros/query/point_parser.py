@@ -64,9 +64,9 @@ class Pointed:
 def pointed(text: str) -> tuple[Pointed, ...]:
     """Every box, point and pixel that a text gives, in order; malformed ones are left out."""
     marked = [_from_qwen(text, match) for match in _QWEN.finditer(text)]
-    found = [place for place in marked if place is not None]
-    if found or "<|box_start|>" in text or "<|point_start|>" in text:
-        return tuple(found)
+    places = [place for place in marked if place is not None]
+    if places or "<|box_start|>" in text or "<|point_start|>" in text:
+        return tuple(places)
     simple = plain(text)
     boxes = [_from_prose(simple, match) for match in _BOX.finditer(simple)]
     if not boxes:

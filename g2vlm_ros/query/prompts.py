@@ -83,19 +83,19 @@ def about_marks(question: str, marks: Sequence[Mark], references: Sequence[Refer
     "this" and the like are replaced by the name of the mark they mean, in order.
     """
     sentences = [_known(reference) for reference in references]
-    asked = question
+    text = question
     for mark in marks:
         pointed = f"the object at the {mark.name}"
-        asked, found = re.subn(
+        text, count = re.subn(
             r"\b(?:this|that)(?: (?:one|thing|object|place))?\b(?! (?:room|view|image|frame))",
             pointed,
-            asked,
+            text,
             count=1,
             flags=re.IGNORECASE,
         )
-        if not found:
+        if not count:
             sentences.append(f"The question is about {pointed}.")
-    return " ".join([*sentences, asked])
+    return " ".join([*sentences, text])
 
 
 def with_measures(question: str, measures: Sequence[str]) -> str:

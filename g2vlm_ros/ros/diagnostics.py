@@ -103,15 +103,17 @@ def status_message(
 
 def remarks(update: MappedWindow) -> list[str]:
     """What people should know of a window, one clause each; empty when all is well."""
-    placement, told = update.placement, []
+    placement, sentences = update.placement, []
     if placement.new_map in STARTS:
-        told.append(f"map {placement.map_id} starts: {STARTS[placement.new_map]}")
+        sentences.append(f"map {placement.map_id} starts: {STARTS[placement.new_map]}")
     if placement.by_odometry:
-        told.append(f"odometry places the window: {STARTS[placement.by_odometry]}")
+        sentences.append(f"odometry places the window: {STARTS[placement.by_odometry]}")
     lost = update.result.views - len(update.trusted_views)
     if lost:
-        told.append(f"{lost} of {update.result.views} views have no pose: nothing connects them")
-    return told + scale_remarks(update) + camera_remarks(update) + rig_remarks(update)
+        sentences.append(
+            f"{lost} of {update.result.views} views have no pose: nothing connects them"
+        )
+    return sentences + scale_remarks(update) + camera_remarks(update) + rig_remarks(update)
 
 
 def clock_remark(age_s: float) -> str:
@@ -147,15 +149,15 @@ def silence_remarks(counts: Counts) -> list[str]:
 
 def scale_remarks(update: MappedWindow) -> list[str]:
     """What contradicts the scale."""
-    placement, told = update.placement, []
+    placement, sentences = update.placement, []
     if placement.scale.clash:
-        told.append(
+        sentences.append(
             f"metres by {placement.scale.clash} contradict those by {placement.scale.source} and "
             "are not used"
         )
     if placement.scale.refused:
-        told.append(f"{placement.scale.refused} measurements of scale in a row do not fit")
-    return told
+        sentences.append(f"{placement.scale.refused} measurements of scale in a row do not fit")
+    return sentences
 
 
 def camera_remarks(update: MappedWindow) -> list[str]:
@@ -298,14 +300,14 @@ class Diagnostics:
             values=pairs,
         )
 
-    def _input(self, frames: int, span_s: float, told: list[str]) -> DiagnosticStatus:
+    def _input(self, frames: int, span_s: float, sentences: list[str]) -> DiagnosticStatus:
         rate_hz = frames / span_s if span_s > 0 else float("nan")
         slow = self.frame_rate.remark()
         if slow:
             return self._task("input", WARN, slow, rate_hz=f"{1 / self.frame_rate.period_s:.2f}")
         regular = span_s < MISSED_FRAMES * self.frame_rate.period_s < math.inf
         if frames or span_s == 0 or regular:
-            message, level = "; ".join(told) or "frames arrive", WARN if told else OK
+            message, level = "; ".join(sentences) or "frames arrive", WARN if sentences else OK
             return self._task("input", level, message, rate_hz=f"{rate_hz:.2f}")
         hint = "no frames; compare topic names and QoS (ros2 topic info -v), and use_sim_time"
         return self._task("input", WARN, hint, cameras=", ".join(self._cameras))
@@ -344,21 +346,21 @@ class Diagnostics:
             values["inliers"] = f"{placement.relative_pose.inliers:.3f}"
             values["residual"] = f"{placement.relative_pose.residual:.4f}"
         if placement.scale.state is ScaleState.METRIC:
-            told = scale_remarks(update)
-            message = "; ".join(told) or "lengths are metres"
-            return self._task("scale", WARN if told else OK, message, **values)
+            sentences = scale_remarks(update)
+            message = "; ".join(sentences) or "lengths are metres"
+            return self._task("scale", WARN if sentences else OK, message, **values)
         hint = "lengths are model units, not metres; set map.metres_per_unit if you know it"
         return self._task("scale", WARN, hint, **values)
 
     def _loops(self, counts: Counts) -> DiagnosticStatus:
         values = {str(outcome): n for outcome, n in sorted(counts.loops.items())}
-        told = ", ".join(f"{n} {outcome}" for outcome, n in values.items())
-        return self._task("loops", OK, told or "no place was seen again", **values)
+        by_outcome = ", ".join(f"{n} {outcome}" for outcome, n in values.items())
+        return self._task("loops", OK, by_outcome or "no place was seen again", **values)
 
     def _calibration(self, update: MappedWindow | None) -> DiagnosticStatus:
-        told = camera_remarks(update) + rig_remarks(update) if update is not None else []
-        message = "; ".join(told) or "camera_info and geometry do not contradict each other"
-        return self._task("calibration", WARN if told else OK, message)
+        sentences = camera_remarks(update) + rig_remarks(update) if update is not None else []
+        message = "; ".join(sentences) or "camera_info and geometry do not contradict each other"
+        return self._task("calibration", WARN if sentences else OK, message)
 
     def _tracking(self, counts: TrackingCounts | None, span_s: float) -> DiagnosticStatus:
         if counts is None:

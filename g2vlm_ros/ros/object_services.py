@@ -130,20 +130,20 @@ class ObjectServices:
         size, contains = request.box_size, None
         if any((size.x, size.y, size.z)):
             contains = box_of(request.box_pose, size, self._map_frame).contains
-        found = self._memory.find(
+        objects = self._memory.find(
             request.words,
             request.room,
             contains,
             geometry.stamp_ns(request.seen_since),
             request.with_gone,
         )
-        if not found:
+        if not objects:
             raise self._nothing()
         response.header = geometry.header(self._now_ns(), self._map_frame)
-        found = found[: request.max_objects]
-        response.objects = [object_message(each) for each in found]
+        objects = objects[: request.max_objects]
+        response.objects = [object_message(each) for each in objects]
         if request.with_pictures:
-            response.pictures = [picture_message(each) for each in found]
+            response.pictures = [picture_message(each) for each in objects]
 
     @reply_errors
     def edit(self, request: EditObject.Request, response: EditObject.Response) -> None:

@@ -56,9 +56,9 @@ def read(node: Node, kind: type, changed: dict[str, object] | None = None) -> An
 
 def unknown(node: Node, kind: type) -> list[str]:
     """Names that were given to this node and that nothing reads."""
-    known = {name for name, _ in parameters_of(kind)}
-    given = node.get_parameters_by_prefix("")
-    return sorted(n for n in given if n not in known and not n.startswith(OF_ROS))
+    names = {name for name, _ in parameters_of(kind)}
+    values = node.get_parameters_by_prefix("")
+    return sorted(n for n in values if n not in names and not n.startswith(OF_ROS))
 
 
 def _descriptor(item: Field) -> ParameterDescriptor:

@@ -137,9 +137,9 @@ class PointService:
         result = update.result
         points, confidence = update.map_points().reshape(-1, 3), result.confidence.reshape(-1)
         keep = box.contains(points) & ~(confidence < request.min_confidence)
-        chosen = np.flatnonzero(keep)
-        if not chosen.size:
+        indices = np.flatnonzero(keep)
+        if not indices.size:
             raise RequestError(Codes.NOT_VISIBLE, "the box holds no point; enlarge it")
-        if chosen.size > request.max_points:
-            chosen = chosen[np.linspace(0, chosen.size - 1, request.max_points).astype(int)]
-        return points[chosen], confidence[chosen]
+        if indices.size > request.max_points:
+            indices = indices[np.linspace(0, indices.size - 1, request.max_points).astype(int)]
+        return points[indices], confidence[indices]

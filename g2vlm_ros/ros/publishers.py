@@ -154,11 +154,11 @@ class Publishers:
             self._followers.clear()
             return
         publisher = self._publishers["map_updates"]
-        found = self._node.get_subscriptions_info_by_topic(publisher.topic_name)
-        followers = {tuple(endpoint.endpoint_gid) for endpoint in found}
+        subscribers = self._node.get_subscriptions_info_by_topic(publisher.topic_name)
+        followers = {tuple(endpoint.endpoint_gid) for endpoint in subscribers}
         matched = len(followers) == publisher.get_subscription_count()
-        known = matched and followers <= self._followers
-        changes = dense_map.changes(self._sent.get("map_updates") if known else None)
+        up_to_date = matched and followers <= self._followers
+        changes = dense_map.changes(self._sent.get("map_updates") if up_to_date else None)
         if changes is None:
             return
         change, version = changes
@@ -188,10 +188,10 @@ class Publishers:
     def _publish_points(self, update: MappedWindow) -> None:
         if not self._listened("points"):
             return
-        chosen = self._settings.cloud
+        cloud = self._settings.cloud
         sound = update.trusted_views
         alone = [[i] for i in update.new_views if i in sound]
-        for views in alone if chosen.organised else [sound]:
+        for views in alone if cloud.organised else [sound]:
             self._publish_cloud(update, np.array(views))
 
     def _publish_cloud(self, update: MappedWindow, views: np.ndarray) -> None:
@@ -206,8 +206,8 @@ class Publishers:
 
     def _packed_on_device(self, update: MappedWindow, views: np.ndarray) -> np.ndarray | None:
         """The bytes of a dense cloud of all pixels, from a backend that packs clouds itself."""
-        chosen, result = self._settings.cloud, update.result
-        if result.geometry.pack is None or chosen.organised or chosen.stride_px > 1:
+        cloud, result = self._settings.cloud, update.result
+        if result.geometry.pack is None or cloud.organised or cloud.stride_px > 1:
             return None
         poses, scale = update.map_from_camera[views], update.placement.map_from_window.scale
         return result.geometry.pack(
@@ -215,22 +215,22 @@ class Publishers:
             result.colours[views],
             result.confidence[views],
             point_cloud.affines(len(views), poses, scale),
-            chosen.min_confidence,
-            chosen.max_edge_step,
+            cloud.min_confidence,
+            cloud.max_edge_step,
         )
 
     def _packed_here(self, header: Header, update: MappedWindow, views: np.ndarray) -> PointCloud2:
-        chosen, result = self._settings.cloud, update.result
+        cloud, result = self._settings.cloud, update.result
         return clouds.cloud_message(
             header,
             result.local_points_u,
             result.colours,
             result.confidence,
-            result.valid(chosen.max_edge_step),
+            result.valid(cloud.max_edge_step),
             views=views,
-            stride_px=chosen.stride_px,
-            min_confidence=chosen.min_confidence,
-            organised=chosen.organised,
+            stride_px=cloud.stride_px,
+            min_confidence=cloud.min_confidence,
+            organised=cloud.organised,
             poses=update.map_from_camera[views],
             scale=update.placement.map_from_window.scale,
             out=self._cloud,
@@ -265,10 +265,10 @@ class Publishers:
         views = [(frames[i].stamp_ns, local[i]) for i in new]
         if self._trail.add(update.window.id, update.placement, views):
             self._path.poses.clear()
-            shown = self._trail.poses()
+            poses = self._trail.poses()
         else:
-            shown = self._trail.poses(newest=len(new)) if new else []
-        for stamp_ns, pose in shown:
+            poses = self._trail.poses(newest=len(new)) if new else []
+        for stamp_ns, pose in poses:
             stamped = geometry.pose_stamped(self._header(stamp_ns), pose)
             geometry.append(self._path, stamped, self._settings.map.path_length)
 

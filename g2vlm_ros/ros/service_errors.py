@@ -68,8 +68,8 @@ def check_age(age_s: float, max_age_s: float) -> None:
 
 def one_line(text: str, max_characters: int = MAX_SENTENCE) -> str:
     """Text from outside as it may go into a log or a message: one line, no control characters."""
-    shown = "".join(_escaped(character) for character in text[: max_characters + 1])
-    return shown if len(shown) <= max_characters else f"{shown[: max_characters - 1]}…"
+    line = "".join(_escaped(character) for character in text[: max_characters + 1])
+    return line if len(line) <= max_characters else f"{line[: max_characters - 1]}…"
 
 
 def _escaped(character: str) -> str:

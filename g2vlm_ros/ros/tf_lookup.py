@@ -47,23 +47,25 @@ class TfLookup:
         """
         if target in ("", self.map_frame):
             return np.eye(4)
-        own = [i for i, frame in enumerate(frames) if frame.frame_id == target]
-        if own:
-            newest = newest_view(frames, own)
+        views = [i for i, frame in enumerate(frames) if frame.frame_id == target]
+        if views:
+            newest = newest_view(frames, views)
             return np.linalg.inv(map_from_camera[newest])
-        known = ", ".join(sorted({self.map_frame, *(frame.frame_id for frame in frames)} - {""}))
+        frame_ids = ", ".join(
+            sorted({self.map_frame, *(frame.frame_id for frame in frames)} - {""})
+        )
         if self._buffer is None:
             raise TfLookupError(
-                f"target_frame '{target}' is none of {known}, and tf2_ros is not installed here; "
-                "ask in one of these frames"
+                f"target_frame '{target}' is none of {frame_ids}, and tf2_ros is not installed "
+                "here; ask in one of these frames"
             )
         try:
-            found = self._buffer.lookup_transform(
+            stamped = self._buffer.lookup_transform(
                 target, self.map_frame, Time.from_msg(geometry.stamp(stamp_ns))
             )
         except Exception as error:  # tf2's exceptions share no base that Python sees everywhere
             raise TfLookupError(
                 f"no transform from '{self.map_frame}' to target_frame '{target}' at the stamp of "
-                f"the window ({error}); publish it on /tf or ask in one of {known}"
+                f"the window ({error}); publish it on /tf or ask in one of {frame_ids}"
             ) from error
-        return geometry.transform_matrix(found.transform)
+        return geometry.transform_matrix(stamped.transform)

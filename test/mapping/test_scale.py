@@ -176,7 +176,7 @@ def test_sources_that_agree_are_weighed_by_their_variances():
     assert belief.metres_per_unit == pytest.approx(2.0 * 1.1**0.2)
     assert belief.relative_std == pytest.approx(0.2 / 5**0.5)
     assert (belief.source, belief.clash) == ("fixed", ""), "the one that weighs most"
-    assert belief.heard.metres_per_unit == pytest.approx(belief.metres_per_unit)
+    assert belief.newest.metres_per_unit == pytest.approx(belief.metres_per_unit)
 
 
 def test_the_most_trusted_source_wins_a_clash_and_the_other_is_named():
@@ -188,7 +188,7 @@ def test_the_most_trusted_source_wins_a_clash_and_the_other_is_named():
     assert belief.metres_per_unit == pytest.approx(2.0) and belief.jump == pytest.approx(2 / 3)
     (belief,) = update(scale, [9.0], "camera_height")
     assert (belief.source, belief.clash) == ("odometry", "camera_height, fixed")
-    assert belief.metres_per_unit == pytest.approx(2.0) and belief.heard is None
+    assert belief.metres_per_unit == pytest.approx(2.0) and belief.newest is None
 
 
 def test_evidence_that_scatters_more_than_it_says_costs_odometry_its_weight(rng):

@@ -48,7 +48,7 @@ _WHAT = {
 
 def fields() -> dict[str, dict[str, Any]]:
     """JSON Schema of the fields of a SpatialQuery request that an agent may set."""
-    asked = SpatialQuery.Request()
+    request = SpatialQuery.Request()
     schema = {}
     for name, kind in SpatialQuery.Request.get_fields_and_field_types().items():
         if name in _NOT_FOR_AGENTS:
@@ -56,7 +56,7 @@ def fields() -> dict[str, dict[str, Any]]:
         if kind.startswith("sequence<"):
             schema[name] = {"type": "array", "items": {"type": _SIMPLE[kind[9:-1]]}}
         else:
-            schema[name] = {"type": _SIMPLE[kind], "default": getattr(asked, name)}
+            schema[name] = {"type": _SIMPLE[kind], "default": getattr(request, name)}
     schema["question"] = {"type": "string", "minLength": 1, "maxLength": 512}
     schema["answer_kind"] = {"type": "string", "enum": [kind.name for kind in AnswerType]}
     schema["reference"] = {"type": "string", "enum": ["VIEWER", "OBJECT", "WORLD"]}
@@ -68,7 +68,7 @@ def schemas() -> list[dict[str, Any]]:
     everything = fields()
     common = {name: everything[name] for name in ("target_frame", "max_wait_s")}
     thing = {"type": "string", "minLength": 1, "maxLength": 400}
-    own = {
+    schema = {
         "ask": (everything, ["question"]),
         "locate": ({"thing": thing, **common}, ["thing"]),
         "measure": ({"question": everything["question"], **common}, ["question"]),
@@ -89,7 +89,7 @@ def schemas() -> list[dict[str, Any]]:
                 "additionalProperties": False,
             },
         }
-        for name, (properties, required) in own.items()
+        for name, (properties, required) in schema.items()
     ]
 
 
@@ -275,15 +275,15 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="tools", description=__doc__.split("\n")[0])
     parser.add_argument("--print", choices=("openai", "anthropic"), dest="style")
     parser.add_argument("--node", default="/perception")
-    chosen = parser.parse_args(arguments)
-    if chosen.style:
+    options = parser.parse_args(arguments)
+    if options.style:
         print(
             json.dumps(
-                {"openai": openai_style, "anthropic": anthropic_style}[chosen.style](), indent=1
+                {"openai": openai_style, "anthropic": anthropic_style}[options.style](), indent=1
             )
         )
         return 0
-    return serve(chosen.node)
+    return serve(options.node)
 
 
 if __name__ == "__main__":

@@ -48,16 +48,18 @@ def report(answer: SpatialQuery.Response) -> str:
     for thing in answer.objects:
         q = thing.pose.pose.position
         lines.append(f"  {thing.label} at ({q.x:.2f}, {q.y:.2f}, {q.z:.2f}) m")
-    for seen in answer.evidence:
-        size = f", {seen.width_px:.0f}x{seen.height_px:.0f} px" if seen.width_px else ""
-        lines.append(f"  seen by {seen.camera} at pixel ({seen.u_px:.0f}, {seen.v_px:.0f}){size}")
+    for region in answer.evidence:
+        size = f", {region.width_px:.0f}x{region.height_px:.0f} px" if region.width_px else ""
+        lines.append(
+            f"  seen by {region.camera} at pixel ({region.u_px:.0f}, {region.v_px:.0f}){size}"
+        )
     lines += [f"  - {step}" for step in answer.reasoning]
     if kind in (AnswerType.NUMBER, AnswerType.YES_NO) and not answer.measured:
         lines.append("  by the model's words alone: not measured")
     sure = "not calibrated" if answer.confidence < 0 else f"{answer.confidence:.2f}"
-    spent = sum(answer.stage_times_s)
+    total_s = sum(answer.stage_times_s)
     window = f"window {answer.window_id}, {answer.age_s:.1f} s old"
-    lines.append(f"  confidence {sure}; {window}; answered in {spent:.2f} s")
+    lines.append(f"  confidence {sure}; {window}; answered in {total_s:.2f} s")
     return "\n".join(lines)
 
 
@@ -78,24 +80,24 @@ def code_name(code: int) -> str:
 
 def main(arguments: list[str] | None = None) -> int:
     """Exit code 0 for an answer, 1 for none, 2 where the node is not there."""
-    chosen = parse(arguments)
+    options = parse(arguments)
     fields = dict(
-        answer_kind=int(AnswerType[chosen.kind.upper()]),
-        target_frame=chosen.frame,
-        camera_ids=chosen.camera,
-        dialogue=chosen.dialogue,
-        max_wait_s=chosen.wait_s,
-        max_age_s=chosen.max_age_s,
+        answer_kind=int(AnswerType[options.kind.upper()]),
+        target_frame=options.frame,
+        camera_ids=options.camera,
+        dialogue=options.dialogue,
+        max_wait_s=options.wait_s,
+        max_age_s=options.max_age_s,
     )
     try:
-        with SpatialClient(chosen.node) as robot:
-            question, picture = " ".join(chosen.question), None
-            if chosen.picture:
+        with SpatialClient(options.node) as robot:
+            question, picture = " ".join(options.question), None
+            if options.picture:
                 answer, picture = robot.ask_and_see(question, **fields)
             else:
                 answer = robot.ask(question, **fields)
             if picture is not None:
-                save(picture, chosen.picture)
+                save(picture, options.picture)
     except (SecurityError, UnreachableError, ValueError, OSError) as error:
         print(error, file=sys.stderr)
         return 2

@@ -97,10 +97,10 @@ class _Connection:
         return AnswerImages(self._node, f"{self._name}/query/picture", DISCOVERY_S)
 
     def goal(
-        self, asked: AnswerSpatialQuery.Goal, on_feedback: Callable[[Any], None] | None
+        self, request: AnswerSpatialQuery.Goal, on_feedback: Callable[[Any], None] | None
     ) -> _Goal:
         """A goal of the action, not sent yet."""
-        return _Goal(self.answer, asked, on_feedback)
+        return _Goal(self.answer, request, on_feedback)
 
     def close(self) -> None:
         """Leave the graph."""
@@ -120,10 +120,10 @@ class _Goal:
     def __init__(
         self,
         action: ActionClient,
-        asked: AnswerSpatialQuery.Goal,
+        request: AnswerSpatialQuery.Goal,
         on_feedback: Callable[[Any], None] | None,
     ):
-        self._action, self._asked, self._on_feedback = action, asked, on_feedback
+        self._action, self._asked, self._on_feedback = action, request, on_feedback
         self._handle: Any = None
         self._unwanted = False
         self._lock = threading.Lock()
@@ -226,18 +226,18 @@ class SpatialClient:
 
     def find(self, words: str = "", **fields: Any) -> FindObjects.Response:
         """What is remembered of things by that name, seen at any time; all without words."""
-        asked = message(FindObjects.Request, words=words, **fields)
+        request = message(FindObjects.Request, words=words, **fields)
         return self._wait(
-            self._connection.send(self._connection.objects, asked), DISCOVERY_S + PATIENCE_S
+            self._connection.send(self._connection.objects, request), DISCOVERY_S + PATIENCE_S
         )
 
     def points(
         self, camera: str, u_px: list[float], v_px: list[float], **fields: Any
     ) -> GetPoints.Response:
         """The 3D points of pixels of a camera's newest view."""
-        asked = message(GetPoints.Request, camera=camera, u_px=u_px, v_px=v_px, **fields)
+        request = message(GetPoints.Request, camera=camera, u_px=u_px, v_px=v_px, **fields)
         return self._wait(
-            self._connection.send(self._connection.points, asked), DISCOVERY_S + PATIENCE_S
+            self._connection.send(self._connection.points, request), DISCOVERY_S + PATIENCE_S
         )
 
     def close(self) -> None:
@@ -283,7 +283,7 @@ class AsyncSpatialClient:
         """
         asked = request(question, AnswerSpatialQuery.Goal, **fields)
         loop = asyncio.get_running_loop()
-        hear = on_feedback and (lambda said: loop.call_soon_threadsafe(on_feedback, said))
+        hear = on_feedback and (lambda text: loop.call_soon_threadsafe(on_feedback, text))
         goal = self._connection.goal(asked, hear)
         timeout_s = asked.max_wait_s + PATIENCE_S
         try:
@@ -305,12 +305,12 @@ class AsyncSpatialClient:
         self, camera: str, u_px: list[float], v_px: list[float], **fields: Any
     ) -> GetPoints.Response:
         """The 3D points of pixels of a camera's newest view."""
-        asked = message(GetPoints.Request, camera=camera, u_px=u_px, v_px=v_px, **fields)
-        return await self._call(self._connection.points, asked, DISCOVERY_S + PATIENCE_S)
+        request = message(GetPoints.Request, camera=camera, u_px=u_px, v_px=v_px, **fields)
+        return await self._call(self._connection.points, request, DISCOVERY_S + PATIENCE_S)
 
-    async def _call(self, client: Any, asked: Any, timeout_s: float) -> Any:
+    async def _call(self, client: Any, request: Any, timeout_s: float) -> Any:
         loop = asyncio.get_running_loop()
-        sent = await loop.run_in_executor(None, self._connection.send, client, asked)
+        sent = await loop.run_in_executor(None, self._connection.send, client, request)
         try:
             return await asyncio.wait_for(asyncio.wrap_future(sent), timeout_s)
         except asyncio.TimeoutError:

@@ -112,8 +112,8 @@ def _name(kind: type) -> str:
     return kind.__name__.partition("_")[0] if "_" in kind.__name__ else kind.__name__
 
 
-def _misfit(field: str, value: Any, wanted: str) -> ValueError:
-    shown = repr(value)
-    if len(shown) > SHOWN:
-        shown = f"{shown[:SHOWN]}…"
-    return ValueError(f"{field} is {shown}; it must be {wanted}")
+def _misfit(field: str, value: Any, expected: str) -> ValueError:
+    text = repr(value)
+    if len(text) > SHOWN:
+        text = f"{text[:SHOWN]}…"
+    return ValueError(f"{field} is {text}; it must be {expected}")

@@ -44,11 +44,11 @@ def cloud_message(
     if not organised:
         return _described(msg, header)
     pixels = (list(views), slice(None, None, stride_px), slice(None, None, stride_px))
-    whole = valid[pixels]
+    dense = valid[pixels]
     if min_confidence > 0:
-        whole = whole & (confidence[pixels] >= min_confidence)
-    height = whole.shape[0] * whole.shape[1]
-    return _described(msg, header, height=height, is_dense=bool(whole.all()))
+        dense = dense & (confidence[pixels] >= min_confidence)
+    height = dense.shape[0] * dense.shape[1]
+    return _described(msg, header, height=height, is_dense=bool(dense.all()))
 
 
 def cloud_of_bytes(

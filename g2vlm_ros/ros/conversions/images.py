@@ -33,18 +33,18 @@ def frame_from_image(
     camera: str,
     *,
     max_px: int | None = None,
-    **known: Any,
+    **fields: Any,
 ) -> Frame:
     """The record of a raw image, its header checked now and its pixels decoded on demand.
 
-    known: further fields of the Frame.
+    fields: further ones of the Frame.
 
     ImageError as of `decoding.check`, and with reason "stamp" where the acquisition
     time is zero (a driver that never set it) or negative: windows and TF need real stamps.
     """
     if msg.encoding not in decoding.ENCODINGS and cv_bridge_fallback.usable_bridge():
         _check_foreign(msg, max_px)
-        return _frame(msg.header, camera, partial(cv_bridge_fallback.decode, msg), **known)
+        return _frame(msg.header, camera, partial(cv_bridge_fallback.decode, msg), **fields)
     decoding.check(
         msg.encoding, msg.width, msg.height, msg.step, memoryview(msg.data).nbytes, max_px
     )
@@ -57,7 +57,7 @@ def frame_from_image(
         msg.step,
         bool(msg.is_bigendian),
     )
-    return _frame(msg.header, camera, decode, **known)
+    return _frame(msg.header, camera, decode, **fields)
 
 
 def _check_foreign(msg: Image, max_px: int | None) -> None:
@@ -86,20 +86,20 @@ def frame_from_compressed(
     camera: str,
     *,
     max_px: int | None = None,
-    **known: Any,
+    **fields: Any,
 ) -> Frame:
     """The record of a JPEG or PNG image; as `frame_from_image`, ImageError included."""
     data = memoryview(msg.data).tobytes()
     decoding.check_compressed(data, msg.format, max_px)
     decode = partial(decoding.decode_compressed, data, msg.format, max_px)
-    return _frame(msg.header, camera, decode, **known)
+    return _frame(msg.header, camera, decode, **fields)
 
 
 def _frame(
     header: Header,
     camera: str,
     decode: Callable[[], np.ndarray],
-    **known: Any,
+    **fields: Any,
 ) -> Frame:
     ns = stamp_ns(header.stamp)
     if ns <= 0:
@@ -108,7 +108,7 @@ def _frame(
             f"image of camera '{camera}' has stamp {ns} ns; its driver must set header.stamp to "
             "the time of acquisition",
         )
-    return Frame(ns, camera, header.frame_id, decode, **known)
+    return Frame(ns, camera, header.frame_id, decode, **fields)
 
 
 def depth_reader(msg: Image) -> Callable[[], np.ndarray]:
@@ -117,9 +117,9 @@ def depth_reader(msg: Image) -> Callable[[], np.ndarray]:
     The header is checked now: ImageError with reason "encoding", "size" or "truncated".
     """
     if msg.encoding not in DEPTH_ENCODINGS:
-        known = ", ".join(DEPTH_ENCODINGS)
+        encodings = ", ".join(DEPTH_ENCODINGS)
         raise ImageError(
-            DropReason.ENCODING, f"encoding is '{msg.encoding}'; it must be one of {known}"
+            DropReason.ENCODING, f"encoding is '{msg.encoding}'; it must be one of {encodings}"
         )
     tight = msg.width * np.dtype(DEPTH_ENCODINGS[msg.encoding][0]).itemsize
     if not (msg.width and msg.height) or msg.step < tight:
@@ -158,8 +158,8 @@ def depth_image(header: Header, depth: np.ndarray) -> Image:
     Metres once the scale is known (REP-118), model units before; unknown is NaN (REP-117).
     """
     height, width = depth.shape
-    known = np.isfinite(depth) & (depth > 0)
-    values = np.where(known, depth, np.float32(np.nan)).astype("<f4", copy=False)
+    valid = np.isfinite(depth) & (depth > 0)
+    values = np.where(valid, depth, np.float32(np.nan)).astype("<f4", copy=False)
     msg = Image(header=header, height=height, width=width, encoding="32FC1", step=4 * width)
     msg.data.frombytes(memoryview(values).cast("B"))
     return msg
@@ -183,8 +183,8 @@ def intrinsics_from_info(msg: CameraInfo) -> Intrinsics | None:
     if k[1] != 0.0:
         raise ValueError(f"camera_info has skew K[1] = {k[1]}; only 0 is supported")
     roi = msg.roi
-    whole = roi.width == 0 and roi.height == 0
-    width_px, height_px = (msg.width, msg.height) if whole else (roi.width, roi.height)
+    full_frame = roi.width == 0 and roi.height == 0
+    width_px, height_px = (msg.width, msg.height) if full_frame else (roi.width, roi.height)
     sensor = Intrinsics(k[0], k[4], k[2] - roi.x_offset, k[5] - roi.y_offset, width_px, height_px)
     bin_x, bin_y = max(1, msg.binning_x), max(1, msg.binning_y)
     return sensor.resized(width_px // bin_x, height_px // bin_y)

@@ -133,16 +133,16 @@ def check_node(graph: Graph) -> Iterator[Finding]:
 def check_cameras(graph: Graph) -> Iterator[Finding]:
     """Every configured camera has a publisher of the right type that sends."""
     for camera in graph.configured_cameras():
-        topic, wanted = graph.image_topic(camera), graph.image_type()
+        topic, kind = graph.image_topic(camera), graph.image_type()
         publishers = graph.publishers.get(topic, [])
         if not publishers:
-            yield error("camera_topic", f"nobody publishes {topic}", camera_remedy(graph, wanted))
+            yield error("camera_topic", f"nobody publishes {topic}", camera_remedy(graph, kind))
             continue
-        other = [each for each in publishers if each.type != wanted]
+        other = [each for each in publishers if each.type != kind]
         if other:
             yield error(
                 "camera_type",
-                f"{topic} is {other[0].type} by {other[0].node}, not {wanted}",
+                f"{topic} is {other[0].type} by {other[0].node}, not {kind}",
                 "set image_transport to what the driver sends, or remap its topic",
             )
             continue
@@ -161,13 +161,12 @@ def check_cameras(graph: Graph) -> Iterator[Finding]:
             )
 
 
-def camera_remedy(graph: Graph, wanted: str) -> str:
+def camera_remedy(graph: Graph, kind: str) -> str:
     """Which image topics there are, and the launch argument that takes one."""
     there = sorted(
         topic
         for topic, publishers in graph.publishers.items()
-        if any(each.type == wanted for each in publishers)
-        and not topic.startswith(graph.node + "/")
+        if any(each.type == kind for each in publishers) and not topic.startswith(graph.node + "/")
     )
     if not there:
         return "start the camera driver in the camera's namespace (-r __ns:=/CAMERA)"

@@ -233,10 +233,10 @@ def check_engines(checkpoint: str, engines: str = "") -> Iterator[Finding]:
     except (ManifestError, OSError):
         return
     fitting = [record for _, record in records if record.weights == weights]
-    gone = [record.file for folder, record in records if not (folder / record.file).exists()]
+    missing = [record.file for folder, record in records if not (folder / record.file).exists()]
     build = "python -m g2vlm_ros.export.build_engines (engines/TENSORRT.md)"
-    if gone:
-        yield error("engines", f"records without their file: {', '.join(gone)}", build)
+    if missing:
+        yield error("engines", f"records without their file: {', '.join(missing)}", build)
     elif weights and not fitting:
         yield warning(
             "engines", f"none of the {len(records)} in {cache} is of this checkpoint", build

@@ -133,14 +133,14 @@ class Observer:
                 self._graph.static_frames.add(each.child_frame_id)
 
     def _collect_endpoints(self) -> None:
-        own = self._node.get_fully_qualified_name()
+        own_name = self._node.get_fully_qualified_name()
         for topic, _ in self._node.get_topic_names_and_types():
             for table, ask in (
                 (self._graph.publishers, self._node.get_publishers_info_by_topic),
                 (self._graph.subscriptions, self._node.get_subscriptions_info_by_topic),
             ):
                 endpoints = [endpoint_of(info) for info in ask(topic)]
-                table[topic] = [each for each in endpoints if each.node != own]
+                table[topic] = [each for each in endpoints if each.node != own_name]
 
 
 def endpoint_of(info: Any) -> Endpoint:

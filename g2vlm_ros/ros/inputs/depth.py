@@ -65,8 +65,8 @@ class DepthImages:
         image = (geometry.stamp_ns(message.header.stamp), message.header.frame_id, read)
         self._early.append(image)
         self._newest = image[:2]
-        for wanted in filter(None, (each() for each in self._wanted)):
-            wanted.take(*image)
+        for request in filter(None, (each() for each in self._wanted)):
+            request.take(*image)
 
     def of(self, stamp_ns: int, frame_id: str) -> Callable[[], np.ndarray | None]:
         """What `Frame.depth` of a frame is."""
@@ -75,12 +75,12 @@ class DepthImages:
         if before is not None:
             matched, frame = before.read is not None, (before.stamp_ns, before.frame_id)
             self._unmatched.note(matched, lambda: self._why_unmatched(*frame))
-        wanted = _Wanted(stamp_ns, frame_id, self._slop_ns)
+        request = _Wanted(stamp_ns, frame_id, self._slop_ns)
         for image in self._early:
-            wanted.take(*image)
-        self._wanted.append(weakref.ref(wanted))
-        self._last = wanted
-        return wanted.depth
+            request.take(*image)
+        self._wanted.append(weakref.ref(request))
+        self._last = request
+        return request.depth
 
     def _why_unmatched(self, stamp_ns: int, frame_id: str) -> str:
         if self._newest is None:

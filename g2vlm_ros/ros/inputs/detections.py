@@ -56,10 +56,10 @@ class Detections:
 
     def receive(self, message: Any) -> None:
         """Keep the boxes of a Detection2DArray; boxes without a label or a size are left out."""
-        found = boxes(message)
+        detections = boxes(message)
         with self._lock:
             header = message.header
-            self._messages.append((header.frame_id, geometry.stamp_ns(header.stamp), found))
+            self._messages.append((header.frame_id, geometry.stamp_ns(header.stamp), detections))
 
     def clear(self) -> None:
         """Forget what was seen."""
@@ -88,7 +88,7 @@ class Detections:
 
 def boxes(message: Any) -> list[DetectionBox]:
     """The boxes of a Detection2DArray with their best label, in either layout of vision_msgs."""
-    found = []
+    detections = []
     for detection in message.detections:
         named = [_hypothesis(result) for result in detection.results]
         if not named:
@@ -99,8 +99,8 @@ def boxes(message: Any) -> list[DetectionBox]:
         half_u, half_v = detection.bbox.size_x / 2, detection.bbox.size_y / 2
         if label and half_u > 0 and half_v > 0:
             corners = (centre.x - half_u, centre.y - half_v, centre.x + half_u, centre.y + half_v)
-            found.append(DetectionBox(corners, label, min(max(score, 0.0), 1.0)))
-    return found
+            detections.append(DetectionBox(corners, label, min(max(score, 0.0), 1.0)))
+    return detections
 
 
 def _hypothesis(result: Any) -> tuple[float, str]:

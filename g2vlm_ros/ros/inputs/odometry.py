@@ -27,7 +27,7 @@ class OdometryPoses:
         self._frames, self._warn = frames, warn
         self._base = ""
         self._unmatched = UnmatchedFrames(warn)
-        self._heard: deque[tuple[int, np.ndarray]] = deque(maxlen=KEPT_MESSAGES)
+        self._poses: deque[tuple[int, np.ndarray]] = deque(maxlen=KEPT_MESSAGES)
 
     def update(self, message: Odometry) -> None:
         """Take a message in; a stamp not after the last one's starts over, as a clock may."""
@@ -38,10 +38,10 @@ class OdometryPoses:
             pose = np.full((4, 4), np.nan)
             pose[:3, 3] = geometry.position(message.pose.pose.position)
         stamp_ns = geometry.stamp_ns(message.header.stamp)
-        if self._heard and stamp_ns <= self._heard[-1][0]:
-            self._heard.clear()
+        if self._poses and stamp_ns <= self._poses[-1][0]:
+            self._poses.clear()
         self._base = message.child_frame_id
-        self._heard.append((stamp_ns, pose))
+        self._poses.append((stamp_ns, pose))
 
     def camera_at(self, stamp_ns: int, frame_id: str) -> dict[str, np.ndarray]:
         """What a Frame gets: `odom_from_camera`, or `position_m` of the robot, or nothing."""
@@ -65,9 +65,9 @@ class OdometryPoses:
         return {"odom_from_camera": odom_from_camera}
 
     def _why_unmatched(self, stamp_ns: int) -> str:
-        if not self._heard:
+        if not self._poses:
             return "no odometry comes; compare odometry_topic with the topics that exist, and QoS"
-        newest_ns = self._heard[-1][0]
+        newest_ns = self._poses[-1][0]
         return (
             f"odometry matches no frame: its newest stamp is {newest_ns * 1e-9:.3f} s, the "
             f"frame's is {stamp_ns * 1e-9:.3f} s, and they may differ by "
@@ -76,9 +76,9 @@ class OdometryPoses:
 
     def _pose_at(self, stamp_ns: int) -> np.ndarray | None:
         """odom_from_base (4, 4) at a stamp, or of the nearest message within MAX_GAP_NS."""
-        heard = list(self._heard)
-        place = bisect_left(heard, stamp_ns, key=lambda m: m[0])
-        beside = heard[max(0, place - 1) : place + 1]
+        poses = list(self._poses)
+        place = bisect_left(poses, stamp_ns, key=lambda m: m[0])
+        beside = poses[max(0, place - 1) : place + 1]
         near = [m for m in beside if abs(m[0] - stamp_ns) <= MAX_GAP_NS]
         if len(near) < 2:
             return near[0][1] if near else None

@@ -47,11 +47,11 @@ class StaticTf:
 
     def _to_root(self, frame: str) -> tuple[str, np.ndarray]:
         """The farthest ancestor, and root_from_frame (4, 4)."""
-        pose, seen = np.eye(4), {frame}
+        pose, visited = np.eye(4), {frame}
         while frame in self._parents:
             frame, step = self._parents[frame]
             pose = step @ pose
-            if frame in seen:
+            if frame in visited:
                 break
-            seen.add(frame)
+            visited.add(frame)
         return frame, pose

@@ -63,6 +63,8 @@ def _numbers(path: Path, content: dict, name: str, sizes: tuple[int, ...]) -> li
     except (TypeError, KeyError, ValueError) as error:
         raise ValueError(f"{path} has no {name} with numbers in data") from error
     if data.ndim != 1 or len(data) not in sizes or not np.isfinite(data).all():
-        wanted = " or ".join(map(str, sizes))
-        raise ValueError(f"{path} has {name} {data.tolist()}; it must be {wanted} finite numbers")
+        expected = " or ".join(map(str, sizes))
+        raise ValueError(
+            f"{path} has {name} {data.tolist()}; it must be {expected} finite numbers"
+        )
     return data.tolist()

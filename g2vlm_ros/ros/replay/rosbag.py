@@ -68,17 +68,19 @@ class Bag:
                     yield Shot(stamp_ns, message, info)
 
     def _messages(self, reader: Any) -> Iterator[tuple[type, int, Any]]:
-        wanted = [c for c in reader.connections if c.topic in (self.topic, self.info_topic)]
-        for connection, received_ns, data in reader.messages(wanted):
+        connections = [c for c in reader.connections if c.topic in (self.topic, self.info_topic)]
+        for connection, received_ns, data in reader.messages(connections):
             kind = PICTURES.get(connection.msgtype, CameraInfo)
             yield kind, received_ns, deserialize_message(bytes(data), kind)
 
     def _first_info(self, reader: Any) -> CameraInfo | None:
         """Calibration for the pictures that come before the first CameraInfo."""
-        wanted = [c for c in reader.connections if self.info_topic and c.topic == self.info_topic]
-        if not wanted:
+        connections = [
+            c for c in reader.connections if self.info_topic and c.topic == self.info_topic
+        ]
+        if not connections:
             return None
-        first = next(iter(reader.messages(wanted)), None)
+        first = next(iter(reader.messages(connections)), None)
         return first and deserialize_message(bytes(first[2]), CameraInfo)
 
 
@@ -139,11 +141,11 @@ def open_bag(path: Path, topic: str = "") -> Bag:
     for connection in connections:
         if connection.msgtype in PICTURES:
             counts[connection.topic] = counts.get(connection.topic, 0) + connection.msgcount
-    chosen = _choose(path, counts, topic)
-    info_topic = _info_topic(chosen)
+    image_topic = _choose(path, counts, topic)
+    info_topic = _info_topic(image_topic)
     kinds = {c.topic: c.msgtype for c in connections}
     has_info = kinds.get(info_topic) == "sensor_msgs/msg/CameraInfo"
-    return Bag(path, chosen, info_topic if has_info else "", counts[chosen])
+    return Bag(path, image_topic, info_topic if has_info else "", counts[image_topic])
 
 
 def _choose(path: Path, counts: dict[str, int], topic: str) -> str:
@@ -153,17 +155,17 @@ def _choose(path: Path, counts: dict[str, int], topic: str) -> str:
             f"{path} holds no image topic; record sensor_msgs Image or CompressedImage"
         )
     if topic:
-        wanted = "/" + topic.lstrip("/")
-        if wanted not in counts:
+        full_name = "/" + topic.lstrip("/")
+        if full_name not in counts:
             raise ValueError(f"topic is '{topic}' but the image topics of {path} are: {listed}")
-        chosen = wanted
+        choice = full_name
     elif len(counts) > 1:
         raise ValueError(f"{path} holds several image topics; set topic to one of: {listed}")
     else:
-        chosen = next(iter(counts))
-    if not counts[chosen]:
-        raise ValueError(f"{chosen} in {path} holds no messages; choose another recording")
-    return chosen
+        choice = next(iter(counts))
+    if not counts[choice]:
+        raise ValueError(f"{choice} in {path} holds no messages; choose another recording")
+    return choice
 
 
 def _info_topic(image_topic: str) -> str:

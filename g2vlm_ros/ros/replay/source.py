@@ -118,13 +118,13 @@ class Recording:
         size: tuple[int, int],
         recorded: CameraInfo | None,
     ) -> CameraFrame:
-        known = self._calibration
-        if known and (known.width, known.height) != size:
+        calibration = self._calibration
+        if calibration and (calibration.width, calibration.height) != size:
             raise ValueError(
-                f"{self._calibration_path} calibrates {known.width}x{known.height} px but a frame "
-                f"has {size[0]}x{size[1]}; calibrate at that size"
+                f"{self._calibration_path} calibrates {calibration.width}x{calibration.height} px "
+                f"but a frame has {size[0]}x{size[1]}; calibrate at that size"
             )
-        info = known or recorded or CameraInfo(width=size[0], height=size[1])
+        info = calibration or recorded or CameraInfo(width=size[0], height=size[1])
         info.header.frame_id = image.header.frame_id
         return CameraFrame(stamp_ns, image, info)
 

@@ -105,19 +105,19 @@ class ViewFrustums:
 
     def add_image(self, frame: Frame) -> None:
         """Keep a small copy of an image; the oldest of its camera goes. Raises ImageError."""
-        image, kept = frame.decode(), self._images[frame.camera]
+        image, newest = frame.decode(), self._images[frame.camera]
         height = max(1, round(image.shape[0] * THUMBNAIL_PX / image.shape[1]))
         size = (THUMBNAIL_PX, height)
-        kept[frame.stamp_ns] = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
-        if len(kept) > IMAGES_PER_CAMERA:
-            del kept[min(kept)]
+        newest[frame.stamp_ns] = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+        if len(newest) > IMAGES_PER_CAMERA:
+            del newest[min(newest)]
         self._frame_ids[frame.camera] = frame.frame_id
 
     def add_calibration(self, message: CameraInfo) -> None:
         """The angle of view of a camera frame; an uncalibrated one says nothing."""
-        known = images.intrinsics_from_info(message)
-        if known is not None:
-            angle = 2 * math.atan(known.height_px / (2 * known.fy_px))
+        calibration = images.intrinsics_from_info(message)
+        if calibration is not None:
+            angle = 2 * math.atan(calibration.height_px / (2 * calibration.fy_px))
             self._fov_rad[message.header.frame_id] = angle
 
     def add_poses(self, message: PoseArray) -> None:
@@ -137,8 +137,10 @@ class ViewFrustums:
         if not poses.poses or poses.header.stamp != status.header.stamp:
             return None
         views = zip(status.view_cameras, status.view_stamps, poses.poses, strict=True)
-        made = (self._frustum(camera, geometry.stamp_ns(at), pose) for camera, at, pose in views)
-        return [frustum for frustum in made if frustum is not None]
+        candidates = (
+            self._frustum(camera, geometry.stamp_ns(at), pose) for camera, at, pose in views
+        )
+        return [frustum for frustum in candidates if frustum is not None]
 
     def _frustum(self, camera: str, stamp_ns: int, pose) -> Frustum | None:
         image = self._images[camera].get(stamp_ns)

@@ -152,11 +152,11 @@ class Page:
         with self._lock:
             if self._cloud is None or not len(self._cloud.positions):
                 return
-            shown = self._cloud.below(self._height.value / 100)
+            visible = self._cloud.below(self._height.value / 100)
             self._server.scene.add_point_cloud(
                 "/map",
-                shown.positions,
-                shown.colours,
+                visible.positions,
+                visible.colours,
                 precision="float32",
                 point_size=self._cloud.spacing(),
                 point_shading="flat",
@@ -164,7 +164,7 @@ class Page:
 
     def show_frusta(self, frusta: list[Frustum]) -> None:
         """Draw the views of the newest window instead of those before."""
-        made = [
+        handles = [
             self._server.scene.add_camera_frustum(
                 f"/views/{i}",
                 view.fov_rad,
@@ -178,9 +178,9 @@ class Page:
             )
             for i, view in enumerate(frusta)
         ]
-        for surplus in self._shown.get("views", [])[len(made) :]:
+        for surplus in self._shown.get("views", [])[len(handles) :]:
             surplus.remove()
-        self._shown["views"] = made
+        self._shown["views"] = handles
 
     def show_path(self, segments: np.ndarray) -> None:
         """Draw lines (n, 2, 3) instead of those before."""
