@@ -78,8 +78,8 @@ def accuracy() -> list[dict[str, Any]]:
                     perception.keep_log = kind == "joints"
                     values = {"window.overlap": overlap, "map.loop_closure": kind == "loop"}
                     track = drive(perception, **values)
-                    numbers, found = track.positions()
-                    errors[kind].append(trajectory_error(found, poses[numbers, :3, 3]))
+                    numbers, places = track.positions()
+                    errors[kind].append(trajectory_error(places, poses[numbers, :3, 3]))
                     loops += track.counts.loops["closed"]
                     if kind == "joints":
                         base = chained(perception.log, len(numbers))
@@ -135,12 +135,12 @@ def long_drive() -> dict[str, Any]:
     perception = DrivePerception(one[np.arange(views) % lap], Noise(0.03, 0.05))
     settings = {"window.max_age_s": 10.0, "map.loop_gap_windows": 20}
     live = MappingPipeline(perception, Settings.from_flat(settings))
-    spent = _clocked(live)
+    times_s = _clocked(live)
     cost, memory = [], []
     for number in range(views):
         live.offer(frame_of(perception, number))
         while live.step() is not None:
-            cost.append((spent.pop("place"), spent.pop("close_loop", 0.0)))
+            cost.append((times_s.pop("place"), times_s.pop("close_loop", 0.0)))
             if len(cost) % 100 == 0:
                 memory.append(_resident_mib())
     place, close = np.array(cost).T
@@ -166,7 +166,7 @@ def long_drive() -> dict[str, Any]:
 
 def _clocked(live: MappingPipeline) -> dict[str, float]:
     """Wraps the aligner's methods; the dictionary holds the CPU seconds of the last calls."""
-    spent: dict[str, float] = {}
+    times_s: dict[str, float] = {}
     slam = live._slam
     for name in ("place", "close_loop"):
         method = getattr(slam, name)
@@ -174,11 +174,11 @@ def _clocked(live: MappingPipeline) -> dict[str, float]:
         def timed(*arguments, method=method, name=name):
             start = time.thread_time()
             answer = method(*arguments)
-            spent[name] = time.thread_time() - start
+            times_s[name] = time.thread_time() - start
             return answer
 
         setattr(slam, name, timed)
-    return spent
+    return times_s
 
 
 def _resident_mib() -> float:

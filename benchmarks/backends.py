@@ -160,17 +160,17 @@ def compare(folder: Path, rounds: int, scratch: Path) -> dict:
     for views in VIEWS:
         for run, server in servers.items():
             server.round(views, str(scratch / f"{run}.npz"))
-        taken = {run: [] for run in servers}
+        times = {run: [] for run in servers}
         for _ in range(rounds):
             for run, server in servers.items():
-                taken[run].append(server.round(views))
-        peer = np.array([each["seconds"] for each in taken[PEER]])
+                times[run].append(server.round(views))
+        peer = np.array([each["seconds"] for each in times[PEER]])
         for run in servers:
-            seconds = np.array([each["seconds"] for each in taken[run]])
+            seconds = np.array([each["seconds"] for each in times[run]])
             result[run]["views"][views] = {
                 "seconds": float(np.median(seconds)),
                 "times_faster_than_eager": float(np.median(peer / seconds)),
-                "peak_mb": taken[run][-1]["peak_mb"],
+                "peak_mb": times[run][-1]["peak_mb"],
                 **deviation(scratch / f"{run}.npz", scratch / f"{PEER}.npz"),
             }
             print(views, run, json.dumps(result[run]["views"][views]), flush=True)
@@ -179,12 +179,12 @@ def compare(folder: Path, rounds: int, scratch: Path) -> dict:
     return result
 
 
-def deviation(got: Path, want: Path) -> dict[str, float]:
+def deviation(outputs: Path, reference: Path) -> dict[str, float]:
     """Differences of depth, as fractions of it, and of rotations."""
-    got, want = np.load(got), np.load(want)
-    depth = want["points"][..., 2]
-    error = np.abs(got["points"][..., 2] - depth) / depth
-    turn = np.einsum("nji,njk->nik", got["poses"][:, :3, :3], want["poses"][:, :3, :3])
+    outputs, reference = np.load(outputs), np.load(reference)
+    depth = reference["points"][..., 2]
+    error = np.abs(outputs["points"][..., 2] - depth) / depth
+    turn = np.einsum("nji,njk->nik", outputs["poses"][:, :3, :3], reference["poses"][:, :3, :3])
     cosine = np.clip((np.trace(turn, axis1=1, axis2=2) - 1) / 2, -1, 1)
     return {
         "depth_error_median": float(np.median(error)),

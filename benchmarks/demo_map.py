@@ -125,7 +125,7 @@ class Log:
             poses |= {numbers[i]: found[i] for i in trusted}
         return poses
 
-    def surprise(self, update: MappedWindow, seen: Drive, number: int) -> np.ndarray | None:
+    def surprise(self, update: MappedWindow, path: Drive, number: int) -> np.ndarray | None:
         """(2,): squared errors of a window's newest pose as published, of position and rotation,
         over what its covariance says, per axis: 1 on average where that is true (NEES).
 
@@ -137,12 +137,12 @@ class Log:
             return None
         first, numbers, result, *_ = self.windows[placement.map_id][0]
         start = self._places[first].apply_pose(result.window_from_camera[0].astype(np.float64))
-        true = start @ np.linalg.inv(seen.poses[numbers[0]]) @ seen.poses[number]
+        true = start @ np.linalg.inv(path.poses[numbers[0]]) @ path.poses[number]
         stamps_ns = [frame.stamp_ns for frame in update.window.frames]
         newest = stamps_ns.index(max(stamps_ns))
-        found, covariance = update.map_from_camera[newest], placement.covariance[newest]
-        turned, _ = cv2.Rodrigues(found[:3, :3] @ true[:3, :3].T)
-        off = np.stack([found[:3, 3] - true[:3, 3], turned[:, 0]])
+        pose, covariance = update.map_from_camera[newest], placement.covariance[newest]
+        turned, _ = cv2.Rodrigues(pose[:3, :3] @ true[:3, :3].T)
+        off = np.stack([pose[:3, 3] - true[:3, 3], turned[:, 0]])
         parts = np.stack([covariance[:3, :3], covariance[3:, 3:]])
         return np.einsum("ki,kij,kj->k", off, np.linalg.inv(parts), off) / 3
 
@@ -166,12 +166,12 @@ class Log:
         return dict(zip(views, chained(log, len(views)), strict=True))
 
 
-def errors(found: dict[int, np.ndarray], truth: np.ndarray) -> dict[str, float]:
+def errors(estimates: dict[int, np.ndarray], truth: np.ndarray) -> dict[str, float]:
     """ATE and drift of positions or poses by view; {} where they are too few.
 
     Drift: error of the ways of about DRIFT_OVER_M between two views, as a share of them.
     """
-    places = {n: p[:3, 3] if p.ndim == 2 else p for n, p in found.items()}
+    places = {n: p[:3, 3] if p.ndim == 2 else p for n, p in estimates.items()}
     poses = {n: np.block([[np.eye(3), p[:, None]], [np.zeros(3), 1.0]]) for n, p in places.items()}
     track = drive_metrics.track(poses, dict(enumerate(truth)))
     if track is None:
@@ -190,21 +190,21 @@ def errors(found: dict[int, np.ndarray], truth: np.ndarray) -> dict[str, float]:
 def drive(home: int, perception: Perception, settings: Settings) -> dict[str, Any]:
     """One home."""
     scene = make_scene(home_seed("heldout", home), LEGS)
-    seen = Drive([scene.home], scene.walk, np.zeros(len(scene.walk.time_s), np.int64))
+    path = Drive([scene.home], scene.walk, np.zeros(len(scene.walk.time_s), np.int64))
     log = Log()
     network = Network(perception)
     live, dense_map = MappingPipeline(network, settings), DenseMap(settings)
-    numbers = {seen.frame(n).stamp_ns: n for n in range(len(seen.images))}
+    numbers = {path.frame(n).stamp_ns: n for n in range(len(path.images))}
     started, last, surprises = time.process_time(), None, []
-    for number in range(len(seen.images)):
-        live.offer(seen.frame(number))
+    for number in range(len(path.images)):
+        live.offer(path.frame(number))
         while (update := live.step()) is not None:
             dense_map.add(update)
             views = [numbers[frame.stamp_ns] for frame in update.window.frames]
             log.take(update, views, network.said[id(update.scene)])
             network.said.clear()
             last = update
-            surprise = log.surprise(update, seen, max(views))
+            surprise = log.surprise(update, path, max(views))
             surprises += [] if surprise is None else [surprise]
     windows = live.counts().windows
     nees = np.mean(surprises, axis=0) if surprises else np.full(2, np.nan)
@@ -216,31 +216,31 @@ def drive(home: int, perception: Perception, settings: Settings) -> dict[str, An
         tracks = log.track(map_id), *(log.chained(map_id, mended) for mended in (False, True))
         common = tracks[0].keys() & tracks[1].keys()
         if len(common) >= MIN_VIEWS:
-            ours, *chains = (errors({n: p[n] for n in common}, seen.poses) for p in tracks)
+            ours, *chains = (errors({n: p[n] for n in common}, path.poses) for p in tracks)
             for name, chain in zip(("chained", "mended_chained"), chains, strict=True):
                 ours[f"{name}_error_m"] = chain["trajectory_error_m"]
                 ours[f"{name}_drift_per_m"] = chain["drift_per_m"]
-            whole = errors(tracks[0], seen.poses)
-            ours |= {f"whole_{name}": whole[name] for name in ("path_m", "trajectory_error_m")}
+            all_views = errors(tracks[0], path.poses)
+            ours |= {f"whole_{name}": all_views[name] for name in ("path_m", "trajectory_error_m")}
             row["parts"].append(ours)
-    row |= _map_scores(seen, dense_map, log, last) if last else {}
+    row |= _map_scores(path, dense_map, log, last) if last else {}
     print(row, flush=True)
     return row
 
 
-def _map_scores(seen: Drive, dense_map: DenseMap, log: Log, last: MappedWindow) -> dict:
+def _map_scores(path: Drive, dense_map: DenseMap, log: Log, last: MappedWindow) -> dict:
     """Of the last map, as it is at the end."""
     poses = log.track(last.placement.map_id)
-    track = drive_metrics.track(poses, dict(enumerate(seen.poses)))
+    track = drive_metrics.track(poses, dict(enumerate(path.poses)))
     if track is None:
         return {}
     points = dense_map.points()
     positions = np.stack([points[axis] for axis in "xyz"], -1)
     views = sorted(poses)
     true = drive_metrics.surfaces(
-        {n: seen.depth_m[n] for n in views}, {n: seen.poses[n] for n in views}, seen.camera
+        {n: path.depth_m[n] for n in views}, {n: path.poses[n] for n in views}, path.camera
     )
-    up = np.mean([poses[n][:3, :3] @ seen.poses[n][2, :3] for n in views], axis=0)
+    up = np.mean([poses[n][:3, :3] @ path.poses[n][2, :3] for n in views], axis=0)
     tilt_deg = float(np.degrees(np.arccos(np.clip(up[2] / np.linalg.norm(up), -1.0, 1.0))))
     below = np.mean([poses[n][:3, 3] for n in views], axis=0)
     below[2] = last.placement.floor_z
@@ -256,8 +256,8 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
     def mean(name: str) -> float:
         values = np.abs([part[name] for part in parts])
-        known = np.isfinite(values)
-        return round(float((values * way)[known].sum() / way[known].sum()), 4)
+        finite = np.isfinite(values)
+        return round(float((values * way)[finite].sum() / way[finite].sum()), 4)
 
     kinds = ("trajectory_error_m", "chained_error_m", "mended_chained_error_m")
     names = (*kinds, *(name.replace("error_m", "drift_per_m") for name in kinds[1:]))
@@ -289,13 +289,13 @@ def main() -> int:
     parser.add_argument("--homes", type=int, nargs="+", default=[3, 5, 8, 11, 14, 17])
     parser.add_argument("--checkpoint", type=Path, default=ROOT / "engines" / "demo")
     parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE")
-    chosen = parser.parse_args()
+    options = parser.parse_args()
     cv2.setNumThreads(1)
-    changes = {name: yaml.safe_load(v) for name, v in (each.split("=") for each in chosen.set)}
-    settings = demo_settings(changes | {"model.checkpoint": str(chosen.checkpoint)})
+    changes = {name: yaml.safe_load(v) for name, v in (each.split("=") for each in options.set)}
+    settings = demo_settings(changes | {"model.checkpoint": str(options.checkpoint)})
     perception = Perception.open(settings)
-    rows = [drive(home, perception, settings) for home in chosen.homes]
-    result = {"backend": perception.backend, "set": chosen.set, "mean": summary(rows)}
+    rows = [drive(home, perception, settings) for home in options.homes]
+    result = {"backend": perception.backend, "set": options.set, "mean": summary(rows)}
     print(result["mean"])
     print(record("demo_map", result | {"homes": rows}))
     mean = result["mean"]

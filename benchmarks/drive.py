@@ -131,9 +131,9 @@ class Drive:
 
     def error(self) -> dict[str, float]:
         """Of the newest map's trajectory, after the best Sim(3)."""
-        known = np.isfinite(self.places[:, 0])
-        track = self.places[known]
-        truth = self._perception.world_from_camera[self._views[known], :3, 3]
+        finite = np.isfinite(self.places[:, 0])
+        track = self.places[finite]
+        truth = self._perception.world_from_camera[self._views[finite], :3, 3]
         error_m = fit_sim3(track, truth, np.ones(len(track))).apply(track) - truth
         rms_m = float(np.sqrt((error_m**2).sum(1).mean()))
         length_m = float(np.linalg.norm(np.diff(truth, axis=0), axis=1).sum())
@@ -205,8 +205,8 @@ def main() -> int:
     parser.add_argument("--home", type=int, default=8, help="index of a held-out home")
     parser.add_argument("--minutes", type=float, default=30.0, help="simulated time")
     parser.add_argument("--views", type=int, default=120, help="views of the walk, one way")
-    chosen = parser.parse_args()
-    result = drive(chosen.home, chosen.minutes, chosen.views)
+    options = parser.parse_args()
+    result = drive(options.home, options.minutes, options.views)
     print(record("drive", result))
     broken = broken_promises(result)
     print(*broken, sep="\n")

@@ -105,9 +105,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--home", type=int, default=8, help="index of a held-out home")
     parser.add_argument("--windows", type=int, default=MARKS[1], help="6000 take half an hour")
-    chosen = parser.parse_args()
+    options = parser.parse_args()
     cv2.setNumThreads(1)
-    result = {"start_up": start_up(), "growth": growth(chosen.home, chosen.windows)}
+    result = {"start_up": start_up(), "growth": growth(options.home, options.windows)}
     print(record("growth", result).read_text())
     return 0
 

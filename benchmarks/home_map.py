@@ -140,8 +140,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--home", type=int, default=8, help="index of a held-out home")
     parser.add_argument("--views", type=int, default=200, help="most views of the walk")
-    chosen = parser.parse_args()
-    print(record("home_map", drive(chosen.home, chosen.views)))
+    options = parser.parse_args()
+    print(record("home_map", drive(options.home, options.views)))
     return 0
 
 

@@ -89,17 +89,17 @@ def cloud_costs(repetitions: int = REPETITIONS) -> dict[str, object]:
     maps = (points, colours, confidence)
     every = np.ones(shape, bool)
     ours = clouds.cloud_message(header, *maps, every)
-    kept = {"out": ours}
+    reuse = {"out": ours}
     source = np.frombuffer(ours.data, np.uint8).copy()
     target = np.empty_like(source)
     fields = ours.fields
     spare = {name: clouds.cloud_message(header, *maps, holes) for name in ("dense", "organised")}
     conversions = {
         "memcpy": lambda: np.copyto(target, source),
-        "ours": lambda: clouds.cloud_message(header, *maps, every, **kept),
+        "ours": lambda: clouds.cloud_message(header, *maps, every, **reuse),
         "ours_to_new_memory": lambda: clouds.cloud_message(header, *maps, every),
         "ours_posed": lambda: clouds.cloud_message(
-            header, *maps, every, poses=poses, scale=2.0, **kept
+            header, *maps, every, poses=poses, scale=2.0, **reuse
         ),
         "ours_dense_80_percent": lambda: clouds.cloud_message(
             header, *maps, holes, out=spare["dense"]

@@ -175,14 +175,14 @@ def _memory(field: str) -> float:
 
 def deviation(folder: Path, run: str, reference: str) -> dict[str, float]:
     """Point and pose differences between two runs, as fractions of the reference depth."""
-    got, want = (np.load(folder / f"{name}.npz") for name in (run, reference))
-    depth = want["points"][..., 2]
-    error = np.linalg.norm(got["points"] - want["points"], axis=-1) / depth
-    chord = np.linalg.norm(got["poses"][:, :3, :3] - want["poses"][:, :3, :3], axis=(1, 2))
+    outputs, expected = (np.load(folder / f"{name}.npz") for name in (run, reference))
+    depth = expected["points"][..., 2]
+    error = np.linalg.norm(outputs["points"] - expected["points"], axis=-1) / depth
+    chord = np.linalg.norm(outputs["poses"][:, :3, :3] - expected["poses"][:, :3, :3], axis=(1, 2))
     return {
         "points_over_depth_median": float(np.median(error)),
         "points_over_depth_p99": float(np.quantile(error, 0.99)),
-        "depth_median": float(np.median(np.abs(got["points"][..., 2] - depth) / depth)),
+        "depth_median": float(np.median(np.abs(outputs["points"][..., 2] - depth) / depth)),
         "rotation_rad_max": float(2 * np.arcsin(chord / 8**0.5).max()),
     }
 

@@ -94,16 +94,16 @@ class ReadyEngines:
 
 def packed(update: MappedWindow, out: array.array | None = None) -> array.array:
     """The bytes of the window's cloud, as `~/points` has them; `out` is a message's memory."""
-    chosen, result, views = Settings().cloud, update.result, list(update.trusted_views)
+    cloud, result, views = Settings().cloud, update.result, list(update.trusted_views)
     return point_cloud.pack(
         result.local_points_u,
         result.colours,
         result.confidence,
-        result.valid(chosen.max_edge_step),
+        result.valid(cloud.max_edge_step),
         views=views,
         poses=update.map_from_camera[views],
         scale=update.placement.map_from_window.scale,
-        min_confidence=chosen.min_confidence,
+        min_confidence=cloud.min_confidence,
         out=out,
     )
 
@@ -166,9 +166,9 @@ class Parts:
             try:
                 return function(*arguments, **named)
             finally:
-                spent = time.process_time() - start
-                self.spent_s[part] += spent - self._inner.pop()
-                self._inner[-1] += spent
+                time_s = time.process_time() - start
+                self.spent_s[part] += time_s - self._inner.pop()
+                self._inner[-1] += time_s
 
         return timed
 
@@ -203,16 +203,16 @@ def walk(home: int, views: int) -> dict[str, Any]:
         ends = [*list(outputs.values())[1:], time.process_time()]
         step, into_map, points = np.diff(times).tolist()
         step -= engines.spent_s
-        spent = {"step": step, "map": into_map, "points": points}
-        spent["all"] = step + into_map + points
+        times_s = {"step": step, "map": into_map, "points": points}
+        times_s["all"] = step + into_map + points
         told_apart = dict.fromkeys(PARTS, 0.0) | dict(parts.spent_s)
-        told_apart["rest"] = spent["all"] - sum(told_apart.values())
-        spent |= {f"part: {name}": seconds for name, seconds in told_apart.items()}
-        spent |= {
+        told_apart["rest"] = times_s["all"] - sum(told_apart.values())
+        times_s |= {f"part: {name}": seconds for name, seconds in told_apart.items()}
+        times_s |= {
             f"message: {name}": end - start
             for (name, start), end in zip(outputs.items(), ends, strict=True)
         }
-        for name, seconds in spent.items():
+        for name, seconds in times_s.items():
             booked[name].append(1000 * seconds)
     return {
         "windows": len(booked["all"]),
@@ -291,13 +291,15 @@ def pack_views(
         packed = point_cloud.pack(points, colours, confidence, valid, poses=poses)
         return np.frombuffer(packed, np.uint8)
 
-    got, want = (run().view(np.float32).reshape(-1, 5) for run in (on_device, by_numpy))
-    same = got.shape == want.shape and np.allclose(got[:, :3], want[:, :3], rtol=1e-5)
-    same = same and np.array_equal(got[:, 3:].view(np.uint32), want[:, 3:].view(np.uint32))
+    outputs, expected = (run().view(np.float32).reshape(-1, 5) for run in (on_device, by_numpy))
+    same = outputs.shape == expected.shape and np.allclose(
+        outputs[:, :3], expected[:, :3], rtol=1e-5
+    )
+    same = same and np.array_equal(outputs[:, 3:].view(np.uint32), expected[:, 3:].view(np.uint32))
     return {
         "what": "packing",
         "views": views,
-        "points": len(want),
+        "points": len(expected),
         "passed": bool(same),
         "kernels_s": device.times_s["pack_points"],
         "seconds": median_s(on_device),
@@ -322,11 +324,11 @@ def main() -> int:
     parser.add_argument("--views", type=int, default=24)
     parser.add_argument("--base", default=BASE, help="commit to compare with; empty for none")
     parser.add_argument("--rounds", type=int, default=3, help="times that both are run")
-    chosen = parser.parse_args()
-    if chosen.base:
-        result = compared(chosen.home, chosen.views, chosen.base, chosen.rounds)
+    options = parser.parse_args()
+    if options.base:
+        result = compared(options.home, options.views, options.base, options.rounds)
     else:
-        result = in_process(ROOT, chosen.home, chosen.views)
+        result = in_process(ROOT, options.home, options.views)
     print(record("overhead", result).read_text())
     return 0
 

@@ -146,26 +146,26 @@ class Score:
         """Accuracy per kind, on all and on what can be measured; calibration; abstention."""
         every = [right for rights in self.right.values() for right in rights]
         measured = [right for kind in MEASURED for right in self.right[kind]]
-        made: dict[str, Any] = {
+        scores: dict[str, Any] = {
             "accuracy": {k: round(float(np.mean(r)), 3) for k, r in self.right.items() if r},
             "all_kinds": round(float(np.mean(every)), 3),
             "measurable_kinds": round(float(np.mean(measured)), 3),
         }
         if self.wrong:
-            made["answered_wrongly"] = round(float(np.mean(self.wrong)), 3)
+            scores["answered_wrongly"] = round(float(np.mean(self.wrong)), 3)
         if self.sure:
-            made["calibration_error"] = round(calibration_error(self.sure), 3)
-            made["calibration"] = calibration_table(self.sure)
+            scores["calibration_error"] = round(calibration_error(self.sure), 3)
+            scores["calibration"] = calibration_table(self.sure)
         if self.bounds:
-            made |= {
+            scores |= {
                 "bounds": len(self.bounds),
                 "bounds_hold": round(float(np.mean(self.bounds)), 3),
             }
         if self.abstained and self.right["absent"]:
-            asked = len(self.right["absent"])
-            made["abstention_precision"] = round(float(np.mean(self.abstained)), 3)
-            made["abstention_recall"] = round(sum(self.abstained) / asked, 3)
-        return made
+            absent = len(self.right["absent"])
+            scores["abstention_precision"] = round(float(np.mean(self.abstained)), 3)
+            scores["abstention_recall"] = round(sum(self.abstained) / absent, 3)
+        return scores
 
 
 def windows(split: str, count: int, questions: int) -> Iterator[Window]:
@@ -178,14 +178,14 @@ def windows(split: str, count: int, questions: int) -> Iterator[Window]:
         share = shares(clips.items[0])
         true = truth(scene.home, share, poses, times)
         rng = np.random.default_rng(index)
-        asked = ask(true, rng, questions)
+        pairs = ask(true, rng, questions)
         yield Window(
             true,
             clips.images[0],
             clips.depth_m[0],
             noisy(clips.depth_m[0], poses, rng),
             detected(true, clips.items[0]),
-            asked,
+            pairs,
         )
 
 
@@ -214,7 +214,7 @@ def noisy(depth_m: np.ndarray, poses: np.ndarray, rng: np.random.Generator) -> P
 
 def detected(true: VisibleFacts, items: np.ndarray) -> tuple[Detection, ...]:
     """Boxes around what is seen of each thing, by a detector that never errs."""
-    found = []
+    detections = []
     for thing in true.seen:
         label = thing.phrase if thing.unique else f"{thing.item.colour} {thing.item.name}"
         for view, share in enumerate(thing.share):
@@ -225,8 +225,8 @@ def detected(true: VisibleFacts, items: np.ndarray) -> tuple[Detection, ...]:
                 (float(columns.min()), float(rows.min())),
                 (float(columns.max()), float(rows.max())),
             )
-            found.append(Detection(Region(view, low, high), label, 1.0))
-    return tuple(found)
+            detections.append(Detection(Region(view, low, high), label, 1.0))
+    return tuple(detections)
 
 
 def compose(window: Window, question: str, ask_model: Callable) -> Result | None:
@@ -238,25 +238,25 @@ def compose(window: Window, question: str, ask_model: Callable) -> Result | None
         return None
 
 
-def phrased(made: Result, question: str) -> str:
+def phrased(result: Result, question: str) -> str:
     """An answer in the words of the simulation's."""
-    if made.yes_no is not None:
-        return "Yes." if made.yes_no else "No."
+    if result.yes_no is not None:
+        return "Yes." if result.yes_no else "No."
     plan = parse(question)
-    if made.number is not None:
+    if result.number is not None:
         return (
-            f"{made.number.value:.0f}."
+            f"{result.number.value:.0f}."
             if plan.question_type is QuestionType.COUNT
-            else metres(made.number.value)
+            else metres(result.number.value)
         )
-    if plan.question_type in (QuestionType.CLOSER, QuestionType.NEAREST) and made.things:
-        return f"The {made.things[0].label}."
+    if plan.question_type in (QuestionType.CLOSER, QuestionType.NEAREST) and result.things:
+        return f"The {result.things[0].label}."
     for words in ("in front of you", "behind you", "to your left", "to your right"):
-        if plan.question_type is QuestionType.WHERE and words in made.text:
+        if plan.question_type is QuestionType.WHERE and words in result.text:
             return f"It is {words}."
     if plan.question_type is QuestionType.SIDE:
-        return "Left." if " is left of " in made.text else "Right."
-    return made.text
+        return "Left." if " is left of " in result.text else "Right."
+    return result.text
 
 
 def reworded(qa: QuestionAnswer, rng: np.random.Generator) -> QuestionAnswer | None:
@@ -265,8 +265,8 @@ def reworded(qa: QuestionAnswer, rng: np.random.Generator) -> QuestionAnswer | N
     wordings = OTHER_WORDS.get(plan.word if qa.kind == "size" else qa.kind)
     if wordings is None or ("{1}" in wordings[0] and len(plan.things) < 2):
         return None
-    chosen = str(rng.choice(wordings)).format(*_named(plan.things), w=plan.width_m or 0.0)
-    return dataclasses.replace(qa, question=chosen)
+    wording = str(rng.choice(wordings)).format(*_named(plan.things), w=plan.width_m or 0.0)
+    return dataclasses.replace(qa, question=wording)
 
 
 def _named(things: tuple[str, ...]) -> list[str]:
@@ -280,25 +280,25 @@ def silent(prompt: str, marks: object) -> str:
 
 def judge(score: Score, window: Window, qa: QuestionAnswer, ask_model: Callable) -> None:
     """Ask the composer one question and book the outcome."""
-    made = compose(window, qa.question, ask_model)
-    if made is None:
+    outcome = compose(window, qa.question, ask_model)
+    if outcome is None:
         if qa.kind in MEASURED:
             score.abstained.append(qa.kind == "absent")
         score.right[qa.kind].append(qa.kind == "absent")
         score.wrong.append(False)
         return
-    said = phrased(made, qa.question)
-    if qa.kind == "size" and " at least " in made.text:
-        holds = bound_holds(said, qa.answer)
+    text = phrased(outcome, qa.question)
+    if qa.kind == "size" and " at least " in outcome.text:
+        holds = bound_holds(text, qa.answer)
         score.bounds.append(holds)
         score.right[qa.kind].append(False)
         score.wrong.append(not holds)
         return
-    right = correct(qa.kind, said, qa.answer)
+    right = correct(qa.kind, text, qa.answer)
     score.right[qa.kind].append(right)
     score.wrong.append(not right)
-    if made.confidence >= 0:
-        score.sure.append((made.confidence, right))
+    if outcome.confidence >= 0:
+        score.sure.append((outcome.confidence, right))
 
 
 def run(homes: int, questions: int, model: Model | None) -> dict[str, Any]:
@@ -306,10 +306,10 @@ def run(homes: int, questions: int, model: Model | None) -> dict[str, Any]:
     training = [qa for w in windows("train", homes, questions) for qa in w.questions]
     baselines = Baselines(training)
     scores = {name: Score() for name in COLUMNS}
-    asked, spent, rng = 0, 0.0, np.random.default_rng(0)
+    count, total_s, rng = 0, 0.0, np.random.default_rng(0)
     for window in windows("heldout", homes, questions):
         for qa in window.questions:
-            asked += 1
+            count += 1
             scores["majority"].right[qa.kind].append(
                 correct(qa.kind, baselines.majority(qa.kind), qa.answer)
             )
@@ -318,19 +318,19 @@ def run(homes: int, questions: int, model: Model | None) -> dict[str, Any]:
             )
             start = time.perf_counter()
             judge(scores["geometry"], window, qa, silent)
-            spent += time.perf_counter() - start
+            total_s += time.perf_counter() - start
             other = reworded(qa, rng)
             if other is not None:
                 judge(scores["other_words"], window, other, silent)
             if model:
                 model.judge(scores, window, qa, other)
     return {
-        "questions": asked,
+        "questions": count,
         "homes": homes,
         "views": VIEWS,
         "noise": NOISE,
         "scale_error": HEAD,
-        "measuring_ms_per_question": round(1000 * spent / asked, 1),
+        "measuring_ms_per_question": round(1000 * total_s / count, 1),
         **{name: score.result() for name, score in scores.items() if score.right},
     }
 
@@ -371,8 +371,8 @@ class Model:
         if other is not None:
             judge(scores["both_other_words"], window, other, self._say)
         for name, scene in (("model", self._seen), ("model_without_images", self._grey)):
-            said = self._perception.ask(scene, qa.question).text
-            scores[name].right[qa.kind].append(correct(qa.kind, said, qa.answer))
+            text = self._perception.ask(scene, qa.question).text
+            scores[name].right[qa.kind].append(correct(qa.kind, text, qa.answer))
 
     def _say(self, prompt: str, marks: object) -> str:
         if not self.speaks:
@@ -381,8 +381,8 @@ class Model:
 
     def _with_own_points(self, window: Window) -> Window:
         """The window with the points that the node makes; the poses and one scale are true."""
-        made = fuse_depth(refine_poses(self._perception.reconstruct(self._seen)))
-        local, poses = made.local_points_u, window.points.map_from_camera
+        estimate = fuse_depth(refine_poses(self._perception.reconstruct(self._seen)))
+        local, poses = estimate.local_points_u, window.points.map_from_camera
         height, width = local.shape[1:3]
         pixels = PixelMap((CAMERA.width_px, CAMERA.height_px), (width, height))
         v, u = np.mgrid[:height, :width]
@@ -390,21 +390,21 @@ class Model:
         true = window.depth_m[:, at[:, 1], at[:, 0]].reshape(local.shape[:3])
         local = local * np.float32(np.median(true / local[..., 2]))
         points = np.einsum("nij,nhwj->nhwi", poses[:, :3, :3], local) + poses[:, None, None, :3, 3]
-        seen = PointMap(
+        point_map = PointMap(
             points.astype(np.float32),
             local[..., 2],
-            made.confidence,
+            estimate.confidence,
             poses,
             window.points.viewer,
             True,
             HEAD,
             0.0,
         )
-        found = tuple(
+        detections = tuple(
             dataclasses.replace(one, region=_resized(one.region, pixels))
             for one in window.detections
         )
-        return dataclasses.replace(window, points=seen, detections=found)
+        return dataclasses.replace(window, points=point_map, detections=detections)
 
 
 def _resized(region: Region, pixels: PixelMap) -> Region:
@@ -432,12 +432,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--semantic", type=int, default=0, help="of its squares, px; 0: as trained"
     )
-    chosen = parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
     model = None
-    if chosen.checkpoint:
-        model = Model(opened(chosen.checkpoint, chosen.width, chosen.semantic))
-    result = run(chosen.homes, chosen.questions, model)
-    result["checkpoint"] = chosen.checkpoint.name if chosen.checkpoint else ""
+    if options.checkpoint:
+        model = Model(opened(options.checkpoint, options.width, options.semantic))
+    result = run(options.homes, options.questions, model)
+    result["checkpoint"] = options.checkpoint.name if options.checkpoint else ""
     result["language_trained"] = model is not None and model.speaks
     print(f"{result['questions']} questions; {record('query', result)}")
     print(table(result))
@@ -460,8 +460,8 @@ def table(result: dict[str, Any]) -> str:
     )
     for kind in [*result["geometry"]["accuracy"], *more]:
         cells = [result[name]["accuracy"].get(kind, result[name].get(kind)) for name in columns]
-        shown = ["" if cell is None else f"{cell:.2f}" for cell in cells]
-        rows.append(f"| {kind} | {' | '.join(shown)} |")
+        texts = ["" if cell is None else f"{cell:.2f}" for cell in cells]
+        rows.append(f"| {kind} | {' | '.join(texts)} |")
     return "\n".join(rows)
 
 

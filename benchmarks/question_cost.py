@@ -53,18 +53,18 @@ def cost(perception: Perception, count: int) -> dict[str, Any]:
             decode = answer.stage_times_s["decode"]
             before = sum(answer.stage_times_s.values()) - decode
             booked[name].append((answer.prefill_tokens, before, len(answer.token_ids) + 1, decode))
-    made: dict[str, Any] = {"backend": perception.backend, "windows": count}
+    costs: dict[str, Any] = {"backend": perception.backend, "windows": count}
     for name, rows in booked.items():
         tokens, before, words, decode = np.array(rows, float).T
-        made[name] = {
+        costs[name] = {
             "prefill_tokens": float(np.median(tokens)),
             "ms_to_first_token": round(1000 * float(np.median(before)), 2),
             "tokens_per_s": round(float(words.sum() / decode.sum()), 1),
         }
-    plain, second = made["second_plain"], made["second"]
+    plain, second = costs["second_plain"], costs["second"]
     for key in ("prefill_tokens", "ms_to_first_token"):
-        made[f"saved_{key}"] = round(plain[key] / second[key], 1)
-    return made
+        costs[f"saved_{key}"] = round(plain[key] / second[key], 1)
+    return costs
 
 
 def acknowledgement(checkpoint: Path, width_px: int) -> dict[str, Any]:
@@ -92,15 +92,15 @@ def acknowledgement(checkpoint: Path, width_px: int) -> dict[str, Any]:
         if not stop.is_set():
             node._device.submit(work)
 
-    made = {"resting": acknowledged_by_client()}
+    times = {"resting": acknowledged_by_client()}
     node._device.submit(work)
-    made["working"] = acknowledged_by_client()
+    times["working"] = acknowledged_by_client()
     stop.set()
     node.trigger_shutdown()
     executor.shutdown()
     spinning.join(timeout=5)
     rclpy.try_shutdown()
-    return made
+    return times
 
 
 def acknowledged_by_client() -> dict[str, float]:
@@ -112,8 +112,8 @@ def acknowledged_by_client() -> dict[str, float]:
         check=True,
     )
     p50, p95, most = np.percentile(json.loads(client.stdout.splitlines()[-1]), [50, 95, 100])
-    found = {"p50_ms": p50, "p95_ms": p95, "max_ms": most}
-    return {name: round(float(value), 2) for name, value in found.items()}
+    times = {"p50_ms": p50, "p95_ms": p95, "max_ms": most}
+    return {name: round(float(value), 2) for name, value in times.items()}
 
 
 def send_goals() -> None:
@@ -149,16 +149,16 @@ def main(arguments: list[str] | None = None) -> int:
         "--semantic", type=int, default=0, help="of its squares, px; 0: as trained"
     )
     parser.add_argument("--goals", action="store_true", help=argparse.SUPPRESS)
-    chosen = parser.parse_args(arguments)
-    if chosen.goals:
+    options = parser.parse_args(arguments)
+    if options.goals:
         send_goals()
         return 0
-    perception = opened(chosen.checkpoint, chosen.width, chosen.semantic)
-    result = {"checkpoint": chosen.checkpoint.name, **cost(perception, chosen.windows)}
+    perception = opened(options.checkpoint, options.width, options.semantic)
+    result = {"checkpoint": options.checkpoint.name, **cost(perception, options.windows)}
     if importlib.util.find_spec("rclpy"):
         os.environ.setdefault("ROS_DOMAIN_ID", str(64 + os.getpid() % 30))
         os.environ["ROS_AUTOMATIC_DISCOVERY_RANGE"] = "LOCALHOST"
-        result["goal_acknowledged"] = acknowledgement(chosen.checkpoint, chosen.width)
+        result["goal_acknowledged"] = acknowledgement(options.checkpoint, options.width)
         slowest = max(row["p95_ms"] for row in result["goal_acknowledged"].values())
         result["goal_acknowledged_in_time"] = bool(slowest < ACKNOWLEDGED_MS)
     print(record("question_cost", result))

@@ -49,8 +49,8 @@ KEPT = (
 
 def office() -> Path | None:
     """Its folder, or None."""
-    given = os.environ.get("G2VLM_SEQUENCES")
-    places = [Path(given)] if given else []
+    folder = os.environ.get("G2VLM_SEQUENCES")
+    places = [Path(folder)] if folder else []
     places += [above / "shared" / "data" for above in (ROOT.parent, ROOT.parents[1])]
     return next((p / NAME for p in places if (p / NAME / "poses.txt").is_file()), None)
 
@@ -60,15 +60,15 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--every", type=int, default=4, help="take every n-th frame")
     parser.add_argument("--errors", nargs="*", default=ERRORS, help="as --stand-in of evaluate")
-    chosen = parser.parse_args()
+    options = parser.parse_args()
     folder = office()
     if folder is None:
         print(f"skipped: no {NAME} in G2VLM_SEQUENCES or ../shared/data; it is not distributed")
         return 0
     sequence, rows = open_sequence(folder), []
-    for text in chosen.errors:
+    for text in options.errors:
         errors = StandInErrors.parse(text)
-        frames = sequence.frames[:: chosen.every]
+        frames = sequence.frames[:: options.every]
         row: dict = {"errors": text or "none"}
         for refine in (True, False):
             settings = Settings.from_flat({"cameras": ["camera"], "map.refine_poses": refine})
@@ -78,7 +78,7 @@ def main() -> int:
             row["refined" if refine else "as_said"] = {name: figures.get(name) for name in KEPT}
         print(row, flush=True)
         rows.append(row)
-    print(record("sequence", {"sequence": NAME, "every": chosen.every, "rows": rows}))
+    print(record("sequence", {"sequence": NAME, "every": options.every, "rows": rows}))
     exact = rows[0]["refined"]["ate_sim3_m"] if rows[0]["errors"] == "none" else 0.0
     return exact > 0.02
 

@@ -94,7 +94,7 @@ def measure(seconds: float) -> dict:
         text=True,
         check=True,
     )
-    spent, after = time.monotonic() - start, resource.getrusage(resource.RUSAGE_SELF)
+    wall_s, after = time.monotonic() - start, resource.getrusage(resource.RUSAGE_SELF)
     sent, late, streamed_s = cameras.stdout.split()[-3:]
     counts = node.counts()
     executor.shutdown()
@@ -113,7 +113,7 @@ def measure(seconds: float) -> dict:
         "dropped_by_reason": dict(counts.dropped),
         "node_cpu_cores": round(cpu_s / float(streamed_s), 3),
         "megabytes_per_s": round(int(sent) * 3 * WIDTH_PX * HEIGHT_PX / 1e6 / float(streamed_s)),
-        "wall_s": round(spent, 1),
+        "wall_s": round(wall_s, 1),
         "peak_memory_mb": round(after.ru_maxrss / 1024),
     }
 
@@ -123,9 +123,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--seconds", type=float, default=60.0)
     parser.add_argument("--publish", type=float, help=argparse.SUPPRESS)
-    chosen = parser.parse_args(arguments)
-    if chosen.publish:
-        publish(chosen.publish)
+    options = parser.parse_args(arguments)
+    if options.publish:
+        publish(options.publish)
         return 0
     os.environ.setdefault("ROS_DOMAIN_ID", str(64 + os.getpid() % 30))
     os.environ["ROS_AUTOMATIC_DISCOVERY_RANGE"] = "LOCALHOST"
@@ -133,7 +133,7 @@ def main(arguments: list[str] | None = None) -> int:
         os.environ[variable] = str(ROOT / "config" / "fastdds.xml")
     with tempfile.TemporaryDirectory() as logs:
         os.environ["ROS_LOG_DIR"] = logs
-        result = measure(chosen.seconds)
+        result = measure(options.seconds)
     print(record("stream", result))
     return 0
 

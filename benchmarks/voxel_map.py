@@ -260,14 +260,14 @@ def file_costs(voxel_map: VoxelMap, folder: Path) -> dict[str, object]:
 def occupancy_costs(voxel_map: VoxelMap) -> dict[str, object]:
     """One grid at 5 cm of the map with 100 views remembered."""
     mapper, walk = OccupancyMapper(VOXEL_M, 0.15, 1.5), Walk("4x112x84")
-    seen = [clocks(lambda view=v: mapper.observe(view, 0)) for v in walk.window()[3] * 25]
+    observe_s = [clocks(lambda view=v: mapper.observe(view, 0)) for v in walk.window()[3] * 25]
     positions = voxel_map.voxels()[1]["position"]
     grids = []
-    made = clocks(lambda: grids.append(mapper.grid(positions, np.zeros(3))))
+    grid_s = clocks(lambda: grids.append(mapper.grid(positions, np.zeros(3))))
     return {
         "voxels": len(positions),
-        "observe_view": summary(seen),
-        "grid_cpu_ms": round(made[0], 1),
+        "observe_view": summary(observe_s),
+        "grid_cpu_ms": round(grid_s[0], 1),
         "cells": int(grids[0].data.size),
     }
 

@@ -65,17 +65,17 @@ def main(arguments: list[str] | None = None, **fields: Any) -> int:
     parser.add_argument(
         "--wait-s", type=float, default=10.0, help="give up looking for the thing after this long"
     )
-    chosen = parser.parse_args(arguments)
-    fields = {"max_wait_s": chosen.wait_s, **fields}
+    options = parser.parse_args(arguments)
+    fields = {"max_wait_s": options.wait_s, **fields}
     try:
-        answer = stand_before(" ".join(chosen.thing), chosen.frame, **fields)
+        answer = stand_before(" ".join(options.thing), options.frame, **fields)
         print(answer.answer if answer.success else answer.error_msg)
         if not answer.success:
             return 1
         rclpy.init(args=[])
         try:
             node = rclpy.create_node("go_to")
-            return int(drive(node, answer.pose, chosen.tree) != GoalStatus.STATUS_SUCCEEDED)
+            return int(drive(node, answer.pose, options.tree) != GoalStatus.STATUS_SUCCEEDED)
         finally:
             rclpy.try_shutdown()
     except (UnreachableError, ConnectionError) as error:

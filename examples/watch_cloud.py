@@ -36,12 +36,12 @@ def main(arguments: list[str] | None = None) -> int:
     name, count = (words + ["/perception", "0"][len(words) :])[:2]
     rclpy.init(args=[])
     node = rclpy.create_node("watch_cloud")
-    seen = []
+    clouds = []
     node.create_subscription(
-        PointCloud2, f"{name}/points", lambda m: (seen.append(m), print(describe(m))), 5
+        PointCloud2, f"{name}/points", lambda m: (clouds.append(m), print(describe(m))), 5
     )
     try:
-        while not int(count) or len(seen) < int(count):
+        while not int(count) or len(clouds) < int(count):
             rclpy.spin_once(node, timeout_sec=0.5)
     except KeyboardInterrupt:
         pass

@@ -63,25 +63,30 @@ def generate_launch_description():
 
 def launch_nodes(context):
     check_names(context.argv)
-    given = dict(context.launch_configurations)
-    on = {name: given[name] == "true" for name, _, _ in SWITCHES}
-    files, cameras = (given[name].replace(",", " ").split() for name in ("params_file", "cameras"))
+    arguments = dict(context.launch_configurations)
+    on = {name: arguments[name] == "true" for name, _, _ in SWITCHES}
+    files, cameras = (
+        arguments[name].replace(",", " ").split() for name in ("params_file", "cameras")
+    )
     if on["demo"]:
         files.insert(0, "demo")
-        given["checkpoint"] = given["checkpoint"] or f"{SHARE}/engines/demo"
+        arguments["checkpoint"] = arguments["checkpoint"] or f"{SHARE}/engines/demo"
     env = {n: f"{SHARE}/config/fastdds.xml" for n in PROFILES if n not in context.environment}
-    common = {"package": "g2vlm_ros", "namespace": given["namespace"], "additional_env": env}
-    chosen = {"model.checkpoint": given["checkpoint"], "model.backend": given["backend"]}
-    chosen = {name: value for name, value in {**chosen, "cameras": cameras}.items() if value}
-    chosen["use_sim_time"] = on["use_sim_time"]
-    common["parameters"] = [*map(existing, ["perception", *files]), chosen]
+    common = {"package": "g2vlm_ros", "namespace": arguments["namespace"], "additional_env": env}
+    overrides = {
+        "model.checkpoint": arguments["checkpoint"],
+        "model.backend": arguments["backend"],
+    }
+    overrides = {name: value for name, value in {**overrides, "cameras": cameras}.items() if value}
+    overrides["use_sim_time"] = on["use_sim_time"]
+    common["parameters"] = [*map(existing, ["perception", *files]), overrides]
     actions = perception(common, on["autostart"])
-    if given["replay"]:
-        common["parameters"] = [{"path": given["replay"], "sim_time": on["use_sim_time"]}]
+    if arguments["replay"]:
+        common["parameters"] = [{"path": arguments["replay"], "sim_time": on["use_sim_time"]}]
         common["parameters"] += [{"camera": camera} for camera in cameras[:1]]
         actions.append(Node(name="replay", executable="replay", **common))
     clock = {"use_sim_time": on["use_sim_time"]}
-    if on["demo"] and not given["replay"]:
+    if on["demo"] and not arguments["replay"]:
         walk = {"loop": True, "sim_time": on["use_sim_time"]}
         common["parameters"] = [{**walk, **({"cameras": cameras} if cameras else {})}]
         actions.append(Node(name="sim_camera", executable="sim_camera", **common))
@@ -89,7 +94,7 @@ def launch_nodes(context):
     if on["viewer"]:
         actions.append(Node(name="viewer", executable="viewer", **common))
     if on["rviz"]:
-        actions.append(rviz(context, given["namespace"], clock))
+        actions.append(rviz(context, arguments["namespace"], clock))
     return actions
 
 

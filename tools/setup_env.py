@@ -203,8 +203,8 @@ def requirements_arguments(groups):
         if importlib.util.find_spec(module) is not None
     }
     lines = [line for file in files for line in file.read_text().splitlines()]
-    wanted = [line for line in lines if re.split("[=;# ]", line, maxsplit=1)[0] not in present]
-    arguments = ["-r", write(STAMPS / "requirements.txt", "\n".join(wanted))]
+    matching = [line for line in lines if re.split("[=;# ]", line, maxsplit=1)[0] not in present]
+    arguments = ["-r", write(STAMPS / "requirements.txt", "\n".join(matching))]
     if "numpy" in present:
         code = "import numpy; print(numpy.__version__)"
         version = subprocess.check_output([sys.executable, "-c", code], text=True).strip()
@@ -388,7 +388,7 @@ def can_import(*modules):
 def run(command, name, env=None):
     """Runs a command; its output goes to .venv/.setup/NAME.log, a line of it is shown at times."""
     log, started = STAMPS / f"{name}.log", time.monotonic()
-    shown = started
+    last_shown = started
     process = subprocess.Popen(
         command,
         env=env or environment(),
@@ -404,9 +404,9 @@ def run(command, name, env=None):
         for line in process.stdout:
             file.write(line)
             telling = line.strip() and not line.startswith("WARNING")
-            if telling and time.monotonic() - shown > 10:
-                shown = time.monotonic()
-                say(f"  {shown - started:3.0f} s  {line.strip()[:90]}")
+            if telling and time.monotonic() - last_shown > 10:
+                last_shown = time.monotonic()
+                say(f"  {last_shown - started:3.0f} s  {line.strip()[:90]}")
     if process.returncode:
         text = log.read_text()
         reasons = [reason for sign, reason in FAILURES.items() if sign in text]

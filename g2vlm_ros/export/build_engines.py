@@ -114,12 +114,12 @@ def build(
     for part in plan.engines(tuple(stages)):
         graph = plan.graph(manifest, part.stage, part.size, windows)
         check_graph(folder, graph)
-        wanted = _wanted(machine, manifest, plan, graph, part)
-        engine = _standing(out, wanted)
+        target = _wanted(machine, manifest, plan, graph, part)
+        engine = _standing(out, target)
         if engine is not None:
             progress(f"{engine.file}: there already")
         else:
-            engine = _build_verified(folder, out, plan, machine, graph, wanted, progress)
+            engine = _build_verified(folder, out, plan, machine, graph, target, progress)
         engines.append(engine)
     return engines
 
@@ -159,9 +159,9 @@ def _wanted(
     )
 
 
-def _standing(out: Path, wanted: EngineMetadata) -> EngineMetadata | None:
+def _standing(out: Path, target: EngineMetadata) -> EngineMetadata | None:
     """The engine that an earlier build made of the same things."""
-    path = out / f"{wanted.file}.json"
+    path = out / f"{target.file}.json"
     if not path.exists():
         return None
     try:
@@ -170,7 +170,7 @@ def _standing(out: Path, wanted: EngineMetadata) -> EngineMetadata | None:
     except EngineError:
         return None
     same = ("onnx_sha256", "weights", "profiles", "tensorrt", "gpu", "precision")
-    return old if all(getattr(old, name) == getattr(wanted, name) for name in same) else None
+    return old if all(getattr(old, name) == getattr(target, name) for name in same) else None
 
 
 def _build_verified(
@@ -179,22 +179,22 @@ def _build_verified(
     plan: BuildPlan,
     machine: Machine,
     graph: GraphFile,
-    wanted: EngineMetadata,
+    target: EngineMetadata,
     progress: Progress,
 ) -> EngineMetadata:
     """Builds with fused attention, then with ever safer ones until the values are right."""
     model = read_graph(folder / graph.file)
-    wanted = replace(wanted, attentions=count_attentions(model))
+    target = replace(target, attentions=count_attentions(model))
     failures = []
     for way in ways_for(model, plan.precision):
         start = time.monotonic()
-        engine = replace(wanted, attention=way)
+        engine = replace(target, attention=way)
         try:
             build_engine(
                 machine,
-                arranged(model, way, plan.precision, wanted.places),
+                arranged(model, way, plan.precision, target.places),
                 folder / graph.file,
-                wanted.profiles,
+                target.profiles,
                 plan,
                 out / f"{engine.file}.part",
                 out / machine.timings,
@@ -211,7 +211,7 @@ def _build_verified(
         engine.write(out)
         _report(engine, time.monotonic() - start, progress)
         return engine
-    (out / wanted.file).unlink(missing_ok=True)
+    (out / target.file).unlink(missing_ok=True)
     raise BuildError(f"no usable engine of stage {graph.stage}: {'; '.join(failures)}")
 
 

@@ -133,8 +133,10 @@ class BuildPlan:
                 f"export again with `--opset {self.opset}`"
             )
         weight_only = self.weight_only if stage in WEIGHT_ONLY_STAGES else None
-        wanted = {"dino_windows": windows} if stage == "encode_geometry" else {}
-        graphs = manifest.of(stage=stage, dtype=self.precision, weight_only=weight_only, **wanted)
+        properties = {"dino_windows": windows} if stage == "encode_geometry" else {}
+        graphs = manifest.of(
+            stage=stage, dtype=self.precision, weight_only=weight_only, **properties
+        )
         for candidate in (size, None):
             for graph in graphs:
                 if graph.size == candidate:

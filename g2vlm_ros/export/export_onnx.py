@@ -166,13 +166,13 @@ def _tidy(model: ir.Model) -> None:
 
 def _name_values(model: ir.Model, weights: list[str], graph: Graph, fixed: dict[str, int]) -> None:
     """Names of weights, inputs, outputs and free dimensions; drops weights that are not used."""
-    taken = {value.name: value for node in model.graph for value in node.outputs}
+    values = {value.name: value for node in model.graph for value in node.outputs}
     inputs = list(model.graph.inputs)
     for value, name in zip(inputs, [*weights, *graph.inputs], strict=True):
         value.name = name
     for value, (name, shape) in zip(model.graph.outputs, graph.outputs.items(), strict=True):
-        if name in taken:
-            taken[name].name = f"{name}_inside"
+        if name in values:
+            values[name].name = f"{name}_inside"
         value.name = name
         value.shape = ir.Shape([fixed.get(n, n) for n in shape])
     for name, (_, shape) in graph.inputs.items():
@@ -194,11 +194,11 @@ def attach_weights(model: ir.Model, graph: Graph, stored: dict[str, StoredTensor
     """Turns the weight inputs of a traced stage into external data inside the weight files."""
     for value in [v for v in model.graph.inputs if v.name not in graph.inputs]:
         tensor = stored[value.name]
-        element, wanted = ELEMENTS[tensor.dtype], value.dtype
+        element, dtype = ELEMENTS[tensor.dtype], value.dtype
         model.graph.inputs.remove(value)
-        if element != wanted:
-            cast = ir.node("Cast", [value], {"to": wanted})
-            cast.outputs[0].name = f"{value.name}:{wanted.name.lower()}"
+        if element != dtype:
+            cast = ir.node("Cast", [value], {"to": dtype})
+            cast.outputs[0].name = f"{value.name}:{dtype.name.lower()}"
             value.replace_all_uses_with(cast.outputs[0])
             cast.replace_input_with(0, value)
             model.graph.insert_before(model.graph[0], cast)
@@ -325,8 +325,8 @@ def _plan(
     for stage in stages:
         only = weight_only if stage in WEIGHT_ONLY_STAGES else None
         windows = config.dino.windows if stage == "encode_geometry" else None
-        wanted = semantic_sizes if stage == "encode_semantics" else sizes
-        for size in wanted if stage in OF_SIZE and wanted else [None]:
+        all_sizes = semantic_sizes if stage == "encode_semantics" else sizes
+        for size in all_sizes if stage in OF_SIZE and all_sizes else [None]:
             parts = [
                 stage,
                 "" if dtype == "float32" else dtype,

@@ -177,14 +177,14 @@ def measure(folder: Path, photos: list, size: tuple[int, int], semantic_px: int)
     }
 
 
-def compare(got: Case, want: Case) -> dict[str, float]:
+def compare(outputs: Case, reference: Case) -> dict[str, float]:
     """Errors of depth (median), of the poses' angles (largest), of the logits (largest)."""
-    (_, mine), (_, exact) = got["heads"][0], want["heads"][0]
+    (_, mine), (_, exact) = outputs["heads"][0], reference["heads"][0]
     depth, true_depth = mine["local_points"][..., 2], exact["local_points"][..., 2]
     off = np.linalg.norm((mine["poses"] - exact["poses"])[:, :3, :3], axis=(1, 2)) / np.sqrt(8)
     logits = [
         np.abs(a["logits"] - b["logits"]).max() / b["logits"].std()
-        for (_, a), (_, b) in zip(got["next_token"], want["next_token"], strict=True)
+        for (_, a), (_, b) in zip(outputs["next_token"], reference["next_token"], strict=True)
     ]
     return {
         DEPTH: _number(np.median(np.abs(depth / true_depth - 1))),

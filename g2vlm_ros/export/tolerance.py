@@ -55,26 +55,31 @@ class Tolerances:
         self.point_bound = float(bound[1])
         self.half = LOWER_PRECISION.get(precision)
 
-    def fraction(self, name: str, got: np.ndarray, want: np.ndarray) -> float:
+    def fraction(self, name: str, output: np.ndarray, reference: np.ndarray) -> float:
         """The largest error of an array as a fraction of its tolerance."""
-        if not np.issubdtype(want.dtype, np.floating):
-            return 0.0 if np.array_equal(got, want) else np.inf
-        got, want = got.astype(np.float64), want.astype(np.float64)
-        if not np.isfinite(got).all():
+        if not np.issubdtype(reference.dtype, np.floating):
+            return 0.0 if np.array_equal(output, reference) else np.inf
+        output, reference = output.astype(np.float64), reference.astype(np.float64)
+        if not np.isfinite(output).all():
             return np.inf
         if "pixel_values" in name:
-            return self._worst("pixel_values", got, want)
+            return self._worst("pixel_values", output, reference)
         if self.half is not None:
-            return float(np.linalg.norm(got - want) / (np.linalg.norm(want) * self.half + 1e-12))
+            return float(
+                np.linalg.norm(output - reference)
+                / (np.linalg.norm(reference) * self.half + 1e-12)
+            )
         if name.startswith(("out.points", "out.local_points")):
-            error = np.linalg.norm(got - want, axis=-1)
-            return float((error / (1 + np.linalg.norm(want, axis=-1))).max() / self.point_bound)
+            error = np.linalg.norm(output - reference, axis=-1)
+            return float(
+                (error / (1 + np.linalg.norm(reference, axis=-1))).max() / self.point_bound
+            )
         special = {"decode.logits": "logits"}.get(name, "intermediates")
-        return self._worst("stats" if name.startswith("stat.") else special, got, want)
+        return self._worst("stats" if name.startswith("stat.") else special, output, reference)
 
-    def _worst(self, rule: str, got: np.ndarray, want: np.ndarray) -> float:
-        bound = self.rules[rule]["atol"] + self.rules[rule]["rtol"] * np.abs(want)
-        return float((np.abs(got - want) / bound).max())
+    def _worst(self, rule: str, output: np.ndarray, reference: np.ndarray) -> float:
+        bound = self.rules[rule]["atol"] + self.rules[rule]["rtol"] * np.abs(reference)
+        return float((np.abs(output - reference) / bound).max())
 
 
 def compare(
@@ -85,22 +90,22 @@ def compare(
     looks_inside: bool,
 ) -> Iterator[Line]:
     """One line per array of the set."""
-    for name, want in golden.items():
+    for name, reference in golden.items():
         full_name = re.sub(r"_(strided|row\d+)$", "", name)
         if full_name not in outputs:
             if looks_inside or not ONLY_INSIDE.fullmatch(full_name):
                 yield Line(case, name, np.inf, "nothing to compare with")
             continue
-        pairs = list(_candidates(name, outputs[full_name], want))
+        pairs = list(_candidates(name, outputs[full_name], reference))
         if not pairs:
-            shapes = f"{outputs[full_name].shape} does not give {want.shape}"
+            shapes = f"{outputs[full_name].shape} does not give {reference.shape}"
             yield Line(case, name, np.inf, shapes)
             continue
         yield Line(case, name, min(tolerances.fraction(name, *pair) for pair in pairs))
 
 
 def _candidates(
-    name: str, outputs: np.ndarray, want: np.ndarray
+    name: str, outputs: np.ndarray, reference: np.ndarray
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Our array cut as the stored one is.
 
@@ -109,16 +114,16 @@ def _candidates(
     """
     if row := re.search(r"_row(\d+)$", name):
         outputs = outputs[:, :, int(row[1])]
-    if outputs.ndim != want.ndim:
+    if outputs.ndim != reference.ndim:
         return
-    axes = [axis for axis in range(outputs.ndim) if outputs.shape[axis] != want.shape[axis]]
+    axes = [axis for axis in range(outputs.ndim) if outputs.shape[axis] != reference.shape[axis]]
     longest = max((outputs.shape[axis] for axis in axes), default=1)
     for stride in range(1, longest + 1):
-        if all(-(-outputs.shape[axis] // stride) == want.shape[axis] for axis in axes):
+        if all(-(-outputs.shape[axis] // stride) == reference.shape[axis] for axis in axes):
             steps = (stride if axis in axes else 1 for axis in range(outputs.ndim))
             cut = outputs[tuple(slice(None, None, step) for step in steps)]
-            seen = _seen_rows(name, cut)
-            yield cut[seen], want[seen]
+            rows = _seen_rows(name, cut)
+            yield cut[rows], reference[rows]
         if not axes:
             return
 

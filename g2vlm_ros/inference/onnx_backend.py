@@ -311,9 +311,9 @@ class OnnxBackend:
         raise NonFiniteError(stage)
 
     def _session(
-        self, stage: str, size_hw: tuple[int, ...] | None = None, **wanted: str
+        self, stage: str, size_hw: tuple[int, ...] | None = None, **properties: str
     ) -> onnxruntime.InferenceSession:
-        graph = self._graph(stage, size_hw, wanted)
+        graph = self._graph(stage, size_hw, properties)
         if graph.file not in self._sessions:
             path = check_graph(self._folder, graph)
             try:
@@ -326,10 +326,10 @@ class OnnxBackend:
         return self._sessions[graph.file]
 
     def _graph(
-        self, stage: str, size_hw: tuple[int, ...] | None, wanted: Mapping[str, str]
+        self, stage: str, size_hw: tuple[int, ...] | None, properties: Mapping[str, str]
     ) -> GraphFile:
         """The graph of a stage, one fixed to the size before one that takes any."""
-        graphs = self._manifest.of(stage=stage, dtype=self._dtype, **wanted)
+        graphs = self._manifest.of(stage=stage, dtype=self._dtype, **properties)
         graphs.sort(key=lambda graph: graph.weight_only is not None)  # whole weights first
         size = None if size_hw is None else (size_hw[1], size_hw[0])
         for candidate in (size, None):

@@ -266,13 +266,13 @@ class TorchBackend:
         ids = torch.full((1,), token, device=self.device)
         positions = torch.full((3, 1), position, device=self.device)
         hidden = self.network.text(ids, positions, cache.fork(), cache.length)
-        want = self.network.logits(hidden)
+        reference = self.network.logits(hidden)
         decoder.start(token, position, cache)
         decoder.step()
-        error = (decoder.logits - want).norm() / want.norm()
+        error = (decoder.logits - reference).norm() / reference.norm()
         bound = MAX_DEVIATION[self.network.dino2llm.weight.dtype]
         # Where the network itself gives no numbers, decoding will say so.
-        if torch.isfinite(want).all() and not error <= bound:
+        if torch.isfinite(reference).all() and not error <= bound:
             raise RuntimeError(f"its logits are off by {error:.2g} of their size, above {bound}")
         return decoder
 

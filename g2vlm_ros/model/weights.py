@@ -87,8 +87,10 @@ def load(
             f"{folder} does not fit its configuration files: {'; '.join(problems)}; "
             "take weights and configuration of one download"
         )
-    wanted = {name: stored for name, stored in tensors.items() if name not in UNUSED}
-    network.load_state_dict(_read(wanted, torch.device(device), dtype), strict=True, assign=True)
+    parameters = {name: stored for name, stored in tensors.items() if name not in UNUSED}
+    network.load_state_dict(
+        _read(parameters, torch.device(device), dtype), strict=True, assign=True
+    )
     return network.requires_grad_(False).eval()
 
 

@@ -148,14 +148,14 @@ class DemoQuestions(threading.Thread):
 
     def _question(self, facts: VisibleFacts, kinds: Sequence[str]) -> QuestionAnswer | None:
         """A question not asked before, of the kind asked least; measured things are well seen."""
-        done = {asked.question for asked in self.asked}
+        done = {each.question for each in self.asked}
         counts = {kind: sum(a.kind == kind for a in self.asked) for kind in kinds}
         for qa in sorted(ask(facts, self._rng, 36), key=lambda qa: counts.get(qa.kind, 0)):
             if qa.kind not in kinds or qa.question in done:
                 continue
             things = named(facts, qa.question)
-            shown = things and all(thing.share[-1] >= MIN_SHARE for thing in things)
-            if shown or qa.kind in WORDS:
+            visible = things and all(thing.share[-1] >= MIN_SHARE for thing in things)
+            if visible or qa.kind in WORDS:
                 return qa
         return None
 
@@ -175,12 +175,12 @@ class DemoQuestions(threading.Thread):
 
 def named(facts: VisibleFacts, question: str) -> list[Seen]:
     """The things that a question names, in its order."""
-    found = []
+    names = []
     for thing in facts.askable():
         at = re.search(rf"\b{re.escape(thing.phrase)}\b", question)
         if at:
-            found.append((at.start(), thing))
-    return [thing for _, thing in sorted(found, key=lambda pair: pair[0])]
+            names.append((at.start(), thing))
+    return [thing for _, thing in sorted(names, key=lambda pair: pair[0])]
 
 
 def verdict(qa: QuestionAnswer, response: SpatialQuery.Response) -> str:
@@ -191,10 +191,10 @@ def verdict(qa: QuestionAnswer, response: SpatialQuery.Response) -> str:
     if not response.success:
         unseen = response.error_code == SpatialQuery.Response.NOT_VISIBLE
         return "right" if qa.kind == "absent" and unseen else "wrong"
-    said = _said(qa, response)
+    value = _said(qa, response)
     if qa.kind in LENGTH_KINDS and " at least " in response.answer:
-        return "bound" if bound_holds(said, qa.answer) else "wrong"
-    return "right" if correct(qa.kind, said, qa.answer) else "wrong"
+        return "bound" if bound_holds(value, qa.answer) else "wrong"
+    return "right" if correct(qa.kind, value, qa.answer) else "wrong"
 
 
 def _said(qa: QuestionAnswer, response: SpatialQuery.Response) -> str:
@@ -234,10 +234,10 @@ def summary(asked: Sequence[Asked], homes: int = TRAINING_HOMES, views: int = 2)
         for a in asked
         if a.confidence >= 0 and a.verdict != "bound"
     ]
-    made: dict[str, Any] = {"by_kind": kinds}
+    scores: dict[str, Any] = {"by_kind": kinds}
     if sure:
-        made |= {
+        scores |= {
             "calibration_error": round(calibration_error(sure), 3),
             "calibration": calibration_table(sure),
         }
-    return made
+    return scores

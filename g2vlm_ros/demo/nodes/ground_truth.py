@@ -52,11 +52,11 @@ class GroundTruth:
         self._poses[geometry.stamp_ns(message.header.stamp)] = geometry.pose_matrix(message.pose)
 
     @staticmethod
-    def _keep_into(kept: dict[int, np.ndarray], dtype: type):
+    def _keep_into(store: dict[int, np.ndarray], dtype: type):
         def keep(message: Image) -> None:
             pixels = np.frombuffer(message.data, dtype)
             pixels = pixels.reshape(message.height, message.width, -1).squeeze()
-            kept[geometry.stamp_ns(message.header.stamp)] = pixels
+            store[geometry.stamp_ns(message.header.stamp)] = pixels
 
         return keep
 
@@ -78,19 +78,19 @@ class GroundTruth:
             return None
         scores = track.scores()
         for name in ("abs_rel", "metric_abs_rel"):
-            mean = np.mean([found[name] for found in scored.values()])
+            mean = np.mean([values[name] for values in scored.values()])
             scores[f"depth_{name}"] = round(float(mean), 3)
         height, width = self._depths[stamps[0]].shape
-        seen = drive_metrics.surfaces(self._depths, self._poses, lens(width, height))
-        scores |= drive_metrics.map_scores(track.home_from_map.apply(points), seen)
+        surfaces = drive_metrics.surfaces(self._depths, self._poses, lens(width, height))
+        scores |= drive_metrics.map_scores(track.home_from_map.apply(points), surfaces)
         return Judged(track, scores, self._depth_sheet(sorted(scored), scores["depth_abs_rel"]))
 
     def _depth_sheet(self, stamps: list[int], error: float) -> Picture.Image:
         """A few moments, evenly spaced in time."""
-        chosen = [stamps[i] for i in np.linspace(0, len(stamps) - 1, SHOWN).round().astype(int)]
-        true = np.stack([self._depths[stamp] for stamp in chosen])
+        sample = [stamps[i] for i in np.linspace(0, len(stamps) - 1, SHOWN).round().astype(int)]
+        true = np.stack([self._depths[stamp] for stamp in sample])
         guess = np.stack(
-            [drive_metrics.at_size(self._estimates[s], true.shape[1:]) for s in chosen]
+            [drive_metrics.at_size(self._estimates[s], true.shape[1:]) for s in sample]
         )
-        images = np.stack([self._images[stamp] for stamp in chosen])
+        images = np.stack([self._images[stamp] for stamp in sample])
         return sheet(Exhibit("mean of the drive", error, images, true, guess), "depth")

@@ -53,14 +53,14 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--rate-hz", type=float, default=4.0, help="photographs per second")
     parser.add_argument("--width", type=int, help="view width in the model, pixels")
     parser.add_argument("--limit-s", type=float, default=120.0, help="stop after this long")
-    chosen = parser.parse_args(arguments)
-    for path in (chosen.images, chosen.checkpoint):
+    options = parser.parse_args(arguments)
+    for path in (options.images, options.checkpoint):
         if path is not None and not path.exists():
             parser.error(f"{path} does not exist")
-    return chosen
+    return options
 
 
-def run(chosen: argparse.Namespace) -> dict:
+def run(options: argparse.Namespace) -> dict:
     """Drive the camera through the node; returns the report. Needs a ROS 2 environment."""
     import rclpy
     from rclpy.executors import MultiThreadedExecutor
@@ -68,27 +68,27 @@ def run(chosen: argparse.Namespace) -> dict:
     from g2vlm_ros.ros.perception_node import PerceptionNode
 
     rclpy.init(args=[])
-    perception = PerceptionNode(parameter_overrides=_parameters(_settings(chosen)))
+    perception = PerceptionNode(parameter_overrides=_parameters(_settings(options)))
     executor = MultiThreadedExecutor(num_threads=4)
     executor.add_node(perception)
     spinning = threading.Thread(target=executor.spin, daemon=True)
     spinning.start()
     recorder = subprocess.Popen(
-        [sys.executable, "-m", "g2vlm_ros.demo.nodes.demo_recorder", str(chosen.out)],
+        [sys.executable, "-m", "g2vlm_ros.demo.nodes.demo_recorder", str(options.out)],
         stdin=subprocess.PIPE,
     )
-    view = _view() if chosen.view else None
+    view = _view() if options.view else None
     started = time.monotonic()
     questions = camera = None
     complete = True
     try:
         _activate(perception)
         _wait_for_recorder(perception, recorder)
-        camera = _camera(chosen)
+        camera = _camera(options)
         executor.add_node(camera)
-        if chosen.images is None:
+        if options.images is None:
             questions = _interview(perception, camera)
-        complete = _follow(perception, camera, started, chosen.limit_s)
+        complete = _follow(perception, camera, started, options.limit_s)
         if questions is not None:
             questions.stop()
     finally:
@@ -105,18 +105,18 @@ def run(chosen: argparse.Namespace) -> dict:
         executor.shutdown()
         spinning.join(timeout=5)
         rclpy.try_shutdown()
-    if not (chosen.out / "recorder.json").exists():
+    if not (options.out / "recorder.json").exists():
         raise SystemExit("the recorder failed; its error is above")
-    report = json.loads((chosen.out / "recorder.json").read_text())
-    (chosen.out / "recorder.json").unlink()
+    report = json.loads((options.out / "recorder.json").read_text())
+    (options.out / "recorder.json").unlink()
     peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    shown = {"images": chosen.images.name} if chosen.images else {"home": chosen.home}
+    scene = {"images": options.images.name} if options.images else {"home": options.home}
     return {
-        **shown,
-        "checkpoint": chosen.checkpoint.name,
+        **scene,
+        "checkpoint": options.checkpoint.name,
         **report,
         "drive_complete": complete,
-        **_questions(questions, chosen.out),
+        **_questions(questions, options.out),
         "run_s": round(time.monotonic() - started, 1),
         "peak_memory_mb": round(peak_mb),
     }
@@ -133,28 +133,31 @@ def _questions(questions, out: Path) -> dict:
         save(questions.picture, out / "answer.png")
     return {
         "language_trained": questions.speaks,
-        "questions": [asdict(asked) for asked in questions.asked],
+        "questions": [asdict(each) for each in questions.asked],
         "answers": summary(questions.asked),
     }
 
 
-def _settings(chosen: argparse.Namespace) -> dict:
+def _settings(options: argparse.Namespace) -> dict:
     """config/demo.yaml with what the command line says on top."""
     from g2vlm_ros.parameter_schema import flattened
 
     document = yaml.safe_load((ROOT / "config" / "demo.yaml").read_text())
-    made = flattened(document["/**/perception"]["ros__parameters"])
-    made |= {"model.checkpoint": str(chosen.checkpoint.resolve()), "model.backend": chosen.backend}
-    if chosen.width:
-        made["model.image_width_px"] = chosen.width
-    if chosen.images is not None:
-        made |= {
+    values = flattened(document["/**/perception"]["ros__parameters"])
+    values |= {
+        "model.checkpoint": str(options.checkpoint.resolve()),
+        "model.backend": options.backend,
+    }
+    if options.width:
+        values["model.image_width_px"] = options.width
+    if options.images is not None:
+        values |= {
             "odometry_topic": "",
             "map.metres_per_unit": 0.0,
             "window.min_gap_s": 0.0,
-            "window.max_age_s": 10.0 * max(1.0, 4.0 / chosen.rate_hz),
+            "window.max_age_s": 10.0 * max(1.0, 4.0 / options.rate_hz),
         }
-    return made
+    return values
 
 
 def _parameters(values: dict) -> list:
@@ -163,20 +166,20 @@ def _parameters(values: dict) -> list:
     return [Parameter(name, value=value) for name, value in values.items()]
 
 
-def _camera(chosen: argparse.Namespace):
+def _camera(options: argparse.Namespace):
     """The node that publishes images, and is `finished` at some time."""
-    if chosen.images is None:
+    if options.images is None:
         from g2vlm_ros.demo.nodes.sim_camera_node import SimCamera
 
         return SimCamera(
             parameter_overrides=_parameters(
-                {"home": chosen.home, "split": chosen.split, "legs": chosen.legs}
+                {"home": options.home, "split": options.split, "legs": options.legs}
             )
         )
     from g2vlm_ros.ros.replay.replay_node import ReplayNode
 
     return ReplayNode(
-        parameter_overrides=_parameters({"path": str(chosen.images), "rate_hz": chosen.rate_hz})
+        parameter_overrides=_parameters({"path": str(options.images), "rate_hz": options.rate_hz})
     )
 
 
@@ -243,30 +246,30 @@ def _follow(perception, camera, started: float, limit_s: float) -> bool:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run, write the report, say in a few lines what was received."""
-    chosen = parse(arguments)
-    chosen.out.mkdir(parents=True, exist_ok=True)
+    options = parse(arguments)
+    options.out.mkdir(parents=True, exist_ok=True)
     prepare_environment()
     print(
-        f"checkpoint {chosen.checkpoint.name}: a small one of ours. It knows simulated homes "
+        f"checkpoint {options.checkpoint.name}: a small one of ours. It knows simulated homes "
         "only; on anything else its geometry means nothing"
     )
-    report = run(chosen)
-    path = chosen.out / "report.json"
+    report = run(options)
+    path = options.out / "report.json"
     path.write_text(json.dumps(report, indent=1) + "\n")
     clouds, poses = report["received"].get(CLOUD, 0), report["received"].get(POSE, 0)
     print(f"received over DDS: {clouds} clouds, {poses} poses of {report['frames_in']} frames")
     for name, value in report.get("accuracy", {}).items():
         print(f"  {name:34} {value}")
     if report["questions"]:
-        _show_questions(report["questions"], report["answers"], chosen.out)
+        _show_questions(report["questions"], report["answers"], options.out)
     print(f"see {path}, and the maps and pictures beside it")
     return 0 if clouds and poses else 1
 
 
-def _show_questions(asked: list[dict], answers: dict, out: Path) -> None:
+def _show_questions(questions: list[dict], answers: dict, out: Path) -> None:
     """Print them with how many were right by kind, and leave questions.md."""
     lines = ["| question | answer | truth | |", "|---|---|---|---|"]
-    for a in asked:
+    for a in questions:
         lines.append(f"| {a['question']} | {a['answer']} | {a['truth']} | {a['verdict']} |")
         print(f"  {a['question']} {a['answer']} (truth: {a['truth']}; {a['verdict']})")
     lines += [

@@ -79,16 +79,16 @@ class SimCameraSettings:
 
     def mounted(self) -> dict[str, float]:
         """Heading of each camera in degrees, positive to the left."""
-        made = {}
+        mounts = {}
         for camera in self.cameras:
             name, _, heading = camera.partition(":")
             try:
-                made[name] = float(heading or 0.0)
+                mounts[name] = float(heading or 0.0)
             except ValueError:
                 raise SettingError(
                     f"cameras has '{camera}'; write a name, or name:degrees such as left:30"
                 ) from None
-        return made
+        return mounts
 
 
 @dataclass(frozen=True)

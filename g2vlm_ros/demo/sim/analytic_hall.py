@@ -144,12 +144,12 @@ class DrivePerception:
         return [int((bar << np.arange(BITS)).sum()) for bar in bars]
 
     def reconstruct(self, numbers: list[int]) -> Reconstruction:
-        seen = [_look(self.poses[n].tobytes()) for n in numbers]
+        looks = [_look(self.poses[n].tobytes()) for n in numbers]
         unit = self.window_from_world = random_unit(self.rng)
         rows, columns = np.mgrid[0:HEIGHT_PX, 0:WIDTH_PX]
         pixels = np.stack([columns, rows], -1)
-        local = np.stack([unproject(pixels, d * self._depth_error(), CAMERA) for d, _ in seen])
-        reach = [float(np.median(d)) for d, _ in seen]
+        local = np.stack([unproject(pixels, d * self._depth_error(), CAMERA) for d, _ in looks])
+        reach = [float(np.median(d)) for d, _ in looks]
         poses = [self._spoil(self.poses[n], r) for n, r in zip(numbers, reach, strict=True)]
         poses = np.stack([unit.apply_pose(p) for p in poses])
         raw = RawGeometry(
@@ -159,7 +159,7 @@ class DrivePerception:
         )
         result = Reconstruction(
             raw,
-            np.stack([c for _, c in seen]),
+            np.stack([c for _, c in looks]),
             np.ones(local.shape[:3], np.float32),
             (CAMERA,) * len(numbers),
             {"heads": 0.0},
@@ -234,7 +234,7 @@ def run(perception, live, numbers, change=lambda number, frame: frame):
     return updates
 
 
-def place_drive(poses, noise=None, **known):
+def place_drive(poses, noise=None, **options):
     """(placement, map_from_camera of its views) of windows of three views, two shared.
 
     `known(pose)` are fields of each frame.
@@ -243,7 +243,7 @@ def place_drive(poses, noise=None, **known):
     for first in range(len(poses) - 2):
         numbers = list(range(first, first + 3))
         frames = [
-            frame_of(perception, n, **{name: of(poses[n]) for name, of in known.items()})
+            frame_of(perception, n, **{name: of(poses[n]) for name, of in options.items()})
             for n in numbers
         ]
         result = perception.reconstruct(numbers)
@@ -270,13 +270,13 @@ class Track:
     def positions(self) -> tuple[np.ndarray, np.ndarray]:
         """Numbers (n,) and map positions (n, 3) of the views."""
         numbers = np.array(sorted(self.views))
-        found = [self.windows[w].apply(pose[:3, 3]) for w, pose in map(self.views.get, numbers)]
-        return numbers, np.stack(found)
+        places = [self.windows[w].apply(pose[:3, 3]) for w, pose in map(self.views.get, numbers)]
+        return numbers, np.stack(places)
 
 
-def trajectory_error(found: np.ndarray, truth: np.ndarray) -> float:
+def trajectory_error(estimate: np.ndarray, truth: np.ndarray) -> float:
     """Root mean square distance after the best similarity, as a fraction of the path's length."""
-    moved = fit_sim3(found, truth, np.ones(len(truth))).apply(found)
+    moved = fit_sim3(estimate, truth, np.ones(len(truth))).apply(estimate)
     path = np.linalg.norm(np.diff(truth, axis=0), axis=1).sum()
     return float(np.sqrt(((moved - truth) ** 2).sum(1).mean()) / path)
 

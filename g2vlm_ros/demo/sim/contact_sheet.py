@@ -31,15 +31,15 @@ def page(exhibits: Sequence[Exhibit]) -> Image.Image:
     if not exhibits:
         raise ValueError("no windows to show; evaluate at least one scene")
     ranked = sorted(exhibits, key=lambda exhibit: exhibit.error)
-    chosen = {"best": ranked[0], "median": ranked[len(ranked) // 2], "worst": ranked[-1]}
-    blocks = [sheet(exhibit, name) for name, exhibit in chosen.items()]
+    examples = {"best": ranked[0], "median": ranked[len(ranked) // 2], "worst": ranked[-1]}
+    blocks = [sheet(exhibit, name) for name, exhibit in examples.items()]
     width = max(block.width for block in blocks)
-    made = Image.new("RGB", (width, sum(block.height for block in blocks)), "white")
+    image = Image.new("RGB", (width, sum(block.height for block in blocks)), "white")
     top = 0
     for block in blocks:
-        made.paste(block, (0, top))
+        image.paste(block, (0, top))
         top += block.height
-    return made
+    return image
 
 
 def sheet(exhibit: Exhibit, label: str) -> Image.Image:
@@ -54,14 +54,14 @@ def sheet(exhibit: Exhibit, label: str) -> Image.Image:
     count, height, width, _ = exhibit.images.shape
     zoom = max(1, 224 // width)
     size = (width * zoom + _GAP, height * zoom + _GAP)
-    made = Image.new("RGB", (count * size[0], 3 * size[1] + _LABEL), "white")
+    image = Image.new("RGB", (count * size[0], 3 * size[1] + _LABEL), "white")
     text = f"{label}: {exhibit.name}, AbsRel {exhibit.error:.3f}; views, truth, estimate"
-    ImageDraw.Draw(made).text((2, 2), text, fill="black")
+    ImageDraw.Draw(image).text((2, 2), text, fill="black")
     for r, row in enumerate(rows):
         for c, view in enumerate(row):
             tile = Image.fromarray(view).resize((width * zoom, height * zoom), Image.NEAREST)
-            made.paste(tile, (c * size[0], _LABEL + r * size[1]))
-    return made
+            image.paste(tile, (c * size[0], _LABEL + r * size[1]))
+    return image
 
 
 def shaded(depth: np.ndarray, low: float, high: float) -> np.ndarray:

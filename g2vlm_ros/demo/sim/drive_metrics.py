@@ -110,14 +110,14 @@ def surfaces(
     return np.concatenate(points) if points else np.zeros((0, 3))
 
 
-def map_scores(points: np.ndarray, seen: np.ndarray) -> dict[str, float]:
+def map_scores(points: np.ndarray, truth: np.ndarray) -> dict[str, float]:
     """Map points and true surfaces, both (n, 3) in the home's frame: how near, how complete."""
     rng = np.random.default_rng(0)
-    some, true = (p[rng.permutation(len(p))[:SAMPLES]] for p in (points, seen))
+    some, true = (p[rng.permutation(len(p))[:SAMPLES]] for p in (points, truth))
     if not len(some) or not len(true):
         return {}
     return {
-        "map_accuracy_m": round(float(np.median(_nearest(some, seen))), 3),
+        "map_accuracy_m": round(float(np.median(_nearest(some, truth))), 3),
         "map_completeness": round(float((_nearest(true, points) < NEAR_M).mean()), 3),
     }
 
@@ -126,9 +126,9 @@ def _nearest(points: np.ndarray, others: np.ndarray) -> np.ndarray:
     """Distance of each point to the nearest of the others."""
     others = others[:: max(1, len(others) // 40_000)].astype(np.float32)
     size = (others**2).sum(1)
-    found = []
+    distances = []
     for first in range(0, len(points), _CHUNK):
         part = points[first : first + _CHUNK].astype(np.float32)
         squared = (part**2).sum(1)[:, None] + size - 2 * part @ others.T
-        found.append(np.sqrt(np.maximum(squared.min(1), 0.0)))
-    return np.concatenate(found)
+        distances.append(np.sqrt(np.maximum(squared.min(1), 0.0)))
+    return np.concatenate(distances)

@@ -60,9 +60,9 @@ class _Builder:
         rng = self.rng
         height = rng.uniform(2.4, 2.8)
         self._add_room((0.0, 0.0, *rng.uniform(3.0, 6.0, 2)), height)
-        wanted = rng.integers(1, 4)
+        count = rng.integers(1, 4)
         for _ in range(12):
-            if len(self.rooms) == wanted:
+            if len(self.rooms) == count:
                 break
             host = int(rng.integers(len(self.rooms)))
             rectangle, door = self._attach(host)
@@ -172,16 +172,16 @@ class _Builder:
         rng, room = self.rng, self.rooms[index]
         x0, y0, x1, y1 = room.rectangle
         area = (x1 - x0) * (y1 - y0)
-        kept = [self._door_zone(door, room) for door in self.doors if index in door.rooms]
-        taken: list[Rectangle] = []
+        kept_free = [self._door_zone(door, room) for door in self.doors if index in door.rooms]
+        occupied: list[Rectangle] = []
         names = list(furniture.AT_WALL)
         for _ in range(int(rng.integers(2, 4 + area // 8))):
-            self._try_at_wall(index, names[rng.integers(len(names))], kept, taken)
+            self._try_at_wall(index, names[rng.integers(len(names))], kept_free, occupied)
         names = list(furniture.ON_FLOOR)
         for _ in range(int(rng.integers(2, 5 + area // 6))):
-            self._try_on_floor(index, names[rng.integers(len(names))], kept, taken)
+            self._try_on_floor(index, names[rng.integers(len(names))], kept_free, occupied)
         if rng.random() < 0.35:
-            self._try_moving(index, kept, taken)
+            self._try_moving(index, kept_free, occupied)
         for _ in range(int(rng.integers(1, 5))):
             self._try_on_wall(index)
 
@@ -226,16 +226,18 @@ class _Builder:
             self._solid(part.shape, centre, half, yaw, looks[part.role], item.id)
         return item
 
-    def _try_at_wall(self, index: int, name: str, kept: list, taken: list) -> None:
+    def _try_at_wall(self, index: int, name: str, kept_free: list, occupied: list) -> None:
         rng = self.rng
         parts = furniture.AT_WALL[name](rng)
         half_x, half_y = _reach(parts)
         for _ in range(6):
             axis, positive = int(rng.integers(2)), bool(rng.integers(2))
             position, yaw = self._against_wall(index, axis, positive, half_x, half_y + 0.02)
-            if position is not None and self._free(position, half_x, half_y, yaw, kept, taken):
+            if position is not None and self._free(
+                position, half_x, half_y, yaw, kept_free, occupied
+            ):
                 item = self._place(name, parts, index, np.array([*position, 0.0]), yaw)
-                taken.append(item.footprint())
+                occupied.append(item.footprint())
                 return
 
     def _against_wall(
@@ -260,14 +262,14 @@ class _Builder:
         half_x: float,
         half_y: float,
         yaw: float,
-        kept: list,
-        taken: list,
+        kept_free: list,
+        occupied: list,
     ) -> bool:
         c, s = abs(np.cos(yaw)), abs(np.sin(yaw))
         reach = np.array([c * half_x + s * half_y, s * half_x + c * half_y])
         mine = (*(position - reach), *(position + reach))
-        return not any(overlaps(mine, other) for other in kept) and not any(
-            overlaps(mine, other, 0.08) for other in taken
+        return not any(overlaps(mine, other) for other in kept_free) and not any(
+            overlaps(mine, other, 0.08) for other in occupied
         )
 
     def _spot(self, index: int, reach: float) -> np.ndarray | None:
@@ -277,16 +279,16 @@ class _Builder:
             return None
         return self.rng.uniform((x0 + margin, y0 + margin), (x1 - margin, y1 - margin))
 
-    def _try_on_floor(self, index: int, name: str, kept: list, taken: list) -> None:
+    def _try_on_floor(self, index: int, name: str, kept_free: list, occupied: list) -> None:
         rng = self.rng
         parts = furniture.ON_FLOOR[name](rng)
         half_x, half_y = _reach(parts)
         yaw = float(rng.integers(4) * np.pi / 2 + rng.uniform(-0.4, 0.4))
         for _ in range(6):
             spot = self._spot(index, float(np.hypot(half_x, half_y)))
-            if spot is not None and self._free(spot, half_x, half_y, yaw, kept, taken):
+            if spot is not None and self._free(spot, half_x, half_y, yaw, kept_free, occupied):
                 item = self._place(name, parts, index, np.array([*spot, 0.0]), yaw)
-                taken.append(item.footprint())
+                occupied.append(item.footprint())
                 if name == "table" and rng.random() < 0.6:
                     self._put_on_top(index, item)
                 return
@@ -301,7 +303,7 @@ class _Builder:
         top[:2] += rng.uniform(-0.15, 0.15, 2)
         self._place(name, parts, index, top, float(rng.uniform(0, 6.28)))
 
-    def _try_moving(self, index: int, kept: list, taken: list) -> None:
+    def _try_moving(self, index: int, kept_free: list, occupied: list) -> None:
         rng = self.rng
         name = list(furniture.MOVING)[rng.integers(len(furniture.MOVING))]
         parts = furniture.MOVING[name](rng)
@@ -312,9 +314,9 @@ class _Builder:
             spot = self._spot(index, float(half_x + np.abs(travel).max()))
             if spot is None:
                 continue
-            if self._free(spot, half_x + travel[0], half_y + travel[1], 0.0, kept, taken):
+            if self._free(spot, half_x + travel[0], half_y + travel[1], 0.0, kept_free, occupied):
                 item = self._place(name, parts, index, np.array([*spot, 0.0]), 0.0, travel)
-                taken.append(item.footprint())
+                occupied.append(item.footprint())
                 return
 
     def _try_on_wall(self, index: int) -> None:

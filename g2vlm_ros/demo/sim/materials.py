@@ -146,14 +146,14 @@ def wall(rng: np.random.Generator) -> Material:
     kind = rng.integers(4)
     contrast, pitch = rng.uniform(0.06, 0.25), rng.uniform(0.25, 0.9)
     if kind == 0:
-        made = _stripes(rng, first, contrast, pitch, 0)
+        material = _stripes(rng, first, contrast, pitch, 0)
         # Wallpaper stripes run upwards on walls of both directions.
-        made.waves[0] = (2 * np.pi / pitch) * np.array([1.0, 1.0, 0.0])
-        return made
+        material.waves[0] = (2 * np.pi / pitch) * np.array([1.0, 1.0, 0.0])
+        return material
     if kind == 1:
-        made = _checks(rng, first, contrast, pitch, (0, 2))
-        made.waves[0] = (2 * np.pi / pitch) * np.array([1.0, 1.0, 0.0])
-        return made
+        material = _checks(rng, first, contrast, pitch, (0, 2))
+        material.waves[0] = (2 * np.pi / pitch) * np.array([1.0, 1.0, 0.0])
+        return material
     return _clouds(rng, first, contrast, rng.uniform(0.4, 1.2))
 
 
@@ -162,8 +162,8 @@ def floor(rng: np.random.Generator) -> Material:
     first = _vary(rng, FLOORS[rng.integers(len(FLOORS))], 0.15)
     kind = rng.integers(4)
     if kind == 0:
-        made = _wood(rng, first, rng.uniform(0.15, 0.35), int(rng.integers(2)))
-        return Material(made.first, made.second, made.waves * 0.5, *_rest(made))
+        material = _wood(rng, first, rng.uniform(0.15, 0.35), int(rng.integers(2)))
+        return Material(material.first, material.second, material.waves * 0.5, *_rest(material))
     if kind == 1:
         pitch = rng.uniform(0.4, 1.0)
         return _checks(rng, first, rng.uniform(0.1, 0.45), pitch, (0, 1))

@@ -26,16 +26,16 @@ def correct(kind: str, answer: str, true_answer: str) -> bool:
     """Whether the answer counts as right; case, spaces and the full stop do not matter."""
     if kind not in KINDS:
         raise ValueError(f"kind of question is '{kind}'; it must be one of {', '.join(KINDS)}")
-    got, want = _plain(answer), _plain(true_answer)
+    given_text, true_text = _plain(answer), _plain(true_answer)
     if kind in LENGTH_KINDS:
-        got_m, want_m = _length(got), _length(want)
+        got_m, want_m = _length(given_text), _length(true_text)
         if got_m is None or want_m is None:
-            return got == want
+            return given_text == true_text
         return abs(got_m - want_m) <= max(LENGTH_TOLERANCE * want_m, 0.1) + 1e-9
     if kind == "list":
-        named, true = _listed(got), _listed(want)
+        named, true = _listed(given_text), _listed(true_text)
         return len(named & true) >= LIST_OVERLAP * len(named | true)
-    return got == want
+    return given_text == true_text
 
 
 def bound_holds(least: str, true_answer: str) -> bool:
@@ -83,8 +83,8 @@ def _plain(text: str) -> str:
 
 
 def _length(text: str) -> float | None:
-    found = re.fullmatch(r"(\d+(?:\.\d+)?) (?:m|metres|meters)", text)
-    return float(found[1]) if found else None
+    match = re.fullmatch(r"(\d+(?:\.\d+)?) (?:m|metres|meters)", text)
+    return float(match[1]) if match else None
 
 
 def _listed(text: str) -> set[str]:
@@ -93,15 +93,15 @@ def _listed(text: str) -> set[str]:
 
 def training_questions(homes: int, views: int, each: int = 36) -> list[QuestionAnswer]:
     """Questions about windows of training homes, for the baselines and the tokenizer."""
-    made = []
+    questions = []
     for index in range(homes):
         scene = make_scene(home_seed("train", index))
         clips = make_clips([scene], views, lens(64, 48), samples=1)
         facts = truth(
             scene.home, shares(clips.items[0]), clips.world_from_camera()[0], clips.time_s()[0]
         )
-        made += ask(facts, np.random.default_rng([scene.home.seed, 4]), each)
-    return made
+        questions += ask(facts, np.random.default_rng([scene.home.seed, 4]), each)
+    return questions
 
 
 class Baselines:

@@ -119,19 +119,19 @@ def truth(
     camera_from_world = np.linalg.inv(world_from_camera[-1])
     things = [item for item in home.items if item.name not in STRUCTURE]
     best = {item.id: share[:, item.id].max() for item in things}
-    shown = [item for item in things if best[item.id] >= MIN_SHARE]
-    names = Counter(item.name for item in shown)
-    both = Counter((item.colour, item.name) for item in shown)
+    visible = [item for item in things if best[item.id] >= MIN_SHARE]
+    names = Counter(item.name for item in visible)
+    both = Counter((item.colour, item.name) for item in visible)
     glimpsed = {item.name for item in things if 0 < best[item.id] < MIN_SHARE}
-    seen = []
-    for item in shown:
+    things_seen = []
+    for item in visible:
         centre = item.centre_m + item.offset_m(float(time_s[-1]))
         viewer = camera_from_world[:3, :3] @ centre + camera_from_world[:3, 3]
         alone = names[item.name] == 1 and item.name not in glimpsed
         phrase = item.name if alone else f"{item.colour} {item.name}"
         unique = alone or (both[item.colour, item.name] == 1 and item.name not in glimpsed)
-        seen.append(Seen(item, phrase, unique, share[:, item.id], viewer, centre))
-    return VisibleFacts(tuple(seen), frozenset(glimpsed), home.obstacles())
+        things_seen.append(Seen(item, phrase, unique, share[:, item.id], viewer, centre))
+    return VisibleFacts(tuple(things_seen), frozenset(glimpsed), home.obstacles())
 
 
 def ask(
@@ -141,17 +141,17 @@ def ask(
 
     kinds: those to ask of, all where there are none.
     """
-    made: list[QuestionAnswer] = []
+    pairs: list[QuestionAnswer] = []
     order = list(kinds or KINDS)
     for _ in range(3 * len(KINDS) // len(order)):
         rng.shuffle(order)
         for kind in order:
-            if len(made) == count:
-                return made
+            if len(pairs) == count:
+                return pairs
             answer = _MAKERS[kind](truth, rng)
-            if answer is not None and answer.question not in {qa.question for qa in made}:
-                made.append(answer)
-    return made
+            if answer is not None and answer.question not in {qa.question for qa in pairs}:
+                pairs.append(answer)
+    return pairs
 
 
 def _pick(rng: np.random.Generator, options: Sequence) -> Any:
@@ -201,11 +201,11 @@ def _exists(truth: VisibleFacts, rng: np.random.Generator) -> QuestionAnswer | N
     """About a kind of thing, or about one of a colour; as often there as not."""
     there, coloured = rng.random() < 0.5, rng.random() < 0.3
     if coloured:
-        known = [thing for thing in truth.seen if thing.item.name not in truth.glimpsed]
-        if not known:
+        things = [thing for thing in truth.seen if thing.item.name not in truth.glimpsed]
+        if not things:
             return None
-        name = _pick(rng, known).item.name
-        colours = sorted({t.item.colour for t in known if t.item.name == name})
+        name = _pick(rng, things).item.name
+        colours = sorted({t.item.colour for t in things if t.item.name == name})
         options = colours if there else [c for c in COLOURS if c not in colours]
         options = [f"{colour} {name}" for colour in options]
     elif there:
@@ -252,20 +252,23 @@ def _count(truth: VisibleFacts, rng: np.random.Generator) -> QuestionAnswer | No
 
 
 def _nearest(truth: VisibleFacts, rng: np.random.Generator) -> QuestionAnswer | None:
-    shown = sorted(
+    by_distance = sorted(
         (t for t in truth.seen if t.share[-1] >= MIN_SHARE), key=lambda thing: thing.distance_m
     )
-    if not shown or not shown[0].unique:
+    if not by_distance or not by_distance[0].unique:
         return None
-    if len(shown) > 1 and shown[1].distance_m < CLEAR_RATIO * shown[0].distance_m:
+    if (
+        len(by_distance) > 1
+        and by_distance[1].distance_m < CLEAR_RATIO * by_distance[0].distance_m
+    ):
         return None
     wordings = (
         "What is nearest to you now?",
         "Which thing is the nearest in the newest view?",
         "What stands closest to the camera in the newest view?",
     )
-    asked_for = replace(shown[0].mention, phrase="")
-    return _say(rng, "nearest", wordings, f"The {shown[0].phrase}.", asked_for)
+    asked_for = replace(by_distance[0].mention, phrase="")
+    return _say(rng, "nearest", wordings, f"The {by_distance[0].phrase}.", asked_for)
 
 
 def direction_word(bearing_rad: float) -> str | None:
@@ -299,10 +302,10 @@ def _direction(truth: VisibleFacts, rng: np.random.Generator) -> QuestionAnswer 
 
 
 def _beside(truth: VisibleFacts, rng: np.random.Generator) -> QuestionAnswer | None:
-    shown = truth.in_newest()
-    if len(shown) < 2:
+    visible = truth.in_newest()
+    if len(visible) < 2:
         return None
-    first, second = (shown[i] for i in rng.permutation(len(shown))[:2])
+    first, second = (visible[i] for i in rng.permutation(len(visible))[:2])
     apart = first.bearing_rad - second.bearing_rad
     if abs(apart) < 2 * UNCLEAR_RAD:
         return None
@@ -316,10 +319,10 @@ def _beside(truth: VisibleFacts, rng: np.random.Generator) -> QuestionAnswer | N
 
 
 def _distance(truth: VisibleFacts, rng: np.random.Generator) -> QuestionAnswer | None:
-    shown = truth.in_newest()
-    if not shown:
+    visible = truth.in_newest()
+    if not visible:
         return None
-    thing = _pick(rng, shown)
+    thing = _pick(rng, visible)
     wordings = (
         "How far is the {x}?",
         "How far away is the {x} in metres?",
@@ -390,10 +393,10 @@ def _fits(truth: VisibleFacts, rng: np.random.Generator) -> QuestionAnswer | Non
 
 
 def _closer(truth: VisibleFacts, rng: np.random.Generator) -> QuestionAnswer | None:
-    shown = truth.in_newest()
-    if len(shown) < 2:
+    visible = truth.in_newest()
+    if len(visible) < 2:
         return None
-    first, second = (shown[i] for i in rng.permutation(len(shown))[:2])
+    first, second = (visible[i] for i in rng.permutation(len(visible))[:2])
     near, far = sorted((first, second), key=lambda thing: thing.distance_m)
     if far.distance_m < CLEAR_RATIO * near.distance_m:
         return None

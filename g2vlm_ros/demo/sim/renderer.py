@@ -69,12 +69,14 @@ def render(
     samples: 2 filters two samples per pixel and axis, 1 takes one and shows jagged edges.
     """
     arrays = arrays or Arrays()
-    made = tables(homes, arrays)
-    return render_tables(made, home_index, world_from_camera, time_s, camera, arrays, samples)
+    arrays_of_homes = tables(homes, arrays)
+    return render_tables(
+        arrays_of_homes, home_index, world_from_camera, time_s, camera, arrays, samples
+    )
 
 
 def render_tables(
-    made: Tables,
+    scenes: Tables,
     home_index: np.ndarray,
     world_from_camera: np.ndarray,
     time_s: np.ndarray,
@@ -86,9 +88,9 @@ def render_tables(
     grid = _grid(camera, samples, arrays)
     scene = arrays.asarray(np.asarray(home_index, np.int64))
     pose, time = arrays.asarray(world_from_camera), arrays.asarray(time_s)
-    depth, solid = _cast(arrays, made, grid, scene, pose, time)
-    colour = shade(arrays, made, scene, pose, time, (grid.ray_x, grid.ray_y), depth, solid)
-    return _views(arrays, made, scene, camera, samples, colour, depth, solid)
+    depth, solid = _cast(arrays, scenes, grid, scene, pose, time)
+    colour = shade(arrays, scenes, scene, pose, time, (grid.ray_x, grid.ray_y), depth, solid)
+    return _views(arrays, scenes, scene, camera, samples, colour, depth, solid)
 
 
 def _grid(camera: Intrinsics, samples: int, arrays: Arrays) -> _Grid:
@@ -111,25 +113,25 @@ def _grid(camera: Intrinsics, samples: int, arrays: Arrays) -> _Grid:
     return _Grid(tiles[1], tiles[0], *rays, *edges)
 
 
-def centres(made: Tables, scene: Any, time: Any, arrays: Arrays) -> Any:
+def centres(scenes: Tables, scene: Any, time: Any, arrays: Arrays) -> Any:
     """Where the solids of each view are at its time, float32 (N, K, 3)."""
-    travel = made.travel[scene]
+    travel = scenes.travel[scene]
     swing = arrays.sin(travel[..., 3] * time[:, None])
-    return made.centre[scene] + travel[..., :3] * swing[..., None]
+    return scenes.centre[scene] + travel[..., :3] * swing[..., None]
 
 
 def _cast(
-    arrays: Arrays, made: Tables, grid: _Grid, scene: Any, pose: Any, time: Any
+    arrays: Arrays, scenes: Tables, grid: _Grid, scene: Any, pose: Any, time: Any
 ) -> tuple[Any, Any]:
     """Depth float32 and solid int64 (N, rows * TILE, columns * TILE); solid -1 is nothing."""
     views, tiles, rays = len(scene), grid.rows * grid.columns, _TILE * _TILE
-    relative = centres(made, scene, time, arrays) - pose[:, None, :3, 3]
-    visible = _visible(arrays, made, grid, scene, pose, relative)
+    relative = centres(scenes, scene, time, arrays) - pose[:, None, :3, 3]
+    visible = _visible(arrays, scenes, grid, scene, pose, relative)
     rank = arrays.cumsum(visible * 1, axis=1) - 1
     view, k, row, column = arrays.nonzero(visible)
     rank = rank[view, k, row, column]
     tile = (view * grid.rows + row) * grid.columns + column
-    kind = made.shape[scene[view], k]
+    kind = scenes.shape[scene[view], k]
     depth = arrays.full((views * tiles, rays), FAR_M)
     solid = arrays.full((views * tiles, rays), -1)
     direction = _directions(arrays, grid, pose)
@@ -138,7 +140,7 @@ def _cast(
         for first in range(0, len(pairs), chunk):
             pair = pairs[first : first + chunk]
             n, at, here = view[pair], k[pair], tile[pair]
-            frame = made.turn[scene[n], at], made.half[scene[n], at]
+            frame = scenes.turn[scene[n], at], scenes.half[scene[n], at]
             back = relative[n, at]
             origin = local_frame(tuple(-back[:, axis, None] for axis in range(3)), *frame)
             ahead = local_frame(tuple(part[here] for part in direction), *frame)
@@ -168,10 +170,10 @@ def _groups(arrays: Arrays, rank: Any, kind: Any) -> Iterator[tuple[int, Any]]:
 
 
 def _visible(
-    arrays: Arrays, made: Tables, grid: _Grid, scene: Any, pose: Any, relative: Any
+    arrays: Arrays, scenes: Tables, grid: _Grid, scene: Any, pose: Any, relative: Any
 ) -> Any:
     """bool (N, K, rows, columns): tiles that the bounding box of a solid can touch."""
-    turn, half = made.turn[scene], made.half[scene]
+    turn, half = scenes.turn[scene], scenes.half[scene]
     c, s, zero = turn[..., 0], turn[..., 1], turn[..., 0] * 0
     sides = arrays.stack(
         [
@@ -191,8 +193,8 @@ def _visible(
         reach = abs(sides[..., axis, None] - edge * sides[..., 2, None]).sum(-2)
         inside.append((distance + reach > 0)[..., :-1] & (distance - reach < 0)[..., 1:])
     columns, rows = inside
-    seen = ahead & (made.shape[scene] >= 0)
-    return seen[..., None, None] & rows[..., :, None] & columns[..., None, :]
+    in_view = ahead & (scenes.shape[scene] >= 0)
+    return in_view[..., None, None] & rows[..., :, None] & columns[..., None, :]
 
 
 def _directions(arrays: Arrays, grid: _Grid, pose: Any) -> tuple[Any, Any, Any]:
@@ -212,7 +214,7 @@ def _untile(grid: _Grid, values: Any) -> Any:
 
 def _views(
     arrays: Arrays,
-    made: Tables,
+    scenes: Tables,
     scene: Any,
     camera: Intrinsics,
     samples: int,
@@ -234,7 +236,7 @@ def _views(
                 taps.append(colour[tuple(lattice)])
             colour = 0.25 * (taps[0] + taps[2]) + 0.5 * taps[1]
     depth, solid = depth[at], solid[at]
-    ids = made.item[scene[:, None, None], arrays.clip(solid, 0, None)]
+    ids = scenes.item[scene[:, None, None], arrays.clip(solid, 0, None)]
     ids = arrays.where(solid >= 0, ids, arrays.full((), 0))
     pixels = arrays.clip(colour * 255.0 + 0.5, 0, 255)
     small = np.uint8 if arrays.device is None else arrays.uint8

@@ -84,7 +84,7 @@ def _random_point(
     space: FreeSpace,
     rng: np.random.Generator,
     room: int,
-    seen: list[np.ndarray],
+    visited: list[np.ndarray],
     tries: int = 40,
     away_m: float = 0.5,
 ) -> np.ndarray | None:
@@ -92,8 +92,8 @@ def _random_point(
     x0, y0, x1, y1 = home.rooms[room].rectangle
     points = rng.uniform((x0, y0), (x1, y1), (tries, 2))
     for point in points[space.free(points)]:
-        far = all(np.linalg.norm(point - other) > away_m for other in seen)
-        if far and all(space.clear(point, other) for other in seen):
+        far = all(np.linalg.norm(point - other) > away_m for other in visited)
+        if far and all(space.clear(point, other) for other in visited):
             return point
     return None
 
@@ -154,7 +154,7 @@ def _through(
 
 def rounded(points: list[np.ndarray], space: FreeSpace) -> list[np.ndarray]:
     """The same way with its corners cut by curves wherever there is room for one."""
-    made = [points[0]]
+    corners = [points[0]]
     for before, corner, after in zip(points, points[1:], points[2:], strict=False):
         back, ahead = before - corner, after - corner
         lengths = np.linalg.norm(back), np.linalg.norm(ahead)
@@ -165,8 +165,8 @@ def rounded(points: list[np.ndarray], space: FreeSpace) -> list[np.ndarray]:
         t = np.linspace(0, 1, 9)[:, None]
         curve = (1 - t) ** 2 * start + 2 * t * (1 - t) * corner + t**2 * end
         sharp = back @ ahead > 0.5 * lengths[0] * lengths[1]
-        made += [corner] if sharp or not space.free(curve).all() else list(curve)
-    return [*made, points[-1]]
+        corners += [corner] if sharp or not space.free(curve).all() else list(curve)
+    return [*corners, points[-1]]
 
 
 def _drive(points: list[np.ndarray], rng: np.random.Generator) -> RobotPath:

@@ -152,21 +152,21 @@ def local_frame(vector: Vector, turn: Any, half: Any) -> Vector:
     )
 
 
-def _shadows(arrays: Arrays, made: Tables, casts: Any, lamp: Any) -> Any:
+def _shadows(arrays: Arrays, scenes: Tables, casts: Any, lamp: Any) -> Any:
     """(S, Q, LIGHTMAP, LIGHTMAP) by one ray from each floor cell to the lamp of its room."""
     homes, rooms = lamp.shape[:2]
     cell = (np.arange(LIGHTMAP) + 0.5) / LIGHTMAP
     x, y = (arrays.asarray(part.reshape(1, -1)) for part in np.meshgrid(cell, cell))
-    floor, lamps = made.floor.reshape(-1, 4), lamp.reshape(-1, 3)
+    floor, lamps = scenes.floor.reshape(-1, 4), lamp.reshape(-1, 3)
     light = arrays.full((homes * rooms, LIGHTMAP**2), 1.0)
     s, k = arrays.nonzero(casts)
     for kind in (BOX, CYLINDER, ELLIPSOID):
-        chosen = made.shape[s, k] == kind
-        s_kind, k_kind = s[chosen], k[chosen]
+        of_kind = scenes.shape[s, k] == kind
+        s_kind, k_kind = s[of_kind], k[of_kind]
         for first in range(0, len(s_kind), _CHUNK):
             at = s_kind[first : first + _CHUNK], k_kind[first : first + _CHUNK]
-            room = at[0] * rooms + made.room[at]
-            corner, centre, target = floor[room], made.centre[at], lamps[room]
+            room = at[0] * rooms + scenes.room[at]
+            corner, centre, target = floor[room], scenes.centre[at], lamps[room]
             point = (
                 corner[:, 0, None] + x / corner[:, 2, None],
                 corner[:, 1, None] + y / corner[:, 3, None],
@@ -174,7 +174,7 @@ def _shadows(arrays: Arrays, made: Tables, casts: Any, lamp: Any) -> Any:
             )
             origin = tuple(p - centre[:, axis, None] for axis, p in enumerate(point))
             toward = tuple(target[:, axis, None] - p for axis, p in enumerate(point))
-            frame = made.turn[at], made.half[at]
+            frame = scenes.turn[at], scenes.half[at]
             ray = local_frame(origin, *frame), local_frame(toward, *frame)
             dark, where = arrays.nonzero(intersect(arrays, kind, *ray, 2.0) < 1.0)
             light[room[dark], where] = 0.0

@@ -86,10 +86,11 @@ def make_clips(
     )
     time = np.concatenate([s.walk.time_s[k] for s, k in zip(scenes, steps, strict=True)])
     homes = [scene.home for scene in scenes]
-    made = render(homes, index, pose, time, camera, arrays, samples)
+    images = render(homes, index, pose, time, camera, arrays, samples)
     fold = (len(scenes), views)
     parts = (
-        part.reshape(*fold, *part.shape[1:]) for part in (made.images, made.depth_m, made.items)
+        part.reshape(*fold, *part.shape[1:])
+        for part in (images.images, images.depth_m, images.items)
     )
     return Clips(tuple(scenes), steps, *parts)
 

@@ -19,7 +19,7 @@ _BLUR_M = 0.02
 
 def shade(
     arrays: Arrays,
-    made: Tables,
+    scenes: Tables,
     scene: Any,
     pose: Any,
     time: Any,
@@ -38,15 +38,15 @@ def shade(
         pixel = pixels[first : first + chunk]
         view, place = pixel // (height * width), pixel % (height * width)
         ray_x, ray_y = rays[0][place % width], rays[1][place // width]
-        at = scene[view] * made.shape.shape[1] + flat_solid[pixel]
+        at = scene[view] * scenes.shape.shape[1] + flat_solid[pixel]
         z, camera = flat_depth[pixel], pose[:, view]
         world = tuple(
             camera[row + 3] + z * (camera[row] * ray_x + camera[row + 1] * ray_y + camera[row + 2])
             for row in (0, 4, 8)
         )
-        look = made.look[:, at]
+        look = scenes.look[:, at]
         inside, normal = _surface(arrays, look, time[view], world)
-        light = _light(arrays, made, at, look, world, normal)
+        light = _light(arrays, scenes, at, look, world, normal)
         for channel, value in enumerate(_texture(arrays, look, inside, z)):
             colour[pixel, channel] = value * light
     return colour.reshape(*solid.shape, 3)
@@ -92,7 +92,9 @@ def _texture(arrays: Arrays, look: Any, place: Vector, depth: Any) -> Vector:
     return tuple(look[c] + mixed * (look[3 + c] - look[c]) for c in range(3))
 
 
-def _light(arrays: Arrays, made: Tables, at: Any, look: Any, world: Vector, normal: Vector) -> Any:
+def _light(
+    arrays: Arrays, scenes: Tables, at: Any, look: Any, world: Vector, normal: Vector
+) -> Any:
     """Brightness (P,): ambient light, the lamp of the room, its shadows, darker room edges."""
     lamp = [look[22 + axis] - w for axis, w in enumerate(world)]
     squared = sum(part * part for part in lamp) + 1e-6
@@ -100,17 +102,17 @@ def _light(arrays: Arrays, made: Tables, at: Any, look: Any, world: Vector, norm
     facing = arrays.clip(facing, 0.0, 1.0) / (1.0 + FALLOFF_PER_M2 * squared)
     lit = look[26] * 0.0 + 1.0
     (floor,) = arrays.nonzero(look[26] > 0.5)
-    lit[floor] = _floor_light(arrays, made, at[floor], tuple(w[floor] for w in world))
+    lit[floor] = _floor_light(arrays, scenes, at[floor], tuple(w[floor] for w in world))
     sky = AMBIENT * (1.0 + 0.2 * normal[2] - 0.12 * normal[0] + 0.06 * normal[1])
     near_floor = 1.0 - 0.25 * arrays.exp(-abs(world[2]) / 0.15) * (1.0 - abs(normal[2]))
     return look[25] * near_floor * (sky * (0.7 + 0.3 * lit) + LAMP * facing * lit)
 
 
-def _floor_light(arrays: Arrays, made: Tables, at: Any, world: Vector) -> Any:
+def _floor_light(arrays: Arrays, scenes: Tables, at: Any, world: Vector) -> Any:
     """The shadow map of the room at a point, interpolated."""
-    home, rooms = at // made.shape.shape[1], made.floor.shape[1]
-    room = home * rooms + made.room.reshape(-1)[at]
-    corner = made.floor.reshape(-1, 4)[room]
+    home, rooms = at // scenes.shape.shape[1], scenes.floor.shape[1]
+    room = home * rooms + scenes.room.reshape(-1)[at]
+    corner = scenes.floor.reshape(-1, 4)[room]
     cell = [
         arrays.clip(
             (world[axis] - corner[:, axis]) * corner[:, 2 + axis] * LIGHTMAP - 0.5,
@@ -122,7 +124,7 @@ def _floor_light(arrays: Arrays, made: Tables, at: Any, world: Vector) -> Any:
     low = [arrays.floor(c) for c in cell]
     u, v = (c - f for c, f in zip(cell, low, strict=True))
     i, j = (_whole(arrays, f) for f in low)
-    value = made.shadow.reshape(-1)
+    value = scenes.shadow.reshape(-1)
     first = (room * LIGHTMAP + j) * LIGHTMAP + i
     top = value[first] * (1 - u) + value[first + 1] * u
     bottom = value[first + LIGHTMAP] * (1 - u) + value[first + LIGHTMAP + 1] * u

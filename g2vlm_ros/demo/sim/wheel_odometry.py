@@ -39,8 +39,10 @@ def base_poses(position_m: np.ndarray, yaw_rad: np.ndarray) -> np.ndarray:
 
 def mount(walk: RobotPath) -> np.ndarray:
     """base_from_camera (4, 4), optical axes: how the camera is mounted, without its sway."""
-    seen = np.linalg.inv(base_poses(walk.position_m, walk.yaw_rad)) @ walk.world_from_camera
-    mean = seen.mean(0)
+    base_from_camera = (
+        np.linalg.inv(base_poses(walk.position_m, walk.yaw_rad)) @ walk.world_from_camera
+    )
+    mean = base_from_camera.mean(0)
     left, _, right = np.linalg.svd(mean[:3, :3])
     mean[:3, :3] = left @ right
     return mean

@@ -427,10 +427,10 @@ def _choose(
     precisions = sorted(engine.precision for engine in fitting)
     commonest = max(precisions, key=precisions.count, default="")
     precision = commonest if dtype == "auto" else dtype
-    chosen = [engine for engine in fitting if engine.precision == precision]
-    missing = [s for s in NEEDED if s not in {engine.stage for engine in chosen}]
+    candidates = [engine for engine in fitting if engine.precision == precision]
+    missing = [s for s in NEEDED if s not in {engine.stage for engine in candidates}]
     if missing:
         why = refused[0] if refused else f"run `{remedy}`"
         of = "" if dtype == "auto" else f" of {dtype}"
         raise EngineError(f"{folder} has no engine{of} for {', '.join(missing)}: {why}")
-    return chosen
+    return candidates

@@ -304,8 +304,8 @@ class CudaPython(Cuda):
     def launch(
         self, function: Any, blocks: int, threads: int, arguments: Sequence[Any], stream: Any
     ) -> None:
-        held = [np.array(argument) for argument in arguments]
-        pointers = np.array([argument.ctypes.data for argument in held], np.uint64)
+        values = [np.array(argument) for argument in arguments]
+        pointers = np.array([argument.ctypes.data for argument in values], np.uint64)
         self._call(
             "cuLaunchKernel",
             function,
@@ -344,10 +344,10 @@ def check_bindings(bindings: str, driver: int) -> None:
     """
     major = driver // 1000
     if int(bindings.split(".")[0]) > major:
-        wanted = "12.9.*" if major == 12 else f"{major}.*"
+        version = "12.9.*" if major == 12 else f"{major}.*"
         raise CudaError(
             f"cuda-bindings {bindings} are newer than this driver, which is of CUDA {major}."
-            f"{driver % 1000 // 10}; run `pip install 'cuda-bindings=={wanted}'`"
+            f"{driver % 1000 // 10}; run `pip install 'cuda-bindings=={version}'`"
         )
 
 

@@ -130,16 +130,16 @@ class EngineMetadata:
 
     def check_fits(self, here: Here, onnx_sha256: str, weights: str, remedy: str) -> None:
         """Refuses an engine of another GPU, TensorRT, ONNX file or checkpoint."""
-        for what, built, wanted in (
+        for what, actual, expected in (
             ("GPU", self.gpu_or(here), here.gpu),
             ("compute capability", self.capability, here.capability),
             ("TensorRT", self.tensorrt, here.tensorrt),
             ("ONNX file", self.onnx_sha256[:12], onnx_sha256[:12]),
             ("checkpoint", self.weights[:12], weights[:12]),
         ):
-            if built != wanted:
+            if actual != expected:
                 raise EngineError(
-                    f"{self.file} was built for {what} {built}, here it is {wanted}; "
+                    f"{self.file} was built for {what} {actual}, here it is {expected}; "
                     f"run `{remedy}`"
                 )
 
@@ -215,8 +215,8 @@ def prune(cache: Path, keep: set[str]) -> list[Path]:
 
     Only files that a build makes are touched.
     """
-    kept, gone = {engine_folder(cache, weights) for weights in keep}, []
-    for folder in sorted(p for p in cache.glob("*") if p.is_dir() and p not in kept):
+    folders, removed = {engine_folder(cache, weights) for weights in keep}, []
+    for folder in sorted(p for p in cache.glob("*") if p.is_dir() and p not in folders):
         for pattern in (
             "*.engine",
             "*.engine.json",
@@ -227,10 +227,10 @@ def prune(cache: Path, keep: set[str]) -> list[Path]:
         ):
             for path in folder.glob(pattern):
                 path.unlink()
-                gone.append(path)
+                removed.append(path)
         if not any(folder.iterdir()):
             folder.rmdir()
-    return gone
+    return removed
 
 
 def build_command(folder: str | Path, cache: str | Path | None = None) -> str:

@@ -81,14 +81,14 @@ class TensorRTVersion:
                 f"TensorRT builds for the GPU that is there, not for {capability}; run this on "
                 "that machine, or install tensorrt-rtx"
             )
-        wanted = getattr(self.trt.ComputeCapability, "SM" + capability.replace(".", ""), None)
-        if wanted is None:
+        target = getattr(self.trt.ComputeCapability, "SM" + capability.replace(".", ""), None)
+        if target is None:
             raise UnfitError(
                 f"TensorRT-RTX {self.version} does not build for compute capability {capability}; "
                 "it must be one of " + ", ".join(RTX_CAPABILITIES)
             )
         config.num_compute_capabilities = 1
-        config.set_compute_capability(wanted, 0)
+        config.set_compute_capability(target, 0)
 
     def load_timings(self, config: Any, path: Path) -> bool:
         """Goes on with the kernel timings of earlier builds; RTX times nothing at build.
