@@ -21,7 +21,7 @@ import numpy as np
 from g2vlm_ros.geometry.camera import depth_edges, project, unproject
 from g2vlm_ros.geometry.confidence import EDGE_STEP
 from g2vlm_ros.geometry.sim3 import cross_matrix
-from g2vlm_ros.mapping.view_images import MAX_WIDTH_PX, MIN_WIDTH_PX
+from g2vlm_ros.mapping.view_images import MIN_WIDTH_PX, WIDTH_PX
 from g2vlm_ros.mapping.window_pose import MappedWindow, Reason
 from g2vlm_ros.records import Intrinsics
 
@@ -136,7 +136,7 @@ def tracking_reference(update: MappedWindow, view: int) -> TrackingReference | N
     if recovered is None:
         return None
     rows, columns = result.colours.shape[1:3]
-    scale = float(np.clip(columns, MIN_WIDTH_PX, MAX_WIDTH_PX)) / columns
+    scale = float(np.clip(columns, MIN_WIDTH_PX, WIDTH_PX)) / columns
     size = round(scale * columns), round(scale * rows)
     grey = resized(cv2.cvtColor(result.colours[view], cv2.COLOR_RGB2GRAY), size)
     unit = np.float32(update.placement.map_from_window.scale)

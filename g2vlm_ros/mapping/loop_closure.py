@@ -162,7 +162,10 @@ class LoopDetector:
         if not self._keyframes.is_new(pose, depth * mapped.placement.map_from_window.scale):
             return
         frame = mapped.window.frames[newest]
-        copy = compressed(images[newest], self._image_width_px)
+        image, view = images[newest], result.colours[newest]
+        if image.shape[1] > view.shape[1]:
+            image = view
+        copy = compressed(image, self._image_width_px)
         keyframe = Keyframe(
             mapped.window.id,
             Frame(frame.stamp_ns, frame.camera, frame.frame_id, copy),

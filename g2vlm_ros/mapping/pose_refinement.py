@@ -37,7 +37,7 @@ TURN_RAD, TURN_SHARE = np.deg2rad(1.0), 0.05
 """Assumed error of a turn by odometry, and its growth with the turn."""
 LEFT_OUT = 5
 """Every so many-th track judges the adjustment instead of taking part."""
-SURFACE_STEPS = 3
+SURFACE_STEPS = 4
 MIN_JUDGES = 4
 """Tracks left out, with fewer of which nothing is changed."""
 MAX_CHANGE = 1.0

@@ -13,8 +13,9 @@ from functools import cached_property
 import cv2
 import numpy as np
 
-MIN_WIDTH_PX, MAX_WIDTH_PX = 160, 256
-"""Views are tracked at their own width between these; patches need pixels."""
+MIN_WIDTH_PX, WIDTH_PX = 160, 256
+"""Views are tracked at the whole fraction of their width that is nearest to the second, and at
+least at the first; patches need pixels."""
 MAX_CORNERS, MIN_DISTANCE_PX, MIN_STRENGTH = 450, 5, 0.001
 """Corners of a view: how many at most, how far apart, and how strong against the strongest."""
 FEATURE_WIDTH_PX = 224
@@ -38,7 +39,8 @@ class ViewImage:
     def tracked_size(self) -> tuple[int, int]:
         """Columns and rows at which the view is tracked."""
         height, width = self.shape
-        scale = np.clip(width, MIN_WIDTH_PX, MAX_WIDTH_PX) / width
+        shrunk = max(1, round(width / WIDTH_PX))
+        scale = max(1.0, MIN_WIDTH_PX / width) / shrunk
         return round(scale * width), round(scale * height)
 
     @cached_property

@@ -15,8 +15,9 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from g2vlm_ros.geometry.camera import depth_edges, unproject
+from g2vlm_ros.geometry.camera import unproject
 from g2vlm_ros.geometry.confidence import EDGE_STEP
+from g2vlm_ros.kernels.packing import valid_points
 from g2vlm_ros.kernels.window_adjustment import warp_view
 from g2vlm_ros.mapping.view_images import Flow, ViewImage
 from g2vlm_ros.records import Reconstruction
@@ -82,20 +83,15 @@ class TrackedViews:
         flows: dict[tuple[int, int], Flow] | None = None,
     ):
         """images: of its views; flows: tracks of pairs of views that are known already."""
-        height, width = result.colours.shape[1:3]
         self.images, self.flows = images, dict(flows or {})
         self.size = images[0].tracked_size
         """Columns, rows."""
         self.cameras = [camera and camera.resized(*self.size) for camera in result.intrinsics]
-        rows = ((np.arange(self.size[1]) + 0.5) * height / self.size[1]).astype(int)
-        columns = ((np.arange(self.size[0]) + 0.5) * width / self.size[0]).astype(int)
-        self.points_u = result.local_points_u[:, rows[:, None], columns]
+        self.points_u = reduced(result.local_points_u, self.size)
         """float32 (N, rows, columns, 3), optical frames."""
         kernel = np.ones((3, 3), np.uint8)
-        self.edges = np.stack([
-            cv2.dilate(edges.astype(np.uint8), kernel)
-            for edges in depth_edges(self.points_u[..., 2], EDGE_STEP)
-        ])  # fmt: skip
+        smooth = valid_points(self.points_u, EDGE_STEP)
+        self.edges = np.stack([cv2.dilate((~view).view(np.uint8), kernel) for view in smooth])
         """uint8 (N, rows, columns): 1 at and beside depth edges."""
 
     def __len__(self) -> int:
@@ -120,6 +116,18 @@ class TrackedViews:
         """An image's values at the nearest of its pixels to (n, 2)."""
         column, row = np.clip(np.rint(pixels), 0, np.array(self.size) - 1).astype(int).T
         return images[row, column]
+
+
+def reduced(points: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Those of point maps (N, h, w, 3) nearest to the pixels of a size (columns, rows)."""
+    steps = [length / n for length, n in zip(points.shape[1:3], size[::-1], strict=True)]
+    rows, columns = (
+        slice(int(step) // 2, None, int(step))
+        if step == int(step)
+        else ((np.arange(n) + 0.5) * step).astype(int)
+        for step, n in zip(steps, size[::-1], strict=True)
+    )
+    return np.ascontiguousarray(points[:, rows][:, :, columns])
 
 
 def follow_corners(views: TrackedViews, poses: np.ndarray, afresh: bool = False) -> Tracks | None:

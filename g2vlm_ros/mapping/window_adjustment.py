@@ -19,19 +19,27 @@ import numpy as np
 
 from g2vlm_ros.geometry.sim3 import cross_matrix
 from g2vlm_ros.kernels.window_adjustment import surface_equations, track_equations
-from g2vlm_ros.mapping.view_tracks import BORDER_PX, MAX_VIEWS_APART, TrackedViews, Tracks
+from g2vlm_ros.mapping.view_tracks import (
+    BORDER_PX,
+    MAX_VIEWS_APART,
+    TrackedViews,
+    Tracks,
+    reduced,
+)
 
 KNOTS = (4, 3)
 """Columns and rows of knots on which a view's depth may be wrong."""
 PER_VIEW = 6 + KNOTS[0] * KNOTS[1]
 """Unknowns of a view: rotation, translation (right tangent), then its knots."""
+SURFACE_PX = 112
+"""Surfaces are compared on maps of so many columns or a little more."""
 GRID = (14, 10)
 """Columns and rows of points that are laid onto other views' surfaces."""
 MIN_TRACK_PX = 0.3
 """Standard deviation of a track at best."""
 MIN_DEPTH_STD = 0.005
 """Relative deviation of depth between views at best."""
-ALIKE_TRACKS, ALIKE_DEPTH = 4.0, 24.0
+ALIKE_TRACKS, ALIKE_DEPTH = 4.0, 16.0
 """Errors of neighbours are alike: so many count as one; things have whole errors of depth."""
 MAX_POINT_STD = 0.5
 """Relative deviation of single depths at most, which a window's tracks show: nothing is known."""
@@ -175,29 +183,35 @@ class _Surfaces:
     """Where views see the surface, less where others' points lie: along the target's depth."""
 
     def __init__(self, views: TrackedViews):
-        self._views = views
-        grid = [((np.arange(n) + 0.5) * m / n).astype(int) for n, m in
-                zip(GRID, views.size, strict=True)]  # fmt: skip
-        pixels = np.stack(np.meshgrid(*grid), -1).reshape(-1, 2)
-        known = [i for i, camera in enumerate(views.cameras) if camera is not None]
-        parts = []
+        step = max(1, views.size[0] // SURFACE_PX)
+        size = tuple(n // step for n in views.size)
+        cameras = [camera and camera.resized(*size) for camera in views.cameras]
+        depth = reduced(views.points_u, size)
+        edges = np.stack([cv2.resize(each, size, interpolation=cv2.INTER_NEAREST)
+                          for each in views.edges])  # fmt: skip
+        column, row = np.meshgrid(
+            *(((np.arange(n) + 0.5) * m / n).astype(int) for n, m in zip(GRID, size, strict=True))
+        )
+        column, row = column.reshape(-1), row.reshape(-1)
+        self._border_px = BORDER_PX / step
+        known = [i for i, camera in enumerate(cameras) if camera is not None]
+        source, target, at = [], [], []
         for i in range(len(views)):
-            smooth = pixels[views.at(views.edges[i], pixels) == 0]
-            points = views.at(views.points_u[i], smooth).astype(np.float64)
+            smooth = np.flatnonzero(edges[i, row, column] == 0)
             for j in known:
                 if i != j and abs(i - j) <= MAX_VIEWS_APART:
-                    count = len(smooth)
-                    parts.append((np.full(count, i), np.full(count, j), smooth, points))
-        if not parts:
-            none = np.zeros(0, int)
-            parts.append((none, none, np.zeros((0, 2)), np.zeros((0, 3))))
-        fields = zip(*parts, strict=True)
-        self._source, self._target, pixels, self._points = map(np.concatenate, fields)
-        self._knots = knot_weights(pixels.reshape(-1, 2).astype(np.float64), views.size)
-        self._maps = np.stack([_slopes(p[..., 2], e) for p, e in
-                               zip(views.points_u, views.edges, strict=True)])  # fmt: skip
+                    source.append(np.full(len(smooth), i))
+                    target.append(np.full(len(smooth), j))
+                    at.append(smooth)
+        none = [np.zeros(0, int)]
+        self._source, self._target, at = (
+            np.concatenate(none + each) for each in (source, target, at)
+        )
+        self._points = depth[self._source, row[at], column[at]].astype(np.float64)
+        self._knots = knot_weights(np.stack([column[at], row[at]], 1).astype(np.float64), size)
+        self._maps = np.stack([_slopes(p[..., 2], e) for p, e in zip(depth, edges, strict=True)])
         self._cameras = np.array(
-            [(c.fx_px, c.fy_px, c.cx_px, c.cy_px) if c else (1, 1, 0, 0) for c in views.cameras],
+            [(c.fx_px, c.fy_px, c.cx_px, c.cy_px) if c else (1, 1, 0, 0) for c in cameras],
             np.float64,
         )
 
@@ -208,7 +222,7 @@ class _Surfaces:
         return surface_equations(
             relative_poses(poses), log_depth, KNOTS, self._source, self._target, self._points,
             self._knots, self._maps, self._cameras, hessian, gradient,
-            cauchy=CAUCHY, nearest=NEAREST, border_px=BORDER_PX, min_points=MIN_POINTS,
+            cauchy=CAUCHY, nearest=NEAREST, border_px=self._border_px, min_points=MIN_POINTS,
             min_std=MIN_DEPTH_STD, alike=ALIKE_DEPTH,
         )  # fmt: skip
 
@@ -216,7 +230,7 @@ class _Surfaces:
 def _slopes(depth: np.ndarray, edges: np.ndarray) -> np.ndarray:
     """float32 (h, w, 4): logarithm of the depth, its slopes per pixel in x and y, edge or not."""
     logs = np.log(depth)
-    smooth = cv2.GaussianBlur(logs, (0, 0), 1.0)
+    smooth = cv2.GaussianBlur(logs, (5, 5), 0.7)
     slopes = [cv2.Sobel(smooth, cv2.CV_32F, *axis, ksize=3) / 8 for axis in ((1, 0), (0, 1))]
     return np.dstack([logs, *slopes, edges.astype(np.float32)])
 
