@@ -2,6 +2,9 @@
 """Command line: photographs of a walk through a simulated home, with their true poses.
 
 python -m g2vlm_ros.demo.sim --split heldout --home 0 --out frames
+python -m g2vlm_ros.demo.sim --split validation --home 0 --walk-hz 5 --flaws typical --out walk
+
+The second writes the whole walk with depth, as `python -m g2vlm_ros.evaluate` reads it.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ from PIL import Image
 
 from g2vlm_ros.demo.sim.array_backend import Arrays
 from g2vlm_ros.demo.sim.camera import lens
+from g2vlm_ros.demo.sim.camera_flaws import TYPICAL, CameraFlaws, FlawedCamera, pose_at
 from g2vlm_ros.demo.sim.renderer import render
 from g2vlm_ros.demo.sim.robot_path import RATE_HZ
 from g2vlm_ros.demo.sim.scenes import SimulatedScene, bareness, make_scene
@@ -31,7 +35,22 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--width", type=int, default=640, help="pixels; the images are 4:3")
     parser.add_argument("--quality", type=int, default=85, help="of the JPEG files")
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument(
+        "--walk-hz", type=float, default=0.0, metavar="HZ",
+        help="write the whole walk, with depth, for python -m g2vlm_ros.evaluate",
+    )  # fmt: skip
+    parser.add_argument(
+        "--flaws", default="", metavar="NAME=NUMBER,...",
+        help="of the camera on the walk: typical, or exposure_s, readout_s, noise, hunting, "
+        "vignetting, dim, seed",
+    )  # fmt: skip
     options = parser.parse_args(arguments)
+    if options.walk_hz > 0:
+        typical = options.flaws == "typical"
+        flaws = TYPICAL if typical else CameraFlaws.parse(options.flaws)
+        scene = make_scene(home_seed(options.split, options.home))
+        write_walk(scene, options.walk_hz, options.width, flaws, options.out)
+        return
     scene = make_scene(home_seed(options.split, options.home))
     steps = stretch(scene, options.frames, options.gap_s)
     write_frames(scene, steps, options.width, options.quality, options.out)
@@ -50,6 +69,25 @@ def stretch(scene: SimulatedScene, frames: int, gap_s: float) -> np.ndarray:
     bare = bareness([scene], steps[None], Arrays())[0]
     windows = np.lib.stride_tricks.sliding_window_view(bare, frames)
     return steps[int(np.argmin(np.maximum(windows, 0.7).mean(1))) :][:frames]
+
+
+def write_walk(
+    scene: SimulatedScene, rate_hz: float, width: int, flaws: CameraFlaws, out: Path
+) -> None:
+    """`rgb/`, `depth/` (mm), `K.txt`, `poses.txt` of a walk, as `datasets/hololens.py` reads."""
+    for name in ("rgb", "depth"):
+        (out / name).mkdir(parents=True, exist_ok=True)
+    camera = lens(width, width * 3 // 4)
+    flawed = FlawedCamera(scene, camera, flaws)
+    times_s = np.arange(scene.walk.time_s[0], scene.walk.time_s[-1], 1 / rate_hz)
+    poses = np.stack([pose_at(scene, time_s) for time_s in times_s])
+    for i, (time_s, pose) in enumerate(zip(times_s, poses, strict=True)):
+        Image.fromarray(flawed.picture(time_s)).save(out / "rgb" / f"{i:05d}.png")
+        view = render([scene.home], np.zeros(1, int), pose[None], np.array([time_s]), camera)
+        depth_mm = np.rint(1e3 * np.asarray(view.depth_m)[0]).astype(np.uint16)
+        Image.fromarray(depth_mm).save(out / "depth" / f"{i:05d}.png")
+    np.savetxt(out / "K.txt", camera.matrix())
+    np.savetxt(out / "poses.txt", poses.reshape(-1, 16))
 
 
 def write_frames(
