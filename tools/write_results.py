@@ -47,7 +47,25 @@ def benchmark(name: str, **paths: str) -> dict[str, tuple[str, str]]:
     return {key: (file, f"result.{path}") for key, path in paths.items()}
 
 
+OFFICE_ERRORS = ("none", "0.5/1/3", "1/1.5/4", "2/1/2", "3/1/2", "1.5/2/5")
+"""Degrees, per cent of shift and of depth: the first rows of `benchmarks sequence`, in order."""
+
+
+def office() -> Result:
+    """Real pixels: how far the trajectory is off at each error of the stand-in."""
+    places = {f"ate_{i}": f"rows.{i}.refined.ate_sim3_m" for i in range(len(OFFICE_ERRORS))}
+    return Result(
+        "real pixels, an office, 17 m: trajectory off; the truth stands in for the network with "
+        f"errors of {', '.join(OFFICE_ERRORS)} (degrees / % of shift / % of depth)",
+        ", ".join(f"{{{name}:.3f}}" for name in places) + " m",
+        "python -m benchmarks sequence",
+        benchmark("sequence", **places),
+        on_the_front_page=True,
+    )
+
+
 ROWS = {
+    "Real pixels": (office(),),
     "The network": (
         Result(
             "the network against the original's reference vectors, fp32",
@@ -248,7 +266,10 @@ def number(file: str, path: str) -> Any:
         prefix = "result." if path.startswith("result.") else ""
         keys = alternative if alternative.startswith(prefix) else prefix + alternative
         for key in keys.split("."):
-            value = value.get(key) if isinstance(value, dict) else None
+            if isinstance(value, list):
+                value = value[int(key)] if int(key) < len(value) else None
+            else:
+                value = value.get(key) if isinstance(value, dict) else None
         if value is not None:
             return value
     raise KeyError(f"{file} has no {path}; measure again or mend tools/write_results.py")
