@@ -19,16 +19,26 @@ from g2vlm_ros.geometry.calibration import with_known_cameras
 from g2vlm_ros.images.quality import ImageQualityFilter
 from g2vlm_ros.mapping.depth_fusion import fuse_depth
 from g2vlm_ros.mapping.graph_slam import GraphSlam
+from g2vlm_ros.mapping.keyframes import Keyframe
+from g2vlm_ros.mapping.localisation import Localiser
 from g2vlm_ros.mapping.loop_closure import LoopDetector, LoopMatch
+from g2vlm_ros.mapping.pose_graph import RECENT
 from g2vlm_ros.mapping.pose_refinement import PoseRefiner
+from g2vlm_ros.mapping.relocalisation import MapView, PlaceHint
 from g2vlm_ros.mapping.rig_constraint import rig_fit, with_rig
 from g2vlm_ros.mapping.stillness import StillnessDetector
 from g2vlm_ros.mapping.window_buffer import WindowBuffer
-from g2vlm_ros.mapping.window_pose import LoopOutcome, MappedWindow, WindowPose
+from g2vlm_ros.mapping.window_pose import (
+    Localisation,
+    LoopOutcome,
+    MappedWindow,
+    SearchOutcome,
+    WindowPose,
+)
 from g2vlm_ros.mapping.window_registration import ViewKey, view_key
 from g2vlm_ros.perception import Perception, Scene, StageTimer, with_input_sizes
 from g2vlm_ros.records import DropReason, Frame, Reconstruction, Window, newest_view
-from g2vlm_ros.settings import Settings
+from g2vlm_ros.settings import MapSettings, Settings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +63,8 @@ class Counts:
     """Tries to close a loop by outcome."""
     silent: tuple[str, ...] = ()
     """Cameras that windows do without."""
+    searches: Counter[SearchOutcome] = field(default_factory=Counter)
+    """Tries to find a window in a map by outcome."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +83,9 @@ class MappingPipeline:
         self._perception = perception
         self._settings = with_input_sizes(settings)
         self._buffer = WindowBuffer(settings.cameras, settings.window, self._clock_jumped)
-        self._slam = GraphSlam(settings.map)
+        self._fixed_map = settings.map.mode == "localization"
+        self._slam = GraphSlam(_map_settings(settings))
+        self._localiser = Localiser(self._fixed_map)
         self._quality = ImageQualityFilter()
         self._refiner = PoseRefiner()
         self._stillness = StillnessDetector()
@@ -117,7 +131,45 @@ class MappingPipeline:
                 self._windows,
                 Counter(self._loops),
                 buffer.silent,
+                Counter(self._localiser.searches),
             )
+
+    @property
+    def localisation(self) -> Localisation:
+        """Whether the robot knows where it is (any thread)."""
+        return self._localiser.now
+
+    def give_hint(self, hint: PlaceHint) -> None:
+        """Where somebody says that the robot is, in the map (any thread)."""
+        self._localiser.give_hint(hint)
+
+    def load(self, keyframes: Sequence[Keyframe]) -> tuple[int, int]:
+        """Forget frames and map, and look for the robot in a saved map (device thread only).
+
+        keyframes: of `keyframe_files.from_bytes`. Returns the `session` of the windows to come
+        and the id of the saved map.
+        """
+        session = self.reset()
+        with self._lock:
+            self._restart = False
+        self._start_over()
+        self._loop_detector.keyframes.load(keyframes)
+        self._localiser.clear(saved_map=True)
+        return session, self._slam.add_saved_map()
+
+    def map_views(self) -> list[MapView]:
+        """Keyframes of the map that is published, where they lie in it (device thread only)."""
+        views = [
+            MapView(each, self._slam.map_from(each.window_id))
+            for each in self._loop_detector.keyframes
+            if each.window_id in self._slam
+        ]
+        if not views:
+            return []
+        newest = self._last.placement.map_id if self._last else None
+        if newest is None or not self._localiser.now.placed:
+            newest = self._slam.map_id_of(views[0].keyframe.window_id)
+        return [v for v in views if self._slam.map_id_of(v.keyframe.window_id) == newest]
 
     def sizes(self) -> MapSizes:
         """What is held now (device thread)."""
@@ -150,8 +202,11 @@ class MappingPipeline:
             result, rig_off_rad = self._with_mended_poses(network, window.frames)
         with timer.measure("alignment"):
             mapped = self._place(window, scene, result)
+        with timer.measure("localisation"):
+            mapped = self._localise(mapped)
         with timer.measure("loop"):
             mapped = self._close_loop(mapped, images)
+            self._remember(mapped, images)
         with timer.measure("depth"):
             # Not before windows were joined: a view has the same errors in each of them.
             fused = fuse_depth(result) if self._settings.map.fuse_depth else result
@@ -171,14 +226,18 @@ class MappingPipeline:
             restart = window is not None and self._restart
             self._restart = self._restart and not restart
         if restart:
-            self._slam.reset()
-            self._loop_detector.clear()
-            self._last_views.clear()
-            self._images.clear()
-            self._stillness.clear()
-            self._refiner.forget_views()
-            self._last = None
+            self._start_over()
         return window, session
+
+    def _start_over(self) -> None:
+        self._slam.reset()
+        self._loop_detector.clear()
+        self._localiser.clear()
+        self._last_views.clear()
+        self._images.clear()
+        self._stillness.clear()
+        self._refiner.forget_views()
+        self._last = None
 
     def _repeated(self, unmoved: Sequence[Frame], session: int) -> PerceivedWindow | None:
         """The last window with the stamps of frames that show the same; None before the first.
@@ -207,6 +266,8 @@ class MappingPipeline:
         self._last = replace(
             last, window=window, placement=placement, new_views=(), stage_times_s={}, still=True
         )
+        if self._localiser.hinted:
+            self._last = self._localise(self._last)
         return self._last
 
     def _decode(self, window: Window) -> tuple[Window, list[np.ndarray], list[Frame]]:
@@ -277,15 +338,26 @@ class MappingPipeline:
         self._last_views = set(views)
         return PerceivedWindow(window, result, placement, new_views, scene=scene)
 
+    def _localise(self, mapped: PerceivedWindow) -> PerceivedWindow:
+        """The window, recognised in a map where the robot was before, if it is lost."""
+        keyframes = list(self._loop_detector.keyframes)
+        mapped = self._localiser.update(mapped, self._slam, keyframes)
+        self._loop_detector.forget(mapped.placement.forgotten)
+        return mapped
+
     def _close_loop(self, mapped: PerceivedWindow, images: list[np.ndarray]) -> PerceivedWindow:
         """Join the window to a place seen long ago, if its newest view seems to show one."""
-        if not self._settings.map.loop_closure:
+        if not self._settings.map.loop_closure or self._fixed_map:
             return mapped
         match = self._loop_detector.detect(mapped, images, self._slam.between)
         if match is not None:
             mapped = replace(mapped, placement=self._join(match, mapped.placement))
-        self._loop_detector.remember(mapped, images)
         return mapped
+
+    def _remember(self, mapped: PerceivedWindow, images: list[np.ndarray]) -> None:
+        """Keep the newest view as a keyframe, unless the map is to stay as it is."""
+        if not self._fixed_map:
+            self._loop_detector.remember(mapped, images)
 
     def _join(self, match: LoopMatch | LoopOutcome, placement: WindowPose) -> WindowPose:
         """The placement after a try to close a loop, which is counted."""
@@ -312,3 +384,10 @@ class MappingPipeline:
 
     def _clock_jumped(self) -> None:
         self._restart = True
+
+
+def _map_settings(settings: Settings) -> MapSettings:
+    """In a fixed map the graph holds no more than tracking needs."""
+    if settings.map.mode != "localization":
+        return settings.map
+    return replace(settings.map, graph_windows=2 * RECENT)

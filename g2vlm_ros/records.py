@@ -82,6 +82,8 @@ class DropReason(Reason):
 class ScaleSource(Reason):
     """What the metres of a map come from; those that measure are ranked by `TRUST`."""
 
+    MAP = "map"
+    """A saved map that is continued."""
     ODOMETRY = "odometry"
     RIG = "rig"
     """The distance between the cameras of a rig."""

@@ -196,6 +196,11 @@ class MapSettings:
         low=0.001,
         high=1.0,
     )
+    mode: str = parameter(
+        "mapping",
+        "mapping, or localization: find the robot in a map of ~/load_map, which stays as it is.",
+        choices=("mapping", "localization"),
+    )
     loop_closure: bool = parameter(
         True,
         "Look for places seen before; a candidate costs one more run of the model.",
@@ -212,7 +217,12 @@ class MapSettings:
         low=0.0,
         high=1.0,
     )
-    keyframes: int = parameter(100, "Most views remembered for loop closure.", low=3, high=10000)
+    keyframes: int = parameter(
+        100, "Most views remembered, to know places again.", low=3, high=10000
+    )
+    keyframes_mib: int = parameter(
+        64, "Most of them in the file of ~/save_map; 0: none.", low=0, high=1000
+    )
     graph_windows: int = parameter(
         128,
         "Most windows that move on their own when a loop closes; older ones move in groups.",

@@ -1,18 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
 """The live map: what all windows of a map saw, bounded, corrected, as points and as a grid.
 
-Fed by `MappingPipeline` updates on the device thread; readable from any thread.
+One map is shown. Others are put aside while the robot is lost, and come back, or become part of
+it, when it is known where they lie. Fed by `MappingPipeline` updates on the device's thread;
+readable from any thread.
 """
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
+from g2vlm_ros.dense_map.deformation import Deformation
 from g2vlm_ros.dense_map.free_space import DepthView
 from g2vlm_ros.dense_map.map_changes import POINT, ChangeSet
 from g2vlm_ros.dense_map.map_editor import Edit, MapEditor
@@ -23,7 +26,7 @@ from g2vlm_ros.dense_map.voxel_fusion import PointViews
 from g2vlm_ros.dense_map.voxel_map import VoxelMap
 from g2vlm_ros.geometry.point_cloud import affines
 from g2vlm_ros.geometry.sim3 import Sim3
-from g2vlm_ros.mapping.window_pose import MappedWindow
+from g2vlm_ros.mapping.window_pose import MappedWindow, WindowPose
 from g2vlm_ros.records import ScaleState
 from g2vlm_ros.settings import Settings
 
@@ -45,6 +48,38 @@ Version = tuple[int, int]
 """Which map, and its revision."""
 
 
+@dataclass
+class _Content:
+    """What is held of one map."""
+
+    voxels: VoxelMap | None = None
+    occupancy: OccupancyMapper | None = None
+    editor: MapEditor | None = None
+    unit: float = 1.0
+    """Map units per metre of the settings."""
+    scale: ScaleState = ScaleState.UNKNOWN
+    places: dict[int, _Held] = field(default_factory=dict)
+    """Of its windows."""
+    stamp_ns: int = 0
+    camera: np.ndarray = field(default_factory=lambda: np.zeros(3))
+    floor: tuple[float, float, float, float] = (0.0, 0.0, 1.0, 0.0)
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of its voxels."""
+        return 0 if self.voxels is None else self.voxels.nbytes
+
+
+@dataclass(frozen=True)
+class LoadedMap:
+    """A saved map that was read and checked, and is in no one's place yet."""
+
+    content: _Content
+
+    def __len__(self) -> int:
+        return len(self.content.voxels)
+
+
 class DenseMap:
     """Voxels and occupancy of the current map; a new map starts an empty map.
 
@@ -64,28 +99,78 @@ class DenseMap:
         Views that nothing connects with the place of their window stay out.
         """
         placement = update.placement
-        metric = placement.scale.state is ScaleState.METRIC
         with self._lock:
             if update.session < self._least_session:
                 return
             self._session = update.session
-            other = placement.new_map or placement.map_id != self._map_id
-            if self._map_id != NO_SUB_MAP and other:
-                self._start_over()
-            self._map_id = placement.map_id
-            if self._scale is ScaleState.METRIC and not metric:
+            if self._settings.map.mode == "localization":
                 return
-            self._correct(dict(placement.corrections))
-            self._places[update.window.id] = self._held(update)
-            if len(self._places) > REMEMBERED_WINDOWS:
-                del self._places[min(self._places)]
-            unit = 1.0 if metric else self._seen_unit()
-            if self._voxels is None:
-                self._hold(unit, *self._make(unit))
-            elif (metric and self._scale is not ScaleState.METRIC) or unit > COARSER * self._unit:
-                self._resize(unit)
-            self._scale = placement.scale.state
-            self._integrate(update)
+            if placement.merged_map_id is not None:
+                self._merge_maps(placement)
+            if update.localisation.placed:
+                self._show(placement.map_id)
+                self._take_in(update)
+                return
+            # Lost in the map that is shown: what the window adds waits beside it.
+            shown, self._shown = self._shown, self._aside.pop(placement.map_id, _Content())
+            self._take_in(update)
+            self._aside[placement.map_id], self._shown = self._shown, shown
+            self._bound_aside()
+
+    def _take_in(self, update: MappedWindow) -> None:
+        placement, shown = update.placement, self._shown
+        metric = placement.scale.state is ScaleState.METRIC
+        if shown.scale is ScaleState.METRIC and not metric:
+            return
+        self._correct(dict(placement.corrections))
+        shown.places[update.window.id] = self._held(update)
+        if len(shown.places) > REMEMBERED_WINDOWS:
+            del shown.places[min(shown.places)]
+        unit = 1.0 if metric else self._seen_unit()
+        if shown.voxels is None:
+            self._hold(unit, *self._make(unit))
+        elif (metric and shown.scale is not ScaleState.METRIC) or unit > COARSER * shown.unit:
+            self._resize(unit)
+        shown.scale = placement.scale.state
+        self._integrate(update)
+
+    def _show(self, map_id: int) -> None:
+        """Show this map; the one before is put aside."""
+        if self._map_id not in (NO_SUB_MAP, map_id):
+            if self._shown.voxels is not None:
+                self._aside[self._map_id] = self._shown
+            self._shown = self._aside.pop(map_id, _Content())
+            self._maps += 1
+            self._bound_aside()
+        self._map_id = map_id
+
+    def _bound_aside(self) -> None:
+        """What is put aside takes as much memory as the map itself at most; the oldest goes."""
+        bound = self._settings.voxel.memory_mib << 20
+        while sum(each.nbytes for each in self._aside.values()) > bound and len(self._aside) > 1:
+            del self._aside[min(self._aside)]
+
+    def _merge_maps(self, placement: WindowPose) -> None:
+        """A map has become part of another one: its voxels go where its windows are now."""
+        self._show(placement.map_id)
+        ended = self._aside.pop(placement.merged_map_id, None)
+        if ended is None or ended.voxels is None:
+            return
+        corrections, moves, shown = dict(placement.corrections), {}, self._shown
+        for window, (before, centre, reach) in ended.places.items():
+            place = corrections.get(window, before)
+            motion = moves[window] = place @ before.inverse()
+            shown.places[window] = place, motion.apply(centre), reach * motion.scale
+        if shown.voxels is None:
+            unit = 1.0 if placement.scale.state is ScaleState.METRIC else self._seen_unit()
+            self._hold(unit, *self._make(unit))
+            shown.scale = placement.scale.state
+        ended.voxels.settle()
+        _, voxels = ended.voxels.voxels()
+        positions = voxels["position"].astype(np.float64)
+        moved = Deformation.of(ended.voxels.revision + 1, moves).apply(voxels, positions)
+        shown.voxels.merge(positions[moved], voxels[moved])
+        shown.occupancy.absorb(ended.occupancy, moves)
 
     def reset(self, session: int | None = None) -> None:
         """Forget everything, and take in no window of an earlier session that is still running.
@@ -100,7 +185,9 @@ class DenseMap:
     def points(self) -> np.ndarray:
         """Packed points (n,) of `changes.POINT`, map frame."""
         with self._lock:
-            return np.empty(0, POINT) if self._voxels is None else self._voxels.packed()
+            return (
+                np.empty(0, POINT) if self._shown.voxels is None else self._shown.voxels.packed()
+            )
 
     def changes(self, since: Version | None) -> tuple[ChangeSet, Version] | None:
         """What changed since a version (None: everything) and the version now.
@@ -108,10 +195,10 @@ class DenseMap:
         None for an empty map. The set starts over where the version was of another map.
         """
         with self._lock:
-            if self._voxels is None:
+            if self._shown.voxels is None:
                 return None
             same = since is not None and since[0] == self._maps
-            change = self._voxels.changes(since[1] if same else 0)
+            change = self._shown.voxels.changes(since[1] if same else 0)
             if not same:
                 change = replace(change, start_over=True, removed=change.removed[:0])
             return change, (self._maps, change.revision)
@@ -120,50 +207,50 @@ class DenseMap:
     def version(self) -> Version:
         """Differs after every change; never comes back."""
         with self._lock:
-            return self._maps, self._voxels.revision if self._voxels is not None else 0
+            return self._maps, self._shown.voxels.revision if self._shown.voxels is not None else 0
 
     @property
     def stamp_ns(self) -> int:
         """Acquisition of the newest view in the map; 0 for an empty map."""
-        return self._stamp_ns
+        return self._shown.stamp_ns
 
     @property
     def metric(self) -> bool:
         """Whether there is a map, and its lengths are metres."""
-        return self._voxels is not None and self._scale is ScaleState.METRIC
+        return self._shown.voxels is not None and self._shown.scale is ScaleState.METRIC
 
     def occupancy(self) -> Occupancy | None:
         """The grid around the camera, or None for an empty map."""
         with self._lock:
-            if self._voxels is None:
+            if self._shown.voxels is None:
                 return None
             points = self.points()
             positions = np.stack([points[axis] for axis in "xyz"], axis=-1)
-            return self._occupancy.grid(positions, self._camera, self._floor)
+            return self._shown.occupancy.grid(positions, self._shown.camera, self._shown.floor)
 
     def walls(self) -> np.ndarray:
         """float (n, 2): x and y of what stands at the heights of walls alone, map frame."""
         with self._lock:
-            if self._voxels is None:
+            if self._shown.voxels is None:
                 return np.zeros((0, 2), np.float32)
             points = self.points()
             positions = np.stack([points[axis] for axis in "xyz"], axis=-1)
-            plane = np.asarray(self._floor, np.float32)
+            plane = np.asarray(self._shown.floor, np.float32)
             heights = positions @ plane[:3] + plane[3]
             low, high = WALL_BAND_M
             return positions[(heights > low) & (heights < high), :2]
 
-    def save(self, path: Path, objects: bytes = b"") -> int:
+    def save(self, path: Path, objects: bytes = b"", keyframes: bytes = b"") -> int:
         """Write the map as .npz, .ply or .pcd; returns the voxel count. Raises MapFileError.
 
-        objects: kept with the map, in .npz files (`map_files.load_objects`).
+        objects, keyframes: kept with the map, in .npz files (`map_files.load_objects`).
         """
         with self._lock:
-            if self._voxels is None:
+            if self._shown.voxels is None:
                 return 0
-            metres = 1.0 if self._scale is ScaleState.METRIC else float("nan")
-            info = MapInfo(self._settings.map.frame, self._scale, metres, objects)
-            return save_map(path, self._voxels, info)
+            metres = 1.0 if self._shown.scale is ScaleState.METRIC else float("nan")
+            info = MapInfo(self._settings.map.frame, self._shown.scale, metres, objects, keyframes)
+            return save_map(path, self._shown.voxels, info)
 
     def load(self, path: Path, map_from_file: Sim3) -> int:
         """Continue in a saved .npz instead; returns its voxel count.
@@ -171,6 +258,12 @@ class DenseMap:
         map_from_file, rigid: where the file's origin lies in the map; the identity keeps every
         voxel as it was. Raises MapFileError, also for a map without metres, and changes nothing.
         """
+        loaded = self.read(path, map_from_file)
+        self.put(loaded)
+        return len(loaded)
+
+    def read(self, path: Path, map_from_file: Sim3) -> LoadedMap:
+        """What `load` puts in place; raises as it does."""
         voxels, occupancy = self._make(1.0)
         info = load_map(path, voxels)
         if info.scale_state is not ScaleState.METRIC:
@@ -185,13 +278,15 @@ class DenseMap:
         else:
             voxels.reset()
             voxels.merge(map_from_file.apply(rows["position"].astype(np.float64)), rows)
-        size = len(voxels)
+        stamp_ns = int(rows["stamp_ns"].max(initial=0))
+        metric = ScaleState.METRIC
+        return LoadedMap(_Content(voxels, occupancy, scale=metric, stamp_ns=stamp_ns))
+
+    def put(self, loaded: LoadedMap, map_id: int | None = None) -> None:
+        """Show a map that was read; map_id: its own, by default it is the map that goes on."""
         with self._lock:
-            self._start_over(self._map_id)
-            self._hold(1.0, voxels, occupancy)
-            self._scale = ScaleState.METRIC
-            self._stamp_ns = int(rows["stamp_ns"].max(initial=0))
-        return size
+            self._start_over(self._map_id if map_id is None else map_id)
+            self._shown = loaded.content
 
     def edit(self, change: Callable[[MapEditor], Edit | None]) -> Edit | None:
         """Let `change` edit the map; what it returns. ValueError for an empty map, or as it says.
@@ -199,35 +294,31 @@ class DenseMap:
         Later windows respect the edit (`dense_map.map_editor`).
         """
         with self._lock:
-            if self._voxels is None:
+            if self._shown.voxels is None:
                 raise ValueError("the map is empty; wait for a window or load a map")
-            if self._editor is None:
-                self._editor = MapEditor(self._voxels)
-            return change(self._editor)
+            if self._shown.editor is None:
+                self._shown.editor = MapEditor(self._shown.voxels)
+            return change(self._shown.editor)
 
     @property
     def edits(self) -> tuple[Edit, ...]:
         """The edits that later windows respect, oldest first."""
         with self._lock:
-            return () if self._editor is None else self._editor.edits
+            return () if self._shown.editor is None else self._shown.editor.edits
 
     def _start_over(self, map_id: int = NO_SUB_MAP) -> None:
         self._map_id = map_id
         self._maps += 1
-        self._voxels: VoxelMap | None = None
-        self._occupancy: OccupancyMapper | None = None
-        self._editor: MapEditor | None = None
-        self._places: dict[int, _Held] = {}
-        self._scale = ScaleState.UNKNOWN
-        self._stamp_ns = 0
-        self._camera, self._floor = np.zeros(3), (0.0, 0.0, 1.0, 0.0)
+        self._shown = _Content()
+        self._aside: dict[int, _Content] = {}
 
     def _hold(self, unit: float, voxels: VoxelMap, occupancy: OccupancyMapper) -> None:
-        self._unit, self._voxels, self._occupancy = unit, voxels, occupancy
+        shown = self._shown
+        shown.unit, shown.voxels, shown.occupancy = unit, voxels, occupancy
 
     def _seen_unit(self) -> float:
         """Map units that stand for a metre of the settings while there are no metres."""
-        reach = float(np.median([reach for _, _, reach in self._places.values()]))
+        reach = float(np.median([reach for _, _, reach in self._shown.places.values()]))
         return reach / VOXELS_PER_DEPTH / self._settings.voxel.size_m
 
     def _make(self, unit: float) -> tuple[VoxelMap, OccupancyMapper]:
@@ -249,13 +340,13 @@ class DenseMap:
 
     def _resize(self, unit: float) -> None:
         """The voxels, corrected already, go into a map of other lengths: metres, or coarser."""
-        before = self._voxels
+        before = self._shown.voxels
         before.settle()
         _, voxels = before.voxels()
         self._hold(unit, *self._make(unit))
-        self._voxels.merge(voxels["position"].astype(np.float64), voxels)
-        if self._editor is not None:
-            self._editor.move_to(self._voxels)
+        self._shown.voxels.merge(voxels["position"].astype(np.float64), voxels)
+        if self._shown.editor is not None:
+            self._shown.editor.move_to(self._shown.voxels)
         self._maps += 1
 
     def _correct(self, places: dict[int, Sim3]) -> None:
@@ -266,18 +357,21 @@ class DenseMap:
         """
         moves = {}
         for window, place in places.items():
-            if self._voxels is None or window not in self._places:
+            if self._shown.voxels is None or window not in self._shown.places:
                 continue
-            before, centre, reach = self._places[window]
+            before, centre, reach = self._shown.places[window]
             motion = place @ before.inverse()
             tangent, moved = motion.log(), motion.apply(centre)
             turned = np.linalg.norm(tangent[:3]) + abs(tangent[6])
-            if np.linalg.norm(moved - centre) + turned * reach > MOVED_VOXELS * self._voxels.size:
+            if (
+                np.linalg.norm(moved - centre) + turned * reach
+                > MOVED_VOXELS * self._shown.voxels.size
+            ):
                 moves[window] = motion
-                self._places[window] = place, moved, reach * motion.scale
+                self._shown.places[window] = place, moved, reach * motion.scale
         if moves:
-            self._voxels.correct(moves)
-            self._occupancy.correct(moves)
+            self._shown.voxels.correct(moves)
+            self._shown.occupancy.correct(moves)
 
     @staticmethod
     def _held(update: MappedWindow) -> _Held:
@@ -300,9 +394,9 @@ class DenseMap:
             np.array(focal_px)[list(sound)] / scale,
             settings.min_confidence,
         )
-        self._voxels.integrate_views(views, poses[:, :3, 3], window.stamp_ns, window.id)
+        self._shown.voxels.integrate_views(views, poses[:, :3, 3], window.stamp_ns, window.id)
         floor_z = update.placement.floor_z
-        self._floor = (0.0, 0.0, 1.0, 0.0 if np.isnan(floor_z) else -floor_z)
+        self._shown.floor = (0.0, 0.0, 1.0, 0.0 if np.isnan(floor_z) else -floor_z)
         for i in update.new_views:
             if result.intrinsics[i] is None or i not in sound:
                 continue
@@ -314,9 +408,9 @@ class DenseMap:
                 window.frames[i].stamp_ns,
                 scale,
             )
-            self._voxels.carve(view)
-            self._occupancy.observe(view, window.id, self._floor)
-        self._stamp_ns, self._camera = window.stamp_ns, poses[-1, :3, 3]
+            self._shown.voxels.carve(view)
+            self._shown.occupancy.observe(view, window.id, self._shown.floor)
+        self._shown.stamp_ns, self._shown.camera = window.stamp_ns, poses[-1, :3, 3]
 
 
 def _is_identity(motion: Sim3) -> bool:

@@ -31,6 +31,8 @@ COLUMNS = ("position", "colour", "count", "confidence", "stamp_ns", "window")
 
 MAX_OBJECT_BYTES = 64 << 20
 """Of the objects of a map: some 100 000."""
+MAX_KEYFRAME_BYTES = 1 << 30
+"""Of the keyframes of a map: some 10 000."""
 MAX_META_BYTES = 1 << 20
 """Of the description of a map; ours has a kilobyte."""
 
@@ -51,6 +53,8 @@ class MapInfo:
     """NaN when unknown."""
     objects: bytes = b""
     """What `query.object_memory` keeps with the map; of .npz files only."""
+    keyframes: bytes = b""
+    """`mapping.keyframe_files` of the map; of .npz files only."""
 
 
 def save_map(path: str | os.PathLike, voxel_map: VoxelMap, info: MapInfo) -> int:
@@ -107,14 +111,23 @@ def load_objects(path: str | os.PathLike) -> bytes:
 
     MapFileError when it is no map, damaged, or larger than MAX_OBJECT_BYTES.
     """
+    return _load_bytes(path, "objects", MAX_OBJECT_BYTES)
+
+
+def load_keyframes(path: str | os.PathLike) -> bytes:
+    """`MapInfo.keyframes` of a saved map, as `load_objects`."""
+    return _load_bytes(path, "keyframes", MAX_KEYFRAME_BYTES)
+
+
+def _load_bytes(path: str | os.PathLike, name: str, max_bytes: int) -> bytes:
     try:
         with _regular_file(path) as file, zipfile.ZipFile(file) as archive:
-            if "objects.npy" not in archive.namelist():
+            if f"{name}.npy" not in archive.namelist():
                 return b""
-            with archive.open("objects.npy") as member:
+            with archive.open(f"{name}.npy") as member:
                 shape, _, dtype = _array_header(member)
-                if dtype != np.uint8 or len(shape) != 1 or shape[0] > MAX_OBJECT_BYTES:
-                    raise MapFileError(f"{path} is damaged: its objects are {dtype} {shape}")
+                if dtype != np.uint8 or len(shape) != 1 or shape[0] > max_bytes:
+                    raise MapFileError(f"{path} is damaged: its {name} are {dtype} {shape}")
                 return member.read(shape[0])
     except MapFileError:
         raise
@@ -141,6 +154,7 @@ def _write_npz(
             file,
             meta=np.array(json.dumps(meta)),
             objects=np.frombuffer(info.objects, np.uint8),
+            keyframes=np.frombuffer(info.keyframes, np.uint8),
             keys=keys,
             **columns,
         )

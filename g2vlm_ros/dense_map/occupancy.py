@@ -103,6 +103,14 @@ class OccupancyMapper:
             if fan.window in moves:
                 self._fans[i] = _Fan(fan.window, moves[fan.window].apply(fan.edges))
 
+    def absorb(self, other: OccupancyMapper, moves: Mapping[int, Sim3]) -> None:
+        """Take over the views of another map's windows, moved into this one."""
+        self._fans.extend(
+            _Fan(fan.window, moves[fan.window].apply(fan.edges))
+            for fan in other._fans
+            if fan.window in moves
+        )
+
     def grid(
         self,
         positions: np.ndarray,

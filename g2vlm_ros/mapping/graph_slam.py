@@ -9,7 +9,7 @@ listed in the placement that moved them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -18,11 +18,17 @@ import numpy as np
 from g2vlm_ros.geometry.registration import RelativePose
 from g2vlm_ros.geometry.sim3 import ZUP_FROM_OPTICAL, Sim3
 from g2vlm_ros.mapping.gravity_alignment import Floor, GravityAlignment
+from g2vlm_ros.mapping.keyframes import SAVED_MAP
 from g2vlm_ros.mapping.loop_closure import LoopMatch
 from g2vlm_ros.mapping.odometry_constraint import OdometryConstraint, odometry_constraint
 from g2vlm_ros.mapping.pose_graph import PoseGraph
 from g2vlm_ros.mapping.scale_filter import ScaleEstimate, ScaleFilter
-from g2vlm_ros.mapping.scale_measurements import ScaleMeasurement, evidence, rig_baselines_m
+from g2vlm_ros.mapping.scale_measurements import (
+    MIN_STD,
+    ScaleMeasurement,
+    evidence,
+    rig_baselines_m,
+)
 from g2vlm_ros.mapping.window_pose import (
     LoopOutcome,
     ScaleUpdate,
@@ -30,7 +36,7 @@ from g2vlm_ros.mapping.window_pose import (
     view_covariances,
 )
 from g2vlm_ros.mapping.window_registration import Constraint, WindowRegistrar
-from g2vlm_ros.records import Reconstruction, ScaleState, Window
+from g2vlm_ros.records import Reconstruction, ScaleSource, ScaleState, Window
 from g2vlm_ros.settings import MapSettings
 
 MAX_STRAIN = 2.0
@@ -51,6 +57,15 @@ class _Map:
     scale: ScaleFilter = field(default_factory=ScaleFilter)
     metric: bool = False
     level: GravityAlignment = field(default_factory=GravityAlignment)
+    saved: bool = False
+    """Whether it continues a saved map, whose voxels stand still."""
+
+    @classmethod
+    def of_saved(cls, map_id: int) -> _Map:
+        """In metres and level."""
+        frame = cls(map_id, metric=True, level=GravityAlignment(fixed=True), saved=True)
+        frame.scale.update([ScaleMeasurement(1.0, MIN_STD[ScaleSource.MAP], ScaleSource.MAP)], 1.0)
+        return frame
 
     def scale_update(self, estimate: ScaleEstimate, rescaled: float = 1.0) -> ScaleUpdate:
         return ScaleUpdate(
@@ -84,6 +99,21 @@ class GraphSlam:
         self._map_of: dict[int, _Map] = {}
         self._registrar = WindowRegistrar(self._settings)
         self._last_odometry: tuple[int, OdometryConstraint | None] | None = None
+
+    def add_saved_map(self) -> int:
+        """Put a saved map in metres into the empty graph, as a node of its own; its id."""
+        self._graph.add(SAVED_MAP, Sim3.identity())
+        self._map_of[SAVED_MAP] = _Map.of_saved(self._map_count)
+        self._map_count += 1
+        return self._map_of[SAVED_MAP].id
+
+    def map_id_of(self, window_id: int) -> int:
+        """The map in which a window lies that the graph still holds."""
+        return self._map_of[self._graph.keeper(window_id)].id
+
+    def map_from(self, window_id: int) -> Sim3:
+        """Where a window lies that the graph still holds, in its map."""
+        return self._graph.pose(window_id)
 
     def __len__(self) -> int:
         """Nodes of the pose graph, bounded by `graph_windows`."""
@@ -145,14 +175,43 @@ class GraphSlam:
                 relative_poses[window_id] = pose
         if len(relative_poses) < 2 or match.window_id not in relative_poses:
             return placement, LoopOutcome.POOR_REGISTRATION
+        join = partial(self._join, match.window_id, relative_poses)
+        return self._joined(match.window_id, match.result, placement, join)
+
+    def localise(
+        self,
+        node: int,
+        target: int,
+        target_from_node: Sim3,
+        covariance: np.ndarray,
+        result: Reconstruction,
+        placement: WindowPose,
+    ) -> tuple[WindowPose, LoopOutcome]:
+        """Hold the window just placed at `node` to a window of long ago, where it was recognised.
+
+        covariance: (7, 7), as `RelativePose.covariance`. Where the two lie in different maps, the
+        newer map becomes part of the older one. Returns as `close_loop` does.
+        """
+        join = partial(self._connect_maps, node, target, target_from_node, covariance)
+        return self._joined(node, result, placement, join)
+
+    def _joined(
+        self,
+        node: int,
+        result: Reconstruction,
+        placement: WindowPose,
+        join: Callable[[], tuple[bool, int | None]],
+    ) -> tuple[WindowPose, LoopOutcome]:
+        """The placement after `join`, which says whether the map agrees and which map ended; the
+        old placement, and the map as it was, where it does not."""
         saved, maps = self._graph.snapshot(), dict(self._map_of)
         before = self._poses(self._graph.nodes)
-        joined, merged_map_id = self._join(match.window_id, relative_poses)
-        if not joined:
+        agrees, merged_map_id = join()
+        if not agrees:
             self._graph.restore(saved)
             self._map_of = maps
             return placement, LoopOutcome.CONTRADICTS_MAP
-        frame, node = self._map_of[match.window_id], match.window_id
+        frame = self._map_of[node]
         estimate = frame.scale.belief()
         last = placement.scale
         moved = dict(placement.corrections) | dict(self._corrections(before, node))
@@ -166,7 +225,7 @@ class GraphSlam:
                 refused=last.refused,
                 clash=last.clash,
             ),
-            covariance=self._covariance(node, match.result, estimate),
+            covariance=self._covariance(node, result, estimate),
             floor_z=frame.level.floor_z(self._graph),
             loop_closed=True,
             merged_map_id=merged_map_id,
@@ -243,6 +302,8 @@ class GraphSlam:
 
     def _rescale(self, node: int, frame: _Map, estimate: ScaleEstimate) -> float:
         """The factor by which the map grew; 1 where its lengths are as good as they can be."""
+        if frame.saved:
+            return 1.0
         good = estimate.confirmed and estimate.relative_std <= self._settings.max_scale_std
         off = abs(np.log(estimate.metres_per_unit)) > MAX_SCALE_OFF * estimate.relative_std
         if frame.metric:
@@ -283,10 +344,9 @@ class GraphSlam:
         """
         bridge, others = -node, {n: p for n, p in relative_poses.items() if n != node}
         self._attach(bridge, node, {node: relative_poses[node]})
-        keepers = [self._graph.keeper(n) for n in (node, *others)]
-        components = {frozenset(self._graph.component(n)) for n in keepers}
-        cost = sum(self._graph.cost(next(iter(component))) for component in components)
-        agrees, merged_map_id = self._merge(bridge, others)
+        cost = self._cost_of_maps([node, *others])
+        leading = {n: pose.target_from_source for n, pose in others.items()}
+        agrees, merged_map_id = self._merge(bridge, leading)
         if not agrees:
             return False, None
         for other, relative_pose in others.items():
@@ -294,27 +354,47 @@ class GraphSlam:
         strain = (self._graph.optimise(node) - cost) / 7
         return strain <= MAX_STRAIN**2, merged_map_id
 
-    def _merge(
-        self, bridge: int, relative_poses: dict[int, RelativePose]
+    def _connect_maps(
+        self, node: int, target: int, target_from_node: Sim3, covariance: np.ndarray
     ) -> tuple[bool, int | None]:
-        """Move the bridge's map to an older one that a relative pose leads to.
+        """As `_join`, by one relative pose to an old window."""
+        cost = self._cost_of_maps([node, target])
+        agrees, merged_map_id = self._merge(node, {target: target_from_node})
+        if not agrees:
+            return False, None
+        self._graph.connect(target, node, target_from_node, covariance)
+        strain = (self._graph.optimise(node) - cost) / 7
+        return strain <= MAX_STRAIN**2, merged_map_id
 
-        Whether that agrees with what both know of metres, and the id that ended. Where both are
-        in metres their measured scales stay, so that less of it strains the graph.
+    def _cost_of_maps(self, nodes: Sequence[int]) -> float:
+        """What already strains the maps of these nodes."""
+        keepers = [self._graph.keeper(n) for n in nodes]
+        components = {frozenset(self._graph.component(n)) for n in keepers}
+        return sum(self._graph.cost(next(iter(component))) for component in components)
+
+    def _merge(self, node: int, leading: dict[int, Sim3]) -> tuple[bool, int | None]:
+        """Make one of the node's map and another that a relative pose (other_from_node) leads to.
+
+        Whether that agrees with what both know of metres, and the id that ended. The node's map
+        moves, unless it is a saved one. Where both are in metres their measured scales stay, so
+        that less of it strains the graph.
         """
-        here = self._map_of[bridge]
-        for other, relative_pose in relative_poses.items():
-            goal = self._map_of[self._graph.keeper(other)]
+        here = self._map_of[node]
+        for other, other_from_node in leading.items():
+            keeper = self._graph.keeper(other)
+            goal = self._map_of[keeper]
             if goal is here:
                 continue
-            pose = self._graph.pose(other) @ relative_pose.target_from_source
-            by = pose @ self._graph.pose(bridge).inverse()
+            pose = self._graph.pose(other) @ other_from_node
+            by = pose @ self._graph.pose(node).inverse()
             if goal.scale.contradicts(here.scale, by.scale):
                 return False, None
-            members = self._graph.component(bridge)
+            members, ended = self._graph.component(node), here
+            if here.saved:
+                members, ended, goal, by = self._graph.component(keeper), goal, here, by.inverse()
             self._graph.move(members, by, measured=not (here.metric and goal.metric))
             self._map_of.update(dict.fromkeys(members, goal))
-            return True, here.id
+            return True, ended.id
         return True, None
 
     # Both ------------------------------------------------------------------------------------

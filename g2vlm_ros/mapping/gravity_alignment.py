@@ -221,6 +221,8 @@ class GravityAlignment:
 
     source: str = ""
     """"gravity" or "structure"; empty while the first camera counts as level."""
+    fixed: bool = False
+    """Whether the map is level as it is: windows are held upright in it, it is not turned."""
     _floors: deque[tuple[int, np.ndarray]] = field(default_factory=lambda: deque(maxlen=FLOORS))
     """Of the last windows that saw a floor, a point (3,) of it in the window's frame."""
 
@@ -268,6 +270,8 @@ class GravityAlignment:
             graph.forget_ups(members)
             self.source = up.source
         graph.measure_up(node, up.information)
+        if self.fixed:
+            return False
         direction, std_rad = graph.up(members)
         if first:
             direction = graph.pose(node).rotation @ up.direction

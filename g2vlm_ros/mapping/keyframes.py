@@ -3,16 +3,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 
 import cv2
 import numpy as np
 
 from g2vlm_ros.geometry.registration import ViewSample
+from g2vlm_ros.mapping.view_features import NO_FEATURES, ViewFeatures
 from g2vlm_ros.records import Frame, Reconstruction
 
+SAVED_MAP = 0
+"""The window of all keyframes of a saved map, whose frame is the map's; windows count from 1."""
 JPEG_QUALITY = 95
 """What the network sees of a keyframe must be what it saw of the view."""
 THUMBNAIL_PX = (16, 12)
@@ -36,6 +39,14 @@ class Keyframe:
     """float64 (4, 4): its rigid pose there."""
     descriptor: np.ndarray
     """float32 (C,) of length 1."""
+    features: ViewFeatures = NO_FEATURES
+    """With their points in the optical frame, in the unit of the window."""
+    jpeg: bytes = b""
+    """The view, as `frame` decodes it."""
+    covariance: np.ndarray = field(default_factory=lambda: np.zeros((6, 6)))
+    """float64 (6, 6) of its pose in the map when it was kept, as `WindowPose.covariance`."""
+    order: int = 0
+    """Its window's place in time: that of a saved map is below 0."""
 
 
 class KeyframeStore:
@@ -58,13 +69,26 @@ class KeyframeStore:
             return True
         return pose_gap(map_from_camera, self._last_pose, MIN_MOTION * reach, MIN_TURN) > 1
 
+    def __iter__(self) -> Iterator[Keyframe]:
+        return iter(self._keyframes)
+
+    def load(self, keyframes: Sequence[Keyframe]) -> int:
+        """Those of a saved map in place of all others; how many are kept.
+
+        Half of the room stays free: otherwise every new one would drop one of them.
+        """
+        self.clear()
+        step = max(1, -(-2 * len(keyframes) // self._limit))
+        self._keyframes = list(keyframes[::step])
+        return len(self._keyframes)
+
     def add(self, keyframe: Keyframe, map_from_camera: np.ndarray) -> None:
         """Keep a view; the one whose neighbours are nearest in time makes room."""
         self._last_pose = map_from_camera
         self._keyframes.append(keyframe)
         if len(self._keyframes) > self._limit:
-            ids = np.array(self.window_ids)
-            self._keyframes.pop(1 + int(np.argmin(ids[2:] - ids[:-2])))
+            orders = np.array([k.order for k in self._keyframes])
+            self._keyframes.pop(1 + int(np.argmin(orders[2:] - orders[:-2])))
 
     @property
     def window_ids(self) -> list[int]:
@@ -109,8 +133,8 @@ def view_descriptor(result: Reconstruction, view: int) -> np.ndarray:
     return (row / max(float(np.linalg.norm(row)), 1e-9)).astype(np.float32)
 
 
-def compressed(image: np.ndarray, width_px: int) -> Callable[[], np.ndarray]:
-    """Gives the RGB image back later, at most `width_px` wide, from a JPEG in memory."""
+def compressed(image: np.ndarray, width_px: int) -> bytes:
+    """A JPEG of an RGB image, at most `width_px` wide."""
     height, width = image.shape[:2]
     if width > width_px:
         size = (width_px, max(1, round(height * width_px / width)))
@@ -119,8 +143,16 @@ def compressed(image: np.ndarray, width_px: int) -> Callable[[], np.ndarray]:
     encoded, data = cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
     if not encoded:
         raise ValueError(f"an image of {width}x{height} cannot be compressed as JPEG")
-    return partial(_decompressed, data)
+    return data.tobytes()
 
 
-def _decompressed(data: np.ndarray) -> np.ndarray:
-    return cv2.cvtColor(cv2.imdecode(data, cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
+def decoder(jpeg: bytes) -> Callable[[], np.ndarray]:
+    """Gives the RGB image of a JPEG back later; ValueError then, where it is damaged."""
+    return partial(_decompressed, jpeg)
+
+
+def _decompressed(jpeg: bytes) -> np.ndarray:
+    image = cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR)
+    if image is None:
+        raise ValueError(f"a JPEG of {len(jpeg)} bytes cannot be decoded")
+    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)

@@ -17,12 +17,16 @@ from g2vlm_ros.geometry.registration import ViewSample, sample_view
 from g2vlm_ros.geometry.sim3 import Sim3
 from g2vlm_ros.mapping.covisibility import NEAR_SURFACE, depth_ratio, measure_covisibility
 from g2vlm_ros.mapping.keyframes import (
+    SAVED_MAP,
     Keyframe,
     KeyframeStore,
     compressed,
+    decoder,
     pose_gap,
     view_descriptor,
 )
+from g2vlm_ros.mapping.view_features import view_features
+from g2vlm_ros.mapping.view_images import ViewImage
 from g2vlm_ros.mapping.window_pose import LoopOutcome, MappedWindow
 from g2vlm_ros.records import Frame, NonFiniteError, Reconstruction
 from g2vlm_ros.settings import Settings
@@ -131,7 +135,9 @@ class LoopDetector:
                 self._last_by_pose = window.id
                 return expected
         if window.id - max(self._last_by_pose, self._last_by_appearance) >= gap:
-            best = by_appearance(old, view_descriptor(mapped.result, window.newest))
+            # Where a saved map is not known to be this one, looks alone must not join the two.
+            known = [k for k in old if k.window_id != SAVED_MAP or between(window.id, SAVED_MAP)]
+            best = by_appearance(known, view_descriptor(mapped.result, window.newest))
             if best is not None and best[1] >= settings.loop_similarity:
                 self._last_by_appearance = window.id
                 return best[0]
@@ -165,13 +171,18 @@ class LoopDetector:
         image, view = images[newest], result.colours[newest]
         if image.shape[1] > view.shape[1]:
             image = view
-        copy = compressed(image, self._image_width_px)
+        jpeg = compressed(image, self._image_width_px)
+        points, camera = result.local_points_u[newest], result.intrinsics[newest]
         keyframe = Keyframe(
             mapped.window.id,
-            Frame(frame.stamp_ns, frame.camera, frame.frame_id, copy),
+            Frame(frame.stamp_ns, frame.camera, frame.frame_id, decoder(jpeg)),
             sample_view(result, newest),
             result.window_from_camera[newest].astype(np.float64),
             view_descriptor(result, newest),
+            view_features(ViewImage(view), points, camera),
+            jpeg,
+            mapped.placement.covariance[newest],
+            mapped.window.id,
         )
         self._keyframes.add(keyframe, pose)
 

@@ -132,7 +132,8 @@ class ScaleFilter:
         """
         before = self.belief()
         for source in self._sources.values():
-            source.variance += max(drift, MIN_DRIFT) ** 2
+            if source.name is not ScaleSource.MAP:
+                source.variance += max(drift, MIN_DRIFT) ** 2
         updates = []
         for each in measurements:
             source = self._sources.setdefault(each.source, _Source(each.source))

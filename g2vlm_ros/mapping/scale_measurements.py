@@ -20,6 +20,7 @@ from g2vlm_ros.records import Frame, Reconstruction, ScaleSource, Window
 from g2vlm_ros.settings import SettingError
 
 TRUST = (
+    ScaleSource.MAP,
     ScaleSource.ODOMETRY,
     ScaleSource.RIG,
     ScaleSource.DEPTH,
@@ -28,6 +29,7 @@ TRUST = (
 )
 """Sources of scale, the most trusted first."""
 MIN_STD = {
+    ScaleSource.MAP: 0.02,
     ScaleSource.ODOMETRY: 0.02,
     ScaleSource.RIG: 0.02,
     ScaleSource.DEPTH: 0.02,

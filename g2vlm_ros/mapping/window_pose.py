@@ -44,6 +44,45 @@ class LoopOutcome(Reason):
     """The network failed on the two together."""
 
 
+class SearchOutcome(Reason):
+    """How a try to find a window in a map ended."""
+
+    LOCALISED = "localised"
+    UNCONFIRMED = "unconfirmed"
+    """A place fits; a second window has to agree."""
+    AMBIGUOUS = "ambiguous"
+    """Two places fit about as well."""
+    NOT_FOUND = "not_found"
+    """Nothing fits."""
+    NO_KEYFRAMES = "no_keyframes"
+    CONTRADICTS_MAP = "contradicts_map"
+    """A place fits, but would bend the map, or its metres, too far."""
+
+
+class LocalisationState(Reason):
+    """Whether the robot knows where it is in the map that it is to be in."""
+
+    LOST = "LOST"
+    RELOCALISING = "RELOCALISING"
+    """One window was recognised; the next one has to confirm it."""
+    LOCALISED = "LOCALISED"
+
+
+@dataclass(frozen=True)
+class Localisation:
+    """Whether, since when and by what the robot knows where it is."""
+
+    state: LocalisationState
+    since_ns: int = 0
+    """Stamp of the window at which that began; 0 before the first."""
+    by: str = "start"
+    """What made it so: "start", "keyframe", "loop", "saved_map", or a StartReason."""
+    search: SearchOutcome | None = None
+    """How the last try ended; None where none was needed."""
+    placed: bool = True
+    """Whether poses are in the map that is published: not while lost in a saved map."""
+
+
 @dataclass(frozen=True)
 class ScaleUpdate:
     """What is known of the unit of a map after a window, and what the window changed of it."""
@@ -118,6 +157,7 @@ class MappedWindow:
     stage_times_s: dict[str, float] = field(default_factory=dict)
     session: int = 0
     """Resets before the window was taken."""
+    localisation: Localisation = Localisation(LocalisationState.LOCALISED)
     still: bool = False
     """The cameras have not moved since: the same window once more, with the stamps of the images
     that say so and no new view."""

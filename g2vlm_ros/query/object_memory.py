@@ -255,10 +255,13 @@ class ObjectMemory:
         newest = max(self._places)
         self._places = {w: p for w, p in self._places.items() if w in anchors or w == newest}
 
-    def replace_all(self, objects: Sequence[MapObject]) -> None:
-        """Put loaded objects in place of the present ones, in the map that is live now."""
+    def replace_all(self, objects: Sequence[MapObject], map_id: int | None = None) -> None:
+        """Put loaded objects in place of the present ones, in this map, or in the one that is live
+        now."""
         with self._lock:
             self.clear()
+            if map_id is not None:
+                self._map_id = map_id
             for each in objects[: self._max]:
                 self._objects[each.id] = replace(each, map_id=self._map_id, window_id=LOADED)
             self._next_id = 1 + max((self._next_id - 1, *self._objects))

@@ -10,7 +10,13 @@ from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 from std_msgs.msg import Header
 
 from g2vlm_ros.mapping.camera_tracker import TrackingFailure
-from g2vlm_ros.mapping.window_pose import MappedWindow, StartReason
+from g2vlm_ros.mapping.window_pose import (
+    Localisation,
+    LocalisationState,
+    MappedWindow,
+    SearchOutcome,
+    StartReason,
+)
 from g2vlm_ros.msg import ReconstructionStatus
 from g2vlm_ros.pipeline import Counts
 from g2vlm_ros.records import DropReason, ScaleState
@@ -47,6 +53,21 @@ TRACKING = {
     TrackingFailure.FEW_INLIERS: "too little of the newest view is found again",
 }
 """Why frames between windows have no pose, in words."""
+LOST_BY = {
+    "saved_map": "a map was loaded without a pose",
+    "no_saved_map": "map.mode is localization; load a map (~/load_map)",
+    "keyframe": "one window was recognised",
+    "unconfirmed": "a place was recognised once and not again",
+}
+SEARCHES = {
+    SearchOutcome.LOCALISED: "the place was found",
+    SearchOutcome.UNCONFIRMED: "the next window has to confirm it",
+    SearchOutcome.AMBIGUOUS: "two places fit about as well; drive on, or give /initialpose",
+    SearchOutcome.NOT_FOUND: "nothing in view fits to the map's keyframes",
+    SearchOutcome.NO_KEYFRAMES: "the map has no keyframes to compare with",
+    SearchOutcome.CONTRADICTS_MAP: "a place fits, but contradicts the map or its metres",
+}
+LOCALISED = Localisation(LocalisationState.LOCALISED)
 OK, WARN, ERROR = DiagnosticStatus.OK, DiagnosticStatus.WARN, DiagnosticStatus.ERROR
 
 
@@ -59,6 +80,7 @@ def status_message(
     backend: str,
     message: str,
     job_s: float = 0.0,
+    localisation: Localisation = LOCALISED,
 ) -> ReconstructionStatus:
     """The state after `update`, or before the first window when it is None.
 
@@ -80,10 +102,16 @@ def status_message(
         backend=backend,
         message=message,
         job_s=job_s,
+        localisation=localisation.state.value,
+        localised_since=geometry.stamp(localisation.since_ns),
+        localised_by=localisation.by,
+        search="" if localisation.search is None else localisation.search.value,
     )
+    lost = localisation_remarks(localisation)
     if update is None:
+        status.message = message or "; ".join(lost)
         return status
-    status.message = message or "; ".join(silence_remarks(counts) + remarks(update))
+    status.message = message or "; ".join(lost + silence_remarks(counts) + remarks(update))
     placement, frames = update.placement, update.window.frames
     status.window_id = update.window.id
     status.view_stamps = [geometry.stamp(frame.stamp_ns) for frame in frames]
@@ -114,6 +142,16 @@ def remarks(update: MappedWindow) -> list[str]:
             f"{lost} of {update.result.views} views have no pose: nothing connects them"
         )
     return sentences + scale_remarks(update) + camera_remarks(update) + rig_remarks(update)
+
+
+def localisation_remarks(localisation: Localisation) -> list[str]:
+    """Why the robot does not know where it is; empty where it does."""
+    if localisation.state is LocalisationState.LOCALISED:
+        return []
+    reason = LOST_BY.get(localisation.by, STARTS.get(localisation.by, localisation.by))
+    if localisation.search is None:
+        return [f"{localisation.state}: {reason}"]
+    return [f"{localisation.state}: {reason}; {SEARCHES[localisation.search]}"]
 
 
 def clock_remark(age_s: float) -> str:
@@ -260,6 +298,7 @@ class Diagnostics:
         job_s: float = 0.0,
         failures: int = 0,
         tracking: TrackingCounts | None = None,
+        localisation: Localisation = LOCALISED,
     ) -> DiagnosticArray:
         """What happened since the last report, `now_s` by the node's clock.
 
@@ -283,6 +322,7 @@ class Diagnostics:
                 self._latency(update, latency_s),
                 self._scale(update),
                 self._loops(counts),
+                self._localisation(localisation, counts),
                 self._calibration(update),
                 self._engine(problem, job_s),
                 self._callbacks(failures),
@@ -356,6 +396,15 @@ class Diagnostics:
         values = {str(outcome): n for outcome, n in sorted(counts.loops.items())}
         by_outcome = ", ".join(f"{n} {outcome}" for outcome, n in values.items())
         return self._task("loops", OK, by_outcome or "no place was seen again", **values)
+
+    def _localisation(self, localisation: Localisation, counts: Counts) -> DiagnosticStatus:
+        values = {str(outcome): n for outcome, n in sorted(counts.searches.items())}
+        since_s = f"{localisation.since_ns * 1e-9:.3f}"
+        told = localisation_remarks(localisation)
+        message = "; ".join(told) or f"{localisation.state} by {localisation.by}"
+        level = WARN if told else OK
+        values |= {"since": since_s, "by": localisation.by}
+        return self._task("localisation", level, message, **values)
 
     def _calibration(self, update: MappedWindow | None) -> DiagnosticStatus:
         sentences = camera_remarks(update) + rig_remarks(update) if update is not None else []

@@ -12,12 +12,14 @@ from geometry_msgs.msg import Pose
 
 from g2vlm_ros.dense_map.dense_map import DenseMap
 from g2vlm_ros.dense_map.map_editor import Edit, MapEditError, MapEditor, OrientedBox
-from g2vlm_ros.dense_map.map_files import MapFileError, load_objects
+from g2vlm_ros.dense_map.map_files import MapFileError, load_keyframes, load_objects
 from g2vlm_ros.dense_map.rooms import RoomMap
 from g2vlm_ros.geometry.sim3 import Sim3
+from g2vlm_ros.mapping.keyframe_files import KeyframeFileError
 from g2vlm_ros.query.object_file import ObjectMemoryError, from_bytes, to_bytes
 from g2vlm_ros.query.object_memory import ObjectMemory
 from g2vlm_ros.ros.conversions import geometry
+from g2vlm_ros.ros.keyframe_keeper import KeyframeKeeper
 from g2vlm_ros.ros.point_service import REFRESH_WAIT_S, PointService, box_of
 from g2vlm_ros.ros.service_errors import RequestError, check_map_frame, invalid, reply_errors
 from g2vlm_ros.settings import MapSettings
@@ -40,10 +42,12 @@ class MapServices:
         objects: ObjectMemory,
         rooms: RoomMap,
         services: PointService,
+        keyframes: KeyframeKeeper,
     ):
         self._map_frame, self._map, self._services = settings.frame, dense_map, services
         self._folder = settings.folder
         self._objects, self._rooms = objects, rooms
+        self._keyframes = keyframes
         self.log_failure = services.log_failure
 
     @reply_errors
@@ -66,14 +70,14 @@ class MapServices:
             )
         if path.exists() and not path.is_file():
             raise invalid(f"path {_short(request.path)} is no regular file; give another name")
-        response.points = self._map.save(
-            path, to_bytes(self._objects.objects(), self._rooms.rooms())
-        )
+        content = to_bytes(self._objects.objects(), self._rooms.rooms())
+        keyframes = self._keyframes.saved() if kind == "npz" else b""
+        response.points = self._map.save(path, content, keyframes)
         response.path = str(path)
 
     @reply_errors
     def load_map(self, request: LoadMap.Request, response: LoadMap.Response) -> None:
-        """Continue in a saved map in place of the live one."""
+        """Continue in a saved map in place of the live one, or look for the robot in it."""
         self._services.check_active()
         path = self._confined(request.path)
         if not path.is_file():
@@ -83,11 +87,23 @@ class MapServices:
         try:
             map_from_file = _rigid("map_from_file", request.map_from_file)
             objects, rooms = from_bytes(load_objects(path), map_from_file)
-            response.points = self._map.load(path, map_from_file)
-        except (MapFileError, ObjectMemoryError) as error:
+            keyframes = load_keyframes(path)
+            known = request.known_pose or not _is_identity(map_from_file)
+            if not known and not keyframes:
+                raise invalid(
+                    f"{_short(str(path))} has no keyframes to find the robot by; say that the "
+                    "pose is known (known_pose), or save the map again"
+                )
+            saved = [] if known else self._keyframes.read(keyframes)
+            loaded = self._map.read(path, map_from_file)
+        except (MapFileError, ObjectMemoryError, KeyframeFileError) as error:
             raise invalid(str(error)) from error
+        # All of the file is sound: from here on nothing of it can fail.
+        map_id = None if known else self._keyframes.look_for(saved)
+        self._map.put(loaded, map_id)
         self._rooms.restore(rooms)
-        self._objects.replace_all(objects)
+        self._objects.replace_all(objects, map_id)
+        response.points = len(loaded)
 
     def _confined(self, text: str) -> Path:
         """The absolute path of a request, inside map.folder where that is set."""
@@ -198,6 +214,10 @@ def _rigid(field: str, pose: Pose) -> Sim3:
     if not np.isfinite(matrix).all():
         raise invalid(f"{field} has position {matrix[:3, 3].tolist()}; it must be finite")
     return Sim3(1.0, matrix[:3, :3], matrix[:3, 3])
+
+
+def _is_identity(motion: Sim3) -> bool:
+    return np.array_equal(motion.rotation, np.eye(3)) and not motion.translation.any()
 
 
 def _short(text: str) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import threading
 import traceback
+from collections.abc import Sequence
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from concurrent.futures import wait
 
@@ -25,9 +26,11 @@ from std_srvs.srv import Trigger
 from g2vlm_ros.checkpoint.digest import model_version
 from g2vlm_ros.dense_map.dense_map import DenseMap
 from g2vlm_ros.dense_map.rooms import RoomMap
+from g2vlm_ros.mapping.keyframe_files import KeyframeOrigin
+from g2vlm_ros.mapping.keyframes import Keyframe
 from g2vlm_ros.msg import ReconstructionStatus
 from g2vlm_ros.parameter_schema import SettingError, parameters_of
-from g2vlm_ros.perception import Perception
+from g2vlm_ros.perception import Perception, with_input_sizes
 from g2vlm_ros.pipeline import Counts, MappingPipeline, PerceivedWindow
 from g2vlm_ros.query.object_memory import ObjectMemory
 from g2vlm_ros.records import BackendGoneError, Frame
@@ -36,7 +39,9 @@ from g2vlm_ros.ros.camera_tracking import CameraTracking, TrackingCounts
 from g2vlm_ros.ros.conversions import geometry
 from g2vlm_ros.ros.diagnostics import Diagnostics, clock_remark, hang_remark, status_message
 from g2vlm_ros.ros.inference_scheduler import InferenceScheduler
+from g2vlm_ros.ros.initial_pose import InitialPose
 from g2vlm_ros.ros.inputs.cameras import Cameras
+from g2vlm_ros.ros.keyframe_keeper import KeyframeKeeper
 from g2vlm_ros.ros.lifecycle import FAILURE, SafeLifecycleNode, all_or_nothing
 from g2vlm_ros.ros.map_services import MapServices
 from g2vlm_ros.ros.object_services import ObjectServices
@@ -84,6 +89,7 @@ class PerceptionNode(SafeLifecycleNode):
         self._object_services: ObjectServices | None = None
         self._cameras: Cameras | None = None
         self._tracking: CameraTracking | None = None
+        self._initial_pose: InitialPose | None = None
         self._live: MappingPipeline | None = None
         self._map: DenseMap | None = None
         self._newest: PerceivedWindow | None = None
@@ -142,6 +148,7 @@ class PerceptionNode(SafeLifecycleNode):
             )
             self._tracking.reset(self._session)
         self._cameras = Cameras(self, self._settings, self._on_frame, self._live.reject)
+        self._initial_pose = InitialPose(self, self._settings.map.frame, self._live.give_hint)
         self._report_timers = [
             self.create_timer(self._settings.status_period_s, self._report),
             self.create_timer(
@@ -189,6 +196,9 @@ class PerceptionNode(SafeLifecycleNode):
         tracking, self._tracking = self._tracking, None
         if tracking is not None:
             self.attempt("ending the tracking of frames", tracking.close)
+        initial_pose, self._initial_pose = self._initial_pose, None
+        if initial_pose is not None:
+            self.attempt("unsubscribing", initial_pose.close)
         timers, self._report_timers = self._report_timers, []
         for timer in timers:
             self.attempt("stopping reports", lambda timer=timer: self.destroy_timer(timer))
@@ -286,7 +296,17 @@ class PerceptionNode(SafeLifecycleNode):
         self._object_services = ObjectServices(
             self, self._settings.map.frame, self._objects, self._rooms, self._map, windows=self
         )
-        maps = MapServices(self._settings.map, self._map, self._objects, self._rooms, services)
+        keyframes = KeyframeKeeper(
+            self._settings.map,
+            KeyframeOrigin(self._version, with_input_sizes(self._settings).model.image_width_px),
+            self._device.submit,
+            self._live.map_views,
+            self._look_for,
+            self.get_logger().info,
+        )
+        maps = MapServices(
+            self._settings.map, self._map, self._objects, self._rooms, services, keyframes
+        )
         concurrent = ReentrantCallbackGroup()
         # One at a time: two that write one file, or read a large one, do not help each other, and
         # what hangs here must not take the threads of everything else.
@@ -338,9 +358,10 @@ class PerceptionNode(SafeLifecycleNode):
             return False
         self._map.add(update)
         self._outputs.publish(update)
-        if (tracking := self._tracking) is not None:
-            tracking.add(update)
-        self._queries.remember(update)
+        if update.localisation.placed:
+            if (tracking := self._tracking) is not None:
+                tracking.add(update)
+            self._queries.remember(update)
         if update.session < self._session:
             return True  # forgotten while it was published
         self._object_services.publish()
@@ -357,9 +378,12 @@ class PerceptionNode(SafeLifecycleNode):
         return (self.get_clock().now().nanoseconds - update.window.stamp_ns) * 1e-9
 
     def newest_window(self) -> tuple[PerceivedWindow, float] | None:
-        """The newest window and its age in seconds, or None before the first."""
+        """The newest window and its age in seconds, or None before the first, and while nothing
+        tells where it lies in the map."""
         update = self._newest
-        return None if update is None else (update, self._age_s(update))
+        if update is None or not update.localisation.placed:
+            return None
+        return update, self._age_s(update)
 
     def refresh(self, timeout_s: float) -> None:
         """Run a window although nobody listens, and wait for it."""
@@ -380,6 +404,17 @@ class PerceptionNode(SafeLifecycleNode):
         device.submit(self._queries.forget)
         response.success, response.message = True, "frames and map are forgotten"
         return response
+
+    def _look_for(self, keyframes: Sequence[Keyframe]) -> int:
+        """Be LOST in a saved map; its id (device's thread)."""
+        self._session, map_id = self._live.load(keyframes)
+        self._map.reset(self._session)
+        self._outputs.retract(self._session, self.get_clock().now().nanoseconds)
+        if (tracking := self._tracking) is not None:
+            tracking.reset(self._session)
+        self._newest = None
+        self._queries.forget()
+        return map_id
 
     def log_failure(self, what: str, error: BaseException) -> None:
         """Log what should not have happened, with where it did."""
@@ -450,6 +485,7 @@ class PerceptionNode(SafeLifecycleNode):
                 self._perception.backend,
                 self._problem or self._input_problem(),
                 job_s,
+                self._live.localisation,
             )
         )
 
@@ -490,6 +526,7 @@ class PerceptionNode(SafeLifecycleNode):
                     self._device.running_for_s(),
                     self._failures,
                     self.tracking_counts(),
+                    self._live.localisation,
                 )
             )
 

@@ -90,13 +90,18 @@ class Publishers:
         return any(self._listened(name) for name in self._publishers)
 
     def publish(self, update: MappedWindow) -> None:
-        """Send everything that somebody listens to. Stamps are those of the views."""
+        """Send everything that somebody listens to. Stamps are those of the views.
+
+        Nothing in the map frame while the robot is lost in a saved map.
+        """
         with self._lock:
             if update.session < self._session:
                 return
+            self._publish_depth(update)
+            if not update.localisation.placed:
+                return
             self._publish_points(update)
             self._publish_poses(update)
-            self._publish_depth(update)
             self._publish_transforms(update)
 
     def retract(self, session: int, stamp_ns: int) -> None:

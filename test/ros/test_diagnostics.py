@@ -116,6 +116,7 @@ def test_every_thing_that_can_fail_has_a_task(report):
         "latency",
         "scale",
         "loops",
+        "localisation",
         "calibration",
         "engine",
         "callbacks",

@@ -176,7 +176,7 @@ def test_an_edited_map_is_saved_loaded_and_continued(made, tmp_path):
         return made.call(SaveMap, "/perception/save_map", request)
 
     def load(name, **fields):
-        request = LoadMap.Request(path=str(tmp_path / name), **fields)
+        request = LoadMap.Request(path=str(tmp_path / name), known_pose=True, **fields)
         return made.call(LoadMap, "/perception/load_map", request)
 
     whole = made.received[MAP][-1].width

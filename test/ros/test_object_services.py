@@ -183,7 +183,7 @@ def test_objects_are_saved_and_loaded_with_the_map(made, objects, tmp_path):
     assert saved.success, saved.error_msg
     assert made.call(Trigger, "/perception/reset", Trigger.Request()).success
     made.until(lambda: not objects[-1].objects, "the empty list after the reset")
-    loaded = LoadMap.Request(path=path)
+    loaded = LoadMap.Request(path=path, known_pose=True)
     loaded.map_from_file.position.x = 1.0
     loaded.map_from_file.orientation.w = 1.0
     answer = made.call(LoadMap, "/perception/load_map", loaded)
