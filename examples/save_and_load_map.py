@@ -30,7 +30,7 @@ def main(arguments: list[str] | None = None) -> int:
     node = rclpy.create_node("save_and_load_map")
     saved = call(node, SaveMap, "save_map", SaveMap.Request(path=path))
     print(f"saved {saved.points} points to {saved.path}" if saved.success else saved.error_msg)
-    loaded = call(node, LoadMap, "load_map", LoadMap.Request(path=path))
+    loaded = call(node, LoadMap, "load_map", LoadMap.Request(path=path, known_pose=True))
     print(f"loaded {loaded.points} points" if loaded.success else loaded.error_msg)
     node.destroy_node()
     rclpy.try_shutdown()

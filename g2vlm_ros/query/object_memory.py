@@ -252,7 +252,7 @@ class ObjectMemory:
             for each in ranked[:excess]:
                 del self._objects[each.id]
         anchors = {each.window_id for each in self._objects.values()}
-        newest = max(self._places)
+        newest = max(self._places, default=None)
         self._places = {w: p for w, p in self._places.items() if w in anchors or w == newest}
 
     def replace_all(self, objects: Sequence[MapObject], map_id: int | None = None) -> None:

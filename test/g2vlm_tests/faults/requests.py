@@ -38,7 +38,7 @@ def save(it: Robot, path: object, format: str = "") -> object:
 
 
 def load(it: Robot, path: object) -> object:
-    request = LoadMap.Request(path=str(path))
+    request = LoadMap.Request(path=str(path), known_pose=True)
     request.map_from_file.orientation.w = 1.0
     return it.call(LoadMap, "load_map", request)
 
