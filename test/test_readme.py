@@ -39,7 +39,7 @@ def test_every_topic_and_service():
     from g2vlm_ros.ros.publishers import Publishers
 
     topics = {topic for _, topic, _ in Publishers.TOPICS.values()}
-    inputs = {"<camera>/image_raw", "<camera>/camera_info"}
+    inputs = {"<camera>/image_raw", "<camera>/camera_info", "/initialpose"}
     others = {"~/status", "/diagnostics", "~/query/last_target"}
     others |= {"~/query/last_answer", "~/query/picture"}
     node = "".join(
