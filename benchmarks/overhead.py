@@ -258,8 +258,6 @@ def compared(home: int, views: int, base: str, rounds: int) -> dict[str, Any]:
         "base_processor_ms": round(float(np.median(theirs)), 1),
         "base_over_ours": round(float(np.median(ratios)), 2),
         "base_over_ours_of_rounds": [round(ratio, 2) for ratio in ratios],
-        "goal_ms": GOAL_MS,
-        "within_goal": middle["processor_ms"]["all"] <= GOAL_MS,
     }
 
 
@@ -329,6 +327,7 @@ def main() -> int:
         result = compared(options.home, options.views, options.base, options.rounds)
     else:
         result = in_process(ROOT, options.home, options.views)
+    result |= {"goal_ms": GOAL_MS, "within_goal": result["processor_ms"]["all"] <= GOAL_MS}
     print(record("overhead", result).read_text())
     return 0
 
