@@ -85,7 +85,7 @@ class StageService:
             results.pop(number, None)
         reply: dict[str, Any] = {"backend": self._backend.backend, "model": self._model_version}
         reply["times_s"] = {}
-        made: Arrays = {}
+        reply_arrays: Arrays = {}
         for index, step in enumerate(header["steps"]):
             own = {
                 name.partition(".")[2]: array
@@ -99,10 +99,10 @@ class StageService:
             reply["times_s"][stage] = reply["times_s"].get(stage, 0.0) + spent
             if result.features is not None or result.cache is not None:
                 results[step["number"]] = result
-            made |= {f"{index}.{name}": array for name, array in outputs.items()}
+            reply_arrays |= {f"{index}.{name}": array for name, array in outputs.items()}
         while len(results) > MAX_RESULTS:
             results.popitem(last=False)
-        return reply, made
+        return reply, reply_arrays
 
     def _results_of(self, robot: str) -> OrderedDict[int, Result]:
         results = self._robots.setdefault(robot, OrderedDict())
