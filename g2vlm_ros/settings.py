@@ -269,6 +269,13 @@ class VoxelSettings:
         low=0.0,
         high=10,
     )
+    max_depth_m: float = parameter(
+        0.0,
+        "Leave points farther from their camera out of the map, where a small turn is far off; "
+        "0 keeps all.",
+        low=0.0,
+        high=1000,
+    )
     min_ray_confidence: float = parameter(
         0.3, "Rays below this confidence prove nothing empty.", low=0.0, high=1.0
     )

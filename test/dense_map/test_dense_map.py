@@ -104,6 +104,21 @@ def test_settings_of_the_published_cloud_do_not_thin_the_map():
     assert filled(voxel__max_edge_step=0.002) < 0.8 * everything
 
 
+def test_what_is_far_from_its_camera_stays_out_of_the_map():
+    poses = lap_poses(6, 0.3)
+    everything, *_ = drive(poses, odometry=True)
+    near, updates, _ = drive(poses, odometry=True, voxel__max_depth_m=3.0)
+    cameras = np.concatenate([update.map_from_camera for update in updates])
+
+    def nearest_m(dense_map):
+        points = np.stack([dense_map.points()[axis] for axis in "xyz"], -1)
+        local = np.einsum("nji,npj->npi", cameras[:, :3, :3], points - cameras[:, None, :3, 3])
+        return np.where(local[..., 2] > 0, local[..., 2], np.inf).min(0)
+
+    assert 100 < len(near.points()) < 0.9 * len(everything.points())
+    assert nearest_m(near).max() < 3.2 < nearest_m(everything).max()
+
+
 def test_points_are_what_the_changes_add_up_to(lap):
     scene_map, _, _ = lap
     mirror = PointMirror()

@@ -17,6 +17,8 @@ from g2vlm_ros.records import Intrinsics
 NEAR_M = 0.2
 """A surface within this distance of a map point counts as mapped."""
 SAMPLES = 4000
+TRUE_POINTS = 40_000
+"""Of the true surfaces: from 8 000 of them a perfect map of a home is 6.5 cm off, from these 3."""
 _CHUNK = 500
 
 
@@ -103,7 +105,7 @@ def surfaces(
     stamps = sorted(depths.keys() & poses.keys())
     points = []
     for stamp in stamps:
-        v = rng.integers(0, camera.height_px, 2 * SAMPLES // len(stamps) + 1)
+        v = rng.integers(0, camera.height_px, TRUE_POINTS // len(stamps) + 1)
         u = rng.integers(0, camera.width_px, len(v))
         local = unproject(np.stack([u, v], -1).astype(float), depths[stamp][v, u], camera)
         points.append(local @ poses[stamp][:3, :3].T + poses[stamp][:3, 3])
