@@ -128,6 +128,10 @@ class AnswerBuilder:
             cut = things[0].cut_upright if plan.word == "height" else things[0].cut_across
             if cut:
                 return self._cut_size(plan, things, model_answer)
+            if plan.word in ("width", "length"):
+                ragged = self._ragged_width(plan, things, model_answer)
+                if ragged is not None:
+                    return ragged
         builder = BUILDERS[plan.question_type]
         value = builder.measure(self._context, plan, things)
         statement = builder.text(plan, things, value)
@@ -192,6 +196,32 @@ class AnswerBuilder:
         result.confidence = min(size.within(CLOSE) for size in sizes) * certainty([thing])
         return result
 
+    def _ragged_width(self, plan: Plan, things: Objects, model_answer: str) -> Result | None:
+        """The model's width where it contradicts the measure but not what the images show.
+
+        Smears along the line of sight lengthen what is measured, never shorten it; and a thing
+        wider than deep cannot look wider than sqrt(2) of its width. None where the words are as
+        long as the measure, or impossible.
+        """
+        (thing,) = things
+        measure = relations.extent(self._points, thing, plan.word)
+        size = answer_parser.length(model_answer, default_unit="m") if model_answer else None
+        if size is None or not self._points.metric:
+            return None
+        least = _least_width(thing)
+        if not (1 - CLOSE) * least <= size.value < (1 - ALIKE) * measure.value:
+            return None
+        text = (
+            f"The {plan.word} of the {thing.label} is {size.value:.2f} m by the model's words; "
+            f"its points reach over {_m(measure)}, along the line of sight too."
+        )
+        self._steps.append(f"{POINT_MAP}: at least {least:.2f} m, at most {_m(measure)}.")
+        number = Measure(size.value, math.nan, "m")
+        confidence = MODEL_SIZE_CONFIDENCE * certainty(things)
+        return Result(
+            AnswerType.NUMBER, text, number=number, things=tuple(things), confidence=confidence
+        )
+
     def _cut_size(self, plan: Plan, things: Objects, model_answer: str) -> Result:
         """A size of which the measure is a lower bound: the model's words, where they fit it."""
         (thing,) = things
@@ -202,7 +232,8 @@ class AnswerBuilder:
         )
         self._steps.append(f"{POINT_MAP}: {bound}")
         size = answer_parser.length(model_answer, default_unit="m") if model_answer else None
-        if size is None or size.value < (1 - ALIKE) * measure.value:
+        least = measure.value if plan.word == "height" else _least_width(thing)
+        if size is None or size.value < (1 - ALIKE) * least:
             result = _result(measure, bound, things)
             result.confidence = measure.within(CLOSE) * CUT * certainty(things)
 
@@ -220,6 +251,11 @@ class AnswerBuilder:
         return Result(
             AnswerType.NUMBER, text, number=number, things=tuple(things), confidence=confidence
         )
+
+
+def _least_width(thing: Object3D) -> float:
+    """The longer horizontal side that a thing has at least, by how wide it looks."""
+    return thing.across / math.sqrt(2) if math.isfinite(thing.across) else float(thing.size[0])
 
 
 # What is measured ----------------------------------------------------------------------------

@@ -72,6 +72,9 @@ class Object3D:
     """Who found it: "request", "detection", "model" or "memory"."""
     trust: float = 1.0
     """How sure the finder was, 0..1."""
+    across: float = float("nan")
+    """How wide it looks from the camera of the best view, across the line of sight, at its
+    distance; what is smeared along that line does not widen it. NaN where unknown."""
     memory_id: int = 0
     """Of the MapObject that it is, where the object memory gave it; else 0."""
 
@@ -103,6 +106,7 @@ def locate(points: PointMap, region: Region, label: str, source: str, trust: flo
     covariance = _covariance(thing, region_points, sure, np.count_nonzero(keep), step)
     thing = replace(
         thing,
+        across=float("nan") if region.is_pixel else _across(chosen, camera),
         covariance=covariance,
         confidence=sure,
         visible=float(keep.mean()),
@@ -153,6 +157,7 @@ def fuse(things: Sequence[Object3D]) -> Object3D:
     thing = replace(
         shape,
         size_std=max(thing.size_std for thing in parts),
+        across=best.across,
         covariance=best.covariance,
         confidence=best.confidence,
         visible=best.visible,
@@ -258,6 +263,18 @@ def _foreground(
     keep = np.zeros(len(rows), bool)
     keep[order[layer == int(np.argmax(weight))]] = True
     return keep
+
+
+def _across(chosen: np.ndarray, camera: np.ndarray) -> float:
+    """Horizontal extent of points (n, 3) across the line of sight, at their median distance."""
+    away = chosen[:, :2] - camera[:2]
+    front = np.median(away, axis=0)
+    distance = float(np.linalg.norm(front))
+    if distance < 1e-6:
+        return float("nan")
+    bearing = np.arctan2(front[0] * away[:, 1] - front[1] * away[:, 0], away @ front)
+    low, high = np.quantile(bearing, [TRIM, 1 - TRIM])
+    return float(2 * distance * np.tan(min(high - low, np.pi / 2) / 2)) / (1 - 2 * TRIM)
 
 
 def _floor(points: PointMap, view: int, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:

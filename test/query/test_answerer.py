@@ -100,6 +100,22 @@ def test_what_the_border_cuts_has_a_lower_bound_in_that_direction_only():
 
 
 @pytest.mark.parametrize(
+    "words, metres",
+    [("0.8 metres.", 0.8), ("1.1 metres.", None), ("0.3 metres.", None), ("A red one.", None)],
+)
+def test_a_width_in_words_counts_where_the_images_allow_it(words, metres):
+    """The table measures 1.2 m; what it looks like allows a little less, not a quarter."""
+    question = "How wide is the table?"
+    silent, made = ask(question), ask(question, Model(default=words))
+    assert silent.number.value == pytest.approx(1.2, abs=0.15)
+    if metres is None:
+        assert made.number.value == silent.number.value and made.measured
+    else:
+        assert made.number.value == metres and np.isnan(made.number.std)
+        assert "by the model's words" in made.text
+
+
+@pytest.mark.parametrize(
     "words, metres", [("It is 1.4 metres wide.", 1.4), ("About 10 centimetres.", None)]
 )
 def test_of_what_the_border_cuts_the_model_may_say_more_but_not_less(words, metres):

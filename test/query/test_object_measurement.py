@@ -42,6 +42,14 @@ def test_boxes_lie_where_they_are_despite_background_in_the_region():
         assert thing.size[1] < short + 0.1, "the back may be hidden"
 
 
+def test_how_wide_a_thing_looks_is_across_the_line_of_sight():
+    plank = box(3.0, 0.0, size=(1.6, 0.4, 0.8))
+    _, (ahead,) = things([plank])
+    assert ahead.across == pytest.approx(0.4, abs=0.12) and ahead.size[0] > 0.3
+    _, (aside,) = things([box(3.0, 0.0, size=(0.4, 1.6, 0.8))])
+    assert aside.across == pytest.approx(1.6, abs=0.15)
+
+
 def test_a_pixel_gives_the_surface_under_it_and_no_size():
     points, regions = room([CHAIR])
     region = regions[0][0]
