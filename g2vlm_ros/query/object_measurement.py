@@ -106,7 +106,7 @@ def locate(points: PointMap, region: Region, label: str, source: str, trust: flo
     covariance = _covariance(thing, region_points, sure, np.count_nonzero(keep), step)
     thing = replace(
         thing,
-        across=float("nan") if region.is_pixel else _across(chosen, camera),
+        across=float("nan") if region.is_pixel else _across(region_points, camera),
         covariance=covariance,
         confidence=sure,
         visible=float(keep.mean()),
