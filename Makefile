@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-# make demo | eval | test | build | bench | gpu | fuzz | faults | soak | lint | clean: each sets up what it needs in .venv first (tools/setup_env.py).
+# make demo | eval | test | build | bench | gpu | fuzz | faults | soak | kilted | lint | clean: each sets up what it needs in .venv first (tools/setup_env.py).
 #   PYTHON=python3.12     another Python, 3.10 to 3.13
 #   TORCH_INDEX=URL       a package index with CPU builds of torch; PyPI's own is the CUDA build, some GB larger
 #   SEED=N                another held-out home for the demo
@@ -13,7 +13,7 @@ DEMO_OUT ?= demo_output
 SETUP = $(PYTHON) tools/setup_env.py
 export TORCH_INDEX
 
-.PHONY: demo eval test build bench gpu fuzz faults soak lint clean
+.PHONY: demo eval test build bench gpu fuzz faults soak kilted lint clean
 
 demo:
 	@$(SETUP) $(if $(VIEW),view,demo) -m g2vlm_ros.demo.nodes.run_demo --out "$(DEMO_OUT)" $(if $(VIEW),--view) \
@@ -43,11 +43,14 @@ faults:
 soak:
 	@PYTHONPATH=test $(SETUP) test -m g2vlm_tests.soak $(if $(MINUTES),--minutes $(MINUTES))
 
+kilted:
+	@$(PYTHON) tools/kilted.py
+
 lint:
 	@$(SETUP) lint -m ruff check .
 	@$(SETUP) lint -m ruff format --check .
 
 clean:
-	rm -rf .venv .setup.lock build install log demo_output eval_output bench_output soak_output .hypothesis .pytest_cache .ruff_cache \
+	rm -rf .venv .venv-kilted .setup.lock build install log demo_output eval_output bench_output soak_output .hypothesis .pytest_cache .ruff_cache \
 	  g2vlm_ros/kernels/compiled
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -20,6 +20,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from g2vlm_ros.checkpoint.folder_permissions import permission_warning
 from g2vlm_ros.checkpoint.input_sizes import InputSizes
 from g2vlm_ros.checkpoint.prompt_layout import (
     Segment,
@@ -32,6 +33,7 @@ from g2vlm_ros.geometry.camera import intrinsics_of_views
 from g2vlm_ros.geometry.confidence import multi_view_confidence
 from g2vlm_ros.images.preprocessing import PATCH_PX, resize_views, semantic_image
 from g2vlm_ros.inference.backend import Backend, Cache, Features, open_backend
+from g2vlm_ros.inference.tensorrt.engine_metadata import default_cache
 from g2vlm_ros.records import Answer, Intrinsics, RawGeometry, Reconstruction
 from g2vlm_ros.settings import ModelSettings, SettingError, Settings
 
@@ -120,7 +122,7 @@ class Perception:
             **_server_options(model),
         )
         perception = cls(stages, Tokenizer.open(model.checkpoint), settings)
-        perception.warnings = untrained_sizes(settings)
+        perception.warnings = (*untrained_sizes(settings), *open_folders(settings))
         return perception
 
     @property
@@ -297,6 +299,17 @@ class Perception:
                 if on_text is not None:
                     on_text(self._tokenizer.decode(ids))
         return ids, False
+
+
+def open_folders(settings: Settings) -> tuple[str, ...]:
+    """One sentence for each folder of weights, engines or maps that anybody may write to."""
+    folders = (
+        ("model.checkpoint", settings.model.checkpoint),
+        ("model.engines", settings.model.engines or default_cache()),
+        ("map.folder", settings.map.folder),
+    )
+    sentences = (permission_warning(what, folder) for what, folder in folders)
+    return tuple(sentence for sentence in sentences if sentence)
 
 
 def _server_options(model: ModelSettings) -> dict[str, object]:

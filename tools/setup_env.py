@@ -149,16 +149,40 @@ def install(groups):
         raise SetupError(f"{need_gb:.1f} GB of disk are needed, {ROOT} has {free_gb:.1f} GB free")
     say(f"requirements: {', '.join(missing)}")
     command = [str(VENV / "bin" / "python"), "-m", "pip", "install", "--disable-pip-version-check"]
+    UNFINISHED.touch()
+    if os.environ.get("REQUIRE_HASHES"):
+        run([*command, *hashed_arguments()], "hashed")
     command += ["-c", str(CONSTRAINTS), *requirements_arguments(missing)]
     if os.environ.get("TORCH_INDEX"):
         command += ["--extra-index-url", os.environ["TORCH_INDEX"]]
-    UNFINISHED.touch()
     run(command, "pip")
     if "ros" in missing:
         mend_wheels()
     for group in missing:
         stamp(group, keys[group])
     UNFINISHED.unlink()
+
+
+def hashes_file():
+    """What tools/write_hashes.py writes for this Python."""
+    name = "py{}{}-linux-x86_64.txt".format(*sys.version_info[:2])
+    return ROOT / "requirements" / "hashes" / name
+
+
+def hashed_arguments():
+    """pip's arguments where files must have the hashes that are known here (REQUIRE_HASHES=1).
+
+    All of `make test` but torch, other files on each index of CPU builds (TORCH_INDEX), and
+    TensorRT-RTX: some GB of NVIDIA's. What is installed by hash is not taken again.
+    """
+    if sourced_ros():
+        raise SetupError("REQUIRE_HASHES is for the wheels of PyPI; a ROS is sourced, unset it")
+    if not hashes_file().exists():
+        raise SetupError(
+            f"there is no {hashes_file()}; write it with tools/write_hashes.py, or unset "
+            "REQUIRE_HASHES"
+        )
+    return ["--no-deps", "--require-hashes", "-r", str(hashes_file())]
 
 
 def install_side_by_side():

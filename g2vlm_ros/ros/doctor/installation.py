@@ -11,7 +11,6 @@ import importlib.util
 import os
 import re
 import shutil
-import stat
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -19,6 +18,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from g2vlm_ros.checkpoint.config import ModelConfig
+from g2vlm_ros.checkpoint.folder_permissions import writable_by_others
 from g2vlm_ros.checkpoint.onnx_manifest import Manifest, ManifestError, check_graph, digest
 from g2vlm_ros.inference.tensorrt.engine_metadata import cached_engines, default_cache
 from g2vlm_ros.ros.doctor.findings import Finding, error, ok, warning
@@ -152,15 +152,11 @@ def check_onnx_files(folder: Path) -> Iterator[Finding]:
 
 def check_permissions(check: str, folder: Path) -> Iterator[Finding]:
     """A folder of weights or engines that others may write to is a way into the node."""
-    for path in (folder, *sorted(folder.iterdir())):
-        if path.stat().st_mode & stat.S_IWOTH:
-            yield warning(
-                check,
-                f"anybody on this machine may write to {path}",
-                f"chmod -R o-w {folder}",
-            )
-            return
-    yield ok(check, f"{folder} is not writable by others")
+    path = writable_by_others(folder)
+    if path is None:
+        yield ok(check, f"{folder} is not writable by others")
+        return
+    yield warning(check, f"anybody on this machine may write to {path}", f"chmod -R o-w {path}")
 
 
 def check_gpu() -> Iterator[Finding]:
