@@ -3,7 +3,7 @@
 # come from the host: nvidia-container-toolkit mounts the driver, apt's packages of the same JetPack bring the rest.
 #   docker build -f docker/jetson.Dockerfile --build-arg L4T=r... -t g2vlm_ros .          # on the Jetson itself
 #   docker run --rm --runtime nvidia --network host --ipc host -v ~/G2VLM-2B-MoT:/checkpoint:ro \
-#     -v ~/.cache/g2vlm_ros:/home/robot/.cache/g2vlm_ros g2vlm_ros \
+#     -v ~/.cache/g2vlm_ros:/cache/g2vlm_ros g2vlm_ros \
 #     ros2 launch g2vlm_ros perception.launch.py params_file:=jetson_orin checkpoint:=/checkpoint cameras:=front
 FROM ubuntu:24.04
 
@@ -52,6 +52,7 @@ ENV PATH=/venv/bin:$PATH
 RUN . /opt/ros/jazzy/setup.bash \
  && colcon build --packages-select g2vlm_ros --cmake-args -DBUILD_TESTING=OFF \
  && useradd --create-home --uid 10001 --groups video robot
+ENV XDG_CACHE_HOME=/cache
 USER 10001
 ENTRYPOINT ["/ws/src/g2vlm_ros/docker/entrypoint.sh"]
 CMD ["ros2", "run", "g2vlm_ros", "doctor", "--offline"]

@@ -53,9 +53,11 @@ def test_every_request_gets_a_code_or_an_answer():
 
     node = AskedNode()
     try:
-        doors = request_doors(node)
+        doors = {door.name: door for door in request_doors(node)}
         assert len(doors) == 8
-        for door in doors:
+        # Goals go over DDS, which `make fuzz` waits for and a quick test should not.
+        del doors["~/AnswerSpatialQuery"]
+        for door in doors.values():
             fuzzing.escapes(door, EXAMPLES if door.batch >= SLOW_BATCH else 3)
     finally:
         node.close()

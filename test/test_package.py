@@ -263,3 +263,40 @@ def test_what_requirements_bring_along_is_pinned_too(group: str) -> None:
         if version not in allowed.get(name, ())
     }
     assert not wrong, f"not pinned in requirements/constraints.txt: {wrong}"
+
+
+HASHED_GROUPS = ("base", "ros", "viewer", "test")
+HASH_LINE = re.compile(r"([A-Za-z0-9._-]+)==(\S+) --hash=sha256:[0-9a-f]{64}")
+
+
+@pytest.mark.parametrize(
+    "file", sorted(ROOT.glob("requirements/hashes/*.txt")), ids=lambda file: file.name
+)
+def test_hashes_are_of_the_pinned_versions(file: Path) -> None:
+    """Else REQUIRE_HASHES=1 would install something else; tools/write_hashes.py writes them."""
+    from packaging.requirements import Requirement
+    from packaging.utils import canonicalize_name
+
+    lines = [line for line in file.read_text().splitlines() if not line.startswith("#")]
+    assert all(HASH_LINE.fullmatch(line) for line in lines)
+    hashed = {canonicalize_name(name): version for name, version in map(split_pin, lines)}
+    digits = re.match(r"py3(\d+)-", file.name)[1]
+    python = {"python_version": f"3.{digits}", "platform_machine": "x86_64"}
+    wrong = []
+    for name in (*HASHED_GROUPS, "constraints"):
+        for line in (ROOT / "requirements" / f"{name}.txt").read_text().splitlines():
+            if not line.strip() or line.startswith("#"):
+                continue
+            pin = Requirement(line)
+            if pin.marker is not None and not pin.marker.evaluate(python):
+                continue
+            version = hashed.get(canonicalize_name(pin.name))
+            absent = version is None and name != "constraints"
+            if absent or version is not None and not pin.specifier.contains(version):
+                wrong.append(f"{line} ({version})")
+    assert not wrong, f"{file.name} is not of {wrong}; run tools/write_hashes.py with this Python"
+
+
+def split_pin(line: str) -> tuple[str, str]:
+    """(name, version) of a hashed line."""
+    return HASH_LINE.fullmatch(line).groups()

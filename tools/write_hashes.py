@@ -19,7 +19,7 @@ from pathlib import Path
 
 from setup_env import CONSTRAINTS, PURPOSES, ROOT, hashes_file
 
-HEADER = """# Written by tools/write_hashes.py with Python {python} on x86-64 Linux, for `make test`.
+HEADER = """# Written by tools/write_hashes.py: Python {python}, x86-64 Linux, for `make test`.
 # Without torch, whose files differ by index (TORCH_INDEX), TensorRT-RTX and what these bring.
 """
 
@@ -37,12 +37,12 @@ def report(folder: Path) -> dict:
 
 def lines(document: dict) -> list[str]:
     """name==version --hash=... of each package, by name."""
-    found = []
+    pins = []
     for package in document["install"]:
         name, version = package["metadata"]["name"], package["metadata"]["version"]
         sha256 = package["download_info"]["archive_info"]["hashes"]["sha256"]
-        found.append(f"{name}=={version} --hash=sha256:{sha256}")
-    return sorted(found, key=str.lower)
+        pins.append(f"{name}=={version} --hash=sha256:{sha256}")
+    return sorted(pins, key=str.lower)
 
 
 def main() -> int:

@@ -60,7 +60,8 @@ def soak(minutes: float) -> dict:
     warm = [row for row in rows if row["seconds"] >= WARM_UP * rows[-1]["seconds"]]
     hours = [row["seconds"] / 3600 for row in warm]
     resident = [row["resident_mib"] for row in warm]
-    slope = float(np.polyfit(hours, resident, 1)[0]) if len(warm) > 2 else float("nan")
+    slope, half = slope_of(hours, resident), len(warm) // 2
+    later = slope_of(hours[half:], resident[half:])
     return {
         "minutes": minutes,
         "windows": windows,
@@ -68,8 +69,14 @@ def soak(minutes: float) -> dict:
         "answers": answers,
         "resident_mib_per_hour": slope,
         "resident_percent_per_hour": 100 * slope / resident[0],
+        "resident_percent_per_hour_later_half": 100 * later / resident[half],
         "samples": rows,
     }
+
+
+def slope_of(hours: list[float], values: list[float]) -> float:
+    """Of the straight line through the values, per hour; NaN for fewer than three."""
+    return float(np.polyfit(hours, values, 1)[0]) if len(values) > 2 else float("nan")
 
 
 def plot(rows: list[dict], path: Path) -> None:
@@ -105,7 +112,9 @@ def main(arguments: list[str] | None = None) -> int:
         f"{report['windows']} windows, {report['answers']} of {report['questions']} answered; "
         f"memory {first['resident_mib']:.0f} to {last['resident_mib']:.0f} MiB, "
         f"threads {first['threads']} to {last['threads']}, "
-        f"descriptors {first['descriptors']} to {last['descriptors']}"
+        f"descriptors {first['descriptors']} to {last['descriptors']}; "
+        f"slope after the first fifth {report['resident_percent_per_hour']:.1f} % of memory per "
+        f"hour, in its later half {report['resident_percent_per_hour_later_half']:.1f} %"
     )
     grown = last["threads"] > first["threads"] + 4
     return int(grown or last["descriptors"] > first["descriptors"] + 8)

@@ -140,13 +140,13 @@ def transforms() -> st.SearchStrategy:
 def sensor_messages(draw: Any) -> list[Any]:
     """Some messages of a robot in any order, their values made up, their frames tied by chance."""
     frames = st.sampled_from(["base", "optical", "imu", "", "map"])
-    taken = []
+    messages_of_a_robot = []
     for _ in range(draw(st.integers(1, 4))):
         kind = draw(st.sampled_from([TFMessage, Odometry, Imu]))
         if kind is TFMessage:
             each = TransformStamped(child_frame_id=draw(frames), transform=draw(transforms()))
             each.header.frame_id = draw(frames)
-            taken.append(TFMessage(transforms=[each]))
+            messages_of_a_robot.append(TFMessage(transforms=[each]))
             continue
         message = kind()
         message.header.frame_id, message.header.stamp.sec = draw(frames), draw(st.integers(0, 3))
@@ -159,8 +159,8 @@ def sensor_messages(draw: Any) -> list[Any]:
         else:
             message.orientation = placed.rotation
             message.linear_acceleration = placed.translation
-        taken.append(message)
-    return taken
+        messages_of_a_robot.append(message)
+    return messages_of_a_robot
 
 
 def sensor_doors() -> list[Door]:
