@@ -77,7 +77,16 @@ def third_party_imports() -> set[str]:
 
 def kept_files() -> list[Path]:
     """The text files of the project: what git would keep, without asking git."""
-    skipped = {".git", ".venv", "build", "install", "log", "__pycache__", "demo_output"}
+    skipped = {
+        ".git",
+        ".venv",
+        ".venv-kilted",
+        "build",
+        "install",
+        "log",
+        "__pycache__",
+        "demo_output",
+    }
     skipped |= {"bench_output", ".hypothesis", ".pytest_cache", ".ruff_cache"}
     suffixes = {".py", ".md", ".txt", ".xml", ".toml", ".yaml", ".yml", ".rviz", ".msg", ".srv"}
     suffixes |= {".action", ".json", ".sh", ""}
