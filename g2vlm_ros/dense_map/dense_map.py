@@ -38,7 +38,7 @@ REMEMBERED_WINDOWS = 4096
 """Windows whose place is remembered, to know how far a correction moved them."""
 MOVED_VOXELS = 0.5
 """Voxel edges by which a window's content must have moved before its voxels follow."""
-NO_SUB_MAP = -1
+NO_MAP = -1
 """No window yet: the next one enters whatever map is there."""
 EARLIER_SESSION = 0
 """Window of loaded voxels; windows of this session count from 1, so no correction moves them."""
@@ -136,7 +136,7 @@ class DenseMap:
 
     def _show(self, map_id: int) -> None:
         """Show this map; the one before is put aside."""
-        if self._map_id not in (NO_SUB_MAP, map_id):
+        if self._map_id not in (NO_MAP, map_id):
             if self._shown.voxels is not None:
                 self._aside[self._map_id] = self._shown
             self._shown = self._aside.pop(map_id, _Content())
@@ -218,6 +218,12 @@ class DenseMap:
     def metric(self) -> bool:
         """Whether there is a map, and its lengths are metres."""
         return self._shown.voxels is not None and self._shown.scale is ScaleState.METRIC
+
+    @property
+    def voxel_size(self) -> float:
+        """Edge of a voxel in map units; NaN while the map is empty."""
+        voxels = self._shown.voxels
+        return float("nan") if voxels is None else float(voxels.size)
 
     def occupancy(self) -> Occupancy | None:
         """The grid around the camera, or None for an empty map."""
@@ -306,7 +312,7 @@ class DenseMap:
         with self._lock:
             return () if self._shown.editor is None else self._shown.editor.edits
 
-    def _start_over(self, map_id: int = NO_SUB_MAP) -> None:
+    def _start_over(self, map_id: int = NO_MAP) -> None:
         self._map_id = map_id
         self._maps += 1
         self._shown = _Content()

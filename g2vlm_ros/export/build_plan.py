@@ -221,17 +221,17 @@ def _checked_range(profile: str, name: str, values: Any, floor: int) -> Range:
 
 
 def _shapes(graph: GraphFile, free: dict[str, Range]) -> dict[str, list[list[int]]]:
-    unknown = {n for _, sizes in graph.inputs.values() for n in sizes if isinstance(n, str)} - set(
-        free
-    )
-    if unknown:
-        raise PlanError(
-            f"{graph.file} has dimensions that the plan does not know: {', '.join(unknown)}"
-        )
-    return {
-        name: [[free[n][i] if isinstance(n, str) else n for n in sizes] for i in range(3)]
-        for name, (_, sizes) in graph.inputs.items()
-    }
+    """Least, usual and largest shape of each input; PlanError for a dimension without a range."""
+    shapes = {}
+    for name, (_, sizes) in graph.inputs.items():
+        unknown = [size for size in sizes if isinstance(size, str) and size not in free]
+        if unknown:
+            raise PlanError(
+                f"{graph.file} has dimensions that the plan does not know: {', '.join(unknown)}"
+            )
+        ranges = [free[size] if isinstance(size, str) else (size, size, size) for size in sizes]
+        shapes[name] = [list(shape) for shape in zip(*ranges, strict=True)] or [[], [], []]
+    return shapes
 
 
 def _ordered(values: list[int]) -> Range:

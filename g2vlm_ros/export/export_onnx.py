@@ -441,10 +441,12 @@ def _size_list(text: str) -> tuple[tuple[int, int], ...]:
     if text == "any":
         return ()
     sizes = tuple(tuple(int(n) for n in part.split("x")) for part in text.split(","))
-    if any(
-        len(size) != 2 or min(size) < PATCH_PX or any(n % PATCH_PX for n in size) for size in sizes
-    ):
-        raise argparse.ArgumentTypeError(f"{text} is not WIDTHxHEIGHT in multiples of {PATCH_PX}")
+    for size in sizes:
+        in_patches = min(size) >= PATCH_PX and all(side % PATCH_PX == 0 for side in size)
+        if len(size) != 2 or not in_patches:
+            raise argparse.ArgumentTypeError(
+                f"{text} is not WIDTHxHEIGHT in multiples of {PATCH_PX}"
+            )
     return sizes
 
 

@@ -135,12 +135,15 @@ class _Edit:
                 self.widen(node, index)
 
     def _from_product(self, node: NodeProto) -> bool:
-        above = [self.producer.get(name) for name in node.input]
-        return any(
-            a is not None
-            and (a.op_type == "MatMul" or (a.op_type in BETWEEN and self._from_product(a)))
-            for a in above
-        )
+        for name in node.input:
+            above = self.producer.get(name)
+            if above is None:
+                continue
+            if above.op_type == "MatMul":
+                return True
+            if above.op_type in BETWEEN and self._from_product(above):
+                return True
+        return False
 
     def widen_values(self, node: NodeProto) -> list[NodeProto]:
         """Walks from a softmax down to the products with the values, which are returned.

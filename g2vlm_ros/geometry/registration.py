@@ -3,7 +3,7 @@
 
 Every window comes out of the network in a frame and a unit of its own. Windows that share views
 show the same pixels twice; the seven-degree similarity between them is fitted to where each pixel
-lies as seen from its camera. `map_frame` chains such joints into one map.
+lies as seen from its camera. `graph_slam` chains these registrations into one map.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ SYSTEMATIC = np.array([0.01] * 3 + [0.005] * 3 + [0.01])
 the range, logarithm of scale. The angle is the demo checkpoint's, by `nees_rotation` of
 `python -m benchmarks demo_map`."""
 WORST = np.array([0.05] * 3 + [0.05] * 3 + [0.1])
-"""Standard deviations (same units) at which a joint is worth half of its inliers."""
+"""Standard deviations (same units) at which a registration is worth half of its inliers."""
 
 
 def fit_sim3(source: np.ndarray, target: np.ndarray, weights: np.ndarray) -> Sim3:
@@ -145,7 +145,7 @@ def register_views(
 ) -> RelativePose:
     """target_from_source from pairs (in the source window, in the target window) of one view each.
 
-    spread: what earlier joints showed of `RelativePose.spread`. unit_std: deviation of the
+    spread: what earlier registrations showed of `RelativePose.spread`. unit_std: deviation of the
     logarithm of a
     view's own unit from its window's, which all shared views may have in common. Raises
     ValueError where there is no pair that can fix a similarity.
@@ -174,8 +174,8 @@ def fit_relative_pose(
     What is wrong with a whole view (its pose, its depth's unit) is the same for all its points, so
     that points of several views must not be thrown together: views a step apart would seem to fix
     the scale by that step. Views that disagree more than their covariances say widen the result's,
-    and through `spread` those of later joints, which may have one view and cannot tell. Raises
-    ValueError as `fit_sim3` does.
+    and through `spread` those of later registrations, which may have one view and cannot tell.
+    Raises ValueError as `fit_sim3` does.
     """
     fits = [_fit_view(view) for view in views]
     fit, covariance, spread = _mean(fits, spread)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Where a window lies by odometry: it carries the map on where images cannot.
 
-A turn too fast for views to overlap, or a bare wall, leaves a window without a joint; the wheels
+A turn too fast for views to overlap, or a bare wall, leaves a window unregistered; the wheels
 know all the same about where it is.
 """
 
@@ -55,10 +55,10 @@ def odometry_constraint(
     now_unit: ScaleMeasurement,
     reach_m: float,
 ) -> RelativePose | None:
-    """The joint of two windows by odometry; `before` is the target.
+    """The relative pose of two windows by odometry; `before` is the target.
 
     unit_m: metres per unit of the window before; now_unit: of the other. None beyond reach_m of
-    way, or where the odometry has jumped. The joint claims no inliers and no quality.
+    way, or where the odometry has jumped. It claims no inliers and no quality.
     """
     moved = np.linalg.inv(before.odom_from_camera) @ now.odom_from_camera
     way_m = float(np.linalg.norm(moved[:3, 3]))

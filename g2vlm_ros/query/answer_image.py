@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import textwrap
+from collections import Counter
 from collections.abc import Callable, Sequence
 
 import cv2
@@ -25,13 +26,13 @@ _LEGIBLE = str.maketrans({"±": "+-", "°": " deg", "²": "2", "’": "'", "…"
 def views_of(result: Result, newest: int) -> list[int]:
     """As few views as show every thing of an answer, the telling ones first; else `newest`."""
     missing = [{region.view for region in thing.regions} for thing in result.things]
-    missing = [views for views in missing if views]
-    indices = []
-    while missing:
-        every = {view for views in missing for view in views}
-        indices.append(max(every, key=lambda view: (sum(view in m for m in missing), view)))
-        missing = [views for views in missing if indices[-1] not in views]
-    return indices or [newest]
+    selection = []
+    while any(missing):
+        shown_in = Counter(view for views in missing for view in views)
+        best = max(shown_in, key=lambda view: (shown_in[view], view))
+        selection.append(best)
+        missing = [views for views in missing if best not in views]
+    return selection or [newest]
 
 
 def marks_of(

@@ -193,7 +193,7 @@ def perception_unit(result, poses):
     return own / np.linalg.norm(poses[1, :3, 3] - poses[0, :3, 3])
 
 
-def test_a_turn_too_fast_to_overlap_starts_a_sub_map_and_says_why():
+def test_a_turn_too_fast_to_overlap_starts_a_map_and_says_why():
     poses = lap_poses(5, 0.2)
     behind = pose_on_lap(0.8, np.pi)
     perception = DrivePerception(np.stack([*poses[:3], poses[3], behind]))
@@ -307,7 +307,7 @@ def test_scale_of_a_joint_is_as_uncertain_as_the_units_of_views_are_apart():
     assert deviations[0] < 0.015 and 0.04 < deviations[1] < 0.12
 
 
-def test_reset_forgets_the_map_but_counts_sub_maps_on(rng):
+def test_reset_forgets_the_map_but_counts_maps_on(rng):
     perception = DrivePerception(lap_poses(5, 0.3))
     slam = GraphSlam(MapSettings())
     windows = [Window(k + 1, tuple(frame_of(perception, n) for n in (0, 1, 2))) for k in range(2)]

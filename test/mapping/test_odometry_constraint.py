@@ -106,7 +106,7 @@ def test_a_turn_too_fast_to_overlap_stays_in_the_map(metres):
 @pytest.mark.parametrize(
     "settings", [{"metres_per_unit": 1.0, "odometry_reach_m": 0.0}, {"max_scale_std": 0.001}]
 )
-def test_without_reach_or_metres_a_sub_map_starts(settings, metres):
+def test_without_reach_or_metres_a_map_starts(settings, metres):
     _, placed = turned_away(**settings)
     placements = [p for p, _ in placed]
     assert placements[2].new_map == "no_overlap" and placements[2].map_id == 1

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A separate subscriber that writes down what really came over DDS; the witness of the demo.
+"""A separate subscriber that writes down what really came over DDS during the demo.
 
 ``python -m g2vlm_ros.demo.nodes.demo_recorder OUT_DIR`` records until its standard input closes,
 then writes

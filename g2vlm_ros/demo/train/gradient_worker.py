@@ -111,8 +111,8 @@ def _work(
     """The companion's end: weights in, gradients out, until its parent is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(1)
-    lesson = Objectives(config, folder, "cpu", cache)
-    parameters = list(lesson.all.parameters())
+    objectives = Objectives(config, folder, "cpu", cache)
+    parameters = list(objectives.all.parameters())
     batches = windows = 0
     while os.getppid() == parent:
         if exchange.state[_STAGE] < 0:
@@ -126,7 +126,7 @@ def _work(
         batches += 1
         # The training itself draws from (seed, step).
         rng = np.random.default_rng([config.steps.seed, step, batches])
-        count, loss, _ = lesson.backward(STAGES[stage], drawn, rng)
+        count, loss, _ = objectives.backward(STAGES[stage], drawn, rng)
         windows += count
         finite = bool(torch.isfinite(loss))
         if finite and exchange.state[_FULL]:
@@ -134,7 +134,7 @@ def _work(
         if finite:
             exchange.offer([_gradient(parameter) / batches for parameter in parameters], windows)
         batches = windows = 0
-        lesson.all.zero_grad(set_to_none=True)
+        objectives.all.zero_grad(set_to_none=True)
 
 
 def _gradient(parameter: nn.Parameter) -> Tensor:

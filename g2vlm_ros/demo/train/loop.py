@@ -66,8 +66,8 @@ class Training:
         sees.
         """
         self.config, self.folder, self.device = config, folder, device
-        self.lesson = Objectives(config, folder, device, cache, workers)
-        self.trainee, self.all = self.lesson.trainee, self.lesson.all
+        self.objectives = Objectives(config, folder, device, cache, workers)
+        self.trainee, self.all = self.objectives.trainee, self.objectives.all
         self.optimizer = Optimizer(
             self.all, config.steps.weight_decay, config.steps.semantic_factor
         )
@@ -153,7 +153,7 @@ class Training:
         if self.companion is not None:
             self.companion.publish(progress.stage, progress.steps, progress.windows)
         rng = np.random.default_rng([config.steps.seed, progress.steps])
-        count, loss, terms = self.lesson.backward(
+        count, loss, terms = self.objectives.backward(
             progress.stage, progress.windows, rng, self._lead()
         )
         if self.companion is not None:

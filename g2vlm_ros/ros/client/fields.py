@@ -96,8 +96,10 @@ def _converted_sequence(
 ) -> list[Any]:
     if isinstance(value, str | bytes) or not isinstance(value, Sequence | np.ndarray):
         raise _misfit(field, value, f"a list of {kind}")
-    if most is not None and (len(value) > most or exact and len(value) != most):
-        raise _misfit(field, value, f"a list of {'' if exact else 'at most '}{most} {kind}")
+    if most is not None and exact and len(value) != most:
+        raise _misfit(field, value, f"a list of {most} {kind}")
+    if most is not None and len(value) > most:
+        raise _misfit(field, value, f"a list of at most {most} {kind}")
     return [converted(f"{field}[{index}]", kind, item) for index, item in enumerate(value)]
 
 

@@ -29,7 +29,7 @@ def cloud(points):
     return PointCloud2(data=np.zeros((points, 5), np.float32).tobytes())
 
 
-def test_path_and_map_of_the_longest_sub_map_are_kept(recorder):
+def test_path_and_map_of_the_longest_map_are_kept(recorder):
     kept = []
     for poses in (3, 9, 2, 5, 10):
         recorder._keep_path(path(poses))

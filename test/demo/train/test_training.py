@@ -34,19 +34,19 @@ def training(tmp_path, tokenizer_folder, cache, config=TINY, name="run"):
 def test_a_toy_set_is_learned_to_near_zero(tmp_path, tokenizer_folder, shard_cache, monkeypatch):
     """One window again and again: points, poses and answers must become nearly right."""
     made = training(tmp_path, tokenizer_folder, shard_cache)
-    made.lesson.ring.advance(0, words=True)
+    made.objectives.ring.advance(0, words=True)
     torch.manual_seed(0)
-    batch = made.lesson.ring.batch(2, np.random.default_rng(0), True)
+    batch = made.objectives.ring.batch(2, np.random.default_rng(0), True)
     shown = batch._replace(questions=None)
     monkeypatch.setattr(
-        made.lesson.ring, "batch", lambda views, rng, asking: batch if asking else shown
+        made.objectives.ring, "batch", lambda views, rng, asking: batch if asking else shown
     )
     views = batch._replace(
         images=batch.images.flatten(0, 1)[:, None],
         cells=batch.cells.flatten(0, 1)[:, None],
         classes=batch.classes.repeat_interleave(batch.images.shape[1], 0),
     )
-    monkeypatch.setattr(made.lesson.ring, "single_views", lambda count, rng: views)
+    monkeypatch.setattr(made.objectives.ring, "single_views", lambda count, rng: views)
     first: dict[str, float] = {}
     last: dict[str, float] = {}
     for made.progress.stage in STAGES:
@@ -70,7 +70,7 @@ def test_a_toy_set_is_learned_to_near_zero(tmp_path, tokenizer_folder, shard_cac
 def test_a_stage_leaves_what_others_learned(tmp_path, tokenizer_folder, shard_cache, stage, parts):
     made = training(tmp_path, tokenizer_folder, shard_cache)
     before = {name: value.clone() for name, value in made.all.state_dict().items()}
-    made.lesson.ring.advance(0)
+    made.objectives.ring.advance(0)
     made.progress.stage = stage
     made.step(0.0)
     after = made.all.state_dict()
@@ -100,7 +100,7 @@ def test_a_companion_adds_its_windows(tmp_path, tokenizer_folder, shard_cache):
     made = Training(TINY, alone.folder, "cpu", shard_cache, companion=True)
     before = {name: value.clone() for name, value in made.all.state_dict().items()}
     made.progress.stage = "geometry"
-    made.lesson.ring.advance(0)
+    made.objectives.ring.advance(0)
     try:
         until = time.monotonic() + 90
         while made.progress.windows == 4 * made.progress.steps and time.monotonic() < until:
@@ -129,12 +129,12 @@ def test_waiting_gradients_are_averaged_by_windows():
 def test_a_bad_step_is_skipped_and_counted(tmp_path, tokenizer_folder, shard_cache, monkeypatch):
     made = training(tmp_path, tokenizer_folder, shard_cache)
     made.progress.stage = "geometry"
-    made.lesson.ring.advance(0)
+    made.objectives.ring.advance(0)
     before = {name: value.clone() for name, value in made.all.state_dict().items()}
-    batch = made.lesson.ring.batch(4, np.random.default_rng(0), False)
+    batch = made.objectives.ring.batch(4, np.random.default_rng(0), False)
     broken = batch.target._replace(depth_m=batch.target.depth_m * torch.nan)
     broken = batch._replace(target=broken)
-    monkeypatch.setattr(made.lesson.ring, "batch", lambda views, rng, asking: broken)
+    monkeypatch.setattr(made.objectives.ring, "batch", lambda views, rng, asking: broken)
     made.step(0.0)
     made.read()
     assert made.progress.skipped == 1
