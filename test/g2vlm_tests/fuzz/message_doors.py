@@ -242,6 +242,7 @@ def agent_door() -> Door:
     """What a language model writes into a tool call: refused in words, or a message that fits."""
     from g2vlm_ros.ros.client import agent_tools
     from g2vlm_ros.ros.client.client import request
+    from g2vlm_ros.ros.client.fields import message
 
     class Robot:
         def ask(self, question: Any, **fields: Any) -> SpatialQuery.Response:
@@ -251,8 +252,8 @@ def agent_door() -> Door:
         def locate(self, thing: Any, **fields: Any) -> SpatialQuery.Response:
             return self.ask(f"Where is the {thing}?", **fields)
 
-        def find(self, words: Any, with_gone: bool) -> FindObjects.Response:
-            serialize_message(FindObjects.Request(words=words, with_gone=with_gone))
+        def find(self, words: Any, **fields: Any) -> FindObjects.Response:
+            serialize_message(message(FindObjects.Request, words=words, **fields))
             return FindObjects.Response()
 
     arguments = st.dictionaries(
