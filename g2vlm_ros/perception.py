@@ -116,6 +116,7 @@ class Perception:
             model.backend,
             model.checkpoint,
             model.engines,
+            threads=model.threads,
             device=model.device,
             dtype=model.dtype,
             dino_windows=None if model.dino_windows == "auto" else model.dino_windows,

@@ -51,6 +51,13 @@ class ModelSettings:
         "Attention windows of the DINO encoder; auto asks the checkpoint.",
         choices=("auto", "released", "aligned"),
     )
+    threads: int = parameter(
+        0,
+        "Threads of ONNX Runtime on the CPU; 0: the cores that the process may use, by affinity "
+        "and a container's quota.",
+        low=0,
+        high=1024,
+    )
     image_width_px: int = parameter(
         0,
         "Width of the views inside the model, a multiple of 14; height follows the aspect. "

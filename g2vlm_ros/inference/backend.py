@@ -97,24 +97,26 @@ class Backend(Protocol):
 
 
 def open_backend(
-    backend: str, folder: str | Path, engines: str | Path = "", **options: Any
+    backend: str, folder: str | Path, engines: str | Path = "", threads: int = 0, **options: Any
 ) -> Backend:
     """Opens a checkpoint folder with a backend; options are those of the backend's `open`.
 
     engines: cache folder of built engines, for tensorrt alone; empty for the default one.
+    threads: of ONNX Runtime on the CPU; 0 for the cores that this process may use.
     "auto" takes the first that can run the folder: with a GPU tensorrt, torch, onnx; without one
     onnx, which is faster there, then torch. `chosen_because` of the result says why.
     """
+    special = {"tensorrt": {"engines": engines}, "onnx": {"threads": threads}}
     if backend != "auto":
         if backend not in BACKENDS:
             names = ", ".join(["auto", *BACKENDS])
             raise ValueError(f"backend '{backend}' is not there; choose one of {names}")
-        return _open(backend, folder, "asked for", engines, options)
+        return _open(backend, folder, "asked for", special, options)
     passed_over = []
     for name in _by_preference(options.get("device", "auto")):
         try:
             why = "; ".join([*passed_over, "the best that is here"])
-            return _open(name, folder, why, engines, options)
+            return _open(name, folder, why, special, options)
         except (ImportError, UnfitError) as error:
             passed_over.append(f"not {name}: {error}")
     raise UnfitError(f"no backend can run {folder}: {'; '.join(passed_over)}")
@@ -127,11 +129,16 @@ def _by_preference(device: str) -> tuple[str, ...]:
 
 
 def _open(
-    name: str, folder: str | Path, why: str, engines: str | Path, options: dict[str, Any]
+    name: str,
+    folder: str | Path,
+    why: str,
+    special: dict[str, dict[str, Any]],
+    options: dict[str, Any],
 ) -> Backend:
+    """special: options that only one backend has, by its name; those left empty are not passed."""
     module, kind = BACKENDS[name]
-    if name == "tensorrt" and engines:
-        options = {**options, "engines": engines}
+    own = {option: value for option, value in special.get(name, {}).items() if value}
+    options = {**options, **own}
     stages = getattr(import_module(module), kind).open(folder, **options)
     stages.chosen_because = why
     return stages

@@ -62,6 +62,7 @@ class OnnxBackend:
         device: str,
         dtype: str,
         on_host: bool | None = None,
+        threads: int = 0,
     ):
         """on_host: the memory of the device is the host's; left out: on the CPU.
 
@@ -75,6 +76,7 @@ class OnnxBackend:
         self._element = np.float16 if dtype == "float16" else np.float32
         self._on_host = device == "cpu" if on_host is None else on_host
         self._steps_ahead = 1 if self._on_host else STEPS_AHEAD
+        self._threads = threads
         self._sessions: dict[str, onnxruntime.InferenceSession] = {}
 
     @classmethod
@@ -84,6 +86,7 @@ class OnnxBackend:
         device: str = "auto",
         dtype: str = "auto",
         dino_windows: str | None = None,
+        threads: int = 0,
     ) -> OnnxBackend:
         """A checkpoint folder that `export.onnx` has put graphs in.
 
@@ -116,7 +119,7 @@ class OnnxBackend:
                 f"{folder} has no ONNX file with dino_windows {windows}; "
                 f"run `{command(folder, '--dino-windows', windows)}`"
             )
-        return cls(folder, config, manifest, device, dtype)
+        return cls(folder, config, manifest, device, dtype, threads=threads)
 
     def new_cache(self) -> OnnxCache:
         text = self.config.text
@@ -317,7 +320,7 @@ class OnnxBackend:
         if graph.file not in self._sessions:
             path = check_graph(self._folder, graph)
             try:
-                self._sessions[graph.file] = open_session(path, self._device)
+                self._sessions[graph.file] = open_session(path, self._device, self._threads)
             except Exception as error:  # onnxruntime has one class per status, none in common
                 raise ManifestError(
                     f"onnxruntime {onnxruntime.__version__} cannot load {path} ({error}); "
@@ -350,9 +353,10 @@ class OnnxBackend:
         )
 
 
-def open_session(path: Path, device: str) -> onnxruntime.InferenceSession:
+def open_session(path: Path, device: str, threads: int = 0) -> onnxruntime.InferenceSession:
+    """threads: on the CPU; 0 for the cores that this process may use."""
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = usable_cores()
+    options.intra_op_num_threads = threads or usable_cores()
     # Idle threads that spin would take the processor from the rest of the robot.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     # Products with int4 weights would else round their activations to int8.

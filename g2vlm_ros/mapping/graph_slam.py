@@ -10,6 +10,7 @@ listed in the placement that moved them.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -127,8 +128,31 @@ class GraphSlam:
         """Join a window to the map by the views it shares with the ones before.
 
         Where no shared view does, odometry carries a map in metres on, if it knows the way; else
-        a new map starts, so that a wrong pose is never published as a continuation.
+        a new map starts, so that a wrong pose is never published as a continuation. A window
+        that raises leaves the map as it was.
         """
+        saved = self._snapshot()
+        try:
+            return self._place(window, result)
+        except Exception:
+            self._restore(saved)
+            raise
+
+    def _snapshot(self) -> tuple:
+        """What `_restore` needs to undo a window."""
+        maps = {id(frame): frame for frame in self._map_of.values()}
+        frames = [(frame, deepcopy(vars(frame))) for frame in maps.values()]
+        own = (dict(self._map_of), self._map_count, self._last_odometry)
+        return self._graph.snapshot(), frames, own
+
+    def _restore(self, saved: tuple) -> None:
+        graph, frames, own = saved
+        self._graph.restore(graph)
+        for frame, contents in frames:
+            vars(frame).update(contents)
+        self._map_of, self._map_count, self._last_odometry = own
+
+    def _place(self, window: Window, result: Reconstruction) -> WindowPose:
         node = window.id
         constraint = self._constrain(window, result)
         self._add(node, constraint, result)
@@ -139,8 +163,7 @@ class GraphSlam:
         corrections = self._settle(node, constraint, moves_all)
         target, by_odometry = constraint.target, constraint.by_odometry
         new_map = target is None
-        self._registrar.remember(window, result, new_map)
-        return WindowPose(
+        placement = WindowPose(
             map_from_window=self._graph.pose(node),
             map_id=frame.id,
             scale=scale,
@@ -153,6 +176,8 @@ class GraphSlam:
             corrections=corrections,
             forgotten=self._fold(),
         )
+        self._registrar.remember(window, result, new_map)
+        return placement
 
     def between(self, node: int, other: int) -> Sim3 | None:
         """A placed window from another one by their ids, or None in different maps."""

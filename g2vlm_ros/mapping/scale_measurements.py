@@ -51,6 +51,11 @@ MAX_DISAGREEMENT = 0.3
 """Relative spread of single measurements above which a window's evidence is refused."""
 
 
+MAX_DEPTH_M = 200.0
+"""Median of a depth image above which it is not in metres: no depth camera sees so far, and
+millimetres as floats are 1000 times too large."""
+
+
 @dataclass(frozen=True)
 class ScaleMeasurement:
     """What one source says about one window's unit."""
@@ -174,7 +179,7 @@ def from_depth(frames: Sequence[Frame], result: Reconstruction) -> ScaleMeasurem
         depth_u = result.local_points_u[i, ..., 2]
         depth_m = _nearest(image, depth_u.shape)
         good = np.isfinite(depth_m) & (depth_m > 0) & (depth_u > 0)
-        if good.mean() > 0.05:
+        if good.mean() > 0.05 and np.median(depth_m[good]) <= MAX_DEPTH_M:
             logs.append(np.log(depth_m[good] / depth_u[good]))
     if not logs:
         return None

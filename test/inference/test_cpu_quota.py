@@ -2,6 +2,7 @@
 """Threads follow the quota of a container, not the cores of its host."""
 
 import os
+from pathlib import Path
 
 import pytest
 
@@ -33,3 +34,22 @@ def test_version_1_of_control_groups_and_none_at_all(tmp_path, monkeypatch):
     assert usable_cores(tmp_path) == 2
     (tmp_path / "cpu" / "cpu.cfs_quota_us").write_text("-1\n")
     assert usable_cores(tmp_path) == 16
+
+
+def test_the_parameter_overrules_the_cores(monkeypatch):
+    """`model.threads` reaches the sessions of ONNX Runtime; 0 leaves it to the quota."""
+    onnxruntime = pytest.importorskip("onnxruntime")
+    from g2vlm_ros.inference import backend, onnx_backend
+
+    seen = []
+
+    def session(path, options, providers):
+        seen.append(options.intra_op_num_threads)
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", session)
+    monkeypatch.setattr(onnx_backend, "usable_cores", lambda: 5)
+    folder = Path(__file__).parents[2] / "engines" / "demo"
+    for threads in (0, 3):
+        stages = backend.open_backend("onnx", folder, threads=threads, device="cpu")
+        stages._session("heads", (168, 224))
+    assert seen == [5, 3]

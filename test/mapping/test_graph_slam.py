@@ -360,3 +360,40 @@ def test_a_depth_image_gives_metres_to_within_a_percent():
 def test_a_camera_whose_depth_image_never_came_has_no_metres():
     for placement, _ in place_drive(lap_poses(4, 0.3), depth=lambda pose: lambda: None):
         assert placement.scale.state is ScaleState.RELATIVE
+
+
+@pytest.mark.parametrize("step", ["_update_scale", "_settle", "_covariance", "_fold"])
+def test_a_window_that_raises_leaves_the_map_as_it_was(rng, monkeypatch, step):
+    """The next window is placed as if the one that failed had never come."""
+    poses = [level_pose(0.3 * i, 0.1 * i) for i in range(7)]
+    views = [make_view(rng, pose) for pose in poses]
+
+    def place(slam, number, ids):
+        results = make_result([views[i] for i in ids], [poses[i] for i in ids], Sim3.identity())
+        return slam.place(make_window(number, ids), results)
+
+    settings = MapSettings(metres_per_unit=2.0)
+    spared, slam = GraphSlam(settings), GraphSlam(settings)
+    for each in (spared, slam):
+        place(each, 1, [0, 1, 2])
+
+    def fail(*_, **__):
+        raise np.linalg.LinAlgError("Eigenvalues did not converge")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(GraphSlam, step, fail)
+        for ids in ([2, 3, 4], [5, 6]):
+            with pytest.raises(np.linalg.LinAlgError):
+                place(slam, 2, ids)
+    assert len(slam) == 1 and 1 in slam and 2 not in slam
+    expected, found = place(spared, 3, [2, 3, 4]), place(slam, 3, [2, 3, 4])
+    assert (found.map_id, found.new_map, found.scale) == (
+        expected.map_id,
+        expected.new_map,
+        expected.scale,
+    )
+    for name in ("rotation", "translation", "scale"):
+        np.testing.assert_array_equal(
+            getattr(found.map_from_window, name), getattr(expected.map_from_window, name)
+        )
+    np.testing.assert_array_equal(found.covariance, expected.covariance)

@@ -232,3 +232,11 @@ def test_rescaling_changes_the_unit_and_nothing_else():
     scale.rescaled(2.0)
     assert scale.belief().metres_per_unit == pytest.approx(1.0)
     assert scale.belief().relative_std == belief.relative_std
+
+
+def test_millimetres_as_floats_are_no_evidence_of_metres():
+    frames, result, truth = seen()
+    depth = look(lap_poses(1, 0.4)[0])[0].astype(np.float32)
+    good = from_depth([replace(frames[0], depth=lambda: depth), *frames[1:]], result)
+    assert good.metres_per_unit == pytest.approx(truth, rel=0.01)
+    assert from_depth([replace(frames[0], depth=lambda: 1000 * depth)], result) is None

@@ -161,6 +161,17 @@ def test_depth_is_paired_whichever_comes_first(paired, encoding, early):
     assert images.of(round((START_S + 1) * NS), "optical")() is None and not warnings
 
 
+def test_depth_in_millimetres_as_floats_is_named_and_not_used(paired):
+    images, warnings = paired
+    wanted = np.array([[0.5, 1.25, 3.0], [0.0, 2.0, 7.125]])
+    images.update(depth_message(1000 * wanted, START_S, "32FC1"))
+    assert images.of(round(START_S * NS), "optical")() is None
+    (warning,) = warnings
+    assert all(
+        word in warning for word in ("'optical'", "2000 m", "200 m", "millimetres", "16UC1")
+    )
+
+
 def test_big_endian_depth_with_padded_rows(paired):
     images, _ = paired
     wanted = np.array([[0.5, 1.25], [3.0, 4.0]])

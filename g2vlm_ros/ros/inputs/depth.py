@@ -12,9 +12,12 @@ import numpy as np
 from sensor_msgs.msg import Image
 
 from g2vlm_ros.images.decoding import ImageError
+from g2vlm_ros.mapping.scale_measurements import MAX_DEPTH_M
 from g2vlm_ros.ros.conversions import geometry, images
 from g2vlm_ros.ros.inputs.unmatched import UnmatchedFrames
 
+Read = Callable[[], "np.ndarray | None"]
+"""Decodes an image: float32 (height, width) metres, or None where it is not in metres."""
 EARLY_IMAGES = 8
 """Depth images kept that no frame has asked for yet."""
 WAITING_FRAMES = 64
@@ -28,13 +31,13 @@ class _Wanted:
     frame_id: str
     off_ns: float
     """By how much the stamps differ; before one came, the most they may."""
-    read: Callable[[], np.ndarray] | None = None
+    read: Read | None = None
 
     def depth(self) -> np.ndarray | None:
-        """float32 (height, width) metres, or None where none came."""
+        """float32 (height, width) metres, or None where none came or it is not in metres."""
         return None if self.read is None else self.read()
 
-    def take(self, stamp_ns: int, frame_id: str, read: Callable[[], np.ndarray]) -> None:
+    def take(self, stamp_ns: int, frame_id: str, read: Read) -> None:
         off_ns = abs(stamp_ns - self.stamp_ns)
         if frame_id == self.frame_id and off_ns <= self.off_ns:
             self.off_ns, self.read = off_ns, read
@@ -52,7 +55,7 @@ class DepthImages:
         self._unmatched = UnmatchedFrames(warn)
         self._newest: tuple[int, str] | None = None
         self._last: _Wanted | None = None
-        self._early: deque[tuple[int, str, Callable[[], np.ndarray]]] = deque(maxlen=EARLY_IMAGES)
+        self._early: deque[tuple[int, str, Read]] = deque(maxlen=EARLY_IMAGES)
         self._wanted: deque[weakref.ref[_Wanted]] = deque(maxlen=WAITING_FRAMES)
 
     def update(self, message: Image) -> None:
@@ -62,13 +65,14 @@ class DepthImages:
         except ImageError as error:
             self._warn(f"depth image of {message.header.frame_id!r} is not used: {error}")
             return
-        image = (geometry.stamp_ns(message.header.stamp), message.header.frame_id, read)
+        stamp_ns, frame_id = geometry.stamp_ns(message.header.stamp), message.header.frame_id
+        image = (stamp_ns, frame_id, lambda: self._in_metres(read(), frame_id))
         self._early.append(image)
         self._newest = image[:2]
         for request in filter(None, (each() for each in self._wanted)):
             request.take(*image)
 
-    def of(self, stamp_ns: int, frame_id: str) -> Callable[[], np.ndarray | None]:
+    def of(self, stamp_ns: int, frame_id: str) -> Read:
         """What `Frame.depth` of a frame is."""
         # A depth image may come after its frame: the frame before this one is looked at.
         before = self._last
@@ -81,6 +85,19 @@ class DepthImages:
         self._wanted.append(weakref.ref(request))
         self._last = request
         return request.depth
+
+    def _in_metres(self, depth_m: np.ndarray, frame_id: str) -> np.ndarray | None:
+        """The image, or None, with a warning, where its values can be no metres."""
+        positive = depth_m[np.isfinite(depth_m) & (depth_m > 0)]
+        median_m = float(np.median(positive)) if positive.size else 0.0
+        if median_m <= MAX_DEPTH_M:
+            return depth_m
+        self._warn(
+            f"depth image of {frame_id!r} is not used: its median is {median_m:.0f} m, more than "
+            f"the {MAX_DEPTH_M:g} m that depth can be; 32FC1 must be in metres (REP-118), "
+            "millimetres are 16UC1"
+        )
+        return None
 
     def _why_unmatched(self, stamp_ns: int, frame_id: str) -> str:
         if self._newest is None:
