@@ -19,6 +19,7 @@ from g2vlm_ros.geometry.calibration import with_known_cameras
 from g2vlm_ros.images.quality import ImageQualityFilter
 from g2vlm_ros.mapping.depth_fusion import fuse_depth
 from g2vlm_ros.mapping.graph_slam import GraphSlam
+from g2vlm_ros.mapping.ignored_pixels import without_ignored
 from g2vlm_ros.mapping.keyframes import Keyframe
 from g2vlm_ros.mapping.localisation import Localiser
 from g2vlm_ros.mapping.loop_closure import LoopDetector, LoopMatch
@@ -200,6 +201,7 @@ class MappingPipeline:
         network = with_known_cameras(network, [frame.intrinsics for frame in window.frames])
         with timer.measure("poses"):
             result, rig_off_rad = self._with_mended_poses(network, window.frames)
+        result = without_ignored(result, window.frames)
         with timer.measure("alignment"):
             mapped = self._place(window, scene, result)
         with timer.measure("localisation"):

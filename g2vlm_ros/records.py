@@ -190,6 +190,10 @@ class Frame:
     """Fixed pose in a frame that all cameras of the robot share, float64 (4, 4) metres, optical
     axes; None where it is not known."""
 
+    ignored: Callable[[], np.ndarray | None] | None = None
+    """Returns bool (height, width) of any size: pixels not to be believed (what moves), or None
+    where no mask came; itself None where there is no topic of masks."""
+
     def __post_init__(self) -> None:
         if self.odom_from_camera is not None:
             _freeze(self, "odom_from_camera", (4, 4), np.float64)
@@ -277,6 +281,8 @@ class Reconstruction:
     """float32 (N, C): a compact signature of each view, near where views look alike; or None."""
     recovered_intrinsics: tuple[Intrinsics | None, ...] | None = None
     """What the network's points said where `intrinsics` are known ones."""
+    ignored: np.ndarray | None = None
+    """bool (N, H, W): pixels of what moves, as masks say; or None."""
     _valid: dict[float, np.ndarray] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
@@ -310,10 +316,13 @@ class Reconstruction:
         """bool (N, H, W): pixels that belong into clouds and maps; found once per window.
 
         Out go points that are not finite or not in front of the camera, and those at depth steps
-        above a fraction of the nearer depth (0 keeps them), across which networks smear surfaces.
+        above a fraction of the nearer depth (0 keeps them), across which networks smear surfaces,
+        and ignored pixels.
         """
         if max_edge_step not in self._valid:
             mask = valid_points(self.local_points_u, max_edge_step)
+            if self.ignored is not None:
+                mask = mask & ~self.ignored
             self._valid[max_edge_step] = frozen(mask, "valid", mask.shape, np.bool_)
         return self._valid[max_edge_step]
 

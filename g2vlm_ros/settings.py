@@ -386,6 +386,12 @@ class Settings:
     imu_topic: str = parameter(
         "", "sensor_msgs/Imu: which way is up. Empty: floors and walls tell.", name=TOPIC
     )
+    mask_topic: str = parameter(
+        "",
+        "Masks (mono8, non-zero: ignore) of people and what else moves, with the camera's stamp "
+        "and frame_id; kept out of map, occupancy and tracking.",
+        name=TOPIC,
+    )
     max_image_px: int = parameter(
         50_000_000,
         "Largest image accepted, width times height.",

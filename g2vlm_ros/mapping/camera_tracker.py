@@ -141,6 +141,8 @@ def tracking_reference(update: MappedWindow, view: int) -> TrackingReference | N
     grey = resized(cv2.cvtColor(result.colours[view], cv2.COLOR_RGB2GRAY), size)
     unit = np.float32(update.placement.map_from_window.scale)
     points = result.local_points_u[view]
+    if result.ignored is not None:
+        points = np.where(result.ignored[view, ..., None], np.float32(np.nan), points)
     if size != (columns, rows):
         at = [((np.arange(n) + 0.5) * m / n).astype(int) for n, m in
               zip(size[::-1], (rows, columns), strict=True)]  # fmt: skip

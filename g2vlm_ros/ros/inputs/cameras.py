@@ -24,6 +24,7 @@ from g2vlm_ros.records import DropReason, Frame, Intrinsics
 from g2vlm_ros.ros.conversions import images
 from g2vlm_ros.ros.inputs.depth import DepthImages
 from g2vlm_ros.ros.inputs.imu import ImuGravity
+from g2vlm_ros.ros.inputs.masks import MaskImages
 from g2vlm_ros.ros.inputs.odometry import OdometryPoses
 from g2vlm_ros.ros.inputs.rig import RigMounts
 from g2vlm_ros.ros.inputs.static_tf import StaticTf
@@ -72,6 +73,7 @@ class Cameras:
         self._subscriptions = []
         self._depth: DepthImages | None = None
         self._gravity: ImuGravity | None = None
+        self._masks: MaskImages | None = None
         self._odometry: OdometryPoses | None = None
         self.mounts = StaticTf(self._warn)
         self._rig: RigMounts | None = None
@@ -102,6 +104,9 @@ class Cameras:
         if settings.depth_topic:
             self._depth = DepthImages(settings.window.sync_slop_s, self._warn)
             topics.append((Image, settings.depth_topic, self._depth.update))
+        if settings.mask_topic:
+            self._masks = MaskImages(settings.window.sync_slop_s, self._warn)
+            topics.append((Image, settings.mask_topic, self._masks.update))
         if settings.imu_topic:
             self._gravity = ImuGravity(self.mounts, self._warn)
             topics.append((Imu, settings.imu_topic, self._gravity.update))
@@ -187,6 +192,8 @@ class Cameras:
             frame = replace(frame, **self._odometry.camera_at(stamp_ns, frame_id))
         if self._depth is not None:
             frame = replace(frame, depth=self._depth.of(stamp_ns, frame_id))
+        if self._masks is not None:
+            frame = replace(frame, ignored=self._masks.of(stamp_ns, frame_id))
         if self._gravity is not None:
             frame = replace(frame, up=self._gravity.up_at(stamp_ns, frame_id))
         return frame
