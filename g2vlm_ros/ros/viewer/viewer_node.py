@@ -228,7 +228,7 @@ class ViewerNode(Node):
             raise
         self._views = ViewFrustums()
         self._map_frame = ""
-        self._heard: dict[str, object] = {}
+        self._camera_subscriptions: dict[str, object] = {}
         self.create_timer(LOOK_PERIOD_S, self._follow_watchers)
         self.get_logger().info(f"open {self.address} in a browser")
 
@@ -248,12 +248,12 @@ class ViewerNode(Node):
     def _follow_watchers(self) -> None:
         """Listen while somebody watches; let go of everything received otherwise."""
         watched = self._page.watched()
-        if watched and not self._heard:
+        if watched and not self._camera_subscriptions:
             self._listen_to_perception()
-        elif not watched and self._heard:
-            for subscription in self._heard.values():
+        elif not watched and self._camera_subscriptions:
+            for subscription in self._camera_subscriptions.values():
                 self.destroy_subscription(subscription)
-            self._heard.clear()
+            self._camera_subscriptions.clear()
             self._views = ViewFrustums()
 
     def _listen_to_perception(self) -> None:
@@ -287,7 +287,7 @@ class ViewerNode(Node):
             except ValueError as error:
                 self.get_logger().warning(f"{topic}: {error}", throttle_duration_sec=5.0)
 
-        self._heard[topic] = self.create_subscription(kind, topic, checked, qos)
+        self._camera_subscriptions[topic] = self.create_subscription(kind, topic, checked, qos)
 
     # Showing ---------------------------------------------------------------------------------
 
@@ -304,7 +304,9 @@ class ViewerNode(Node):
 
     def _on_status(self, message: ReconstructionStatus) -> None:
         for camera in set(message.view_cameras):
-            if not any(topic.startswith(f"{camera}/image_raw") for topic in self._heard):
+            if not any(
+                topic.startswith(f"{camera}/image_raw") for topic in self._camera_subscriptions
+            ):
                 self._listen_to_camera(camera)
         self._views.add_status(message)
         self._page.show_status(status_lines(message))
