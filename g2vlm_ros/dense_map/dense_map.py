@@ -391,7 +391,7 @@ class DenseMap:
         valid = result.valid(settings.max_edge_step)
         if not settings.max_depth_m:
             return valid
-        reach = settings.max_depth_m * self._unit / update.placement.map_from_window.scale
+        reach = settings.max_depth_m * self._shown.unit / update.placement.map_from_window.scale
         return valid & (result.local_points_u[..., 2] <= reach)
 
     def _integrate(self, update: MappedWindow) -> None:

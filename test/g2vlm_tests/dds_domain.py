@@ -12,6 +12,8 @@ import socket
 from pathlib import Path
 
 PROFILE = Path(__file__).with_name("fastdds.xml")
+PROFILE_VARIABLES = ("FASTRTPS_DEFAULT_PROFILES_FILE", "FASTDDS_DEFAULT_PROFILES_FILE")
+"""Of Fast DDS, by its former and its present name."""
 PORT_OF_DOMAIN_0 = 22119
 """The TCP port on the loopback that holds domain 0; others follow it."""
 DOMAINS = range(1, 102)
@@ -39,6 +41,6 @@ def isolate() -> socket.socket:
     os.environ["ROS_AUTOMATIC_DISCOVERY_RANGE"] = "LOCALHOST"
     if os.environ.get("ROS_DISTRO") == "humble":  # later ones warn about it
         os.environ["ROS_LOCALHOST_ONLY"] = "1"
-    for name in ("FASTRTPS_DEFAULT_PROFILES_FILE", "FASTDDS_DEFAULT_PROFILES_FILE"):
+    for name in PROFILE_VARIABLES:
         os.environ[name] = str(PROFILE)
     return claim

@@ -11,6 +11,7 @@ import pytest
 pytestmark = pytest.mark.ros
 pytest.importorskip("torch", reason="the golden checkpoint runs on the torch backend here")
 
+from g2vlm_tests.dds_domain import PROFILE_VARIABLES  # noqa: E402
 from g2vlm_tests.harness import GOLDEN  # noqa: E402
 
 FRAMES = GOLDEN.parents[1] / "frames"
@@ -18,6 +19,10 @@ FRAMES = GOLDEN.parents[1] / "frames"
 
 def run(out, *arguments):
     environment = {**os.environ, "ROS_LOG_DIR": str(out / "log")}
+    # As a newcomer has it: inside the demo's process its large images need the shortcut that the
+    # tests' profile turns off; over UDP, best-effort, fragments of them get lost.
+    for name in PROFILE_VARIABLES:
+        environment.pop(name, None)
     command = [
         sys.executable,
         "-m",
