@@ -145,19 +145,6 @@ class ObjectMemory:
             self._bound()
             self._version += 1
 
-    def add(self, update: PerceivedWindow, sightings: Sequence[Sighting]) -> None:
-        """Take in what a question found in a window that was observed already."""
-        placement = update.placement
-        metric = placement.scale.state is ScaleState.METRIC
-        if not sightings or not metric or not self._max or placement.map_id != self._map_id:
-            return
-        with self._lock:
-            # Objects that were loaded since have no window yet.
-            self._places.setdefault(update.window.id, placement.map_from_window)
-            self._associate(sightings, update)
-            self._bound()
-            self._version += 1
-
     def _here(self) -> list[MapObject]:
         return [each for each in self._objects.values() if each.map_id == self._map_id]
 

@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
 from geometry_msgs.msg import PoseStamped
 from rclpy.lifecycle import LifecycleNode
 from rclpy.qos import QoSProfile
@@ -22,10 +21,9 @@ from g2vlm_ros.query.answerer import Answerer
 from g2vlm_ros.query.context import CachedWindow, ContextStore, ViewSelection
 from g2vlm_ros.query.grounding import NoLanguageError, OutOfTimeError, measure_detections
 from g2vlm_ros.query.object_association import sightings_of
-from g2vlm_ros.query.object_measurement import Object3D
 from g2vlm_ros.query.object_memory import ObjectMemory
 from g2vlm_ros.query.prompts import Mark
-from g2vlm_ros.query.question_parser import THIS, AnswerType
+from g2vlm_ros.query.question_parser import AnswerType
 from g2vlm_ros.query.types import Query, Result
 from g2vlm_ros.ros import query_messages
 from g2vlm_ros.ros.answer_image_publisher import AnswerImagePublisher
@@ -135,7 +133,6 @@ class QueryWorker:
             self.now_ns(),
         )
         result = self._answer_query(question, query, selection)
-        self._remember_things(result.things, selection)
         outcome = Answer(result, selection, target, self.pictures.stamp_ns())
         response = query_messages.encode(question, outcome, self._model_version)
         self._publish_target(response, result, selection)
@@ -159,20 +156,6 @@ class QueryWorker:
         measure_s = time.perf_counter() - start - stages_s
         question.progress.stage_times_s["measure"] = max(0.0, measure_s)
         return result
-
-    def _remember_things(self, things: Sequence[Object3D], selection: ViewSelection) -> None:
-        """What a request's box or the model's pointing showed becomes an object of the map."""
-        if selection.views != tuple(range(len(selection.update.window.frames))):
-            return
-        sized = [
-            thing
-            for thing in things
-            if thing.source in ("request", "model")
-            and np.isfinite(thing.size).all()
-            and not THIS.match(thing.label)
-        ]
-        sightings = sightings_of(selection.update, selection.points, sized, selection.corners)
-        self._objects.add(selection.update, sightings)
 
     def _check_time(self, question: Question, more_s: float = 0.0) -> None:
         if question.deadline.over(more_s) or not self._windows.is_active():

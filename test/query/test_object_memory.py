@@ -330,21 +330,3 @@ def test_a_room_that_nobody_named_is_left_to_the_model():
     assert result.text == "A sink." and not result.measured
     with pytest.raises(Abstention, match="no sink is remembered in a room"):
         answer("Which room is the sink in?", furnished(), says="")
-
-
-def test_what_questions_found_is_remembered_once_per_window():
-    drive = Drive()
-    for _ in range(3):
-        points = drive.see([CHAIR, TABLE], ["chair", ""])
-        thing = locate(points, drive.regions[1][0], "table", "request", 0.9)
-        for _ in range(2):
-            sightings = sightings_of(
-                drive.update, points, [thing], lambda r: (*r.low_px, *r.high_px)
-            )
-            drive.memory.add(drive.update, sightings)
-    found = {each.label: each.sightings for each in drive.memory.objects()}
-    assert found == {"chair": 3, "table": 3}, "two questions about one window are one sighting"
-    drive.memory.replace_all(drive.memory.objects())
-    drive.memory.add(drive.update, sightings)
-    assert len(drive.memory.objects()) == 2, "after a map was loaded, too"
-    drive.memory.add(drive.update, [])
