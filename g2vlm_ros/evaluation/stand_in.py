@@ -29,6 +29,27 @@ FIELD_SHAPE = (4, 6)
 """Knots of the smooth error of a view's depth."""
 
 
+def parse_numbers(record: type, text: str, option: str) -> dict[str, float]:
+    """Fields of a dataclass by "name=number,..."; ValueError names `option` and what is wrong.
+
+    A field takes the type of its default, 0 or more.
+    """
+    kinds = {field.name: type(field.default) for field in fields(record)}
+    values: dict[str, float] = {}
+    for entry in filter(None, (part.strip() for part in text.split(","))):
+        name, _, word = entry.partition("=")
+        try:
+            value = kinds[name.strip()](word)
+        except (KeyError, ValueError) as error:
+            raise ValueError(
+                f"{option} has {entry!r}; it takes NAME=NUMBER of {', '.join(kinds)}"
+            ) from error
+        if not 0 <= value < np.inf:
+            raise ValueError(f"{option} has {entry!r}; it must be 0 or more")
+        values[name.strip()] = value
+    return values
+
+
 @dataclass(frozen=True)
 class StandInErrors:
     """Standard deviations of what is wrong, drawn anew for each view of each window."""
@@ -48,19 +69,7 @@ class StandInErrors:
     @classmethod
     def parse(cls, text: str) -> StandInErrors:
         """Of "turn=1,shift=0.015,depth=0.04"; ValueError names what is not understood."""
-        kinds = {field.name: type(field.default) for field in fields(cls)}
-        values: dict[str, float] = {}
-        for entry in filter(None, (part.strip() for part in text.split(","))):
-            name, _, word = entry.partition("=")
-            try:
-                value = kinds[name.strip()](word)
-            except (KeyError, ValueError) as error:
-                raise ValueError(
-                    f"--stand-in has {entry!r}; it takes NAME=NUMBER of {', '.join(kinds)}"
-                ) from error
-            if not 0 <= value < np.inf:
-                raise ValueError(f"--stand-in has {entry!r}; it must be 0 or more")
-            values[name.strip()] = value
+        values = parse_numbers(cls, text, "--stand-in")
         if values.get("every", 1) < 1:
             raise ValueError("--stand-in has every=0; it must be at least 1")
         return cls(**values)

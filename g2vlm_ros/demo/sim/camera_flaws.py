@@ -5,13 +5,14 @@ vignetting, noise that grows in the dark. Seeded; all of it is off by default.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import cv2
 import numpy as np
 
 from g2vlm_ros.demo.sim.renderer import render
 from g2vlm_ros.demo.sim.scenes import SimulatedScene
+from g2vlm_ros.evaluation.stand_in import parse_numbers
 from g2vlm_ros.records import Intrinsics
 
 INSTANTS = 7
@@ -44,19 +45,12 @@ class CameraFlaws:
     @classmethod
     def parse(cls, text: str) -> CameraFlaws:
         """Of "exposure_s=0.02,noise=0.02"; ValueError names what is not understood."""
-        kinds = {field.name: type(field.default) for field in fields(cls)}
-        values: dict[str, float] = {}
-        for entry in filter(None, (part.strip() for part in text.split(","))):
-            name, _, word = entry.partition("=")
-            try:
-                value = kinds[name.strip()](word)
-            except (KeyError, ValueError) as error:
+        values = parse_numbers(cls, text, "--flaws")
+        for name in ("vignetting", "dim"):
+            if values.get(name, 0.0) >= 1:
                 raise ValueError(
-                    f"--flaws has {entry!r}; it takes NAME=NUMBER of {', '.join(kinds)}"
-                ) from error
-            if not 0 <= value < np.inf or (name in ("vignetting", "dim") and value >= 1):
-                raise ValueError(f"--flaws has {entry!r}; it must be 0 or more, a share below 1")
-            values[name.strip()] = value
+                    f"--flaws has {name}={values[name]:g}; it must be a share below 1"
+                )
         return cls(**values)
 
 
