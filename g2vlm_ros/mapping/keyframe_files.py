@@ -13,6 +13,7 @@ import zipfile
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -193,7 +194,8 @@ def _unpacked(columns: dict[str, np.ndarray]) -> list[Keyframe]:
             parts["block"][i].astype(np.int16),
         )
         matrix = columns["matrix"][i]
-        features = ViewFeatures(
+        features = partial(
+            ViewFeatures,
             parts["pixel"][i].astype(np.float64),
             _unit_rows(parts["feature"][i]),
             parts["feature_point"][i].astype(np.float64),

@@ -39,14 +39,19 @@ class Keyframe:
     """float64 (4, 4): its rigid pose there."""
     descriptor: np.ndarray
     """float32 (C,) of length 1."""
-    features: ViewFeatures = NO_FEATURES
-    """With their points in the optical frame, in the unit of the window."""
+    find_features: Callable[[], ViewFeatures] = lambda: NO_FEATURES
+    """Gives `features`; it may search the view for them."""
     jpeg: bytes = b""
     """The view, as `frame` decodes it."""
     covariance: np.ndarray = field(default_factory=lambda: np.zeros((6, 6)))
     """float64 (6, 6) of its pose in the map when it was kept, as `WindowPose.covariance`."""
     order: int = 0
     """Its window's place in time: that of a saved map is below 0."""
+
+    @property
+    def features(self) -> ViewFeatures:
+        """With their points in the optical frame, in the unit of the window."""
+        return self.find_features()
 
 
 class KeyframeStore:

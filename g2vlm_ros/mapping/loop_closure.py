@@ -25,7 +25,7 @@ from g2vlm_ros.mapping.keyframes import (
     pose_gap,
     view_descriptor,
 )
-from g2vlm_ros.mapping.view_features import view_features
+from g2vlm_ros.mapping.view_features import FeatureSearch
 from g2vlm_ros.mapping.view_images import ViewImage
 from g2vlm_ros.mapping.window_pose import LoopOutcome, MappedWindow
 from g2vlm_ros.records import Frame, NonFiniteError, Reconstruction
@@ -179,7 +179,7 @@ class LoopDetector:
             sample_view(result, newest),
             result.window_from_camera[newest].astype(np.float64),
             view_descriptor(result, newest),
-            view_features(ViewImage(view), points, camera),
+            FeatureSearch(ViewImage(view), points, camera),
             jpeg,
             mapped.placement.covariance[newest],
             mapped.window.id,

@@ -167,14 +167,14 @@ def search(
     views: those of the window whose poses are trusted; newest: the one whose place is judged.
     hint: only places that it allows are considered.
     """
-    usable = [v for v in map_views if len(v.keyframe.features) >= MIN_MATCHES]
-    if not usable:
+    if not map_views:
         return SearchResult(SearchOutcome.NO_KEYFRAMES)
-    if hint is not None:
-        usable = [v for v in usable if hint.allows(v.map_from_camera[:3, 3], NEAR_HINT)]
-    if not usable:
+    allowed = [
+        v for v in map_views if hint is None or hint.allows(v.map_from_camera[:3, 3], NEAR_HINT)
+    ]
+    candidates = most_similar(allowed, result, views)
+    if not candidates:
         return SearchResult(SearchOutcome.NOT_FOUND)
-    candidates = most_similar(usable, result, views)
     order = [newest, *sorted(set(views) - {newest}, reverse=True)]
     features = {
         v: view_features(

@@ -8,8 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from g2vlm_ros.mapping.view_images import ViewImage
+from g2vlm_ros.mapping.view_tracks import reduced
 from g2vlm_ros.records import Intrinsics
 
+FARTHEST_U = float(np.finfo(np.float16).max)
+"""Points of a view that waits for its search are kept as halves: good to a thousandth."""
 RATIO = 0.8
 """A match is this much nearer than the second nearest feature."""
 DESCRIPTOR_SIZE = 128
@@ -45,6 +48,31 @@ def view_features(image: ViewImage, points: np.ndarray, camera: Intrinsics | Non
     at = np.clip(at, 0, (width - 1, height - 1))
     point = points[at[:, 1], at[:, 0]].astype(np.float64)
     return ViewFeatures(pixel, descriptor, point, camera and camera.resized(*size).matrix())
+
+
+class FeatureSearch:
+    """The search of one view for features, done when they are first asked for.
+
+    Most keyframes are never compared with anything, and a search costs more than all else that is
+    done with them. Until then the view is kept as small as the search takes it, which needs no
+    more memory than its features.
+    """
+
+    def __init__(self, image: ViewImage, points: np.ndarray, camera: Intrinsics | None):
+        """points: float32 (H, W, 3) in the optical frame."""
+        size = image.feature_size
+        point = np.clip(reduced(points[None], size)[0], -FARTHEST_U, FARTHEST_U)
+        self._view = image.small_grey(), point.astype(np.float16), camera
+        self._features = NO_FEATURES
+
+    def __call__(self) -> ViewFeatures:
+        """The features (any thread)."""
+        view = self._view
+        if view is not None:
+            grey, points, camera = view
+            self._features = view_features(ViewImage(grey), points, camera)
+            self._view = None
+        return self._features
 
 
 def match_features(source: ViewFeatures, target: ViewFeatures) -> np.ndarray:

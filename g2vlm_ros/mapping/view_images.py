@@ -30,10 +30,10 @@ Flow = tuple[np.ndarray, np.ndarray]
 class ViewImage:
     """One view; grey, corners and features are computed when they are first asked for."""
 
-    def __init__(self, colours: np.ndarray):
-        """colours: uint8 (h, w, 3) RGB."""
-        self.shape = colours.shape[:2]
-        self._grey = cv2.cvtColor(colours, cv2.COLOR_RGB2GRAY)
+    def __init__(self, image: np.ndarray):
+        """image: uint8 (h, w, 3) RGB, or (h, w) grey."""
+        self.shape = image.shape[:2]
+        self._grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY) if image.ndim == 3 else image
 
     @property
     def tracked_size(self) -> tuple[int, int]:
@@ -62,6 +62,10 @@ class ViewImage:
         height, width = self.shape
         return FEATURE_WIDTH_PX, round(FEATURE_WIDTH_PX * height / width)
 
+    def small_grey(self) -> np.ndarray:
+        """uint8 at `feature_size`: all that the search for features takes."""
+        return _resized(self._grey, self.feature_size)
+
     @cached_property
     def features(self) -> tuple[np.ndarray, np.ndarray]:
         """Pixels float64 (n, 2) at `feature_size`, and descriptors float32 (n, 128) of length 1:
@@ -69,9 +73,7 @@ class ViewImage:
         sift = cv2.SIFT_create(
             nfeatures=MAX_FEATURES, contrastThreshold=MIN_CONTRAST, edgeThreshold=MAX_EDGE
         )
-        keypoints, descriptor = sift.detectAndCompute(
-            _resized(self._grey, self.feature_size), None
-        )
+        keypoints, descriptor = sift.detectAndCompute(self.small_grey(), None)
         pixel = np.array([each.pt for each in keypoints]).reshape(-1, 2)
         if descriptor is None:
             descriptor = np.zeros((0, 128), np.float32)

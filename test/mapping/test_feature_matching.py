@@ -9,6 +9,7 @@ from g2vlm_tests.noisy_windows import SPOILT, errors, window
 
 from g2vlm_ros.demo.sim.analytic_hall import rotation
 from g2vlm_ros.mapping.feature_matching import matched_poses
+from g2vlm_ros.mapping.view_features import FeatureSearch, view_features
 from g2vlm_ros.mapping.view_images import ViewImage
 
 
@@ -50,3 +51,25 @@ def test_views_without_features_or_camera_stay():
     assert matched(replace(result, intrinsics=(None,) * 4), wrong) is wrong
     noise = np.random.default_rng(0).integers(0, 256, result.colours.shape, dtype=np.uint8)
     assert matched(replace(result, colours=noise), wrong) is wrong
+
+
+def test_a_search_that_waits_finds_what_one_at_once_finds(monkeypatch):
+    result, _ = window(SPOILT)
+    image, points, camera = result.colours[1], result.local_points_u[1], result.intrinsics[1]
+    at_once = view_features(ViewImage(image), points, camera)
+    searches, search = [], ViewImage.features.func
+
+    def counted(image):
+        searches.append(image)
+        return search(image)
+
+    monkeypatch.setattr(ViewImage, "features", property(counted))
+    later = FeatureSearch(ViewImage(image), points, camera)
+    assert not searches
+    found = later()
+    assert found is later() and len(searches) == 1 and len(found) > 30
+    np.testing.assert_array_equal(found.pixel, at_once.pixel)
+    np.testing.assert_array_equal(found.descriptor, at_once.descriptor)
+    np.testing.assert_allclose(found.matrix, at_once.matrix)
+    off = np.linalg.norm(found.point_u - at_once.point_u, axis=1) / at_once.point_u[:, 2]
+    assert np.median(off) < 0.01
