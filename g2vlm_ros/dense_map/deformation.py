@@ -52,8 +52,8 @@ class Deformations:
         self._waiting: list[Deformation] = []
         self._displaced: list[tuple[np.ndarray, np.ndarray]] = []
 
-    def __bool__(self) -> bool:
-        return bool(self._waiting)
+    def __len__(self) -> int:
+        return len(self._waiting)
 
     def add(self, correction: Deformation) -> None:
         """One more; displaced voxels get it at once."""

@@ -17,7 +17,7 @@ import numpy as np
 
 from g2vlm_ros.dense_map.deformation import Deformation
 from g2vlm_ros.dense_map.free_space import DepthView
-from g2vlm_ros.dense_map.map_changes import POINT, ChangeSet
+from g2vlm_ros.dense_map.map_changes import POINT, ChangeSet, MapCounts
 from g2vlm_ros.dense_map.map_editor import Edit, MapEditor
 from g2vlm_ros.dense_map.map_files import MapFileError, MapInfo, load_map, save_map
 from g2vlm_ros.dense_map.occupancy import Occupancy, OccupancyMapper
@@ -68,6 +68,20 @@ class _Content:
     def nbytes(self) -> int:
         """Memory of its voxels."""
         return 0 if self.voxels is None else self.voxels.nbytes
+
+
+@dataclass(frozen=True)
+class MapStats:
+    """Size and history of the map that is shown."""
+
+    voxel_size: float
+    """Edge in map units; NaN while the map is empty."""
+    nbytes: int
+    """Memory of its voxels."""
+    counts: MapCounts
+    """Since the map began."""
+    pending_corrections: int
+    """Corrections of windows' poses that some voxels still wait for."""
 
 
 @dataclass(frozen=True)
@@ -224,6 +238,22 @@ class DenseMap:
         """Edge of a voxel in map units; NaN while the map is empty."""
         voxels = self._shown.voxels
         return float("nan") if voxels is None else float(voxels.size)
+
+    def stats(self) -> MapStats:
+        """Size and history of the map that is shown."""
+        with self._lock:
+            voxels = self._shown.voxels
+            if voxels is None:
+                return MapStats(float("nan"), 0, MapCounts(), 0)
+            return MapStats(
+                float(voxels.size), voxels.nbytes, voxels.counts, voxels.pending_corrections
+            )
+
+    def settle(self) -> None:
+        """Apply every correction now, which otherwise happens little by little."""
+        with self._lock:
+            if self._shown.voxels is not None:
+                self._shown.voxels.settle()
 
     def occupancy(self) -> Occupancy | None:
         """The grid around the camera, or None for an empty map."""

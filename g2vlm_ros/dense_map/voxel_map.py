@@ -89,6 +89,11 @@ class VoxelMap:
         return self._counts
 
     @property
+    def pending_corrections(self) -> int:
+        """How many corrections some voxels still wait for."""
+        return len(self._corrections)
+
+    @property
     def settled(self) -> bool:
         """No correction waits."""
         return not self._corrections

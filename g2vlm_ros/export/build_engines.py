@@ -209,31 +209,34 @@ def _build_verified(
             progress(failures[-1])
             continue
         engine.write(out)
-        _report(engine, time.monotonic() - start, progress)
+        for line in report_lines(engine, time.monotonic() - start):
+            progress(line)
         return engine
     (out / target.file).unlink(missing_ok=True)
     raise BuildError(f"no usable engine of stage {graph.stage}: {'; '.join(failures)}")
 
 
-def _report(engine: EngineMetadata, seconds: float, progress: Progress) -> None:
+def report_lines(engine: EngineMetadata, seconds: float) -> list[str]:
+    """What is said of an engine that was built in so many seconds, warnings last."""
     verified = "not verified, its GPU is not here"
     if engine.verified is not None:
         verified = f"largest error {max(engine.verified.values()):.2g}"
     fused = ""
     if engine.fused_attentions is not None:
         fused = f" ({engine.fused_attentions} of {engine.attentions} by one kernel)"
-    progress(
+    lines = [
         f"{engine.file}: {engine.engine_bytes / 1e6:.1f} MB, {seconds:.0f} s, "
         f"{engine.attention} attention{fused}, {verified}"
-    )
+    ]
     if engine.unfused and engine.attention == "fused":
-        progress(f"warning: {engine.unfused}")
+        lines.append(f"warning: {engine.unfused}")
     if engine.attention == "decomposed" and engine.fused_attentions:
         # Marking for debugging is no promise: what is marked "may be" observable.
-        progress(
+        lines.append(
             f"{engine.fused_attentions} attentions are fused though their scores were marked; "
             "what this engine computes is right on its golden values all the same"
         )
+    return lines
 
 
 def build_engine(

@@ -90,11 +90,11 @@ def lowered_network(network: G2VLM, name: str) -> G2VLM:
         for module in (m for m in modules if isinstance(m, nn.Linear)):
             scale = module.weight.abs().amax(dim=1, keepdim=True).clamp(min=1e-12) / 127
             module.weight.data = (module.weight / scale).round() * scale
-            module.register_forward_pre_hook(lambda _, inputs: (_rounded_to_uint8(inputs[0]),))
+            module.register_forward_pre_hook(lambda _, inputs: (fake_quantize_uint8(inputs[0]),))
     return lowered
 
 
-def _rounded_to_uint8(x: Tensor) -> Tensor:
+def fake_quantize_uint8(x: Tensor) -> Tensor:
     """As ONNX DynamicQuantizeLinear: the range of the tensor, zero included, in 255 steps."""
     if not x.numel():
         return x

@@ -30,7 +30,8 @@ POINT_FIELDS = (("x", 0), ("y", 4), ("z", 8), ("rgb", 12), ("confidence", 16))
 """Name and byte offset of the float32 fields of a packed point."""
 POINT_BYTES = 20
 
-_PLY_CHUNK = 1 << 18
+PLY_CHUNK = 1 << 18
+"""Points that are written at once: their text takes some 20 MB."""
 
 
 def valid_points(
@@ -170,8 +171,8 @@ def write_ply(
     size = lengths.pop()
     with replaced(path) as file:
         file.write(_ply_header(dtype, size).encode("ascii"))
-        for start in range(0, size, _PLY_CHUNK):
-            part = slice(start, start + _PLY_CHUNK)
+        for start in range(0, size, PLY_CHUNK):
+            part = slice(start, start + PLY_CHUNK)
             rows = np.empty(len(columns[0][part]), dtype)
             for name, column in zip(dtype.names, columns, strict=True):
                 rows[name] = column[part]

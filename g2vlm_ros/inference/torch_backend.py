@@ -77,9 +77,9 @@ class TorchBackend:
         self.backend = f"torch {weight.device} {str(weight.dtype).removeprefix('torch.')}"
         on_gpu = weight.device.type == "cuda"
         self.fixed_shapes = on_gpu if fixed_shapes is None else fixed_shapes
-        self._steps_ahead = STEPS_AHEAD if on_gpu else 1
+        self.steps_ahead = STEPS_AHEAD if on_gpu else 1
         self._decoder: TokenDecoder | None = None
-        self._graphs = graphs
+        self.graphs = graphs
 
     @classmethod
     def open(
@@ -133,7 +133,7 @@ class TorchBackend:
         check_boundaries(segment, "geometry", views, patches)
         ids = self._ids(segment).reshape(views, 2)
         positions = self._put(segment.positions)
-        if self._graphs is None or not cache.length:
+        if self.graphs is None or not cache.length:
             return _finite("geometry", self.network.geometry(features, ids, positions, cache))
         inputs = (features, ids, positions, cache.past())
         hidden, new = self._computed("geometry", self._geometry, *inputs)
@@ -168,14 +168,14 @@ class TorchBackend:
         self, stage: str, function: Callable[..., tuple[Tensor, ...]], *inputs: Tensor
     ) -> tuple[Tensor, ...]:
         """What a stage gives, by its graph where graphs are asked for and compute the same."""
-        if self._graphs is not None:
+        if self.graphs is not None:
             try:
-                return self._graphs.run(stage, function, *inputs)
+                return self.graphs.run(stage, function, *inputs)
             except RuntimeError as error:
                 if says_lost(str(error)):
                     raise
                 log.warning("windows without CUDA graphs: %s", error)
-                self._graphs = None
+                self.graphs = None
         return function(*inputs)
 
     @_stage
@@ -220,7 +220,7 @@ class TorchBackend:
         fed = 0
         try:
             while fed < room:
-                steps = min(self._steps_ahead, room - fed)
+                steps = min(self.steps_ahead, room - fed)
                 for newest in self._steps(decoder, steps):
                     if newest < 0:
                         raise NonFiniteError("language")

@@ -60,6 +60,13 @@ class StageGraphs:
         self._max_deviation, self._record = max_deviation, record
         self._graphs: OrderedDict[tuple, Recorded] = OrderedDict()
 
+    def __len__(self) -> int:
+        return len(self._graphs)
+
+    def keys(self) -> list[tuple]:
+        """(stage, shape of each input ...) of every graph, the least recently used first."""
+        return [(stage, *(shape for shape, _ in inputs)) for stage, *inputs in self._graphs]
+
     def run(self, stage: str, function: Function, *inputs: Tensor) -> tuple[Tensor, ...]:
         """What the function gives. RuntimeError where its graph gives something else."""
         key = (stage, *((tuple(x.shape), x.dtype) for x in inputs))

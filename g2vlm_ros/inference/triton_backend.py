@@ -139,7 +139,7 @@ class TritonBackend:
     ):
         self.config, self._server, self._all_logits = config, server, all_logits
         self._open_fallback, self._fallback = fallback, None
-        self._robot = uuid.uuid4().hex
+        self.robot = uuid.uuid4().hex
         self._released: list[int] = []
         self._retry_at_s = 0.0
         self.times_s: dict[str, float] = {}
@@ -177,7 +177,7 @@ class TritonBackend:
     def check_server(self, model_version_here: str) -> None:
         """UnfitError where the server has other weights; a silent one is left to the fallback."""
         try:
-            reply, _ = self._server.call({"robot": self._robot, "steps": []}, {})
+            reply, _ = self._server.call({"robot": self.robot, "steps": []}, {})
         except ServerError:
             if self._open_fallback is None:
                 raise
@@ -304,7 +304,7 @@ class TritonBackend:
             steps = needed(target, transport.name)
             released, self._released[:] = list(self._released), []
             header = {
-                "robot": self._robot,
+                "robot": self.robot,
                 "steps": [step.header() for step in steps],
                 "release": released,
                 "all_logits": self._all_logits,

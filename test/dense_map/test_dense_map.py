@@ -86,7 +86,7 @@ def test_pixels_that_share_a_voxel_are_not_all_taken(monkeypatch):
     def filled():
         dense_map, updates, _ = drive(lap_poses(12, 0.3), odometry=True, voxel__size_m=0.5)
         assert updates[-1].placement.scale.state is ScaleState.METRIC
-        return len(dense_map.points()), dense_map._shown.voxels.counts.integrated
+        return len(dense_map.points()), dense_map.stats().counts.integrated
 
     voxels, taken = filled()
     monkeypatch.setattr("g2vlm_ros.dense_map.voxel_map.SAMPLES_PER_VOXEL", 1e9)
@@ -156,7 +156,8 @@ def test_saved_files_hold_the_map(lap, tmp_path):
 def test_memory_stays_bounded(lap):
     poses = lap_poses(60, 0.3)
     small, _, _ = drive(poses, map__loop_closure=False, voxel__memory_mib=1, voxel__size_m=0.02)
-    assert small._shown.voxels.nbytes <= 1 << 20 and small._shown.voxels.counts.evicted > 0
+    stats = small.stats()
+    assert stats.nbytes <= 1 << 20 and stats.counts.evicted > 0
 
 
 def test_a_new_sub_map_starts_empty_and_reset_forgets(lap):
@@ -216,15 +217,14 @@ def test_what_moves_less_than_a_voxel_stays_until_it_adds_up():
         while (update := live.step()) is not None:
             dense_map.add(update)
             updates.append(update)
-    voxels, last = dense_map._shown.voxels, updates[-1]
-    moves = []
+    last, moves = updates[-1], []
     for k in range(1, 6):
-        nudge = Sim3(1.0, np.eye(3), np.array([0.2 * k * voxels.size, 0, 0]))
+        nudge = Sim3(1.0, np.eye(3), np.array([0.2 * k * dense_map.voxel_size, 0, 0]))
         place = nudge @ updates[0].placement.map_from_window
         corrections = ((updates[0].window.id, place),)
         dense_map.add(replace(last, placement=replace(last.placement, corrections=corrections)))
-        moves.append(not voxels.settled)
-        voxels.settle()
+        moves.append(dense_map.stats().pending_corrections > 0)
+        dense_map.settle()
     assert moves == [False, False, True, False, False]
 
 
@@ -317,7 +317,7 @@ def test_maps_without_metres_or_of_other_voxels_are_not_loaded(metric, tmp_path)
     relative.save(tmp_path / "relative.npz")
     before = relative.points()
     # As large as the file's, so that only the unit is wrong.
-    size = float(relative._shown.voxels.size)
+    size = relative.voxel_size
     alike = DenseMap(Settings.from_flat({"voxel.size_m": size}))
     with pytest.raises(MapFileError, match="not in metres"):
         alike.load(tmp_path / "relative.npz", Sim3.identity())
@@ -383,7 +383,7 @@ def test_an_edit_made_before_the_metres_holds_afterwards():
             dense_map.add(update)
             states.append(update.placement.scale.state)
             if len(states) == 1:
-                half = np.full(3, 20 * dense_map._shown.voxels.size)
+                half = np.full(3, 20 * dense_map.voxel_size)
                 box = OrientedBox(positions_of(dense_map)[0], half, np.eye(3))
                 edit = dense_map.edit(lambda editor, box=box: editor.remove(box))
                 assert edit.changed
@@ -391,7 +391,7 @@ def test_an_edit_made_before_the_metres_holds_afterwards():
     (held,) = dense_map.edits
     assert not held.undoable and not np.allclose(held.box.half_size, edit.box.half_size)
     assert not held.box.contains(positions_of(dense_map)).any()
-    assert dense_map._shown.voxels.size == settings.voxel.size_m
+    assert dense_map.voxel_size == settings.voxel.size_m
 
 
 def test_a_first_window_close_to_a_wall_does_not_keep_the_voxels_small():
@@ -401,11 +401,11 @@ def test_a_first_window_close_to_a_wall_does_not_keep_the_voxels_small():
     geometry = replace(near.result.geometry, local_points_u=points)
     dense_map = DenseMap(Settings())
     dense_map.add(replace(near, result=replace(near.result, geometry=geometry)))
-    small, seen_close = dense_map._shown.voxels.size, positions_of(dense_map)
+    small, seen_close = dense_map.voxel_size, positions_of(dense_map)
     for update in rest:
         dense_map.add(update)
     reach = np.median([np.median(u.result.local_points_u[..., 2]) for u in rest])
-    size = dense_map._shown.voxels.size
+    size = dense_map.voxel_size
     assert rest[-1].placement.scale.state is ScaleState.RELATIVE
     assert size > 2 * small and size == pytest.approx(reach / 100, rel=0.5)
     held = positions_of(dense_map)

@@ -398,7 +398,7 @@ def test_corrections_with_every_window_do_not_pile_up():
         voxel_map.integrate(*window, np.zeros(3), i * SECOND, i)
         nudge = Sim3(1.0, np.eye(3), rng.normal(0, 0.1 * SIZE, 3))
         voxel_map.correct({i - k: nudge for k in range(4)})
-        waiting.append(len(voxel_map._corrections._waiting))
+        waiting.append(voxel_map.pending_corrections)
     assert max(waiting[30:]) <= max(waiting[:30]) + 3
     voxel_map.settle()
     assert voxel_map.settled and voxel_map.voxels()[1]["count"].sum() > 0

@@ -394,11 +394,10 @@ def test_wrong_attention_is_built_again_more_safely(tmp_path: Path) -> None:
 def test_attention_that_is_fused_in_spite_of_its_marks_is_said(built: Built) -> None:
     record = replace(built.engines[0], attention="decomposed", attentions=4)
     for fused, lines in ((0, 1), (2, 2), (None, 1)):
-        shown: list[str] = []
-        building._report(replace(record, fused_attentions=fused), 1.0, shown.append)
-        assert len(shown) == lines
-    building._report(replace(record, fused_attentions=2), 1.0, shown.append)
-    assert shown[-1].startswith("2 attentions are fused though their scores were marked")
+        report = building.report_lines(replace(record, fused_attentions=fused), 1.0)
+        assert len(report) == lines
+    report = building.report_lines(replace(record, fused_attentions=2), 1.0)
+    assert report[-1].startswith("2 attentions are fused though their scores were marked")
 
 
 def test_an_engine_that_stays_wrong_is_refused(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from g2vlm_ros.export.precision_study import (  # noqa: E402
     LOGITS,
     LOWERED,
     REPORT,
-    _rounded_to_uint8,
+    fake_quantize_uint8,
     main,
     measure,
     near_overflow,
@@ -83,7 +83,7 @@ def test_rounding_is_that_of_onnx() -> None:
     session = onnxruntime.InferenceSession(model.SerializeToString())
     y, scale, zero = session.run(None, {"x": x})
     want = (y.astype(np.float32) - zero) * scale
-    np.testing.assert_allclose(_rounded_to_uint8(torch.tensor(x)), want, atol=1e-6)
+    np.testing.assert_allclose(fake_quantize_uint8(torch.tensor(x)), want, atol=1e-6)
 
 
 def test_overflow_is_found_and_said_by_the_export(

@@ -90,6 +90,8 @@ class StandInCuda(Cuda):
         self.graphs: list[list[Job]] = []
         """What was recorded and not discarded."""
         self.replays = 0
+        self.engines: list[StandInEngine] = []
+        """Those that were loaded, in that order."""
 
     def active(self) -> AbstractContextManager[None]:
         return nullcontext()
@@ -347,7 +349,8 @@ class StandInEngine:
     device_memory_size_v2 = 4096
 
     def __init__(self, cuda: StandInCuda, path: Path, twist: float):
-        self.cuda, self.twist = cuda, twist
+        self.cuda, self.path, self.twist = cuda, path, twist
+        cuda.engines.append(self)
         self.profiles_used: list[int] = []
         self.session = session(path)
         graph = onnx.load(str(path), load_external_data=False).graph
@@ -366,14 +369,15 @@ class StandInEngine:
         return SimpleNamespace(get_engine_information=lambda _: json.dumps({"Layers": []}))
 
     def compute(self, inputs: dict[str, tuple], outputs: dict[str, tuple]) -> None:
-        feeds = {name: self._array(name, *place).copy() for name, place in inputs.items()}
+        feeds = {name: self.array(name, *place).copy() for name, place in inputs.items()}
         results = self.session.run(self.outputs, feeds)
         for name, result in zip(self.outputs, results, strict=True):
-            target = self._array(name, *outputs[name])
+            target = self.array(name, *outputs[name])
             assert target.shape == result.shape
             target[...] = result * (1 + self.twist)
 
-    def _array(self, name: str, address: int, shape: Sequence[int]) -> np.ndarray:
+    def array(self, name: str, address: int, shape: Sequence[int]) -> np.ndarray:
+        """The device's memory of a tensor."""
         kind = np.dtype(NUMPY[self.tensors[name][0]])
         size = int(np.prod(shape)) * kind.itemsize
         return at(address, size).view(kind).reshape(shape)

@@ -71,11 +71,11 @@ class Proxy:
     """One object of TensorRT."""
 
     def __init__(self, real: Any, answers: Answers):
-        object.__setattr__(self, "_real", real)
+        object.__setattr__(self, "real_object", real)
         object.__setattr__(self, "_answers", answers)
 
     def __getattr__(self, name: str) -> Any:
-        real, answers = self._real, self._answers
+        real, answers = self.real_object, self._answers
         kind = inspect.getattr_static(type(real), name, None)
         if kind is None:
             raise AttributeError(f"{type(real).__name__} of this TensorRT has no {name}")
@@ -93,9 +93,9 @@ class Proxy:
         return call
 
     def __setattr__(self, name: str, value: Any) -> None:
-        self._answers.calls.append(f"{type(self._real).__name__}.{name}=")
+        self._answers.calls.append(f"{type(self.real_object).__name__}.{name}=")
         self._answers.prepare(name, "bool")
-        setattr(self._real, name, unwrapped(value))
+        setattr(self.real_object, name, unwrapped(value))
 
 
 class Module:
@@ -129,7 +129,7 @@ def bindings(name: str) -> tuple[Module, Answers]:
 
 
 def unwrapped(value: Any) -> Any:
-    return value._real if isinstance(value, Proxy) else value
+    return value.real_object if isinstance(value, Proxy) else value
 
 
 def _each_unwrapped(named: dict[str, Any]) -> dict[str, Any]:

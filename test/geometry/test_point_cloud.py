@@ -194,7 +194,7 @@ def test_unknown_confidence_passes_only_without_a_threshold(wall):
 
 @pytest.mark.parametrize("with_confidence", [True, False])
 def test_ply_comes_back_over_several_chunks(tmp_path, monkeypatch, maps, with_confidence):
-    monkeypatch.setattr(point_cloud, "_PLY_CHUNK", 7)
+    monkeypatch.setattr(point_cloud, "PLY_CHUNK", 7)
     points, colours, confidence, _ = maps
     path = tmp_path / "cloud.ply"
     point_cloud.write_ply(path, points, colours, confidence if with_confidence else None)

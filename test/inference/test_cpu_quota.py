@@ -4,6 +4,7 @@
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from g2vlm_ros.inference.cpu_quota import usable_cores
@@ -39,17 +40,20 @@ def test_version_1_of_control_groups_and_none_at_all(tmp_path, monkeypatch):
 def test_the_parameter_overrules_the_cores(monkeypatch):
     """`model.threads` reaches the sessions of ONNX Runtime; 0 leaves it to the quota."""
     onnxruntime = pytest.importorskip("onnxruntime")
+    from g2vlm_ros.checkpoint.onnx_manifest import ManifestError
     from g2vlm_ros.inference import backend, onnx_backend
 
     seen = []
 
     def session(path, options, providers):
         seen.append(options.intra_op_num_threads)
+        raise RuntimeError("no session in this test")
 
     monkeypatch.setattr(onnxruntime, "InferenceSession", session)
     monkeypatch.setattr(onnx_backend, "usable_cores", lambda: 5)
     folder = Path(__file__).parents[2] / "engines" / "demo"
     for threads in (0, 3):
         stages = backend.open_backend("onnx", folder, threads=threads, device="cpu")
-        stages._session("heads", (168, 224))
+        with pytest.raises(ManifestError, match="no session in this test"):
+            stages.encode_geometry(np.zeros((1, 168, 224, 3), np.uint8))
     assert seen == [5, 3]

@@ -12,12 +12,11 @@ from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
-from unittest import mock
 
 import numpy as np
 import pytest
 
-pytest.importorskip("onnxruntime", reason="the backend needs onnxruntime")
+onnxruntime = pytest.importorskip("onnxruntime", reason="the backend needs onnxruntime")
 
 from g2vlm_ros.checkpoint.config import ModelConfig  # noqa: E402
 from g2vlm_ros.checkpoint.digest import digest  # noqa: E402
@@ -25,7 +24,7 @@ from g2vlm_ros.checkpoint.onnx_manifest import MANIFEST, Manifest, ManifestError
 from g2vlm_ros.checkpoint.prompt_layout import SpecialTokens, TokenCursor, text_segment  # noqa: E402
 from g2vlm_ros.export.parity import check  # noqa: E402
 from g2vlm_ros.inference import backend as door  # noqa: E402
-from g2vlm_ros.inference import kv_buffer  # noqa: E402
+from g2vlm_ros.inference import kv_buffer, onnx_backend  # noqa: E402
 from g2vlm_ros.inference.backend import open_backend  # noqa: E402
 from g2vlm_ros.inference.onnx_backend import OnnxBackend  # noqa: E402
 from g2vlm_ros.inference.onnx_cache import DeviceCache, OnnxCache  # noqa: E402
@@ -411,44 +410,71 @@ def test_a_graph_that_onnxruntime_cannot_read_is_one_sentence(
         reconstruct(OnnxBackend.open(folder, device="cpu"), views)
 
 
-class WithoutMemory:
-    """Stands in for a session of onnxruntime that finds no memory."""
+class FailingSession:
+    """A session of onnxruntime that runs once `error` is None."""
 
-    def io_binding(self) -> mock.Mock:
-        return mock.Mock()
+    def __init__(self, session: onnxruntime.InferenceSession, error: Exception):
+        self.session, self.error = session, error
 
-    def get_outputs(self) -> list:
-        return []
+    def __getattr__(self, name: str) -> object:
+        return getattr(self.session, name)
 
-    def run(self, *_: object) -> None:
-        raise MemoryError("Failed to allocate memory for requested buffer")
+    def run(self, *arguments: object) -> object:
+        return self._run(self.session.run, *arguments)
 
-    run_with_iobinding = run
+    def run_with_iobinding(self, *arguments: object) -> None:
+        self._run(self.session.run_with_iobinding, *arguments)
+
+    def _run(self, run: Callable, *arguments: object) -> object:
+        if self.error is not None:
+            raise self.error
+        return run(*arguments)
 
 
-def test_a_lost_device_is_final(views: np.ndarray) -> None:
+@pytest.fixture
+def fail_in(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, Exception], list[FailingSession]]:
+    """fail_in(file, error): sessions of that graph fail; the list gets them as they are opened."""
+    real = onnx_backend.open_session
+
+    def fail(file: str, error: Exception) -> list[FailingSession]:
+        sessions: list[FailingSession] = []
+
+        def open_session(path: Path, *options: object) -> object:
+            session = real(path, *options)
+            if path.name != file:
+                return session
+            sessions.append(FailingSession(session, error))
+            return sessions[-1]
+
+        monkeypatch.setattr(onnx_backend, "open_session", open_session)
+        return sessions
+
+    return fail
+
+
+def test_a_lost_device_is_final(views: np.ndarray, fail_in: Callable) -> None:
     """As ONNX Runtime passes CUDA's sentence on."""
-
-    class Lost(WithoutMemory):
-        def run_with_iobinding(self, *_: object) -> None:
-            raise RuntimeError(
-                "CUDA failure 700: an illegal memory access was encountered ; GPU=0"
-            )
-
+    fail_in(
+        "encode_geometry.onnx",
+        RuntimeError("CUDA failure 700: an illegal memory access was encountered ; GPU=0"),
+    )
     stages = OnnxBackend.open(GOLDEN, device="cpu")
-    stages._sessions["encode_geometry.onnx"] = Lost()
     with pytest.raises(BackendGoneError, match="lost in ONNX Runtime, encode_geometry: CUDA fail"):
         stages.encode_geometry(views)
 
 
 @pytest.mark.parametrize("file", ["encode_geometry", "geometry", "heads", "language"])
-def test_out_of_memory_names_the_stage_and_what_helps(views: np.ndarray, file: str) -> None:
+def test_out_of_memory_names_the_stage_and_what_helps(
+    views: np.ndarray, file: str, fail_in: Callable
+) -> None:
+    error = MemoryError("Failed to allocate memory for requested buffer")
+    sessions = fail_in(f"{file}.onnx", error)
     stages = OnnxBackend.open(GOLDEN, device="cpu")
-    stages._sessions[f"{file}.onnx"] = WithoutMemory()
     message = f"failed in stage {file} .Failed to allocate memory.* use fewer views"
     with pytest.raises(RuntimeError, match=message):
         reconstruct(stages, views)
-    del stages._sessions[f"{file}.onnx"]
+    (session,) = sessions
+    session.error = None
     assert np.isfinite(reconstruct(stages, views).local_points_u).all()
 
 

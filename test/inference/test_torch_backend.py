@@ -252,7 +252,7 @@ def test_decoding_with_fixed_shapes_gives_the_same(
 ) -> None:
     """What a GPU replays as a graph, here step by step: forks, other lengths, a larger buffer."""
     fixed = TorchBackend(stages.network, fixed_shapes=True)
-    fixed._steps_ahead = ahead
+    fixed.steps_ahead = ahead
     with caplog.at_level(logging.INFO):
         assert_same(conversation(fixed), conversation(stages))
     assert fixed.fixed_shapes, "it went back to growing shapes"
@@ -364,7 +364,7 @@ def test_stages_as_graphs_give_the_same(stages: TorchBackend, views: np.ndarray)
         for name in ("local_points_u", "window_from_camera", "rotation9", "global_points_u"):
             np.testing.assert_allclose(getattr(got, name), getattr(want, name), atol=1e-5)
         assert not np.array_equal(again.local_points_u, got.local_points_u)
-    assert other._graphs is graphs and len(graphs._graphs) == 2 * 3
+    assert other.graphs is graphs and len(graphs) == 2 * 3
     want, got = (answer(each, views, [4]) for each in (stages, other))
     np.testing.assert_allclose(got, want, atol=1e-4, rtol=1e-4)
 
@@ -375,27 +375,26 @@ def test_only_so_many_graphs_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     for size in (1, 2, 1, 3):
         (doubled,) = graphs.run("double", lambda x: (2 * x,), torch.ones(size))
         assert torch.equal(doubled, torch.full((size,), 2.0))
-    assert [key[1][0] for key in graphs._graphs] == [(1,), (3,)]
+    assert [shapes[0] for _, *shapes in graphs.keys()] == [(1,), (3,)]
 
 
 def test_graphs_that_compute_something_else_are_not_used(
-    stages: TorchBackend, views: np.ndarray, caplog: pytest.LogCaptureFixture
+    stages: TorchBackend,
+    views: np.ndarray,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def wrong(run: Callable[[], None]) -> Callable[[], None]:
-        run()
-        return lambda: None  # what came out stays as it was
+    class Spoilt(torch_graphs.Recorded):
+        def __call__(self, inputs: tuple) -> tuple:
+            return tuple(torch.zeros_like(output) for output in super().__call__(inputs))
 
-    class Spoilt(torch_graphs.StageGraphs):
-        def _recorded(self, function, inputs):  # noqa: ANN001, ANN202
-            recorded = super()._recorded(function, inputs)
-            for output in recorded.outputs:
-                output.zero_()
-            return recorded
-
-    other = TorchBackend(stages.network, graphs=Spoilt(1e-3, wrong))
+    monkeypatch.setattr(torch_graphs, "Recorded", Spoilt)
+    other = TorchBackend(
+        stages.network, graphs=torch_graphs.StageGraphs(1e-3, recorded_on_the_host)
+    )
     got, want = (reconstruct(each, views) for each in (other, stages))
     assert np.array_equal(got.local_points_u, want.local_points_u)
-    assert other._graphs is None
+    assert other.graphs is None
     assert "windows without CUDA graphs: the graph of encode_geometry is off by 1" in caplog.text
 
 

@@ -20,7 +20,7 @@ from g2vlm_ros.export import triton_repository  # noqa: E402
 from g2vlm_ros.inference import triton_backend as client  # noqa: E402
 from g2vlm_ros.inference.onnx_backend import OnnxBackend  # noqa: E402
 from g2vlm_ros.inference.stage_service import MAX_ROBOTS, StageService, top  # noqa: E402
-from g2vlm_ros.inference.triton_transport import packed, unpacked  # noqa: E402
+from g2vlm_ros.inference.triton_transport import GrpcTransport, packed, unpacked  # noqa: E402
 from g2vlm_ros.perception import Perception  # noqa: E402
 from g2vlm_ros.records import NonFiniteError, UnfitError  # noqa: E402
 from g2vlm_ros.settings import Settings  # noqa: E402
@@ -183,13 +183,14 @@ def test_the_server_keeps_only_what_is_needed(local, images):
         sees.ask(scene, QUESTIONS[0])
         del scene
         gc.collect()
-        counts.append(transport.service.count(stages._robot))
+        counts.append(transport.service.count(stages.robot))
     assert max(counts[2:]) <= counts[1] + 2 <= 16
 
 
 def test_robots_do_not_see_each_other_and_silent_ones_go(local, images, expected):
     transport = counting(local)
-    robots = [perception(remote(transport)) for _ in range(2)]
+    backends = [remote(transport) for _ in range(2)]
+    robots = [perception(backend) for backend in backends]
     scenes = [sees.scene(images if k == 0 else images[::-1]) for k, sees in enumerate(robots)]
     both = [sees.reconstruct(scene) for sees, scene in zip(robots, scenes, strict=True)]
     answers = [robots[0].ask(scenes[0], question) for question in QUESTIONS]
@@ -198,7 +199,7 @@ def test_robots_do_not_see_each_other_and_silent_ones_go(local, images, expected
     assert np.abs(difference).max() > 1e-3
     for _ in range(MAX_ROBOTS):
         remote(transport).check_server(model_version(GOLDEN))
-    assert transport.service.count(robots[0]._stages._robot) == 0
+    assert transport.service.count(backends[0].robot) == 0
     assert_same((robots[0].reconstruct(scenes[0]), answers), expected)
 
 
@@ -291,7 +292,10 @@ def test_two_robots_at_once_on_a_real_triton(server, images, expected):
         assert_same(results[robot], expected)
 
 
-def test_a_real_triton_that_dies_is_taken_over_and_comes_back(server, images, expected, caplog):
+def test_a_real_triton_that_dies_is_taken_over_and_comes_back(
+    server, images, expected, caplog, monkeypatch
+):
+    monkeypatch.setattr(client, "RETRY_S", 0.0)
     sees = through(server, **{"model.triton_fallback": "onnx", "model.triton_timeout_s": 2.0})
     scene = sees.scene(images)
     reconstruction = sees.reconstruct(scene)
@@ -299,14 +303,13 @@ def test_a_real_triton_that_dies_is_taken_over_and_comes_back(server, images, ex
     first = sees.ask(scene, QUESTIONS[0])
     assert "takes over" in caplog.text
     server.start()
-    sees._stages._retry_at_s = 1e-9  # the wait is over
     second = sees.ask(scene, QUESTIONS[1])
     assert "answers again" in caplog.text
     assert_same((reconstruction, [first, second]), expected)
 
 
 def test_a_real_triton_refuses_what_comes_too_late(server, images):
-    sees = through(server)
-    sees._stages._server._timeout_s = 1e-3
+    transport = GrpcTransport(server.url, "g2vlm", timeout_s=1e-3)
+    sees = perception(remote(transport))
     with pytest.raises(client.ServerError, match="Triton at"):
         sees.reconstruct(images)

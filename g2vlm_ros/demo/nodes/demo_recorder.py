@@ -60,14 +60,14 @@ class DemoRecorder(Node):
         for kind, topic, keep, qos in (
             (PointCloud2, f"{perception}/points", self._keep_cloud, QoSProfile(depth=10)),
             (PoseWithCovarianceStamped, f"{perception}/pose", self.poses.append, 100),
-            (PointCloud2, f"{perception}/map", self._keep_map, LATCHED),
-            (PathMessage, f"{perception}/path", self._keep_path, LATCHED),
+            (PointCloud2, f"{perception}/map", self.keep_map, LATCHED),
+            (PathMessage, f"{perception}/path", self.keep_path, LATCHED),
             (PoseArray, f"{perception}/window_poses", None, 10),
             (Image, f"{perception}/depth/image", self.truth.compare_depth, 10),
             (CameraInfo, f"{perception}/depth/camera_info", None, 10),
             (ReconstructionStatus, f"{perception}/status", self._keep_status, LATCHED),
             (TFMessage, "/tf", None, 100),
-            (DiagnosticArray, "/diagnostics", self._keep_loops, 10),
+            (DiagnosticArray, "/diagnostics", self.keep_loops, 10),
         ):
             self.create_subscription(kind, topic, self._counted(topic, keep), qos)
 
@@ -83,16 +83,19 @@ class DemoRecorder(Node):
         stamp_ns = geometry.stamp_ns(message.header.stamp)
         self.latencies_s.append((self.get_clock().now().nanoseconds - stamp_ns) * 1e-9)
 
-    def _keep_map(self, message: PointCloud2) -> None:
+    def keep_map(self, message: PointCloud2) -> None:
+        """`~/map`, of the map with the longest path."""
         if self._longest:
             self.map = np.frombuffer(message.data, np.float32).reshape(-1, 5)
 
-    def _keep_path(self, message: PathMessage) -> None:
+    def keep_path(self, message: PathMessage) -> None:
+        """`~/path`, where no longer one came before."""
         self._longest = len(message.poses) >= len(self.path.poses)
         if self._longest:
             self.path = message
 
-    def _keep_loops(self, message: DiagnosticArray) -> None:
+    def keep_loops(self, message: DiagnosticArray) -> None:
+        """How the tries to close a loop ended, from /diagnostics."""
         for task in message.status:
             if task.name.endswith(": loops"):
                 self.loops = {pair.key: int(pair.value) for pair in task.values}

@@ -26,7 +26,8 @@ from g2vlm_ros.records import Intrinsics
 FAR_M = 40.0
 """Depth where a ray leaves the home, which a closed home does not allow."""
 _TILE = 16
-_CHUNK_CPU, _CHUNK_DEVICE = 512, 1 << 18
+CPU_CHUNK, DEVICE_CHUNK = 512, 1 << 18
+"""Pairs of a tile and a solid intersected at once: what stays in the cache, what fills a GPU."""
 
 
 @dataclass(frozen=True)
@@ -135,8 +136,8 @@ def _cast(
     depth = arrays.full((views * tiles, rays), FAR_M)
     solid = arrays.full((views * tiles, rays), -1)
     direction = _directions(arrays, grid, pose)
-    chunk = _CHUNK_CPU if arrays.device in (None, "cpu") else _CHUNK_DEVICE
-    for shape, pairs in _groups(arrays, rank, kind):
+    chunk = CPU_CHUNK if arrays.device in (None, "cpu") else DEVICE_CHUNK
+    for shape, pairs in pairs_by_rank_and_shape(arrays, rank, kind):
         for first in range(0, len(pairs), chunk):
             pair = pairs[first : first + chunk]
             n, at, here = view[pair], k[pair], tile[pair]
@@ -152,7 +153,7 @@ def _cast(
     return _untile(grid, depth), _untile(grid, solid)
 
 
-def _groups(arrays: Arrays, rank: Any, kind: Any) -> Iterator[tuple[int, Any]]:
+def pairs_by_rank_and_shape(arrays: Arrays, rank: Any, kind: Any) -> Iterator[tuple[int, Any]]:
     """(shape, pairs) one after the other: pairs of one rank and shape, by rank.
 
     Pairs of one rank have different tiles, so each group can be written at once. They are sorted

@@ -10,7 +10,7 @@ from g2vlm_ros.demo.sim.furniture import BOX, CYLINDER
 from g2vlm_ros.demo.sim.scene_arrays import LIGHTMAP, Tables, Vector
 
 AMBIENT, LAMP, FALLOFF_PER_M2 = 0.46, 0.85, 0.06
-_CHUNK_CPU, _CHUNK_DEVICE = 1 << 13, 1 << 22
+CPU_CHUNK, DEVICE_CHUNK = 1 << 13, 1 << 22
 """Samples shaded at once: their values stay in the cache; on a GPU a sample takes 160 bytes and as
 much in between, so that all of 256 views at once would need 13 GB."""
 _BLUR_M = 0.02
@@ -33,7 +33,7 @@ def shade(
     (pixels,) = arrays.nonzero(flat_solid >= 0)
     colour = arrays.full((flat_depth.shape[0], 3), 0.0)
     pose = arrays.stack([pose[:, i, j] for i in range(3) for j in range(4)], 0)
-    chunk = _CHUNK_CPU if arrays.device in (None, "cpu") else _CHUNK_DEVICE
+    chunk = CPU_CHUNK if arrays.device in (None, "cpu") else DEVICE_CHUNK
     for first in range(0, len(pixels), chunk):
         pixel = pixels[first : first + chunk]
         view, place = pixel // (height * width), pixel % (height * width)

@@ -34,7 +34,7 @@ INTERRUPTED = 130
 
 def main(arguments: list[str] | None = None) -> None:
     """Trains, or exports what was trained."""
-    options = _options(arguments)
+    options = parse_options(arguments)
     from g2vlm_ros.demo.train.export_checkpoint import TOKENIZER_FILES, export
 
     if options.export is not None:
@@ -108,7 +108,7 @@ def configured(options: argparse.Namespace) -> Config:
     return replace(config, data=data, steps=steps)
 
 
-def _options(arguments: list[str] | None) -> argparse.Namespace:
+def parse_options(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -141,10 +141,10 @@ class Ring:
             pairs = zip(seeds, keys, strict=True)
             steps = np.stack([dialogue_views(seed, data, key) for seed, key in pairs])
             half = int(rng.integers(2))
-            questions = [self._questions(*place, half, rng) for place in places]
+            questions = [self.questions(*place, half, rng) for place in places]
         else:
             steps = pick_views(rng, data.views_per_scene, views, count, any_order=True)
-        row, at = self._index(shard, scene, steps)
+        row, at = self.rows_and_views(shard, scene, steps)
         pixels, items = (self._pool[name][row, at] for name in ("images", "items"))
         structure = self._pool["structure"][row[:, 0], None, None, None]
         target = GeometryTarget(
@@ -164,7 +164,7 @@ class Ring:
         """Windows of one view each, without questions; half of them mirrored."""
         shard, scene = self._draw(count, rng)
         steps = rng.integers(self.data.views_per_scene, size=(count, 1))
-        row, at = self._index(shard, scene, steps)
+        row, at = self.rows_and_views(shard, scene, steps)
         pixels, items = (self._pool[name][row, at] for name in ("images", "items"))
         turn = on_device(rng.random(count) < 0.5, self.shards.device)
         pixels = torch.where(turn[:, None, None, None, None], pixels.flip(-2), pixels)
@@ -178,7 +178,7 @@ class Ring:
         numbers = np.array(sorted(self._held))
         return numbers[rng.integers(len(numbers), size=count)], rng.integers(SHARD, size=count)
 
-    def _index(
+    def rows_and_views(
         self, shard: np.ndarray, scene: np.ndarray, steps: np.ndarray
     ) -> tuple[Tensor, Tensor]:
         """Rows and views of the pool, int64 (B, N) each; one copy to the device."""
@@ -187,7 +187,7 @@ class Ring:
         rows, views = on_device(index, self.shards.device)
         return rows, views
 
-    def _questions(
+    def questions(
         self, number: int, scene: int, key: DialogueKey, half: int, rng: np.random.Generator
     ) -> list[QuestionAnswer]:
         """Of the shorter (half 0) or the longer ones, so that little of a batch is padding."""

@@ -149,11 +149,11 @@ class TensorRTBackend:
 
     def _load(self, metadata: list[EngineMetadata]) -> None:
         self.device = DeviceMemory(self._cuda)
-        self._engines = [
+        self.engines = [
             open_engine(self._version, self.device, self._folder, each, self._remedy)
             for each in metadata
         ]
-        weakref.finalize(self, _save_kernels, self._engines)
+        weakref.finalize(self, _save_kernels, self.engines)
         self.device.release_idle()  # golden cases are longer than what most windows need
         self._packer = self._compiled(PointPacker, "clouds are packed on the CPU")
         self._store = self._compiled(TokenStore, "the host puts decoded tokens in their places")
@@ -182,7 +182,7 @@ class TensorRTBackend:
         """The smallest buffer for so many tokens that an engine takes."""
         sizes = [
             engine.metadata.places_for(tokens)
-            for engine in self._engines
+            for engine in self.engines
             if engine.metadata.stage == "language"
         ]
         places = min((size for size in sizes if size is not None), default=None)
@@ -377,7 +377,7 @@ class TensorRTBackend:
         if self._lost:
             raise DeviceLostError(self._lost)
         size = None if size_hw is None else (size_hw[1], size_hw[0])
-        engines = [engine for engine in self._engines if engine.metadata.stage == stage]
+        engines = [engine for engine in self.engines if engine.metadata.stage == stage]
         for engine in engines:
             if engine.metadata.size == size and engine.metadata.places in (None, places):
                 return engine

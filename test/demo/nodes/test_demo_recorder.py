@@ -32,8 +32,8 @@ def cloud(points):
 def test_path_and_map_of_the_longest_map_are_kept(recorder):
     kept = []
     for poses in (3, 9, 2, 5, 10):
-        recorder._keep_path(path(poses))
-        recorder._keep_map(cloud(100 + poses))
+        recorder.keep_path(path(poses))
+        recorder.keep_map(cloud(100 + poses))
         kept.append((len(recorder.path.poses), len(recorder.map)))
     assert kept == [(3, 103), (9, 109), (9, 109), (9, 109), (10, 110)]
 
@@ -42,5 +42,5 @@ def test_tries_to_close_loops_come_from_the_diagnostics(recorder):
     values = [KeyValue(key="closed", value="2"), KeyValue(key="no_overlap", value="1")]
     other = DiagnosticStatus(name="perception: drops", values=[KeyValue(key="blurred", value="5")])
     loops = DiagnosticStatus(name="perception: loops", values=values)
-    recorder._keep_loops(DiagnosticArray(status=[other, loops]))
+    recorder.keep_loops(DiagnosticArray(status=[other, loops]))
     assert recorder.summary()["loops"] == {"closed": 2, "no_overlap": 1}

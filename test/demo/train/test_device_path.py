@@ -75,8 +75,8 @@ def test_a_step_waits_for_nothing(objectives, stage):
 def test_samples_are_shaded_alike_in_any_number(monkeypatch):
     scenes = [make_scene(seed) for seed in (1, 2)]
     whole = make_clips(scenes, 2, lens(64, 48), Arrays("cpu"))
-    monkeypatch.setattr(shading, "_CHUNK_CPU", 1000)
-    monkeypatch.setattr(renderer, "_CHUNK_CPU", 7)
+    monkeypatch.setattr(shading, "CPU_CHUNK", 1000)
+    monkeypatch.setattr(renderer, "CPU_CHUNK", 7)
     parts = make_clips(scenes, 2, lens(64, 48), Arrays("cpu"))
     assert torch.equal(whole.images, parts.images) and torch.equal(whole.items, parts.items)
     assert torch.equal(whole.depth_m, parts.depth_m)
@@ -85,7 +85,10 @@ def test_samples_are_shaded_alike_in_any_number(monkeypatch):
 @pytest.mark.parametrize("arrays", [Arrays(), Arrays("cpu")])
 def test_pairs_of_a_tile_and_a_solid_are_grouped_by_rank_and_shape(arrays):
     rank, kind = (arrays.asarray(np.array(x)) for x in ([0, 2, 0, 0, 2], [1, 0, 2, 1, 0]))
-    groups = [(shape, pairs.tolist()) for shape, pairs in renderer._groups(arrays, rank, kind)]
+    groups = [
+        (shape, pairs.tolist())
+        for shape, pairs in renderer.pairs_by_rank_and_shape(arrays, rank, kind)
+    ]
     assert groups == [(1, [0, 3]), (2, [2]), (0, [1, 4])]
 
 
@@ -104,7 +107,7 @@ def test_workers_prepare_what_the_training_would(shard_cache):
         made = theirs.dialogues(0, scene)
         assert len(made) == VARIANTS * len(TINY.data.views)
         for key, dialogue in made.items():
-            ring._questions(0, scene, key, 0, rng)
+            ring.questions(0, scene, key, 0, rng)
             assert own.dialogues(0, scene)[key] == dialogue
 
 
@@ -113,10 +116,10 @@ def test_a_batch_is_its_windows_one_by_one(shard_cache, monkeypatch):
         monkeypatch.setattr(windows, name, lambda pixels, rng: pixels)
     monkeypatch.setattr(windows, "mirrored", lambda pixels, target: (pixels, target))
     indices = []
-    index = Ring._index
+    index = Ring.rows_and_views
     monkeypatch.setattr(
         Ring,
-        "_index",
+        "rows_and_views",
         lambda self, *where: indices.append(where) or index(self, *where),
     )
     ring = Ring(Shards(TINY.data, "train", "cpu", shard_cache))
@@ -210,7 +213,7 @@ def test_new_heads_ask_nothing_of_the_trunk_at_first(objectives):
 
 
 def test_options_make_the_configuration():
-    options = command_line._options(
+    options = command_line.parse_options(
         "--out x --device cuda --rate .5 --batch-views 512 --windows-per-home 40 "
         "--shards-first 120 --workers 3 --pairs-first 0".split()
     )
@@ -219,7 +222,7 @@ def test_options_make_the_configuration():
     assert (config.steps.batch_views, config.steps.asking_views) == (512, 128)
     assert (config.data.windows_per_scene, config.data.pairs_first) == (40, 0)
     assert config.data.shards_kept == config.data.shards_first == 120 and options.workers == 3
-    on_cpu = command_line._options(["--out", "x"])
+    on_cpu = command_line.parse_options(["--out", "x"])
     assert on_cpu.workers == 0
     assert command_line.configured(on_cpu) == plain
 

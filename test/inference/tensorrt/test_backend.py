@@ -27,7 +27,7 @@ from g2vlm_tests.built_engines import (  # noqa: E402
     build_scattering,
     build_stand_ins,
 )
-from g2vlm_tests.gpu_stand_in import StandInCuda, StandInEngine, stand_in_version  # noqa: E402
+from g2vlm_tests.gpu_stand_in import StandInCuda, StandInEngine, Stream, stand_in_version  # noqa: E402
 
 from g2vlm_ros.checkpoint.prompt_layout import SpecialTokens, TokenCursor, text_segment  # noqa: E402
 from g2vlm_ros.geometry import point_cloud  # noqa: E402
@@ -176,14 +176,15 @@ def test_questions_about_one_scene_share_a_graph(stages: TensorRTBackend, built:
     assert built.cuda.copies == copies + 2, "a burst of steps is fed by one copy"
 
 
-def test_decoding_uses_the_profile_of_its_bucket(stages: TensorRTBackend) -> None:
+def test_decoding_uses_the_profile_of_its_bucket(stages: TensorRTBackend, built: Built) -> None:
     dialogue(stages)
-    language, _ = stages._decoding_engines[256]
+    language = next(each for each in stages.engines if each.metadata.stage == "language")
     shapes = {"ids": (1,), "features": (0, 64), "past_keys_0": (1, 2, 256, 16)}
     assert language.profile_for(shapes) == 1
     assert language.profile_for(shapes | {"past_keys_0": (1, 2, 1024, 16)}) == 2
     assert language.profile_for(shapes | {"ids": (2,), "features": (9, 64)}) == 0
-    assert language._profile == 1
+    decoding = [each for each in built.cuda.engines if "language" in each.path.name]
+    assert any(each.profiles_used[-1:] == [1] for each in decoding)
 
 
 def test_an_answer_that_outgrows_its_buffer_moves_once_and_says_so(
@@ -211,6 +212,23 @@ def test_what_no_buffer_holds_is_refused_with_what_helps(stages: TensorRTBackend
     assert cache.length == 1020
 
 
+def spoil_replays(cuda: StandInCuda) -> None:
+    """Engines compute something else whenever a graph replays them."""
+    replay = cuda.replay
+
+    def spoilt(graph: list, stream: Stream) -> None:
+        stream.put(lambda: set_twist(0.3))
+        replay(graph, stream)
+        stream.put(lambda: set_twist(0.0))
+        cuda.replays -= 1
+
+    def set_twist(twist: float) -> None:
+        for engine in cuda.engines:
+            engine.twist = twist
+
+    cuda.replay = spoilt
+
+
 @pytest.mark.parametrize("fault", ["compiler", "capture", "replay"])
 def test_decoding_without_a_graph_says_why_and_gives_the_same(
     built: Built, torch_stages: TorchBackend, fault: str, caplog: pytest.LogCaptureFixture
@@ -219,20 +237,10 @@ def test_decoding_without_a_graph_says_why_and_gives_the_same(
     place = elsewhere(built)
     fails = mock.Mock(side_effect=CudaError("not here"))
     if fault == "replay":
-        place.cuda.replay = lambda graph, stream: None  # the logits stay those of another step
+        spoil_replays(place.cuda)
     else:
         setattr(place.cuda, {"compiler": "compile", "capture": "begin_capture"}[fault], fails)
     stages = place.open()
-    if fault == "replay":
-        stale = stages._state.begin
-
-        def spoil(*arguments: int) -> None:
-            stale(*arguments)
-            if stages._decoder is not None:
-                logits = stages._decoder._logits
-                stages.device.cuda.zero(logits.address, logits.bytes, stages.device.compute)
-
-        stages._state.begin = spoil
     assert dialogue(stages) == dialogue(torch_stages)
     assert "decoding without a CUDA graph: " in caplog.text
     assert not place.cuda.graphs and not place.cuda.replays
@@ -289,9 +297,9 @@ def test_features_and_descriptors_equal_torch(
     np.testing.assert_allclose(
         stages.fetch(features), torch_stages.fetch(want), rtol=1e-3, atol=1e-3
     )
-    before = stages._cuda.bytes_down
+    before = stages.device.cuda.bytes_down
     described = stages.describe(features)
-    assert stages._cuda.bytes_down - before == described.nbytes
+    assert stages.device.cuda.bytes_down - before == described.nbytes
     np.testing.assert_allclose(described, torch_stages.describe(want), rtol=1e-3, atol=1e-3)
     cache, walk = stages.new_cache(), TokenCursor(SPECIAL)
     stages.language(walk.text(PROMPT), cache)
@@ -363,15 +371,17 @@ def test_stage_times(stages: TensorRTBackend, views: np.ndarray) -> None:
     assert wanted <= set(stages.device.times_s)
 
 
-def test_nan_names_the_stage_that_made_it(stages: TensorRTBackend, views: np.ndarray) -> None:
-    hidden_engine = next(e for e in stages._engines if e.metadata.stage == "geometry")
-    compute = hidden_engine._engine.compute
+def test_nan_names_the_stage_that_made_it(built: Built, views: np.ndarray) -> None:
+    place = elsewhere(built)
+    stages = place.open()
+    engine = next(each for each in place.cuda.engines if each.path.name.startswith("geometry"))
+    compute = engine.compute
 
     def poisoned(inputs: dict, outputs: dict) -> None:
         compute(inputs, outputs)
-        hidden_engine._engine._array("hidden", *outputs["hidden"])[0, 0, 0] = np.nan
+        engine.array("hidden", *outputs["hidden"])[0, 0, 0] = np.nan
 
-    hidden_engine._engine.compute = poisoned
+    engine.compute = poisoned
     with pytest.raises(NonFiniteError, match="'geometry'"):
         reconstruct(stages, views)
 
@@ -407,7 +417,7 @@ def test_a_lost_context_is_final_and_said_once_in_a_sentence(
     stages = elsewhere(built).open()
     before = reconstruct(stages, views)
     cache = stages.new_cache()
-    stages._cuda.lose_at = 2
+    stages.device.cuda.lose_at = 2
     for _ in range(2):  # the second time without asking the device
         with pytest.raises(
             DeviceLostError, match="ILLEGAL_ADDRESS; nothing runs .*start it again"
@@ -418,7 +428,8 @@ def test_a_lost_context_is_final_and_said_once_in_a_sentence(
     cloud = before.pack([0], views[:1], np.ones((1, 84, 140)), np.eye(4)[None, :3], 0.0, 0.0)
     assert cloud is None  # packed on the CPU then
     with pytest.raises(DeviceLostError):
-        replace(built, cuda=stages._cuda, version=stand_in_version(stages._cuda)).open()
+        cuda = stages.device.cuda
+        replace(built, cuda=cuda, version=stand_in_version(cuda)).open()
 
 
 def test_two_users_of_one_gpu(built: Built, views: np.ndarray) -> None:
@@ -434,7 +445,7 @@ def test_two_nodes_on_one_gpu(built: Built, views: np.ndarray) -> None:
     """Two processes: contexts of their own, so that one may lose its own; the memory is shared."""
     one, other = built.open(), elsewhere(built).open()
     want = reconstruct(one, views).local_points_u
-    other._cuda.lose_at = 1
+    other.device.cuda.lose_at = 1
     with pytest.raises(DeviceLostError):
         reconstruct(other, views)
     assert np.array_equal(reconstruct(one, views).local_points_u, want)
