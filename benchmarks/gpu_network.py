@@ -26,6 +26,7 @@ from g2vlm_ros.inference.torch_backend import MAX_DEVIATION, TorchBackend
 from g2vlm_ros.inference.torch_cache import TorchCache
 from g2vlm_ros.inference.torch_decoding import TokenDecoder
 from g2vlm_ros.inference.torch_graphs import StageGraphs
+from g2vlm_ros.model.fusion import with_fused_parts
 from g2vlm_ros.model.network import FLOAT32_PARTS, G2VLM
 
 RELEASED = {
@@ -171,7 +172,7 @@ def real_size(
     """One result per size, number of views and implementation; then the language stage."""
     network = random_network(config, device)
     yield {"what": "parameters", "millions": sum(p.numel() for p in network.parameters()) / 1e6}
-    stages = TorchBackend(network)
+    stages, fused = TorchBackend(network), with_fused_parts(network)
     for width, height in sizes:
         for count in views:
             images = random_images(count, width, height)
@@ -182,6 +183,9 @@ def real_size(
             if device == "cuda":
                 runs["ours as CUDA graphs"] = lambda images=images: ours(
                     _recorded(network), images
+                )
+                runs["ours as CUDA graphs, small parts fused"] = lambda images=images: ours(
+                    _recorded(fused), images
                 )
             for name, make in runs.items():
                 line = {"what": name, "size": [width, height], "views": count}
@@ -255,6 +259,8 @@ def decoding(
         designs = {"growing cache": TorchBackend(network, fixed_shapes=False)}
         if device == "cuda":
             designs["fixed shapes, CUDA graph"] = TorchBackend(network, fixed_shapes=True)
+            fused = TorchBackend(with_fused_parts(network), fixed_shapes=True)
+            designs["fixed shapes, CUDA graph, small parts fused"] = fused
         for name, stages in designs.items():
             line = {"what": name, "cached": length}
             with caught(line), torch.inference_mode():

@@ -88,8 +88,14 @@ class Attention(nn.Module):
         return getattr(self, "o_proj" + expert)(x)
 
 
+def silu_gate(gate: Tensor, x: Tensor) -> Tensor:
+    return F.silu(gate) * x
+
+
 class GatedMlp(nn.Module):
     """SiLU-gated MLP."""
+
+    compute = staticmethod(silu_gate)
 
     def __init__(self, config: TextConfig):
         super().__init__()
@@ -98,7 +104,7 @@ class GatedMlp(nn.Module):
         self.down_proj = nn.Linear(config.mlp_size, config.hidden_size, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        return self.down_proj(self.compute(self.gate_proj(x), self.up_proj(x)))
 
 
 class LayerScale(nn.Module):
@@ -114,6 +120,8 @@ class LayerScale(nn.Module):
 
 class Layer(nn.Module):
     """One layer of both experts. LayerScale applies to geometric tokens only."""
+
+    rotation = staticmethod(rotate)
 
     def __init__(self, config: TextConfig):
         super().__init__()
@@ -157,7 +165,8 @@ class Layer(nn.Module):
             heads_first(y, heads)
             for y, heads in zip(parts, (self.config.heads, kv_heads, kv_heads), strict=True)
         )
-        return cache.attend(layer, rotate(q, angles), rotate(k, angles), v, mask)
+        q, k = self.rotation(q, angles), self.rotation(k, angles)
+        return cache.attend(layer, q, k, v, mask)
 
 
 class Trunk(nn.Module):

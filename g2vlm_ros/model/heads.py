@@ -59,6 +59,8 @@ class Decoder(nn.Module):
 class CrossAttention(nn.Module):
     """Attention of x (N, P, C) to a context (1 or N, P, C), same rotary positions on both."""
 
+    rotation = staticmethod(rotate_decoder)
+
     def __init__(self, width: int, heads: int):
         super().__init__()
         self.q_proj = nn.Linear(width, width)
@@ -68,8 +70,8 @@ class CrossAttention(nn.Module):
         self.heads = heads
 
     def forward(self, x: Tensor, context: Tensor, angles: Tensor) -> Tensor:
-        q = rotate_decoder(heads_first(self.q_proj(x), self.heads), angles)
-        k = rotate_decoder(heads_first(self.k_proj(context), self.heads), angles)
+        q = self.rotation(heads_first(self.q_proj(x), self.heads), angles)
+        k = self.rotation(heads_first(self.k_proj(context), self.heads), angles)
         v = heads_first(self.v_proj(context), self.heads)
         views = x.shape[0]
         return self.proj(attend(q, k.expand(views, -1, -1, -1), v.expand(views, -1, -1, -1)))

@@ -57,18 +57,32 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tenso
     return out.transpose(1, 2).flatten(2)
 
 
+def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    """Layer norm of the last axis with float32 statistics; the result has the weights' dtype."""
+    y = F.layer_norm(wide(x), weight.shape, wide(weight), wide(bias), eps)
+    return y.to(weight.dtype)
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """Root-mean-square norm of the last axis with float32 statistics, in the weight's dtype."""
+    x = wide(x)
+    x = x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps)
+    return (x * wide(weight)).to(weight.dtype)
+
+
 class LayerNorm(nn.LayerNorm):
-    """Layer norm with float32 statistics; the result has the dtype of the weights."""
+    """`layer_norm` with its weights."""
+
+    compute = staticmethod(layer_norm)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = F.layer_norm(
-            wide(x), self.normalized_shape, wide(self.weight), wide(self.bias), self.eps
-        )
-        return y.to(self.weight.dtype)
+        return self.compute(x, self.weight, self.bias, self.eps)
 
 
 class RMSNorm(nn.Module):
-    """Root-mean-square norm with float32 statistics; the result has the dtype of the weights."""
+    """`rms_norm` with its weight."""
+
+    compute = staticmethod(rms_norm)
 
     def __init__(self, width: int, eps: float):
         super().__init__()
@@ -76,9 +90,7 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        x = wide(x)
-        x = x * torch.rsqrt(x.square().mean(-1, keepdim=True) + self.eps)
-        return (x * wide(self.weight)).to(self.weight.dtype)
+        return self.compute(x, self.weight, self.eps)
 
 
 class Mlp(nn.Module):

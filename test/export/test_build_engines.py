@@ -24,6 +24,7 @@ pytest.importorskip("torch", reason="golden values are made by torch")
 pytest.importorskip("onnxruntime", reason="graphs are run with onnxruntime")
 
 import onnxruntime  # noqa: E402
+import torch  # noqa: E402
 from g2vlm_tests.built_engines import (  # noqa: E402
     GOLDEN,
     PLAN,
@@ -33,7 +34,9 @@ from g2vlm_tests.built_engines import (  # noqa: E402
     stand_in_build,
 )
 from g2vlm_tests.marks import needs_rtx
+from safetensors.torch import load_file, save_file  # noqa: E402
 
+from g2vlm_ros.checkpoint.config import ModelConfig  # noqa: E402
 from g2vlm_ros.checkpoint.onnx_manifest import (  # noqa: E402
     CACHE_GRAPHS,
     MANIFEST,
@@ -48,6 +51,7 @@ from g2vlm_ros.export.export_onnx import export  # noqa: E402
 from g2vlm_ros.export.trt_attention import arranged, read_graph, ways_for  # noqa: E402
 from g2vlm_ros.inference.tensorrt.engine_metadata import cached_engines, prune  # noqa: E402
 from g2vlm_ros.inference.tensorrt.versions import TensorRTVersion  # noqa: E402
+from g2vlm_ros.model.network import G2VLM  # noqa: E402
 from g2vlm_ros.records import UnfitError  # noqa: E402
 
 ENGINES = Path(__file__).parents[2] / "engines"
@@ -195,6 +199,46 @@ def test_tensorrt_rtx_builds_the_small_stages(
         # A second profile would store the weights of most products again.
         assert len(record.profiles) == 1
         assert (tmp_path / "cache").joinpath(names[0]).parent.exists()
+
+
+@needs_rtx
+@pytest.mark.parametrize(("opset", "precision"), [(20, "float16"), (24, "bfloat16")])
+def test_an_engine_of_language_is_as_large_as_its_weights(
+    opset: int, precision: str, tmp_path: Path
+) -> None:
+    """A decoding profile of its own made RTX keep most matrices twice (476 MB for 284)."""
+    folder = wide_checkpoint(tmp_path / "onnx")
+    export(folder, dtype=precision, opset=opset, stages=("language",))
+    weights = 2 * sum(
+        tensor.numel()
+        for name, tensor in load_file(folder / "model.safetensors").items()
+        if name.startswith("language_model.model.layers.") and "_moe_geo" not in name
+    )
+    plan = PLAN | {"opset": opset, "precision": precision}
+    _build_with_rtx(folder, plan, "8.9", ("language",), tmp_path)
+    sizes = [path.stat().st_size for path, _ in cached_engines(tmp_path / "cache")]
+    assert sizes and max(sizes) < 1.15 * weights
+
+
+def wide_checkpoint(folder: Path) -> Path:
+    """A checkpoint of random weights whose matrices are what an engine consists of."""
+    folder.mkdir()
+    for path in GOLDEN.glob("*_config.json"):
+        shutil.copyfile(path, folder / path.name)
+    text = json.loads((GOLDEN / "text_config.json").read_text())
+    text |= {
+        "hidden_size": 768,
+        "intermediate_size": 4096,
+        "num_attention_heads": 12,
+        "num_hidden_layers": 1,
+    }
+    text["rope_scaling"] = {"type": "mrope", "mrope_section": [8, 12, 12]}
+    (folder / "text_config.json").write_text(json.dumps(text))
+    vision = json.loads((GOLDEN / "vit_config.json").read_text())
+    (folder / "vit_config.json").write_text(json.dumps(vision | {"hidden_size": 768}))
+    network = G2VLM(ModelConfig.read(folder)).to(torch.bfloat16)
+    save_file(dict(network.state_dict()), folder / "model.safetensors")
+    return folder
 
 
 @needs_rtx

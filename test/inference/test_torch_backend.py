@@ -26,7 +26,7 @@ from g2vlm_ros.inference import (
 from g2vlm_ros.inference.backend import Backend, open_backend
 from g2vlm_ros.inference.torch_backend import TorchBackend
 from g2vlm_ros.inference.torch_cache import PastTokens
-from g2vlm_ros.model import network
+from g2vlm_ros.model import fusion, network
 from g2vlm_ros.records import BackendGoneError, NonFiniteError, RawGeometry
 
 GOLDEN = Path(__file__).parents[1] / "data" / "golden" / "A"
@@ -346,6 +346,28 @@ def test_stages_take_nothing_from_the_host_the_second_time() -> None:
             run()
             with pytest.raises(AssertionError):
                 torch.tensor([1.0])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_small_parts_in_one_kernel_give_the_same(dtype: str, views: np.ndarray) -> None:
+    """The parts are traced for any number of views; the network they came from stays as it was."""
+    whole = TorchBackend.open(GOLDEN, "cpu", dtype)
+    calls = []
+
+    def compiler(graph: torch.fx.GraphModule, inputs: list) -> Callable:
+        calls.append(graph)
+        return graph.forward
+
+    fused = TorchBackend(fusion.with_fused_parts(whole.network, compiler))
+    for count in (1, 2, 4):
+        want, got = (reconstruct(each, views[:count]) for each in (whole, fused))
+        assert relative(got.local_points_u, want.local_points_u) < 1e-6
+        traced, calls[:] = len(calls), []
+        assert traced <= 16 if count < 4 else traced == 0
+    want, got = (answer(each, views, []) for each in (whole, fused))
+    assert relative(got, want) < 1e-6
+    pairs = zip(whole.network.parameters(), fused.network.parameters(), strict=True)
+    assert all(a is b for a, b in pairs)
 
 
 def recorded_on_the_host(run: Callable[[], None]) -> Callable[[], None]:
