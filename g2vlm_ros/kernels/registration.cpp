@@ -5,60 +5,11 @@
 #include <vector>
 
 #include "kernel.h"
-#include "small_matrix.h"
+#include "sim3.h"
 
 constexpr double CAUCHY = 2.385;  // standard deviations at which the loss bends, 95 % efficient
 constexpr double MIN_SPREAD = 1e-6;
 constexpr double CONVERGED = 1e-6;  // of angle (rad) and logarithm of scale
-
-// p -> scale * rotation p + translation
-struct Sim3 {
-    double scale = 1, rotation[9] = {1, 0, 0, 0, 1, 0, 0, 0, 1}, translation[3] = {0, 0, 0};
-
-    void apply(const double* p, double* out) const
-    {
-        for (int i = 0; i < 3; ++i) {
-            const double* row = rotation + 3 * i;
-            out[i] = scale * (row[0] * p[0] + row[1] * p[1] + row[2] * p[2]) + translation[i];
-        }
-    }
-};
-
-// exponential(step) of geometry/sim3.py, composed from the left. step: rotation vector,
-// translation, logarithm of scale.
-static Sim3 moved(const double* step, const Sim3& fit)
-{
-    const double angle = std::sqrt(dot(step, step));
-    const double a = angle > 1e-9 ? std::sin(angle) / angle : 1.0;
-    const double b = angle > 1e-9 ? (1 - std::cos(angle)) / (angle * angle) : 0.5;
-    const double x = step[0], y = step[1], z = step[2];
-    const double skew[9] = {0, -z, y, z, 0, -x, -y, x, 0};
-    Sim3 motion;
-    motion.scale = std::exp(step[6]);
-    for (int i = 0; i < 3; ++i) {
-        motion.translation[i] = step[3 + i];
-        for (int j = 0; j < 3; ++j) {
-            double square = 0;
-            for (int k = 0; k < 3; ++k) {
-                square += skew[3 * i + k] * skew[3 * k + j];
-            }
-            motion.rotation[3 * i + j] += a * skew[3 * i + j] + b * square;
-        }
-    }
-    Sim3 out;
-    out.scale = motion.scale * fit.scale;
-    motion.apply(fit.translation, out.translation);
-    for (int i = 0; i < 3; ++i) {
-        for (int j = 0; j < 3; ++j) {
-            double sum = 0;
-            for (int k = 0; k < 3; ++k) {
-                sum += motion.rotation[3 * i + k] * fit.rotation[3 * k + j];
-            }
-            out.rotation[3 * i + j] = sum;
-        }
-    }
-    return out;
-}
 
 // The points of one view in the source and in the target window; n of each.
 struct Pairs {
@@ -300,7 +251,7 @@ KERNEL int32_t fit_view(
             g = -g;
         }
         solve_symmetric(full, gradient, 1e-14, motion);
-        fit = moved(motion, fit);
+        fit = composed(exponential(motion), fit);
         double most = std::fabs(motion[6]);
         for (int i = 0; i < 3; ++i) {
             most = std::max(most, std::fabs(motion[i]));

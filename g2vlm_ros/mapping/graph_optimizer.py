@@ -7,12 +7,14 @@ right tangents of the free nodes (their own frames); all others stand still.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
-from g2vlm_ros.geometry.sim3 import Sim3, cross_matrix
+from g2vlm_ros.geometry.sim3 import Sim3
+from g2vlm_ros.kernels.pose_graph import GraphArrays, graph_cost, graph_equations, move_poses
 
 MAX_STEPS = 15
 """Steps of Levenberg-Marquardt; a loop over 128 nodes converges in about 5."""
@@ -23,7 +25,7 @@ MAX_DAMPING = 1e6
 """Damping above which no step helps any more: the cost is at its floor."""
 
 
-@dataclass
+@dataclass(frozen=True, eq=False)
 class Edge:
     """A measured target_from_source; covariance of its left tangent (target's frame)."""
 
@@ -31,6 +33,11 @@ class Edge:
     source: int
     measured: Sim3
     covariance: np.ndarray
+
+    @cached_property
+    def information(self) -> np.ndarray:
+        """(7, 7): the inverse of the covariance."""
+        return np.linalg.inv(self.covariance)
 
     def other(self, node: int) -> int:
         """The node at the other end."""
@@ -44,119 +51,87 @@ class Edge:
         move = inverse.adjoint()
         return inverse, move @ self.covariance @ move.T
 
-    def merge(self, measured: Sim3, covariance: np.ndarray) -> None:
-        """Fuse a second target_from_source into this one, weighted by information."""
-        first, second = np.linalg.inv(self.covariance), np.linalg.inv(covariance)
-        merged = np.linalg.inv(first + second)
+    def merged(self, measured: Sim3, covariance: np.ndarray) -> Edge:
+        """This edge and a second target_from_source in one, weighted by information."""
+        second = np.linalg.inv(covariance)
+        merged = np.linalg.inv(self.information + second)
         shift = merged @ second @ (measured @ self.measured.inverse()).log()
-        self.measured = Sim3.exp(shift) @ self.measured
-        self.covariance = merged
+        return Edge(self.target, self.source, Sim3.exp(shift) @ self.measured, merged)
 
 
-@dataclass
 class Factors:
-    """Everything that holds the free nodes: edges, and priors on scale and up by node."""
+    """Everything that holds the free nodes of a graph: edges, and priors on scale and up."""
 
-    poses: dict[int, Sim3]
-    """map_from_node; `optimise` replaces those of the free nodes."""
-    edges: Sequence[Edge]
-    """Those that touch a free node."""
-    scales: dict[int, tuple[float, float]]
-    """Logarithm of map units per unit of the node, and its deviation."""
-    ups: dict[int, np.ndarray]
-    """(3, 3) information (1/rad²) of up in the node's frame, zero along it."""
-    free: Sequence[int]
+    def __init__(
+        self,
+        poses: Mapping[int, Sim3],
+        edges: Sequence[Edge],
+        scales: Mapping[int, tuple[float, float]],
+        ups: Mapping[int, np.ndarray],
+        free: Sequence[int],
+    ):
+        """poses: map_from_node. edges: those that touch a free node. scales: logarithm of map
+        units per unit of the node, and its deviation. ups: (3, 3) information (1/rad²) of up in
+        the node's frame, zero along it."""
+        ends = {n for edge in edges for n in (edge.target, edge.source)}
+        nodes = [*free, *sorted(ends - set(free))]
+        place = {node: i for i, node in enumerate(nodes)}
+        self._free = free
+        self._poses = _rows(poses[n] for n in nodes)
+        rows = np.full(len(nodes), -1, np.int64)
+        rows[: len(free)] = np.arange(len(free))
+        zero = np.zeros((3, 3))
+        self._graph = GraphArrays(
+            rows,
+            np.array([(place[e.target], place[e.source]) for e in edges], np.int64).reshape(-1, 2),
+            _rows(e.measured for e in edges),
+            np.array([e.information for e in edges]).reshape(-1, 7, 7),
+            np.array([scales.get(n, (0.0, 0.0)) for n in nodes]).reshape(-1, 2),
+            np.array([ups.get(n, zero) for n in nodes]).reshape(-1, 3, 3),
+        )
 
     def cost(self) -> float:
         """Sum of squared normalised errors (chi square)."""
-        edges = sum(self._edge_error(edge)[0] for edge in self.edges)
-        scales = sum(self._scale_error(n) ** 2 for n in self.free if n in self.scales)
-        return edges + scales + sum(self._tilt(n) for n in self.free if n in self.ups)
+        return graph_cost(self._graph, self._poses)
 
-    def optimise(self) -> None:
-        """Move the free nodes to the least cost near where they are."""
-        if not self.free:
-            return
-        damping, cost = MIN_DAMPING, np.inf
+    def optimise(self) -> dict[int, Sim3]:
+        """Move the free nodes to the least cost near where they are; their new poses."""
+        if not self._free:
+            return {}
+        damping = MIN_DAMPING
         for _ in range(MAX_STEPS):
-            hessian, gradient, cost = self._normal_equations()
+            hessian, gradient, cost = graph_equations(self._graph, self._poses)
             diagonal = np.diag(np.diag(hessian)) * damping
             step = np.linalg.solve(hessian + diagonal, -gradient).reshape(-1, 7)
-            before = {n: self.poses[n] for n in self.free}
-            for node, tangent in zip(self.free, step, strict=True):
-                self.poses[node] = self.poses[node] @ Sim3.exp(tangent)
+            before = self._poses
+            moved = move_poses(before[: len(step)], step)
+            self._poses = np.concatenate([moved, before[len(step) :]])
             after = self.cost()
             if after > cost * (1 + 1e-9):
-                self.poses.update(before)
+                self._poses = before
                 damping = max(damping, 1e-6) * 100
                 if damping > MAX_DAMPING:
-                    return
+                    break
             else:
                 damping /= 10
                 if cost - after <= MIN_GAIN * cost + 1e-9:
-                    return
+                    break
+        return {node: _sim3(self._poses[i]) for i, node in enumerate(self._free)}
 
     def covariances(self) -> dict[int, np.ndarray]:
         """(7, 7) of each free node's right tangent, given the nodes that stand still."""
-        if not self.free:
+        if not self._free:
             return {}
-        inverse = np.linalg.inv(self._normal_equations()[0])
-        blocks = {node: slice(7 * i, 7 * i + 7) for i, node in enumerate(self.free)}
+        inverse = np.linalg.inv(graph_equations(self._graph, self._poses)[0])
+        blocks = {node: slice(7 * i, 7 * i + 7) for i, node in enumerate(self._free)}
         return {node: inverse[block, block] for node, block in blocks.items()}
 
-    def _edge_error(self, edge: Edge) -> tuple[float, np.ndarray, np.ndarray, Sim3]:
-        """Squared normalised error, residual (7,), information, and the leftover similarity."""
-        target, source = self.poses[edge.target], self.poses[edge.source]
-        leftover = target.inverse() @ source @ edge.measured.inverse()
-        residual = leftover.log()
-        information = np.linalg.inv(edge.covariance)
-        return float(residual @ information @ residual), residual, information, leftover
 
-    def _tilt(self, node: int) -> float:
-        """Squared normalised angle between the map's z and what was measured as up."""
-        z = self.poses[node].rotation[2]
-        return float(z @ self.ups[node] @ z)
+def _rows(similarities: Iterable[Sim3]) -> np.ndarray:
+    """float64 (n, 13), as the kernel has them."""
+    rows = [(s.scale, *s.rotation.ravel(), *s.translation) for s in similarities]
+    return np.array(rows, np.float64).reshape(-1, 13)
 
-    def _scale_error(self, node: int) -> float:
-        log_scale, std = self.scales[node]
-        return (float(np.log(self.poses[node].scale)) - log_scale) / std
 
-    def _normal_equations(self) -> tuple[np.ndarray, np.ndarray, float]:
-        """Hessian (7k, 7k), gradient (7k,) and cost."""
-        size = 7 * len(self.free)
-        rows = {node: slice(7 * i, 7 * i + 7) for i, node in enumerate(self.free)}
-        hessian, gradient = np.zeros((size, size)), np.zeros(size)
-        cost = 0.0
-        for edge in self.edges:
-            squared, residual, information, leftover = self._edge_error(edge)
-            cost += squared
-            jacobians = {
-                edge.target: -np.eye(7),
-                edge.source: (leftover @ edge.measured).adjoint(),
-            }
-            ends = [(rows[n], jacobian) for n, jacobian in jacobians.items() if n in rows]
-            for here, jacobian in ends:
-                gradient[here] += jacobian.T @ information @ residual
-                for there, other in ends:
-                    hessian[here, there] += jacobian.T @ information @ other
-        for node in self.free:
-            if node in self.scales:
-                cost += self._add_scale(node, rows[node].start + 6, hessian, gradient)
-            if node in self.ups:
-                cost += self._add_up(node, rows[node].start, hessian, gradient)
-        return hessian, gradient, cost
-
-    def _add_scale(self, node: int, row: int, hessian: np.ndarray, gradient: np.ndarray) -> float:
-        std = self.scales[node][1]
-        error = self._scale_error(node)
-        hessian[row, row] += 1 / std**2
-        gradient[row] += error / std
-        return error**2
-
-    def _add_up(self, node: int, row: int, hessian: np.ndarray, gradient: np.ndarray) -> float:
-        z, information = self.poses[node].rotation[2], self.ups[node]
-        turn = cross_matrix(z)
-        rows = slice(row, row + 3)
-        hessian[rows, rows] += turn.T @ information @ turn
-        gradient[rows] += turn.T @ information @ z
-        return self._tilt(node)
+def _sim3(row: np.ndarray) -> Sim3:
+    return Sim3(float(row[0]), row[1:10].reshape(3, 3).copy(), row[10:].copy())

@@ -10,7 +10,6 @@ listed in the placement that moved them.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -67,6 +66,10 @@ class _Map:
         frame = cls(map_id, metric=True, level=GravityAlignment(fixed=True), saved=True)
         frame.scale.update([ScaleMeasurement(1.0, MIN_STD[ScaleSource.MAP], ScaleSource.MAP)], 1.0)
         return frame
+
+    def copy(self) -> _Map:
+        """One that takes windows in without this one."""
+        return replace(self, scale=self.scale.copy(), level=self.level.copy())
 
     def scale_update(self, estimate: ScaleEstimate, rescaled: float = 1.0) -> ScaleUpdate:
         return ScaleUpdate(
@@ -131,26 +134,13 @@ class GraphSlam:
         a new map starts, so that a wrong pose is never published as a continuation. A window
         that raises leaves the map as it was.
         """
-        saved = self._snapshot()
+        before = self._graph, self._map_of, self._map_count, self._last_odometry
+        self._graph, self._map_of = self._graph.copy(), _copied(self._map_of)
         try:
             return self._place(window, result)
         except Exception:
-            self._restore(saved)
+            self._graph, self._map_of, self._map_count, self._last_odometry = before
             raise
-
-    def _snapshot(self) -> tuple:
-        """What `_restore` needs to undo a window."""
-        maps = {id(frame): frame for frame in self._map_of.values()}
-        frames = [(frame, deepcopy(vars(frame))) for frame in maps.values()]
-        own = (dict(self._map_of), self._map_count, self._last_odometry)
-        return self._graph.snapshot(), frames, own
-
-    def _restore(self, saved: tuple) -> None:
-        graph, frames, own = saved
-        self._graph.restore(graph)
-        for frame, contents in frames:
-            vars(frame).update(contents)
-        self._map_of, self._map_count, self._last_odometry = own
 
     def _place(self, window: Window, result: Reconstruction) -> WindowPose:
         node = window.id
@@ -229,12 +219,12 @@ class GraphSlam:
     ) -> tuple[WindowPose, LoopOutcome]:
         """The placement after `join`, which says whether the map agrees and which map ended; the
         old placement, and the map as it was, where it does not."""
-        saved, maps = self._graph.snapshot(), dict(self._map_of)
+        graph, maps = self._graph, self._map_of
+        self._graph, self._map_of = graph.copy(), dict(maps)
         before = self._poses(self._graph.nodes)
         agrees, merged_map_id = join()
         if not agrees:
-            self._graph.restore(saved)
-            self._map_of = maps
+            self._graph, self._map_of = graph, maps
             return placement, LoopOutcome.CONTRADICTS_MAP
         frame = self._map_of[node]
         estimate = frame.scale.belief()
@@ -459,3 +449,9 @@ class GraphSlam:
         forgotten = tuple(self._graph.fold())
         self._map_of = {n: self._map_of[n] for n in self._graph.nodes}
         return forgotten
+
+
+def _copied(map_of: dict[int, _Map]) -> dict[int, _Map]:
+    """Nodes and their maps, of which those of one map share one copy."""
+    copies = {id(frame): frame.copy() for frame in {id(f): f for f in map_of.values()}.values()}
+    return {node: copies[id(frame)] for node, frame in map_of.items()}

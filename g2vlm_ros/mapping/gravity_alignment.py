@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -225,6 +225,10 @@ class GravityAlignment:
     """Whether the map is level as it is: windows are held upright in it, it is not turned."""
     _floors: deque[tuple[int, np.ndarray]] = field(default_factory=lambda: deque(maxlen=FLOORS))
     """Of the last windows that saw a floor, a point (3,) of it in the window's frame."""
+
+    def copy(self) -> GravityAlignment:
+        """One that takes windows in without this one."""
+        return replace(self, _floors=self._floors.copy())
 
     def update(
         self, graph: PoseGraph, node: int, frames: Sequence[Frame], result: Reconstruction

@@ -32,11 +32,19 @@ class PoseGraph:
         self._max_nodes = max_nodes
         self._poses: dict[int, Sim3] = {}
         self._covariances: dict[int, np.ndarray] = {}
-        self._edges: dict[int, list[Edge]] = {}
+        self._edges: dict[int, tuple[Edge, ...]] = {}
         self._scales: dict[int, tuple[float, float]] = {}
         self._ups: dict[int, np.ndarray] = {}
         self._spans: dict[int, int] = {}
         self._folded: dict[int, tuple[int, Sim3]] = {}
+
+    def copy(self) -> PoseGraph:
+        """A graph that can be changed without this one: what a table holds is never changed."""
+        graph = PoseGraph(self._max_nodes)
+        for name, table in vars(self).items():
+            if isinstance(table, dict):
+                setattr(graph, name, dict(table))
+        return graph
 
     def __len__(self) -> int:
         return len(self._poses)
@@ -78,7 +86,7 @@ class PoseGraph:
         """A new node that nothing holds yet."""
         self._poses[node] = map_from_node
         self._covariances[node] = np.zeros((7, 7))
-        self._edges[node] = []
+        self._edges[node] = ()
         self._spans[node] = 1
 
     def attach(
@@ -105,11 +113,15 @@ class PoseGraph:
             measured = measured @ relative.inverse()
         for edge in self._edges[target]:
             if edge.other(target) == source:
-                edge.merge(*Edge(target, source, measured, covariance).seen_from(edge.target))
-                return edge
-        edge = Edge(target, source, measured, covariance)
-        self._edges[target].append(edge)
-        self._edges[source].append(edge)
+                second = Edge(target, source, measured, covariance).seen_from(edge.target)
+                return self._replace(edge, edge.merged(*second))
+        return self._replace(None, Edge(target, source, measured, covariance))
+
+    def _replace(self, before: Edge | None, edge: Edge) -> Edge:
+        """An edge in place of another one between the same nodes, or as a further one."""
+        for node in (edge.target, edge.source):
+            others = tuple(e for e in self._edges[node] if e is not before)
+            self._edges[node] = (*others, edge)
         return edge
 
     def measure_scale(self, node: int, scale: float, relative_std: float) -> None:
@@ -159,14 +171,15 @@ class PoseGraph:
     def remove(self, node: int) -> None:
         """Forget a node, its edges and what was folded into it."""
         for edge in self._edges.pop(node):
-            self._edges[edge.other(node)].remove(edge)
+            other = edge.other(node)
+            self._edges[other] = tuple(e for e in self._edges[other] if e is not edge)
         for table in (self._poses, self._covariances, self._spans, self._scales, self._ups):
             table.pop(node, None)
         self._folded = {n: f for n, f in self._folded.items() if f[0] != node}
 
     def optimise_recent(self, node: int) -> None:
         """Move the last RECENT nodes of the node's component; the others stand still."""
-        self._factors(self.recent(node)).optimise()
+        self._poses.update(self._factors(self.recent(node)).optimise())
 
     def optimise(self, node: int) -> float:
         """Move the whole component, its first node held, and return `cost`.
@@ -175,7 +188,7 @@ class PoseGraph:
         """
         first, *free = sorted(self.component(node), key=abs)
         factors = self._factors(free)
-        factors.optimise()
+        self._poses.update(factors.optimise())
         self._covariances[first] = np.zeros((7, 7))
         self._covariances.update(factors.covariances())
         return factors.cost()
@@ -183,30 +196,6 @@ class PoseGraph:
     def cost(self, node: int) -> float:
         """Sum of squared normalised errors of the node's component (chi square)."""
         return self._factors(sorted(self.component(node), key=abs)[1:]).cost()
-
-    def snapshot(self) -> tuple:
-        """What `restore` needs to undo additions and moves."""
-        copies: dict[int, Edge] = {}
-        for at_node in self._edges.values():
-            for edge in at_node:
-                copies.setdefault(id(edge), Edge(**vars(edge)))
-        edges = {n: [copies[id(e)] for e in at_node] for n, at_node in self._edges.items()}
-        tables = (
-            self._poses,
-            self._covariances,
-            self._scales,
-            self._ups,
-            self._spans,
-            self._folded,
-        )
-        return edges, tuple(dict(table) for table in tables)
-
-    def restore(self, saved: tuple) -> None:
-        """Back to a snapshot."""
-        self._edges, tables = saved
-        (self._poses, self._covariances, self._scales, self._ups, self._spans, self._folded) = (
-            tables
-        )
 
     def _factors(self, free: Sequence[int]) -> Factors:
         edges = list({id(e): e for n in free for e in self._edges[n]}.values())

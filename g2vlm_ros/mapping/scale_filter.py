@@ -9,6 +9,7 @@ trusted ones are believed and the others reported.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -112,6 +113,12 @@ class ScaleFilter:
 
     def __init__(self) -> None:
         self._sources: dict[ScaleSource, _Source] = {}
+
+    def copy(self) -> ScaleFilter:
+        """A filter that takes evidence in without this one."""
+        other = ScaleFilter()
+        other._sources = {name: copy(source) for name, source in self._sources.items()}
+        return other
 
     @property
     def view_noise(self) -> float:

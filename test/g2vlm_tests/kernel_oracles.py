@@ -6,6 +6,8 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
+from g2vlm_ros.geometry.sim3 import Sim3, cross_matrix
+
 
 def depth_edges(depth, relative_step):
     """bool (..., H, W): pixels whose depth differs from a 4-neighbour by more than the step."""
@@ -449,3 +451,39 @@ def warp_view(points, source_from_target, camera):
     place = camera[:2] * moved[..., :2] / moved[..., 2:] + camera[2:]
     ahead = (moved[..., 2:] > 0) & np.isfinite(place).all(-1, keepdims=True)
     return np.where(ahead, place, -1000), moved[..., 2]
+
+
+def graph_equations(graph, poses):
+    """Hessian, gradient and cost, edge by edge; poses: Sim3 of each node."""
+    size = 7 * (int(graph.rows.max(initial=-1)) + 1)
+    hessian, gradient, cost = np.zeros((size, size)), np.zeros(size), 0.0
+    blocks = [slice(7 * row, 7 * row + 7) if row >= 0 else None for row in graph.rows]
+    for (target, source), row, information in zip(
+        graph.ends, graph.measured, graph.information, strict=True
+    ):
+        measured = Sim3(row[0], row[1:10].reshape(3, 3), row[10:])
+        between = poses[target].inverse() @ poses[source]
+        residual = (between @ measured.inverse()).log()
+        cost += residual @ information @ residual
+        jacobians = ((blocks[target], -np.eye(7)), (blocks[source], between.adjoint()))
+        ends = [(block, jacobian) for block, jacobian in jacobians if block is not None]
+        for here, jacobian in ends:
+            gradient[here] += jacobian.T @ information @ residual
+            for there, other in ends:
+                hessian[here, there] += jacobian.T @ information @ other
+    for block, pose, (log_scale, std), up in zip(
+        blocks, poses, graph.scales, graph.ups, strict=True
+    ):
+        if block is None:
+            continue
+        at, z = block.stop - 1, pose.rotation[2]
+        if std > 0:
+            error = (np.log(pose.scale) - log_scale) / std
+            cost += error**2
+            hessian[at, at] += 1 / std**2
+            gradient[at] += error / std
+        turn, rows = cross_matrix(z), slice(block.start, block.start + 3)
+        cost += z @ up @ z
+        hessian[rows, rows] += turn.T @ up @ turn
+        gradient[rows] += turn.T @ up @ z
+    return hessian, gradient, cost
