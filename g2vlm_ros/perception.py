@@ -218,7 +218,7 @@ class Perception:
                 self._query.max_views,
             )
         clock = StageTimer()
-        segments = self._dialogue(scene, question, history, examples)
+        segments = self.prompt(scene, question, history, examples)
         *prefix, text = segments
         computed = text.length
         key = tuple((id(e.scene), e.question, e.answer) for e in examples)
@@ -241,8 +241,12 @@ class Perception:
             with clock.measure("encode_geometry"):
                 scene.features = self._stages.encode_geometry(scene.views)
 
-    def _dialogue(
-        self, scene: Scene, question: str, history: History, examples: Sequence[Example]
+    def prompt(
+        self,
+        scene: Scene,
+        question: str,
+        history: History = (),
+        examples: Sequence[Example] = (),
     ) -> list[Segment]:
         """Segments of examples, then this scene's images with the first turn, then the rest."""
         turns = [self._turn(e.scene, e.question, e.answer) for e in examples]

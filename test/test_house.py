@@ -28,6 +28,8 @@ TENSORRT_PLACES = ("inference/tensorrt/", "export/build_engines.py")
 INTERFACES = {"action", "msg", "srv"}
 ROS_PACKAGES = {"cv_bridge", "launch", "rclpy", "sensor_msgs_py", "tf2_ros"}
 MESSAGE_PACKAGES = ("_msgs", "_interfaces", "_srvs")
+PUBLIC_UNDERSCORES = {"_replace"}
+"""Of a named tuple; the underscore only keeps it apart from the fields."""
 LIGHT_ROOMS = ("checkpoint", "dense_map", "geometry", "images", "mapping", "query")
 LIGHT_LIBRARIES = {
     "PIL",
@@ -179,6 +181,32 @@ def test_rooms_without_a_network_need_no_heavy_library(room: str) -> None:
         others = {name.split(".")[0] for name in imported(file)} - sys.stdlib_module_names
         heavy = others - LIGHT_LIBRARIES
         assert not heavy, f"{name_of(file)} imports {sorted(heavy)}"
+
+
+def test_tests_use_what_is_public() -> None:
+    """A private attribute of another object is reached into nowhere: it gets a seam instead."""
+    private = []
+    for file in sorted((ROOT / "test").rglob("*.py")):
+        for node in ast.walk(ast.parse(file.read_text())):
+            names = private_names(node) - PUBLIC_UNDERSCORES
+            private += [f"{file.relative_to(ROOT)}:{node.lineno} {name}" for name in names]
+    assert not private, private
+
+
+def private_names(node: ast.AST) -> set[str]:
+    """What it reaches into: `other._name`, `from a import _name`, `setattr(other, "_name")`."""
+    names: set[str] = set()
+    if isinstance(node, ast.Attribute):
+        own = isinstance(node.value, ast.Name) and node.value.id in ("self", "cls")
+        names = set() if own else {node.attr}
+    elif isinstance(node, ast.ImportFrom):
+        names = {alias.name for alias in node.names}
+    elif isinstance(node, ast.Call):
+        called = getattr(node.func, "attr", getattr(node.func, "id", ""))
+        if called in ("getattr", "setattr", "delattr", "patch", "object"):
+            strings = [each.value for each in node.args if isinstance(each, ast.Constant)]
+            names = {text.split(".")[-1] for text in strings if isinstance(text, str)}
+    return {name for name in names if re.fullmatch(r"_[a-z]\w*|_[A-Z]\w*", name)}
 
 
 def test_no_room_for_odds_and_ends() -> None:

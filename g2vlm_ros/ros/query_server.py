@@ -99,7 +99,7 @@ class QueryServer:
             node,
             SpatialQuery,
             "~/query",
-            self._receive,
+            self.receive,
             callback_group=group,
             qos_profile=BURST,
         )
@@ -142,7 +142,7 @@ class QueryServer:
 
     # Service and action ----------------------------------------------------------------------
 
-    def _receive(
+    def receive(
         self, request: SpatialQuery.Request, client: int, reply: Callable[[Any], None]
     ) -> None:
         """A question of the service: its response is sent when it is there, or its time over."""

@@ -48,7 +48,7 @@ def region(u=20.0, v=20.0, width=0.0, height=0.0, camera="camera", **fields):
 def block(made, entered):
     """Occupy the device's thread until the returned function is called."""
     gate = threading.Event()
-    made.node._device.submit(lambda: (entered.append(1), gate.wait(20)))
+    made.node.scheduler.submit(lambda: (entered.append(1), gate.wait(20)))
     made.until(lambda: entered, "the device to be busy")
     return gate.set
 

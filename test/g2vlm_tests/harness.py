@@ -106,16 +106,16 @@ class Bench:
     @property
     def queries(self):
         """The node's QueryServer: its worker, its open goals."""
-        return self.node._queries
+        return self.node.queries
 
     @property
     def perception(self):
         """The node's Perception."""
-        return self.node._perception
+        return self.node.perception
 
     def waiting(self):
         """How many questions wait for the device."""
-        return self.node._device.waiting()
+        return self.node.scheduler.waiting()
 
     def settle(self):
         """Wait until the device rests."""

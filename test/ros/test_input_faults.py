@@ -35,16 +35,20 @@ def cameras(monkeypatch):
     from g2vlm_ros.ros.inputs.cameras import Cameras
     from g2vlm_ros.settings import Settings
 
-    logged, frames, rejected = [], [], []
+    logged, frames, rejected, callbacks = [], [], [], {}
     log = SimpleNamespace(warning=lambda text, **_: logged.append(text), error=logged.append)
     node = SimpleNamespace(
         get_logger=lambda: log,
-        create_subscription=lambda *_, **__: None,
+        create_subscription=lambda kind, topic, take, *_, **__: callbacks.update({topic: take}),
         destroy_subscription=lambda _: None,
     )
     settings = Settings.from_flat({"cameras": ["left", "right"], "window.overlap": 1})
-    made = Cameras(node, settings, frames.append, rejected.append)
-    return SimpleNamespace(it=made, logged=logged, frames=frames, rejected=rejected)
+    Cameras(node, settings, frames.append, rejected.append)
+
+    def receive(topic, message):
+        callbacks[topic](message)
+
+    return SimpleNamespace(receive=receive, logged=logged, frames=frames, rejected=rejected)
 
 
 def calibration(width=64, height=48, focal=60.0, **fields):
@@ -56,9 +60,9 @@ def calibration(width=64, height=48, focal=60.0, **fields):
 
 @pytest.mark.parametrize(("width", "height"), [(1280, 720), (320, 180), (48, 64)])
 def test_a_calibration_of_another_shape_is_warned_of_once_and_not_used(cameras, width, height):
-    cameras.it._on_camera_info("left", calibration(width, height))
+    cameras.receive("left/camera_info", calibration(width, height))
     for k in range(3):
-        cameras.it._on_image("left", image(START_S + k))
+        cameras.receive("left/image_raw", image(START_S + k))
     assert [frame.intrinsics for frame in cameras.frames] == [None] * 3
     assert len(cameras.logged) == 1
     assert f"{width}x{height}" in cameras.logged[0] and "64x48" in cameras.logged[0]
@@ -66,22 +70,22 @@ def test_a_calibration_of_another_shape_is_warned_of_once_and_not_used(cameras, 
 
 @pytest.mark.parametrize("scale", [1, 2])
 def test_a_calibration_of_the_same_shape_is_used(cameras, scale):
-    cameras.it._on_camera_info("left", calibration(64 * scale, 48 * scale))
-    cameras.it._on_image("left", image(START_S))
+    cameras.receive("left/camera_info", calibration(64 * scale, 48 * scale))
+    cameras.receive("left/image_raw", image(START_S))
     assert cameras.frames[0].intrinsics is not None and not cameras.logged
 
 
 def test_every_camera_with_a_fisheye_is_named_whatever_its_coefficients(cameras):
     for camera in ("left", "right", "left"):
         info = calibration(distortion_model="equidistant", d=[0.0] * 4)
-        cameras.it._on_camera_info(camera, info)
+        cameras.receive(f"{camera}/camera_info", info)
     assert [line.split(":")[0] for line in cameras.logged] == ["left", "right"]
     assert all("distortion" in line for line in cameras.logged)
 
 
 def test_what_comes_in_a_message_forges_no_line_of_the_log(cameras):
     forged = "rainbow8\n[FATAL] [perception]: the robot is on fire\x1b[2J"
-    cameras.it._on_image("left", image(START_S, encoding=forged))
+    cameras.receive("left/image_raw", image(START_S, encoding=forged))
     assert cameras.rejected == ["encoding"]
     assert "\n" not in cameras.logged[0] and "\x1b" not in cameras.logged[0]
     assert "\\n[FATAL]" in cameras.logged[0]
@@ -236,7 +240,7 @@ def test_two_cameras_of_one_frame_id_are_named_and_tf_holds_one():
         made.until(lambda: made.received["/tf"], "/tf")
         children = [[t.child_frame_id for t in m.transforms] for m in made.received["/tf"]]
         assert all(names == ["cam_g2vlm"] for names in children)
-        assert made.node._outputs.shared_frames == {"cam": ("left", "right")}
+        assert made.node.outputs.shared_frames == {"cam": ("left", "right")}
 
 
 def test_a_clock_that_disagrees_is_named():

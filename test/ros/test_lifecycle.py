@@ -23,7 +23,9 @@ def change_state(made, transition_id):
 
 
 def state(made):
-    return made.node._state_machine.current_state[1]
+    from lifecycle_msgs.srv import GetState
+
+    return made.call(GetState, "/perception/get_state", GetState.Request()).current_state.label
 
 
 class CameraStream:
@@ -123,7 +125,7 @@ def test_an_activation_that_fails_leaves_nothing_behind(monkeypatch, broken):
 
             monkeypatch.setattr(made.node, "create_subscription", refuse_camera_info)
         assert made.node.trigger_activate() == TransitionCallbackReturn.FAILURE
-        assert state(made) == "inactive" and not made.node._active
+        assert state(made) == "inactive" and not made.node.windows.is_active()
         made.until(lambda: made.peer.count_subscribers("/camera/image_raw") == 0, "no listener")
         monkeypatch.undo()
         assert made.node.trigger_activate() == TransitionCallbackReturn.SUCCESS
@@ -244,12 +246,12 @@ def test_deactivating_does_not_wait_for_a_device_that_hangs(monkeypatch):
         made.listen(PointCloud2, "/perception/points")
         for k in range(2):
             made.publish("/camera/image_raw", image(START_S + k))
-        made.until(lambda: made.node._device.running_for_s() > 0, "the job that hangs")
+        made.until(lambda: made.node.scheduler.running_for_s() > 0, "the job that hangs")
         start = time.monotonic()
         assert made.node.trigger_deactivate() == TransitionCallbackReturn.SUCCESS
         assert time.monotonic() - start < 5.0
         assert made.node.trigger_cleanup() == TransitionCallbackReturn.FAILURE
         assert state(made) == "inactive"
         released.set()
-        made.until(lambda: made.node._device.running_for_s() == 0, "the end of the job")
+        made.until(lambda: made.node.scheduler.running_for_s() == 0, "the end of the job")
         assert made.node.trigger_cleanup() == TransitionCallbackReturn.SUCCESS

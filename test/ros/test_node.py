@@ -238,7 +238,9 @@ def test_wrong_camera_info_is_reported_and_a_right_one_is_used():
         made.publish("/camera/camera_info", info(math.nan))
         stream(made, 2)
         made.publish("/camera/camera_info", info(60.0))
-        made.until(lambda: made.node._cameras._intrinsics, "the calibration")
+        made.until(
+            lambda: made.node.cameras.received["camera/camera_info"] == 2, "the calibration"
+        )
         stream(made, 2, start=START_S + 0.5)
         made.until(lambda: len(made.received["/perception/depth/camera_info"]) >= 2, "infos")
         found = made.received["/perception/depth/camera_info"][-1]

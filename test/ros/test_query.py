@@ -266,15 +266,17 @@ def test_two_hundred_goals_at_once_all_end_and_leave_nothing(made):
 
 def test_a_client_that_goes_away_leaves_the_node_well(made):
     from g2vlm_ros.action import AnswerSpatialQuery
+    from g2vlm_ros.srv import SpatialQuery
+    from rclpy.action import ActionClient
 
     from g2vlm_ros.ros.client.client import SpatialClient
 
     with SpatialClient() as robot:
-        connection = robot._connection
-        assert connection.answer.wait_for_server(20)
-        sent = connection.answer.send_goal_async(
-            AnswerSpatialQuery.Goal(question="What?", max_age_s=1e12)
-        )
-        connection.send(connection.query, request(question="What is there?"))
+        answer = ActionClient(robot.node, AnswerSpatialQuery, "/perception/answer")
+        query = robot.node.create_client(SpatialQuery, "/perception/query")
+        assert answer.wait_for_server(20) and query.wait_for_service(20)
+        sent = answer.send_goal_async(AnswerSpatialQuery.Goal(question="What?", max_age_s=1e12))
+        query.call_async(request(question="What is there?"))
         made.until(sent.done, "the goal to be accepted")
+        answer.destroy()
     assert ask(made, question="What is there?").success

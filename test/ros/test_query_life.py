@@ -22,12 +22,12 @@ def test_deactivation_answers_what_waits_and_refuses_what_comes():
         release = block(made, [])
         waiting = client.call_async(request(question="What is there?"))
         made.until(lambda: made.waiting() > 0, "the question to wait")
-        made.node._active = False
+        made.node.windows.active = False
         release()
         made.until(waiting.done, "its answer")
         assert waiting.result().error_code == 9908
         assert ask(made, question="What?").error_code == 9908
-        made.node._active = True
+        made.node.windows.active = True
         assert ask(made, question="What is there?").success
 
 
@@ -38,7 +38,7 @@ def test_a_window_that_goes_while_it_is_asked_about_is_still_answered_from():
 
     with bench(**SMALL_QUERY) as made:
         feed(made)
-        perception, reached, gate = made.node._perception, threading.Event(), threading.Event()
+        perception, reached, gate = made.perception, threading.Event(), threading.Event()
         original = perception.ask
 
         def slow(*arguments, **options):

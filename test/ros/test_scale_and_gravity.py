@@ -96,7 +96,7 @@ def test_depth_images_make_metres():
         depth_listener(made)
         made.listen(ReconstructionStatus, "/perception/status")
         made.publish("/camera/depth", depth_message(2.5 * relative, START_S + 0.105))
-        made.until(lambda: made.node._cameras._depth._early, "the depth image")
+        made.until(lambda: made.node.cameras.received["/camera/depth"], "the depth image")
         metric = first_window(made)
         status = made.received["/perception/status"]
         made.until(lambda: status and status[-1].window_id == 1, "the status")
@@ -124,10 +124,10 @@ def test_an_imu_makes_the_map_upright():
             static("base", "optical", base_from_camera),
         ]
         tf.publish(TFMessage(transforms=transforms))
-        mounts = made.node._cameras.mounts
+        mounts = made.node.cameras.mounts
         made.until(lambda: mounts.between("imu", "optical") is not None, "the transforms")
         made.publish("/imu", imu_message(START_S, 9.7 * base_from_imu.T @ up_in_base))
-        made.until(lambda: made.node._cameras._gravity._samples, "the sample")
+        made.until(lambda: made.node.cameras.received["/imu"], "the sample")
         made.listen(PoseArray, "/perception/window_poses")
         made.send("/camera/image_raw", image(START_S))
         made.until(lambda: made.received["/perception/window_poses"], "a pose")
@@ -205,9 +205,8 @@ def test_depth_of_frames_that_are_gone_is_not_kept(paired):
         images.of(round((START_S + k) * NS), "optical")
         images.update(depth_message(np.ones((2, 2)), START_S + k))
     gc.collect()
-    held = [each for each in images._wanted if each() is not None]
-    assert len(held) <= 1, "only the newest frame's, to say why it found no depth"
-    assert len(images._early) < 10
+    assert images.frames_waiting() <= 1, "only the newest one, to say why it found no depth"
+    assert images.images_kept() < 10
 
 
 @pytest.fixture
@@ -246,12 +245,16 @@ def test_orientation_counts_where_the_imu_has_one(gravity):
     np.testing.assert_allclose(up, world_from_imu[2], atol=1e-12)
 
 
-def test_why_an_imu_is_not_used_is_said(gravity):
+def test_an_imu_that_measures_no_gravity_is_named(gravity):
     made, warnings = gravity
     at = round(START_S * NS)
     made.update(imu_message(START_S, (0, 0, 1.0)))
     assert made.up_at(at, "imu") is None and "1.00 m/s²" in warnings.pop()
-    made._samples.clear()
+
+
+def test_why_an_imu_is_not_used_is_said(gravity):
+    made, warnings = gravity
+    at = round(START_S * NS)
     made.update(imu_message(START_S))
     assert made.up_at(at, "optical") is None and "/tf_static" in warnings.pop()
     blind = imu_message(START_S)

@@ -128,8 +128,8 @@ def test_who_asks_may_ask_and_not_touch_the_map(context):
     with SpatialClient(context=context) as client:
         picture = "/perception/query/picture"
         peer.create_publisher(importlib.import_module("sensor_msgs.msg").Image, picture, 1)
-        pictures = client._connection.pictures()
-        assert_same("spatial_client", used(client._connection._node, "spatial_client"))
+        pictures = client.pictures()
+        assert_same("spatial_client", used(client.node, "spatial_client"))
         pictures.close()
     peer.destroy_node()
     for right in ("save_map", "load_map", "edit_map", "change_state"):
@@ -165,8 +165,8 @@ def test_the_viewer_listens_only(context):
         values = {"port": 0, "image_transport": transport}
         overrides = [Parameter(name, value=value) for name, value in values.items()]
         node = ViewerNode(context=context, parameter_overrides=overrides)
-        node._listen_to_perception()
-        node._listen_to_camera("camera")
+        node.listen_to_perception()
+        node.listen_to_camera("camera")
         graphs.append(used(node, "viewer"))
         node.destroy_node()
     assert_same("viewer", united(*graphs))

@@ -41,7 +41,7 @@ def test_points_of_pixels_lie_in_the_saved_map(made, tmp_path):
     points, colours, _ = read_ply(path)
     assert saved.success and saved.points == len(points) > 100
     assert colours.std() > 0
-    voxel = made.node._map.voxel_size
+    voxel = made.node.dense_map.voxel_size
     for p in answer.points:
         distance = np.linalg.norm(points - [p.x, p.y, p.z], axis=1).min()
         assert distance < np.sqrt(3) * voxel

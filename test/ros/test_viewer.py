@@ -180,8 +180,8 @@ def test_images_are_bounded_and_the_newest_stay():
     views, pixels = ViewFrustums(), np.zeros((4, 6, 3), np.uint8)
     for number in range(IMAGES_PER_CAMERA + 50):
         views.add_image(Frame(1 + number, "left", "optical", lambda: pixels))
-    kept = views._images["left"]
-    assert len(kept) == IMAGES_PER_CAMERA and max(kept) == IMAGES_PER_CAMERA + 50
+    stamps_ns = views.stamps_ns("left")
+    assert len(stamps_ns) == IMAGES_PER_CAMERA and max(stamps_ns) == IMAGES_PER_CAMERA + 50
 
 
 def test_path_is_lines_between_its_poses():

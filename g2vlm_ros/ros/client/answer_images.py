@@ -32,7 +32,7 @@ class AnswerImages:
         self._received: deque[Image] = deque(maxlen=PICTURES)
         self._came = threading.Condition()
         qos = QoSProfile(depth=PICTURES, durability=DurabilityPolicy.TRANSIENT_LOCAL)
-        self._subscription = node.create_subscription(Image, topic, self._keep, qos)
+        self._subscription = node.create_subscription(Image, topic, self.keep, qos)
         deadline = time.monotonic() + discovery_s
         while not node.count_publishers(topic):
             if time.monotonic() > deadline:
@@ -68,7 +68,8 @@ class AnswerImages:
         """Stop listening."""
         self._node.destroy_subscription(self._subscription)
 
-    def _keep(self, picture: Image) -> None:
+    def keep(self, picture: Image) -> None:
+        """A picture came; the oldest goes where PICTURES are kept."""
         with self._came:
             self._received.append(picture)
             self._came.notify_all()

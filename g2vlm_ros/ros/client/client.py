@@ -60,15 +60,15 @@ class _Connection:
         with security_errors():
             if self._own_context:
                 rclpy.init(args=[], context=self._context)
-            self._node = _Peer(
+            self.node = _Peer(
                 "spatial_client", context=self._context, start_parameter_services=False
             )
         self._executor = SingleThreadedExecutor(context=self._context)
-        self._executor.add_node(self._node)
-        self.query = self._node.create_client(SpatialQuery, f"{node}/query")
-        self.points = self._node.create_client(GetPoints, f"{node}/get_points")
-        self.objects = self._node.create_client(FindObjects, f"{node}/find_objects")
-        self.answer = ActionClient(self._node, AnswerSpatialQuery, f"{node}/answer")
+        self._executor.add_node(self.node)
+        self.query = self.node.create_client(SpatialQuery, f"{node}/query")
+        self.points = self.node.create_client(GetPoints, f"{node}/get_points")
+        self.objects = self.node.create_client(FindObjects, f"{node}/find_objects")
+        self.answer = ActionClient(self.node, AnswerSpatialQuery, f"{node}/answer")
         self._closed = Future(executor=self._executor)
         self._thread = threading.Thread(target=self._spin, daemon=True)
         self._thread.start()
@@ -94,7 +94,7 @@ class _Connection:
 
     def pictures(self) -> AnswerImages:
         """Listens to the pictures of answers from now on."""
-        return AnswerImages(self._node, f"{self._name}/query/picture", DISCOVERY_S)
+        return AnswerImages(self.node, f"{self._name}/query/picture", DISCOVERY_S)
 
     def goal(
         self, request: AnswerSpatialQuery.Goal, on_feedback: Callable[[Any], None] | None
@@ -109,7 +109,7 @@ class _Connection:
         self._thread.join(timeout=2)
         self._executor.shutdown()
         self.answer.destroy()
-        self._node.destroy_node()
+        self.node.destroy_node()
         if self._own_context:
             rclpy.try_shutdown(context=self._context)
 
@@ -184,6 +184,11 @@ class SpatialClient:
 
     def __init__(self, node: str = "/perception", context: Any = None):
         self._connection = _Connection(node, context)
+
+    @property
+    def node(self) -> Node:
+        """The client's own node, which a thread of the client spins."""
+        return self._connection.node
 
     def __enter__(self) -> SpatialClient:
         return self

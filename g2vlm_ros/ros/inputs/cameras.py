@@ -7,6 +7,7 @@ import functools
 import math
 import re
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -71,6 +72,8 @@ class Cameras:
         self._frame_from = images.frame_from_compressed if compressed else images.frame_from_image
         kind, suffix = (CompressedImage, "/compressed") if compressed else (Image, "")
         self._subscriptions = []
+        self.received: Counter[str] = Counter()
+        """How many messages of each topic were taken in, whatever became of them."""
         self._depth: DepthImages | None = None
         self._gravity: ImuGravity | None = None
         self._masks: MaskImages | None = None
@@ -140,10 +143,14 @@ class Cameras:
                 f"override qos_overrides.{topic}.subscription or the publisher's"
             )
 
+        def take_in(message) -> None:
+            callback(message)
+            self.received[topic] += 1
+
         subscription = self._node.create_subscription(
             kind,
             topic,
-            callback,
+            take_in,
             qos,
             callback_group=self._group,
             event_callbacks=SubscriptionEventCallbacks(incompatible_qos=incompatible),

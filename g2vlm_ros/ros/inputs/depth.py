@@ -86,6 +86,14 @@ class DepthImages:
         self._last = request
         return request.depth
 
+    def frames_waiting(self) -> int:
+        """How many frames that may still get an image are remembered."""
+        return sum(request() is not None for request in self._wanted)
+
+    def images_kept(self) -> int:
+        """How many images are kept for frames that come after them."""
+        return len(self._early)
+
     def _in_metres(self, depth_m: np.ndarray, frame_id: str) -> np.ndarray | None:
         """The image, or None, with a warning, where its values can be no metres."""
         positive = depth_m[np.isfinite(depth_m) & (depth_m > 0)]

@@ -113,6 +113,10 @@ class ViewFrustums:
             del newest[min(newest)]
         self._frame_ids[frame.camera] = frame.frame_id
 
+    def stamps_ns(self, camera: str) -> list[int]:
+        """Stamps of a camera's images that are kept."""
+        return list(self._images[camera])
+
     def add_calibration(self, message: CameraInfo) -> None:
         """The angle of view of a camera frame; an uncalibrated one says nothing."""
         calibration = images.intrinsics_from_info(message)

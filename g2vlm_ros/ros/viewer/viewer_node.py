@@ -249,14 +249,15 @@ class ViewerNode(Node):
         """Listen while somebody watches; let go of everything received otherwise."""
         watched = self._page.watched()
         if watched and not self._camera_subscriptions:
-            self._listen_to_perception()
+            self.listen_to_perception()
         elif not watched and self._camera_subscriptions:
             for subscription in self._camera_subscriptions.values():
                 self.destroy_subscription(subscription)
             self._camera_subscriptions.clear()
             self._views = ViewFrustums()
 
-    def _listen_to_perception(self) -> None:
+    def listen_to_perception(self) -> None:
+        """Subscribe to what the perception node publishes."""
         few = QoSProfile(depth=2)
         for kind, topic, receive, qos in (
             (PointCloud2, "map", self._on_map, LATCHED),
@@ -270,7 +271,8 @@ class ViewerNode(Node):
         ):
             self._listen(kind, f"{self._settings.perception}/{topic}", receive, qos)
 
-    def _listen_to_camera(self, camera: str) -> None:
+    def listen_to_camera(self, camera: str) -> None:
+        """Subscribe to a camera's images."""
         if self._settings.image_transport == "compressed":
             kind, suffix, read = CompressedImage, "/compressed", images.frame_from_compressed
         else:
@@ -307,7 +309,7 @@ class ViewerNode(Node):
             if not any(
                 topic.startswith(f"{camera}/image_raw") for topic in self._camera_subscriptions
             ):
-                self._listen_to_camera(camera)
+                self.listen_to_camera(camera)
         self._views.add_status(message)
         self._page.show_status(status_lines(message))
         self._show_views()

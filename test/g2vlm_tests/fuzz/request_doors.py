@@ -96,11 +96,7 @@ class AskedNode:
         self.bench.start()
         feed(self.bench)
         node = self.bench.node
-        self._handlers = {each.srv_type: each.callback for each in node._map_and_point_services}
-        self._handlers |= {
-            FindObjects: node._object_services.find,
-            EditObject: node._object_services.edit,
-        }
+        self._handlers = {each.srv_type: each.callback for each in node.services}
 
     def call(self, kind: type, request: Any) -> None:
         """A service whose response comes at once."""
@@ -115,7 +111,7 @@ class AskedNode:
             came.set()
 
         request.max_wait_s = min(request.max_wait_s, RESPONSE_S / 2)
-        self.bench.queries._receive(request, 1, reply)
+        self.bench.queries.receive(request, 1, reply)
         assert came.wait(RESPONSE_S), "no response"
         assert len(responses) == 1
         check(responses[0])

@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -265,12 +266,15 @@ def test_idle_memory_is_given_back_before_a_refusal() -> None:
 
 def test_pinned_memory_that_the_host_has_not_is_a_sentence() -> None:
     """Over the real module with a driver that answers as CUDA does."""
-    cuda = CudaPython.__new__(CudaPython)
     status = type("CUresult", (), {"__int__": lambda self: 2})()
     status.name = "CUDA_ERROR_OUT_OF_MEMORY"
-    cuda._driver = type("Driver", (), {"cuMemHostAlloc": lambda *_: (status, None)})()
+
+    class FullHost(CudaPython):
+        def __init__(self) -> None:
+            self._driver = SimpleNamespace(cuMemHostAlloc=lambda *_: (status, None))
+
     with pytest.raises(OutOfMemoryError, match="no 64 MiB of pinned memory .* fewer views"):
-        cuda.alloc_host(64 << 20)
+        FullHost().alloc_host(64 << 20)
 
 
 @pytest.mark.parametrize(

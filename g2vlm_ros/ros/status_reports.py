@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`~/status` after each window and once in a while, `/diagnostics` while somebody listens."""
+
+from __future__ import annotations
+
+from diagnostic_msgs.msg import DiagnosticArray
+from rclpy.lifecycle import LifecycleNode
+from rclpy.qos import QoSProfile
+from std_msgs.msg import Header
+
+from g2vlm_ros.msg import ReconstructionStatus
+from g2vlm_ros.pipeline import MappingPipeline
+from g2vlm_ros.ros.conversions import geometry
+from g2vlm_ros.ros.diagnostics import Diagnostics, clock_remark, hang_remark, status_message
+from g2vlm_ros.ros.inference_scheduler import InferenceScheduler
+from g2vlm_ros.ros.publishers import LATCHED, Publishers
+from g2vlm_ros.ros.window_worker import WindowWorker
+from g2vlm_ros.settings import Settings
+
+
+class StatusReports:
+    """The two topics that say how the node is. backend: what the model runs on, in words."""
+
+    def __init__(
+        self,
+        node: LifecycleNode,
+        settings: Settings,
+        model_version: str,
+        backend: str,
+        scheduler: InferenceScheduler,
+        pipeline: MappingPipeline,
+        windows: WindowWorker,
+        outputs: Publishers,
+    ):
+        self._node, self._map_frame = node, settings.map.frame
+        self._model_version, self._backend = model_version, backend
+        self._scheduler, self._pipeline = scheduler, pipeline
+        self._windows, self._outputs = windows, outputs
+        self._diagnostics = Diagnostics(node.get_name(), backend, settings)
+        self._status_topic = node.create_lifecycle_publisher(
+            ReconstructionStatus, "~/status", LATCHED
+        )
+        self._diagnostics_topic = node.create_lifecycle_publisher(
+            DiagnosticArray, "/diagnostics", QoSProfile(depth=1)
+        )
+
+    def close(self) -> None:
+        """Take the topics away."""
+        for topic in (self._status_topic, self._diagnostics_topic):
+            self._node.destroy_publisher(topic)
+
+    def count_frames(self) -> None:
+        """Note how many frames came so far, for their rate."""
+        self._diagnostics.frame_rate.update(self._now_s(), self._pipeline.counts().received)
+
+    def publish_status(self) -> None:
+        """`~/status`, of the newest window (any thread)."""
+        windows, job_s = self._windows, self._scheduler.running_for_s()
+        update = windows.newest
+        stamp = geometry.stamp(update.window.stamp_ns) if update else self._now()
+        self._status_topic.publish(
+            status_message(
+                Header(stamp=stamp, frame_id=self._map_frame),
+                self._pipeline.counts(),
+                update,
+                windows.latency_s,
+                self._model_version,
+                self._backend,
+                windows.problem or self._input_problem(),
+                job_s,
+                self._pipeline.localisation,
+            )
+        )
+
+    def publish_diagnostics(self, failures: int) -> None:
+        """`/diagnostics`, where somebody listens. failures: callbacks that raised."""
+        if not self._diagnostics_topic.get_subscription_count():
+            return
+        windows, tracking = self._windows, self._windows.tracking
+        self._diagnostics_topic.publish(
+            self._diagnostics.report(
+                Header(stamp=self._now()),
+                self._now_s(),
+                self._pipeline.counts(),
+                windows.newest,
+                windows.latency_s,
+                windows.problem,
+                self._outputs.wanted(),
+                self._scheduler.running_for_s(),
+                failures,
+                None if tracking is None else tracking.counts(),
+                self._pipeline.localisation,
+            )
+        )
+
+    def _input_problem(self) -> str:
+        """Why nothing, or nothing right, comes of the frames that arrive."""
+        remarks = (
+            hang_remark(self._scheduler.running_for_s()),
+            clock_remark(self._windows.latency_s),
+            self._diagnostics.frame_rate.remark(),
+        )
+        return "; ".join(filter(None, remarks))
+
+    def _now(self):
+        return self._node.get_clock().now().to_msg()
+
+    def _now_s(self) -> float:
+        return self._node.get_clock().now().nanoseconds * 1e-9
