@@ -9,7 +9,7 @@ import pytest
 from g2vlm_tests.known_room import BOXES, Model, ask, to_model
 from g2vlm_tests.room import box, camera, room
 
-from g2vlm_ros.query.answer_builders import DISAGREEMENT
+from g2vlm_ros.query.answer_agreement import DISAGREEMENT
 from g2vlm_ros.query.answerer import Answerer, prompts
 from g2vlm_ros.query.grounding import NoLanguageError, OutOfTimeError
 from g2vlm_ros.query.point_map import Region
