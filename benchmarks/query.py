@@ -53,7 +53,8 @@ from g2vlm_ros.perception import Perception
 from g2vlm_ros.query.answerer import Answerer
 from g2vlm_ros.query.grounding import NoLanguageError, OutOfTimeError
 from g2vlm_ros.query.point_map import PointMap, Region
-from g2vlm_ros.query.question_parser import QuestionType, parse
+from g2vlm_ros.query.question_parser import parse
+from g2vlm_ros.query.question_plan import QuestionType
 from g2vlm_ros.query.types import Abstention, Detection, Query, Result
 from g2vlm_ros.settings import Settings
 

@@ -32,7 +32,7 @@ from g2vlm_ros.query.answer_texts import metres
 from g2vlm_ros.query.grounding import certainty
 from g2vlm_ros.query.object_measurement import Object3D
 from g2vlm_ros.query.point_map import PointMap
-from g2vlm_ros.query.question_parser import AnswerType, Plan, QuestionType
+from g2vlm_ros.query.question_plan import AnswerType, Plan, QuestionType
 from g2vlm_ros.query.relations import Claim, Measure
 from g2vlm_ros.query.types import Query, Result
 

@@ -20,13 +20,8 @@ from g2vlm_ros.query.grounding import Finder, NotVisibleError, OutOfTimeError, c
 from g2vlm_ros.query.object_measurement import Object3D, map_covariance
 from g2vlm_ros.query.point_map import PointMap, Region
 from g2vlm_ros.query.point_parser import Pointed
-from g2vlm_ros.query.question_parser import (
-    NEEDS_METRES,
-    VIEWER,
-    AnswerType,
-    QuestionType,
-    measures_help,
-)
+from g2vlm_ros.query.question_parser import measures_help
+from g2vlm_ros.query.question_plan import NEEDS_METRES, VIEWER, AnswerType, QuestionType
 from g2vlm_ros.query.relations import Measure, ScaleError
 from g2vlm_ros.query.types import Abstention, Query, Reason, Result
 
@@ -153,6 +148,8 @@ class Answerer:
     def _one(self, phrase: str) -> list[Object3D]:
         """The one object that a phrase means, or none; AMBIGUOUS where there are several."""
         candidates = self._finder.things(phrase)
+        if self._plan.question_type is QuestionType.APPROACH and self._plan.word == "nearest":
+            candidates = sorted(candidates, key=self._distance_m)[:1]
         if len(candidates) > 1:
             raise Abstention(
                 Reason.AMBIGUOUS,
@@ -160,6 +157,10 @@ class Answerer:
                 "give a region",
             )
         return candidates
+
+    def _distance_m(self, thing: Object3D) -> float:
+        """From the newest camera to the middle of a thing."""
+        return float(np.linalg.norm(thing.centre - self._points.viewer_pose[:3, 3]))
 
     def _measured(self, kind: AnswerType, model_answer: str) -> Result | None:
         """The answer by geometry, or None where an object was not found."""

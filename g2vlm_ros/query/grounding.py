@@ -16,7 +16,7 @@ from g2vlm_ros.query.labels import label_fit
 from g2vlm_ros.query.object_measurement import Object3D, group, locate
 from g2vlm_ros.query.point_map import PointMap, Region
 from g2vlm_ros.query.point_parser import Pointed, pointed
-from g2vlm_ros.query.question_parser import THIS, VIEWER
+from g2vlm_ros.query.question_plan import THIS, VIEWER
 from g2vlm_ros.query.types import Detection, Query
 
 MODEL_TRUST = 0.6

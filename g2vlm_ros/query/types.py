@@ -13,7 +13,8 @@ from g2vlm_ros.query import prompts
 from g2vlm_ros.query.map_object import MapObject
 from g2vlm_ros.query.object_measurement import Object3D
 from g2vlm_ros.query.point_map import Region
-from g2vlm_ros.query.question_parser import AnswerType, Plan, parse
+from g2vlm_ros.query.question_parser import parse
+from g2vlm_ros.query.question_plan import AnswerType, Plan
 from g2vlm_ros.query.relations import Measure
 
 UNCALIBRATED = -1.0

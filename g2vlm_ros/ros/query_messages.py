@@ -16,13 +16,14 @@ import numpy as np
 from geometry_msgs.msg import PoseStamped, Vector3
 
 from g2vlm_ros.msg import ImageRegion, SpatialObject
-from g2vlm_ros.query import question_parser
+from g2vlm_ros.query import question_parser, request_forms
 from g2vlm_ros.query.context import ViewSelection
 from g2vlm_ros.query.map_object import MapObject
 from g2vlm_ros.query.object_measurement import Object3D, landmark, map_covariance
 from g2vlm_ros.query.point_map import Region
 from g2vlm_ros.query.prompts import Mark, Reference
-from g2vlm_ros.query.question_parser import REQUEST_FORMS, AnswerType
+from g2vlm_ros.query.question_plan import AnswerType, Plan
+from g2vlm_ros.query.request_forms import REQUEST_FORMS
 from g2vlm_ros.query.types import Detection, Query, ReferenceFrame, Result
 from g2vlm_ros.ros.conversions import geometry
 from g2vlm_ros.ros.question import Question
@@ -90,10 +91,10 @@ def _check_targets(request: Any) -> None:
         _plan_of(request)
 
 
-def _plan_of(request: Any) -> question_parser.Plan:
+def _plan_of(request: Any) -> Plan:
     """The plan that a request names; INVALID_REQUEST where it fits no question."""
     try:
-        return question_parser.plan_of(request.question_type, request.targets)
+        return request_forms.plan_of(request.question_type, request.targets)
     except ValueError as error:
         raise invalid(str(error)) from error
 
@@ -142,10 +143,10 @@ def decode(
     if request.question_type:
         targets = list(request.targets) or _targets_in(request)
         try:
-            plan = question_parser.plan_of(request.question_type, targets)
+            plan = request_forms.plan_of(request.question_type, targets)
         except ValueError as error:
             raise invalid(str(error)) from error
-        question = question or question_parser.wording(request.question_type, targets)
+        question = question or request_forms.wording(request.question_type, targets)
     return Query(
         question,
         AnswerType(request.answer_kind),

@@ -23,7 +23,7 @@ from g2vlm_ros.query.grounding import NoLanguageError, OutOfTimeError, measure_d
 from g2vlm_ros.query.object_association import sightings_of
 from g2vlm_ros.query.object_memory import ObjectMemory
 from g2vlm_ros.query.prompts import Mark
-from g2vlm_ros.query.question_parser import AnswerType
+from g2vlm_ros.query.question_plan import AnswerType
 from g2vlm_ros.query.types import Query, Result
 from g2vlm_ros.ros import query_messages
 from g2vlm_ros.ros.answer_image_publisher import AnswerImagePublisher

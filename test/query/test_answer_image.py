@@ -10,7 +10,7 @@ from g2vlm_tests.known_room import ask
 from g2vlm_ros.query import answer_image
 from g2vlm_ros.query.point_map import Region
 from g2vlm_ros.query.prompts import COLOURS, Mark
-from g2vlm_ros.query.question_parser import AnswerType
+from g2vlm_ros.query.question_plan import AnswerType
 from g2vlm_ros.query.types import Result
 
 

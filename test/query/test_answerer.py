@@ -13,7 +13,8 @@ from g2vlm_ros.query.answer_agreement import DISAGREEMENT
 from g2vlm_ros.query.answerer import Answerer, prompts
 from g2vlm_ros.query.grounding import NoLanguageError, OutOfTimeError
 from g2vlm_ros.query.point_map import Region
-from g2vlm_ros.query.question_parser import VIEWER, AnswerType, QuestionType, parse
+from g2vlm_ros.query.question_parser import parse
+from g2vlm_ros.query.question_plan import VIEWER, AnswerType, QuestionType
 from g2vlm_ros.query.types import Abstention, Detection, Query, Reason, ReferenceFrame
 
 

@@ -2,8 +2,11 @@
 """How people ask: wordings that the rules were made with, and a set of ours that they were not."""
 
 import pytest
+from g2vlm_tests import wordings
 
-from g2vlm_ros.query.question_parser import VIEWER, QuestionType, parse, plan_of, wording
+from g2vlm_ros.query.question_parser import parse
+from g2vlm_ros.query.question_plan import VIEWER, QuestionType
+from g2vlm_ros.query.request_forms import plan_of, wording
 
 T = QuestionType
 TUNED = [
@@ -106,12 +109,67 @@ UNTUNED = [
 """Written after them, by the same hand, and never looked at while a rule was changed."""
 
 
-def understood(wordings):
-    return [parse(question).question_type is kind for question, kind in wordings]
+def planned(lines):
+    """Whether each question gets its type and its things."""
+    return [_plan_is(question, kind, things) for kind, things, question in lines]
+
+
+def _plan_is(question, kind, things):
+    plan = parse(question)
+    names = tuple("you" if name == VIEWER else name for name in plan.things)
+    return plan.question_type.value == kind and things in (None, names)
+
+
+def understood(pairs):
+    return [parse(question).question_type is kind for question, kind in pairs]
 
 
 def test_wordings_that_the_rules_were_made_with_are_understood():
     assert sum(understood(TUNED)) >= 0.9 * len(TUNED)
+
+
+def test_wordings_of_the_kinds_of_public_question_sets_get_their_plans():
+    assert sum(planned(wordings.DEVELOPMENT)) >= 0.95 * len(wordings.DEVELOPMENT)
+    assert sum(planned(wordings.FRESH)) >= 0.8 * len(wordings.FRESH)
+
+
+@pytest.mark.parametrize(
+    "question",
+    [
+        "There is a chair left of the table, and it stands in the kitchen.",
+        "Nice weather in the garden today.",
+        "Could the lamp stand on the table?",
+        "How far?",
+        "Where?",
+        "Which of them is closer?",
+        "Is the chair closer to the table than the sofa?",
+        "Which is farther away, the chair or the table?",
+        "Go!",
+        "between and between",
+        "?!",
+    ],
+)
+def test_what_asks_for_no_measure_is_left_to_the_model(question):
+    assert parse(question).question_type is T.TALK
+
+
+@pytest.mark.parametrize(
+    ("question", "things"),
+    [
+        ("Where is the trash can?", ("trash can",)),
+        ("How far is the tv stand from the bus stop?", ("tv stand", "bus stop")),
+        ("Is the left lamp nearer than the right one?", ("left lamp", "right one")),
+        ("Where's my USB flash drive?", ("usb flash drive",)),
+        ("How far is the chair with the red cushion?", ("chair", "red cushion")),
+    ],
+)
+def test_names_may_hold_words_that_mean_something(question, things):
+    assert parse(question).things == things
+
+
+def test_farther_is_nearer_the_other_way_round():
+    plan = parse("Is the door farther away than the window?")
+    assert (plan.things, plan.word) == (("window", "door"), "yes_no")
 
 
 def test_four_of_five_wordings_that_nobody_tuned_on_are_understood():

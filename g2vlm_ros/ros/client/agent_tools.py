@@ -18,7 +18,7 @@ from collections.abc import Callable
 from typing import Any
 
 from g2vlm_ros.query.map_object import ObjectState
-from g2vlm_ros.query.question_parser import AnswerType
+from g2vlm_ros.query.question_plan import AnswerType
 from g2vlm_ros.ros.client.ask import code_name
 from g2vlm_ros.ros.client.client import SpatialClient, UnreachableError
 from g2vlm_ros.srv import FindObjects, SpatialQuery

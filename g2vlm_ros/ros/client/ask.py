@@ -11,7 +11,7 @@ import numpy as np
 import PIL.Image
 from sensor_msgs.msg import Image
 
-from g2vlm_ros.query.question_parser import AnswerType
+from g2vlm_ros.query.question_plan import AnswerType
 from g2vlm_ros.ros.client.client import SpatialClient, UnreachableError
 from g2vlm_ros.ros.security import SecurityError
 from g2vlm_ros.srv import SpatialQuery

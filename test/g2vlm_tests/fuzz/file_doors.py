@@ -254,7 +254,8 @@ def picture_doors() -> list[Door]:
 def word_doors() -> list[Door]:
     """What people ask and write into parameters, and what the model says."""
     from g2vlm_ros.parameter_schema import parameters_of
-    from g2vlm_ros.query.question_parser import parse, plan_of
+    from g2vlm_ros.query.question_parser import parse
+    from g2vlm_ros.query.request_forms import plan_of
     from g2vlm_ros.settings import Settings
 
     names = st.sampled_from([name for name, _ in parameters_of(Settings)]) | st.text(max_size=12)
