@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from g2vlm_ros.query import answer_parser, prompts
 from g2vlm_ros.query.answer_measures import Nearest, Objects, Passage, Word
 from g2vlm_ros.query.grounding import OutOfTimeError
-from g2vlm_ros.query.question_parser import Plan
+from g2vlm_ros.query.question_plan import Plan
 from g2vlm_ros.query.relations import Claim, Measure
 from g2vlm_ros.query.types import Query, Result
 

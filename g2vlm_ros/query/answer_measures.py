@@ -17,7 +17,7 @@ from g2vlm_ros.query import answer_parser, prompts, relations
 from g2vlm_ros.query.grounding import OutOfTimeError
 from g2vlm_ros.query.object_measurement import Object3D
 from g2vlm_ros.query.point_map import PointMap
-from g2vlm_ros.query.question_parser import VIEWER, Plan
+from g2vlm_ros.query.question_plan import VIEWER, Plan
 from g2vlm_ros.query.relations import Claim, Measure
 from g2vlm_ros.query.types import Abstention, Query, Reason, ReferenceFrame
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 import math
 
 from g2vlm_ros.query.answer_measures import Nearest, Objects, Passage, Word
-from g2vlm_ros.query.question_parser import VIEWER, Plan
+from g2vlm_ros.query.question_plan import VIEWER, Plan
 from g2vlm_ros.query.relations import Claim, Measure
 
 
