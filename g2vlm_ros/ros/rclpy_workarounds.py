@@ -1,16 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Nodes whose parts may be destroyed by one thread while another spins them.
+"""Nodes and action clients that one thread uses while another spins them.
 
 rclpy keeps the memory of an entity that is in use, but raises InvalidHandle or RCLError in the
 executor's thread where an entity goes between "ready", "take" and "reply". Jazzy forgives that of
 subscriptions and timers that are taken, not of what their events wait for, of action servers, nor
 of services whose callback is still running; the exception would end the executor.
+
+An action client notes who waits for a response after it has sent the request, without a lock: a
+response that comes in between is dropped ("Ignoring unexpected goal response").
 """
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
+from rclpy.action import ActionClient
 from rclpy.exceptions import InvalidHandle
 from rclpy.impl.implementation_singleton import rclpy_implementation
 
@@ -34,6 +39,35 @@ class SafeEntities:
         """Destroy it; transitions of a lifecycle node do not touch it any more."""
         getattr(self, "_managed_entities", set()).discard(publisher)
         return super().destroy_publisher(publisher)
+
+
+class SafeActionClient(ActionClient):
+    """An action client that any thread may ask while another spins it.
+
+    Nothing is taken between the sending of a request and the note of who waits for its response.
+    """
+
+    def __init__(self, *arguments: Any, **named: Any):
+        self._sending = threading.RLock()
+        super().__init__(*arguments, **named)
+
+    def send_goal_async(self, *arguments: Any, **named: Any) -> Any:
+        """A future of the goal's handle."""
+        with self._sending:
+            return super().send_goal_async(*arguments, **named)
+
+    def take_data(self) -> Any:
+        """What has come; for the executor."""
+        with self._sending:
+            return super().take_data()
+
+    def _get_result_async(self, goal_handle: Any) -> Any:
+        with self._sending:
+            return super()._get_result_async(goal_handle)
+
+    def _cancel_goal_async(self, goal_handle: Any) -> Any:
+        with self._sending:
+            return super()._cancel_goal_async(goal_handle)
 
 
 def safe_service(service):

@@ -56,10 +56,11 @@ def block(made, entered):
 def goal(made, feedback=None, **fields):
     """(goal handle, result future) of an accepted goal, and the seconds until it was accepted."""
     from g2vlm_ros.action import AnswerSpatialQuery
-    from rclpy.action import ActionClient
+
+    from g2vlm_ros.ros.rclpy_workarounds import SafeActionClient
 
     if not hasattr(made, "action"):
-        made.action = ActionClient(made.peer, AnswerSpatialQuery, "/perception/answer")
+        made.action = SafeActionClient(made.peer, AnswerSpatialQuery, "/perception/answer")
         assert made.action.wait_for_server(20)
     asked = AnswerSpatialQuery.Goal(**{"max_age_s": 1e12, "max_wait_s": 20.0, **fields})
     start = time.monotonic()

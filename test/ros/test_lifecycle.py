@@ -176,11 +176,12 @@ def test_the_executor_survives_a_callback_that_raises_and_counts_it():
 def test_cleaning_up_while_goals_arrive_leaves_a_node_that_can_be_configured():
     from g2vlm_ros.action import AnswerSpatialQuery
     from g2vlm_ros.srv import SpatialQuery
-    from rclpy.action import ActionClient
     from rclpy.lifecycle import TransitionCallbackReturn
 
+    from g2vlm_ros.ros.rclpy_workarounds import SafeActionClient
+
     with bench() as made:
-        client = ActionClient(made.peer, AnswerSpatialQuery, "/perception/answer")
+        client = SafeActionClient(made.peer, AnswerSpatialQuery, "/perception/answer")
         service = made.peer.create_client(SpatialQuery, "/perception/query")
         for _ in range(6):
             made.until(client.server_is_ready, "the action")

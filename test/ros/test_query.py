@@ -240,11 +240,12 @@ def test_two_hundred_goals_at_once_all_end_and_leave_nothing(made):
     import threading
 
     from g2vlm_ros.action import AnswerSpatialQuery
-    from rclpy.action import ActionClient
     from rclpy.qos import QoSProfile
 
+    from g2vlm_ros.ros.rclpy_workarounds import SafeActionClient
+
     burst, threads = QoSProfile(depth=1000), threading.active_count()
-    action = ActionClient(
+    action = SafeActionClient(
         made.peer,
         AnswerSpatialQuery,
         "/perception/answer",

@@ -63,13 +63,14 @@ def test_a_window_that_goes_while_it_is_asked_about_is_still_answered_from():
 def test_a_client_that_goes_while_it_is_answered_leaves_nothing_behind():
     import rclpy
     from g2vlm_ros.action import AnswerSpatialQuery
-    from rclpy.action import ActionClient
+
+    from g2vlm_ros.ros.rclpy_workarounds import SafeActionClient
 
     with bench(**SMALL_QUERY) as made:
         feed(made)
         other = rclpy.create_node("leaver", context=made.context)
         made.executor.add_node(other)
-        action = ActionClient(other, AnswerSpatialQuery, "/perception/answer")
+        action = SafeActionClient(other, AnswerSpatialQuery, "/perception/answer")
         assert action.wait_for_server(20)
         entered = []
         release = block(made, entered)

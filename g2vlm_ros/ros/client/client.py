@@ -24,7 +24,6 @@ from collections.abc import Callable
 from typing import Any
 
 import rclpy
-from rclpy.action import ActionClient
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.task import Future
@@ -34,7 +33,7 @@ from g2vlm_ros.action import AnswerSpatialQuery
 from g2vlm_ros.ros.client.answer_images import AnswerImages
 from g2vlm_ros.ros.client.errors import PictureMissedError, UnreachableError
 from g2vlm_ros.ros.client.fields import message
-from g2vlm_ros.ros.rclpy_workarounds import SafeEntities
+from g2vlm_ros.ros.rclpy_workarounds import SafeActionClient, SafeEntities
 from g2vlm_ros.ros.security import security_errors
 from g2vlm_ros.srv import FindObjects, GetPoints, SpatialQuery
 
@@ -68,7 +67,7 @@ class _Connection:
         self.query = self.node.create_client(SpatialQuery, f"{node}/query")
         self.points = self.node.create_client(GetPoints, f"{node}/get_points")
         self.objects = self.node.create_client(FindObjects, f"{node}/find_objects")
-        self.answer = ActionClient(self.node, AnswerSpatialQuery, f"{node}/answer")
+        self.answer = SafeActionClient(self.node, AnswerSpatialQuery, f"{node}/answer")
         self._closed = Future(executor=self._executor)
         self._thread = threading.Thread(target=self._spin, daemon=True)
         self._thread.start()
@@ -119,7 +118,7 @@ class _Goal:
 
     def __init__(
         self,
-        action: ActionClient,
+        action: SafeActionClient,
         request: AnswerSpatialQuery.Goal,
         on_feedback: Callable[[Any], None] | None,
     ):

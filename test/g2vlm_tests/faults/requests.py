@@ -16,8 +16,9 @@ from g2vlm_ros.srv import EditMap, GetPoints, LoadMap, SaveMap, SpatialQuery
 from g2vlm_tests.faults.robot import ANSWER_S, Case, Robot, Seen
 from rcl_interfaces.msg import Parameter, ParameterType, ParameterValue
 from rcl_interfaces.srv import SetParameters
-from rclpy.action import ActionClient
 from rclpy.qos import QoSProfile
+
+from g2vlm_ros.ros.rclpy_workarounds import SafeActionClient
 
 BUSY = SpatialQuery.Response.BUSY
 INVALID = SpatialQuery.Response.INVALID_REQUEST
@@ -159,7 +160,7 @@ def dying_client(it: Robot) -> Seen:
 
 
 def cancelled_goals(it: Robot) -> Seen:
-    client = ActionClient(it.node, AnswerSpatialQuery, "/perception/answer")
+    client = SafeActionClient(it.node, AnswerSpatialQuery, "/perception/answer")
     client.wait_for_server(ANSWER_S)
     asked = AnswerSpatialQuery.Goal(question="What is there?", max_wait_s=20.0, max_age_s=10.0)
     sent = [client.send_goal_async(asked) for _ in range(10)]

@@ -123,12 +123,16 @@ class Robot:
     def _drive(self) -> None:
         count = 0
         while not self.over.wait(0.1):
-            message = image(time.time() + self.offset_s, number=count // 4)
-            if self.spoil:
-                self.spoil(message)
             if not self.silent:
-                self.camera.publish(message)
+                self.send_view(count)
             count += 1
+
+    def send_view(self, count: int) -> None:
+        """The camera's frame number `count`."""
+        message = image(time.time() + self.offset_s, number=count // 4)
+        if self.spoil:
+            self.spoil(message)
+        self.camera.publish(message)
 
     def start(self) -> None:
         """The process, unconfigured."""
