@@ -14,35 +14,25 @@ rclpy = pytest.importorskip("rclpy", reason="needs ROS 2")
 from g2vlm_ros.action import AnswerSpatialQuery  # noqa: E402
 from rclpy.action import ActionServer  # noqa: E402
 from rclpy.executors import SingleThreadedExecutor  # noqa: E402
+from rclpy.task import Future  # noqa: E402
 
 from g2vlm_ros.ros.rclpy_workarounds import SafeActionClient  # noqa: E402
 
 RESPONSE_S = 0.3
-"""Far longer than a response takes on this machine; the sender sleeps so long."""
-
-
-class SlowSender:
-    """The handle of an action client whose thread rests after each request it has sent."""
-
-    def __init__(self, handle):
-        self._handle = handle
-
-    def __getattr__(self, name):
-        method = getattr(self._handle, name)
-        if not name.startswith("send_"):
-            return method
-
-        def send(request):
-            number = method(request)
-            time.sleep(RESPONSE_S)
-            return number
-
-        return send
+"""The sender rests so long after a request, longer than a response takes."""
 
 
 @pytest.fixture
-def client():
-    """A client of an action that ends at once, spun by a thread of its own."""
+def client(monkeypatch):
+    """A client of an action that ends at once, spun by a thread of its own.
+
+    What it asks rests before rclpy has a future to note.
+    """
+
+    def late_future(*arguments, **named):
+        time.sleep(RESPONSE_S)
+        return Future(*arguments, **named)
+
     context = rclpy.Context()
     rclpy.init(args=[], context=context)
     nodes = [rclpy.create_node(name, context=context) for name in ("asked", "asker")]
@@ -53,7 +43,7 @@ def client():
 
     server = ActionServer(nodes[0], AnswerSpatialQuery, "answer", end)
     asker = SafeActionClient(nodes[1], AnswerSpatialQuery, "answer")
-    asker._client_handle = SlowSender(asker._client_handle)
+    monkeypatch.setattr("rclpy.action.client.Future", late_future)
     over = threading.Event()
 
     def spin(node):
