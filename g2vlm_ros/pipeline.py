@@ -379,7 +379,11 @@ class MappingPipeline:
             if mapped.session != self._session:
                 return None
             self._windows += 1
-        for frame, image in zip(mapped.window.frames, images, strict=True):
+        newest = {
+            frame.camera: (frame, image)
+            for frame, image in zip(mapped.window.frames, images, strict=True)
+        }
+        for frame, image in newest.values():
             self._stillness.take(frame, image)
         self._last = mapped
         return mapped

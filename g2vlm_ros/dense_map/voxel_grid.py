@@ -146,8 +146,8 @@ class VoxelGrid:
         slots[rows < 0] = -1
         return slots
 
-    def find_cells(self, cells: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
-        """(slots, rows of the blocks, each -1 where there is none, absent voxels) of CELL (m,)."""
+    def find_cells(self, cells: np.ndarray) -> voxel_kernels.Placement:
+        """Where CELL (m,) lie."""
         return voxel_kernels.find_cells(cells, self._keys, self._rows, self._index)
 
     def missing_blocks(self, keys: np.ndarray) -> int:
@@ -155,13 +155,30 @@ class VoxelGrid:
         blocks = keys >> _CELL_BITS
         return len(np.unique(blocks[self._find_rows(blocks) < 0]))
 
-    def add(self, keys: np.ndarray, rows: np.ndarray | None = None) -> np.ndarray:
+    def add(self, keys: np.ndarray) -> np.ndarray:
         """Slots int32 of new voxels, zero but for `cell`; the keys are distinct and absent.
 
-        rows int64: those of their blocks where they are known, -1 where there is none yet. The
-        caller has made sure of `free_voxels` and `free_blocks`.
+        The caller has made sure of `free_voxels` and `free_blocks`.
         """
-        rows = self._rows_of(keys >> _CELL_BITS, rows)
+        return self._open(keys, self._rows_of(keys >> _CELL_BITS))
+
+    def add_cells(self, cells: np.ndarray, place: voxel_kernels.Placement) -> np.ndarray:
+        """Slots int64 of the voxels of CELL (m,), made where they do not exist yet, as by `add`.
+
+        place: where the cells lie, by `find_cells`.
+        """
+        slots, absent = place.slots, np.flatnonzero(place.slots < 0)
+        if absent.size:
+            rows = place.rows[absent]
+            if place.new_blocks.size:
+                order, unopened = np.argsort(place.new_blocks), rows < 0
+                row_of = np.empty(order.size, np.int64)
+                row_of[order] = self._make_rows(place.new_blocks[order])
+                rows[unopened] = row_of[-1 - rows[unopened]]
+            slots[absent] = self._open(cells["key"][absent], rows)
+        return slots
+
+    def _open(self, keys: np.ndarray, rows: np.ndarray) -> np.ndarray:
         slots = self._take_slots(len(keys))
         open_voxels(keys, rows, slots, self._index, self.voxels, self.blocks["voxels"])
         return slots
@@ -250,10 +267,9 @@ class VoxelGrid:
         place = np.minimum(np.searchsorted(self._keys, block_keys), len(self._keys) - 1)
         return np.where(self._keys[place] == block_keys, self._rows[place], -1)
 
-    def _rows_of(self, block_keys: np.ndarray, rows: np.ndarray | None) -> np.ndarray:
-        """Rows int64 of blocks, made where they do not exist yet; `rows` as for `add`."""
-        if rows is None:
-            rows = self._find_rows(block_keys).astype(np.int64)
+    def _rows_of(self, block_keys: np.ndarray) -> np.ndarray:
+        """Rows int64 of blocks, made where they do not exist yet."""
+        rows = self._find_rows(block_keys).astype(np.int64)
         absent = np.flatnonzero(rows < 0)
         if absent.size:
             keys = block_keys[absent]
@@ -261,8 +277,8 @@ class VoxelGrid:
             rows[absent] = self._find_rows(keys)
         return rows
 
-    def _make_rows(self, keys: np.ndarray) -> None:
-        """Open blocks of ascending, distinct and absent keys."""
+    def _make_rows(self, keys: np.ndarray) -> np.ndarray:
+        """Open blocks of ascending, distinct and absent keys; their rows int64."""
         reused = self._free_rows[max(0, len(self._free_rows) - keys.size) :]
         del self._free_rows[len(self._free_rows) - len(reused) :]
         fresh = np.arange(self._fresh_row, self._fresh_row + keys.size - len(reused))
@@ -272,6 +288,7 @@ class VoxelGrid:
         place = np.searchsorted(self._keys, keys)
         self._keys = np.insert(self._keys, place, keys)
         self._rows = np.insert(self._rows, place, rows.astype(np.int32))
+        return rows
 
     def _open_blocks(self, rows: np.ndarray, keys: np.ndarray) -> None:
         for field in self.blocks.values():

@@ -340,25 +340,19 @@ class VoxelMap:
     def _merge(self, cells: np.ndarray) -> None:
         """Fold CELL records into their voxels, which are made where they do not exist."""
         grid = self._grid
-        slots, rows, absent = grid.find_cells(cells)
-        if absent > grid.free_voxels or (rows < 0).any() and self._lacks_blocks(cells, slots):
-            slots = self._make_room(cells["key"])
-            refused = slots == -2
+        place = grid.find_cells(cells)
+        if place.absent > grid.free_voxels or len(place.new_blocks) > grid.free_blocks:
+            refused = self._make_room(cells["key"]) == -2
             if refused.any():
                 self._count(refused=int(refused.sum()))
-                cells, slots = cells[~refused], slots[~refused]
-            _, rows, absent = grid.find_cells(cells)  # blocks may have made room
-        if absent:
-            new = slots < 0
-            slots[new] = grid.add(cells["key"][new], rows[new])
+                cells = cells[~refused]
+            place = grid.find_cells(cells)  # blocks may have made room
+        slots = grid.add_cells(cells, place)
         if self._corrections:
             voxels = grid.take(slots)
             if self._corrections.displace(voxels):
                 grid.put(slots, voxels)
         grid.fold(cells, slots, self._revision)
-
-    def _lacks_blocks(self, cells: np.ndarray, slots: np.ndarray) -> bool:
-        return self._grid.missing_blocks(cells["key"][slots < 0]) > self._grid.free_blocks
 
     def _merge_voxels(self, positions: np.ndarray, voxels: np.ndarray) -> np.ndarray:
         cells, inside = self._sums.of_voxels(positions, voxels, self.size)

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
 from g2vlm_ros.geometry.sim3 import Sim3
 from g2vlm_ros.kernels.registration import fit_view
-from g2vlm_ros.records import Reconstruction
+from g2vlm_ros.records import Reconstruction, frozen
 
 ROBUST_STEPS = 4
 POLISH_STEPS = 8
@@ -100,15 +101,19 @@ def sample_view(result: Reconstruction, view: int) -> ViewSample:
     height, width = result.local_points_u.shape[1:3]
     step = max(1, int(np.sqrt(height * width / POINTS_PER_VIEW)))
     local = result.local_points_u[view, ::step, ::step]
-    rows, columns = np.indices(local.shape[:2])
-    patch_row = rows * BLOCKS_PER_SIDE // local.shape[0]
-    blocks = patch_row * BLOCKS_PER_SIDE + columns * BLOCKS_PER_SIDE // local.shape[1]
     pose = result.window_from_camera[view].astype(np.float64)
     points = local.reshape(-1, 3) @ pose[:3, :3].T + pose[:3, 3]
     weights = np.nan_to_num(result.confidence[view, ::step, ::step].reshape(-1), nan=1.0)
-    return ViewSample(
-        points.astype(np.float32), pose[:3, 3], weights, blocks.reshape(-1).astype(np.int16)
-    )
+    return ViewSample(points.astype(np.float32), pose[:3, 3], weights, _patches(*local.shape[:2]))
+
+
+@lru_cache(maxsize=8)
+def _patches(rows: int, columns: int) -> np.ndarray:
+    """int16 (rows * columns,): which of the patches of a grid each of its pixels is of."""
+    row, column = np.indices((rows, columns))
+    patch_row = row * BLOCKS_PER_SIDE // rows
+    patches = patch_row * BLOCKS_PER_SIDE + column * BLOCKS_PER_SIDE // columns
+    return frozen(patches.reshape(-1).astype(np.int16), "patches", (None,), np.int16)
 
 
 class SharedView:
@@ -124,9 +129,9 @@ class SharedView:
     ):
         """source, target: float64 (n, 3). weights: float64 (n,). centre: (3,), the camera in the
         target. blocks: int (n,), the patch of each point. ValueError for MIN_PATCHES or less."""
-        good = np.isfinite(source).all(1) & np.isfinite(target).all(1) & (weights > 0)
-        self.blocks = blocks[good]
-        self.patches = len(np.unique(self.blocks))
+        good = np.isfinite(source.sum(1)) & np.isfinite(target.sum(1)) & (weights > 0)
+        self.blocks = blocks[good].astype(np.int64)
+        self.patches = int(np.count_nonzero(np.bincount(self.blocks)))
         if self.patches <= MIN_PATCHES:
             raise ValueError(
                 f"the shared points are from {self.patches} patches of a view; more than "
@@ -135,7 +140,7 @@ class SharedView:
         self.source, self.target, self.weights = source[good], target[good], weights[good]
         self.centre = centre
         ray = self.target - centre
-        self.range = np.maximum(np.linalg.norm(ray, axis=1), 1e-9)
+        self.range = np.maximum(np.sqrt(np.einsum("ki,ki->k", ray, ray)), 1e-9)
         self.direction = ray / self.range[:, None]
         self.reach = float(np.median(self.range))
 
@@ -182,12 +187,16 @@ def fit_relative_pose(
     pivot, reach = np.mean([v.centre for v in views], 0), float(np.mean([v.reach for v in views]))
     covariance = covariance + about(pivot, np.array([0.0] * 6 + [unit_std]))
     weights = np.concatenate([v.weights for v in views])
-    error = np.concatenate(
-        [np.linalg.norm(fit.apply(v.source) - v.target, axis=1) / v.range for v in views]
-    )
+    error = np.concatenate([_relative_error(fit, view) for view in views])
     inliers = float(weights[error < INLIER_DISTANCE].sum() / weights.sum())
     quality = inliers / (1.0 + _uncertainty(covariance, pivot, reach) ** 2)
     return RelativePose(fit, inliers, float(np.median(error)), covariance, quality, spread)
+
+
+def _relative_error(fit: Sim3, view: SharedView) -> np.ndarray:
+    """float64 (n,): how far a fit puts points from where they are, over their range."""
+    off = fit.apply(view.source) - view.target
+    return np.sqrt(np.einsum("ki,ki->k", off, off)) / view.range
 
 
 def _fit_view(view: SharedView) -> tuple[Sim3, np.ndarray]:
@@ -203,7 +212,7 @@ def _fit_view(view: SharedView) -> tuple[Sim3, np.ndarray]:
         view.weights,
         view.range,
         view.direction,
-        view.blocks.astype(np.int64),
+        view.blocks,
         view.centre,
         robust_steps=ROBUST_STEPS,
         polish_steps=POLISH_STEPS,
@@ -222,18 +231,25 @@ def _mean(
     """Mean by information, with views that stand apart weighted down; covariance and spread."""
     information = np.stack([np.linalg.inv(covariance) for _, covariance in fits])
     mean, trust, squared = fits[0][0], np.ones(len(fits)), np.zeros(len(fits))
-    for _ in range(MEAN_STEPS if len(fits) > 1 else 0):
-        total = np.einsum("k,kij->ij", trust, information)
-        apart = np.stack([(fit @ mean.inverse()).log() for fit, _ in fits])
-        pull = np.einsum("k,kij,kj->i", trust, information, apart)
-        mean = Sim3.exp(np.linalg.solve(total, pull)) @ mean
-        apart = np.stack([(fit @ mean.inverse()).log() for fit, _ in fits])
-        squared = np.einsum("ki,kij,kj->k", apart, information, apart) / 7
-        trust = 1.0 / (1.0 + squared / (CAUCHY**2 * spread))
-    covariance = np.linalg.inv(np.einsum("k,kij->ij", trust, information))
+    if len(fits) > 1:
+        apart = _differences(fits, mean)
+        for _ in range(MEAN_STEPS):
+            weighed = trust[:, None, None] * information
+            pull = (weighed @ apart[..., None]).sum(0)[:, 0]
+            mean = Sim3.exp(np.linalg.solve(weighed.sum(0), pull)) @ mean
+            apart = _differences(fits, mean)
+            squared = (apart[:, None] @ information @ apart[..., None])[:, 0, 0] / 7
+            trust = 1.0 / (1.0 + squared / (CAUCHY**2 * spread))
+    covariance = np.linalg.inv((trust[:, None, None] * information).sum(0))
     scatter = spread * SPREAD_VIEWS + float(trust @ squared)
     spread = max(1.0, scatter / (SPREAD_VIEWS + len(fits) - 1))
     return mean, covariance * spread, spread
+
+
+def _differences(fits: Sequence[tuple[Sim3, np.ndarray]], mean: Sim3) -> np.ndarray:
+    """float64 (k, 7): tangents that lead from a similarity to those of fits."""
+    inverse = mean.inverse()
+    return np.stack([(fit @ inverse).log() for fit, _ in fits])
 
 
 def _covariance(

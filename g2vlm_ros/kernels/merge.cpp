@@ -1,21 +1,25 @@
 // SPDX-License-Identifier: Apache-2.0
 // Cells found in the voxel map and folded into its voxels.
 #include <algorithm>
+#include <unordered_map>
 
 #include "voxel.h"
 
-// Slots (count) of the voxels of cells, -1 where there is none, and rows (count) of their blocks,
-// -1 where there is none. block_keys (blocks) is sorted, block_rows says where each lies; index
-// (rows, CELLS) holds slot + 1. Returns how many cells have no voxel.
-KERNEL int64_t find_cells(
+// Slots (count) of the voxels of cells, -1 where there is none, and rows (count) of their blocks.
+// block_keys (blocks) is sorted, block_rows says where each lies; index (rows, CELLS) holds
+// slot + 1. A block that does not exist is put into new_keys (count): its row is -1 less its place
+// there. absent (2): cells without a voxel, and new blocks.
+KERNEL void find_cells(
     const Cell* cells, int64_t count, const int64_t* block_keys, const int32_t* block_rows,
-    int64_t blocks, const int32_t* index, int64_t* slots, int64_t* rows)
+    int64_t blocks, const int32_t* index, int64_t* slots, int64_t* rows, int64_t* new_keys,
+    int64_t* absent)
 {
     // Cells come in no order of their blocks, but the same few blocks come again and again.
     constexpr int REMEMBERED = 1024;
     int64_t remembered[REMEMBERED], row_of[REMEMBERED];
     std::fill(remembered, remembered + REMEMBERED, -1);
-    int64_t absent = 0;
+    std::unordered_map<int64_t, int64_t> new_rows;
+    absent[0] = 0;
     for (int64_t i = 0; i < count; ++i) {
         const int64_t key = cells[i].key, block = key >> CELL_BITS;
         const int place = int(uint64_t(block) * 0x9E3779B97F4A7C15ull >> 54);
@@ -23,13 +27,20 @@ KERNEL int64_t find_cells(
             const int64_t* found = std::lower_bound(block_keys, block_keys + blocks, block);
             const bool known = found < block_keys + blocks && *found == block;
             remembered[place] = block;
-            row_of[place] = known ? block_rows[found - block_keys] : -1;
+            if (known) {
+                row_of[place] = block_rows[found - block_keys];
+            } else {
+                const int64_t next = -1 - int64_t(new_rows.size());
+                const auto entry = new_rows.emplace(block, next).first;
+                new_keys[-1 - entry->second] = block;
+                row_of[place] = entry->second;
+            }
         }
         rows[i] = row_of[place];
         slots[i] = rows[i] < 0 ? -1 : int64_t(index[CELLS * rows[i] + (key & (CELLS - 1))]) - 1;
-        absent += slots[i] < 0;
+        absent[0] += slots[i] < 0;
     }
-    return absent;
+    absent[1] = int64_t(new_rows.size());
 }
 
 // Cells folded into the voxels at slots (count); a voxel of count 0 is new. The mean is weighted

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import ctypes
+from typing import NamedTuple
 
 import numpy as np
 
@@ -21,10 +22,23 @@ from g2vlm_ros.kernels.records import CELL, VOXEL
 CELLS_PER_BLOCK = 512
 
 
+class Placement(NamedTuple):
+    """Where m cells lie in the map."""
+
+    slots: np.ndarray
+    """int64 (m,): of their voxels, -1 where there is none."""
+    rows: np.ndarray
+    """int64 (m,): of their blocks; of block k of `new_blocks` -1 - k."""
+    new_blocks: np.ndarray
+    """int64 (b,): keys of the blocks that do not exist yet."""
+    absent: int
+    """Cells without a voxel."""
+
+
 def find_cells(
     cells: np.ndarray, block_keys: np.ndarray, block_rows: np.ndarray, index: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, int]:
-    """(slots int64 (m,) or -1, rows of blocks int64 (m,) or -1, cells without a voxel) of CELL.
+) -> Placement:
+    """Where CELL (m,) lie.
 
     block_keys int64 (b,) ascending, block_rows int32 (b,); index int32 (rows, 512): slot + 1.
     """
@@ -34,10 +48,11 @@ def find_cells(
     block_keys = input_array(block_keys, "block_keys", np.int64, (blocks,))
     block_rows = input_array(block_rows, "block_rows", np.int32, (blocks,))
     check_in_place(index, "index", np.int32, (None, CELLS_PER_BLOCK))
-    slots, rows = np.empty(count, np.int64), np.empty(count, np.int64)
-    absent = call(
+    slots, rows, keys = (np.empty(count, np.int64) for _ in range(3))
+    absent = np.empty(2, np.int64)
+    call(
         "find_cells",
-        I64,
+        None,
         cells,
         i64(count),
         block_keys,
@@ -46,8 +61,10 @@ def find_cells(
         index,
         slots,
         rows,
+        keys,
+        absent,
     )
-    return slots, rows, int(absent)
+    return Placement(slots, rows, keys[: absent[1]], int(absent[0]))
 
 
 def fold_cells(

@@ -166,7 +166,7 @@ class GraphSlam:
             corrections=corrections,
             forgotten=self._fold(),
         )
-        self._registrar.remember(window, result, new_map)
+        self._registrar.remember(new_map)
         return placement
 
     def between(self, node: int, other: int) -> Sim3 | None:

@@ -119,7 +119,7 @@ def surfaces_of(result: Reconstruction) -> Surfaces:
         max_bend=MAX_BEND,
         side=BLOCKS_PER_SIDE,
     )
-    reach = float(np.median(points[:, ::4, ::4, 2]))
+    reach = float(np.median(points[:, ::8, ::8, 2]))
     return Surfaces(places, normals, blocks, poses[:, :3, 3].astype(np.float64), reach)
 
 
@@ -158,7 +158,7 @@ def structure_up(surfaces: Surfaces, near: np.ndarray) -> Up | None:
         return None
     # Two axes of the plane across: along `up` there is nothing to invert.
     axes = np.linalg.svd(across(up))[0][:, :2]
-    independent = len(np.unique(surfaces.blocks)) / len(normals)
+    independent = np.count_nonzero(np.bincount(surfaces.blocks)) / len(normals)
     spread = max(1.4826 * float(np.median(off)), 1e-3)
     moments = axes.T @ walls @ axes + level * np.eye(2)
     information = moments * independent / spread**2

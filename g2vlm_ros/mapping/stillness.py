@@ -47,14 +47,18 @@ class StillnessDetector:
 
     def __init__(self) -> None:
         self._references: dict[str, _Reference] = {}
+        self._latest: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+        """By camera: the image that was asked about last, and its small grey copy."""
 
     def clear(self) -> None:
         """Forget everything: the next image of each camera is new."""
         self._references.clear()
+        self._latest.clear()
 
     def take(self, frame: Frame, image: np.ndarray) -> None:
-        """The map takes in this image, uint8 (h, w, 3)."""
-        grey = _small(image)
+        """The map takes in this image, uint8 (h, w, 3), in place of the camera's earlier ones."""
+        latest = self._latest.pop(frame.camera, None)
+        grey = latest[1] if latest is not None and latest[0] is image else _small(image)
         corners = cv2.goodFeaturesToTrack(grey, MAX_CORNERS, 0.01, 5, blockSize=5)
         if corners is None:
             corners = np.zeros((0, 1, 2), np.float32)
@@ -66,6 +70,7 @@ class StillnessDetector:
         if reference is None or _moved(reference.odom_from_camera, frame.odom_from_camera):
             return False
         grey = _small(image)
+        self._latest[frame.camera] = image, grey
         if grey.shape != reference.grey.shape:
             return False
         if np.array_equal(grey, reference.grey):

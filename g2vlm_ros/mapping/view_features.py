@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from g2vlm_ros.mapping.view_images import ViewImage
-from g2vlm_ros.mapping.view_tracks import reduced
 from g2vlm_ros.records import Intrinsics
 
 FARTHEST_U = float(np.finfo(np.float16).max)
@@ -60,8 +59,12 @@ class FeatureSearch:
 
     def __init__(self, image: ViewImage, points: np.ndarray, camera: Intrinsics | None):
         """points: float32 (H, W, 3) in the optical frame."""
-        size = image.feature_size
-        point = np.clip(reduced(points[None], size)[0], -FARTHEST_U, FARTHEST_U)
+        columns, rows = image.feature_size
+        row, column = (
+            ((np.arange(n) + 0.5) * length / n).astype(int)
+            for n, length in zip((rows, columns), points.shape, strict=False)
+        )
+        point = np.clip(points[row[:, None], column], -FARTHEST_U, FARTHEST_U)
         self._view = image.small_grey(), point.astype(np.float16), camera
         self._features = NO_FEATURES
 

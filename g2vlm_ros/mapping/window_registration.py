@@ -61,12 +61,15 @@ class WindowRegistrar:
         self._recent: deque[tuple[int, dict[ViewKey, ViewSample]]] = deque(
             maxlen=REMEMBERED_WINDOWS
         )
+        self._newest: tuple[int, dict[ViewKey, ViewSample]] = (0, {})
+        """The window that `constrain` was asked about last."""
         self._spread = 1.0
         self._unit_variance, self._unit_windows = 0.0, 0
 
     def constrain(self, window: Window, result: Reconstruction) -> Constraint:
         """Accepted relative poses to earlier windows, and trust of each view."""
         frames = window.frames
+        self._newest = window.id, _samples(window, result)
         remembered = {key for _, views in self._recent for key in views}
         shared = [i for i, frame in enumerate(frames) if view_key(frame) in remembered]
         # A camera that is back, or new, may look elsewhere than those that carry the map on.
@@ -82,7 +85,7 @@ class WindowRegistrar:
             return Constraint({}, alone, reason)
         if not reached[newest]:
             return Constraint({}, alone, StartReason.NO_OVERLAP)
-        relative_poses = self._register_recent(_samples(window, result))
+        relative_poses = self._register_recent(self._newest[1])
         if not relative_poses:
             return Constraint({}, alone, StartReason.POOR_REGISTRATION)
         return Constraint(relative_poses, tuple(reached.tolist()))
@@ -100,16 +103,17 @@ class WindowRegistrar:
             return None
         return pose
 
-    def remember(self, window: Window, result: Reconstruction, new_map: bool) -> None:
-        """A window that later ones may be joined to; in a new map it is the only one."""
+    def remember(self, new_map: bool) -> None:
+        """Later windows may be joined to the newest one; in a new map it is the only one."""
         if new_map:
             self._recent.clear()
-        self._recent.append((window.id, _samples(window, result)))
+        self._recent.append(self._newest)
 
     def _register_recent(self, samples: dict[ViewKey, ViewSample]) -> dict[int, RelativePose]:
         relative_poses = {}
         for node, views in self._recent:
-            pose = self.register([(samples[k], views[k]) for k in samples if k in views])
+            shared = [(samples[k], views[k]) for k in samples if k in views]
+            pose = self.register(shared) if shared else None
             if pose is not None:
                 relative_poses[node] = pose
         return relative_poses

@@ -251,8 +251,11 @@ def test_find_and_fold():
     cells["colour"] = rng.uniform(0, 65000, (3000, 3)) * cells["weight"][:, None]
     cells["count"], cells["window"] = rng.integers(1, 900, 3000), rng.integers(1, 99, 3000)
     cells["stamp_ns"] = rng.integers(1, 99, 3000)
-    slots, rows, absent = find_cells(cells, block_keys, order, index)
-    assert absent == 1000 and (slots[2000:] == -1).all() and (rows[2000:] == -1).all()
+    cells["key"][2990:] = cells["key"][2980:2990] ^ 1  # neighbours: two cells of one block
+    slots, rows, new_blocks, absent = find_cells(cells, block_keys, order, index)
+    assert absent == 1000 and (slots[2000:] == -1).all() and (rows[2000:] < 0).all()
+    np.testing.assert_array_equal(new_blocks[-1 - rows[2000:]], cells["key"][2000:] >> 9)
+    assert len(set(new_blocks)) == len(new_blocks) == len(set(cells["key"][2000:] >> 9))
     np.testing.assert_array_equal(known[slots[:2000]], cells["key"][:2000])
     blocks, cells, slots = blocks_of(len(order)), cells[:2000], slots[:2000]
     wanted = oracles.fold(voxels, slots, cells, 42)
