@@ -149,6 +149,10 @@ class MapSettings:
     )
     frame: str = parameter("map", "Frame of all published geometry (z up, REP-105).", name=FRAME)
     publish_tf: bool = parameter(True, "Publish the pose of the newest view on /tf.")
+    publish_odom_tf: bool = parameter(
+        True,
+        "And of odometry_topic's frame (REP-105's map -> odom); false where a localiser does.",
+    )
     tf_child_suffix: str = parameter(
         "_g2vlm",
         "Appended to the camera frame on /tf, so that no frame gets a second parent.",

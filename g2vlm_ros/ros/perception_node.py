@@ -157,7 +157,13 @@ class PerceptionNode(SafeLifecycleNode):
                 self.log_failure,
             )
             self.windows.tracking.reset(self.windows.session)
-        self.cameras = Cameras(self, self._settings, self.windows.offer, self.pipeline.reject)
+        self.cameras = Cameras(
+            self,
+            self._settings,
+            self.windows.offer,
+            self.pipeline.reject,
+            self.outputs.publish_odom if self._settings.map.publish_odom_tf else None,
+        )
         self._initial_pose = InitialPose(self, self._settings.map.frame, self.pipeline.give_hint)
         self._report_timers = [
             self.create_timer(self._settings.status_period_s, self._report),

@@ -25,6 +25,7 @@ from g2vlm_ros.mapping.window_pose import MappedWindow
 from g2vlm_ros.records import Frame, newest_view
 from g2vlm_ros.ros.conversions import clouds, geometry, images
 from g2vlm_ros.ros.conversions.odometry_messages import odometry_message
+from g2vlm_ros.ros.map_to_odom import MapToOdom
 from g2vlm_ros.settings import Settings
 
 LATCHED = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
@@ -60,6 +61,7 @@ class Publishers:
         self._cloud: PointCloud2 | None = None
         self._sent: dict[str, Version] = {}
         self._session = 0
+        self._map_to_odom = MapToOdom(settings.map.frame)
         self._newest_ns: dict[tuple[str, str], int] = {}
         """Newest stamp sent on a topic about a camera."""
         self._lock = threading.RLock()
@@ -99,7 +101,9 @@ class Publishers:
                 return
             self._publish_depth(update)
             if not update.localisation.placed:
+                self._map_to_odom.clear()
                 return
+            self._map_to_odom.update(update)
             self._publish_points(update)
             self._publish_poses(update)
             self._publish_transforms(update)
@@ -111,6 +115,7 @@ class Publishers:
         """
         with self._lock:
             self._session = session
+            self._map_to_odom.clear()
             self._newest_ns.clear()
             self._trail = Trajectory(self._settings.map.path_length)
             self._path = Path(header=self._header(stamp_ns))
@@ -348,6 +353,15 @@ class Publishers:
                     odom_pose = odometry.map_from_odom
                     transforms.append(geometry.transform_message(header, name, odom_pose))
                 self._publishers["tf"].publish(TFMessage(transforms=transforms))
+
+    def publish_odom(self, message: Odometry) -> None:
+        """Where odometry's frame lies in the map, at the stamp of a message of it (any thread)."""
+        with self._lock:
+            if not self._publishers or not self._listened("tf"):
+                return
+            transform = self._map_to_odom.transform(message.header)
+            if transform is not None:
+                self._publishers["tf"].publish(TFMessage(transforms=[transform]))
 
     def poses_wanted(self) -> bool:
         """Whether anybody listens to what comes between windows."""

@@ -50,8 +50,8 @@ def printable(text: str) -> str:
 class Cameras:
     """Subscribes to every camera of the settings with sensor QoS, overridable.
 
-    offer gets each good frame; reject the reason of each image that is none. Nothing is decoded
-    here, so the callbacks stay short.
+    offer gets each good frame; reject the reason of each image that is none; pass_on_odometry each
+    message of odometry. Nothing is decoded here, so the callbacks stay short.
     """
 
     def __init__(
@@ -60,10 +60,12 @@ class Cameras:
         settings: Settings,
         offer: Callable[[Frame], None],
         reject: Callable[[DropReason], None],
+        pass_on_odometry: Callable[[Odometry], None] | None = None,
     ):
         self._node, self._log = node, node.get_logger()
         self._max_px = settings.max_image_px
         self._offer, self._reject = offer, reject
+        self._pass_on_odometry = pass_on_odometry
         self._intrinsics: dict[str, Intrinsics] = {}
         self._warned: set[tuple[str, str]] = set()
         self._said_s: dict[str, float] = {}
@@ -103,7 +105,7 @@ class Cameras:
             topics.append((TFMessage, "/tf_static", self.mounts.update, TF_STATIC))
         if settings.odometry_topic:
             self._odometry = OdometryPoses(self.mounts, self._warn)
-            topics.append((Odometry, settings.odometry_topic, self._odometry.update))
+            topics.append((Odometry, settings.odometry_topic, self._on_odometry))
         if settings.depth_topic:
             self._depth = DepthImages(settings.window.sync_slop_s, self._warn)
             topics.append((Image, settings.depth_topic, self._depth.update))
@@ -171,6 +173,11 @@ class Cameras:
             self._warn(f"{camera}: {error}")
             return
         self._offer(self._completed(frame))
+
+    def _on_odometry(self, message: Odometry) -> None:
+        self._odometry.update(message)
+        if self._pass_on_odometry is not None:
+            self._pass_on_odometry(message)
 
     def _fitting_intrinsics(
         self, camera: str, message: Image | CompressedImage

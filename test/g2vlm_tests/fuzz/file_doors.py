@@ -24,6 +24,7 @@ from g2vlm_tests.fuzz.door import (
     in_folder,
     scratch,
 )
+from g2vlm_tests.fuzz.keyframe_doors import keyframe_doors
 from hypothesis import strategies as st
 
 
@@ -283,6 +284,7 @@ def map_doors() -> list[Door]:
         Door(
             "saved objects", altered(objects).map(as_json) | damaged(as_json(objects)), remembered
         ),
+        *keyframe_doors(),
         *recording_doors(),
     ]
 
