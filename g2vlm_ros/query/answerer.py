@@ -39,7 +39,7 @@ class Answerer:
 
     ask_model(prompt, marks): what the model answers; raises OutOfTimeError. to_model: a Region of
     what the model pointed at; itself None for a model that never learned to point. points: None
-    only while the window has no geometry.
+    only while the window has no geometry. steps: gets one sentence for each step that is done.
     """
 
     def __init__(
@@ -48,20 +48,16 @@ class Answerer:
         query: Query,
         ask_model: Callable[[str, Sequence[prompts.Mark]], str],
         to_model: Callable[[Pointed], Region | None] | None,
+        steps: list[str] | None = None,
     ):
         self._points, self._query, self._ask_model = points, query, ask_model
-        self._plan = query.parsed()
-        self._steps: list[str] = []
+        self._plan = query.plan
+        self._steps = [] if steps is None else steps
         self._silence = OutOfTimeError
         self._builder = AnswerBuilder(points, query, ask_model, self._steps)
         self._finder = Finder(
             points, query, lambda prompt: ask_model(prompt, ()), to_model, self._steps.append
         )
-
-    @property
-    def steps(self) -> list[str]:
-        """What was done so far, one sentence each."""
-        return self._steps
 
     def answer(self) -> Result:
         """The answer; raises Abstention, and OutOfTimeError where the model alone could tell."""

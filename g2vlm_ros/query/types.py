@@ -75,15 +75,15 @@ class Query:
     """0 = unknown."""
     min_confidence: float = 0.0
     plan: Plan | None = None
-    """What a request asked for by name; None = parsed from the words."""
+    """What has to be found and measured; None = parsed from the words."""
     memory: tuple[MapObject, ...] = ()
     """What is remembered and may stand in for an object that is in no view."""
     now_ns: int = 0
     """When it is asked, to say how long ago something was seen."""
 
-    def parsed(self) -> Plan:
-        """What has to be found and measured."""
-        return self.plan or parse(self.question)
+    def __post_init__(self) -> None:
+        if self.plan is None:
+            object.__setattr__(self, "plan", parse(self.question))
 
     def prompt(self, measures: Sequence[str] = ()) -> tuple[str, tuple[prompts.Mark, ...]]:
         """The question for the model after what was measured, and the marks to draw.

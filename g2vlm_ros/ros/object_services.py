@@ -28,7 +28,7 @@ from g2vlm_ros.ros.object_messages import (
 )
 from g2vlm_ros.ros.point_service import box_of
 from g2vlm_ros.ros.publishers import LATCHED
-from g2vlm_ros.ros.query_messages import check_text
+from g2vlm_ros.ros.query_request import check_text
 from g2vlm_ros.ros.service_errors import Codes, RequestError, inactive, invalid, reply_errors
 from g2vlm_ros.ros.window_source import WindowSource
 from g2vlm_ros.srv import EditObject, FindObjects

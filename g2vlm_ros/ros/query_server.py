@@ -24,14 +24,15 @@ from g2vlm_ros.pipeline import PerceivedWindow
 from g2vlm_ros.query.grounding import NoLanguageError, OutOfTimeError
 from g2vlm_ros.query.object_memory import ObjectMemory
 from g2vlm_ros.query.types import Abstention
-from g2vlm_ros.ros import query_messages
+from g2vlm_ros.ros import query_request, query_response
 from g2vlm_ros.ros.deferred_service import ClientTracker, DeferredService
 from g2vlm_ros.ros.inference_scheduler import BusyError, InferenceScheduler
-from g2vlm_ros.ros.query_messages import Refusal
-from g2vlm_ros.ros.query_worker import Feedback, NotYetError, QueryWorker
+from g2vlm_ros.ros.query_response import Refusal
+from g2vlm_ros.ros.query_worker import QueryWorker
 from g2vlm_ros.ros.question import Deadline, Question
 from g2vlm_ros.ros.service_errors import Codes, RequestError, inactive
 from g2vlm_ros.ros.tf_lookup import TfLookupError
+from g2vlm_ros.ros.window_selection import Feedback, NotYetError
 from g2vlm_ros.ros.window_source import WindowSource
 from g2vlm_ros.settings import Settings
 from g2vlm_ros.srv import SpatialQuery
@@ -232,7 +233,7 @@ class QueryServer:
         try:
             if not self._windows.is_active():
                 raise inactive()
-            query_messages.check(question.request, self._settings.cameras, self.worker.now_ns())
+            query_request.check(question.request, self._settings.cameras, self.worker.now_ns())
             newest = self._windows.newest_window()
             question.after_window = newest[0].window.id if newest else 0
             self._queue(question)
@@ -300,13 +301,13 @@ class QueryServer:
 
     def _refuse(self, question: Question, code: int, sentence: str) -> Any:
         refusal = Refusal(code, sentence, self.worker.now_ns())
-        return query_messages.encode(question, refusal, self._model_version)
+        return query_response.encode(question, refusal, self._model_version)
 
     def _finish(self, question: Question, response: Any) -> None:
         """Send the response, and publish it; starts the delivery of a goal never begun."""
         self._end(question, response)
         try:
-            self.worker.publish_answer(question)
+            self.worker.topics.publish_answer(question)
         except Exception as error:  # the node may be closing; the answer goes out
             self._windows.log_failure("last_answer", error)
         if not question.quick and not question.executing:

@@ -4,9 +4,10 @@
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -68,6 +69,14 @@ class Progress:
     stage_times_s: dict[str, float] = field(default_factory=dict)
     last_words_s: float = 0.0
     """How long the model took for its last words."""
+
+    @contextlib.contextmanager
+    def measuring(self) -> Iterator[None]:
+        """Counts as stage "measure" what of the time within no stage of the model takes."""
+        start = time.perf_counter()
+        yield
+        measure_s = time.perf_counter() - start - sum(self.stage_times_s.values())
+        self.stage_times_s["measure"] = max(0.0, measure_s)
 
     def add_times(self, stage_times_s: dict[str, float]) -> None:
         """Seconds of stages that ran once more."""

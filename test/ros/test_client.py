@@ -162,7 +162,7 @@ def test_a_picture_is_drawn_only_for_who_looks(made, robot):
     from rclpy.qos import DurabilityPolicy, QoSProfile
     from sensor_msgs.msg import Image
 
-    pictures = made.queries.worker.pictures
+    pictures = made.queries.worker.topics.pictures
     made.until(lambda: not pictures.seen(), "nobody to look")
     drawn = pictures.drawn
     for question in ("What is there?", "What else?"):

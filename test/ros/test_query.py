@@ -83,7 +83,7 @@ def test_bytes_that_are_not_utf8_are_refused():
     from g2vlm_ros.srv import SpatialQuery
     from rclpy.serialization import deserialize_message, serialize_message
 
-    from g2vlm_ros.ros import query_messages as checks
+    from g2vlm_ros.ros import query_request as checks
     from g2vlm_ros.ros.service_errors import RequestError
 
     wire = serialize_message(request(question="caf__"))

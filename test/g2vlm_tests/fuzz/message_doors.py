@@ -177,7 +177,7 @@ def sensor_doors() -> list[Door]:
 
 def wire_doors() -> list[Door]:
     """Damaged CDR bytes of every type that the node takes, then what the node does with them."""
-    from g2vlm_ros.ros import query_messages
+    from g2vlm_ros.ros import query_request
 
     def read(kind: type, use: Any, content: bytes) -> None:
         try:
@@ -187,7 +187,7 @@ def wire_doors() -> list[Door]:
         use(message)
 
     def check(request: Any) -> None:
-        query_messages.check(request, ["camera"], 10**18)
+        query_request.check(request, ["camera"], 10**18)
 
     def door(message: Any, use: Any) -> Door:
         kind = type(message)

@@ -1,36 +1,31 @@
 # SPDX-License-Identifier: Apache-2.0
-"""SpatialQuery: a request decoded to a `Query`, an answer or refusal encoded into a response.
+"""A request of SpatialQuery checked, and decoded to a `Query`.
 
-A goal of AnswerSpatialQuery has the fields of a request, its result those of a response.
+A goal of AnswerSpatialQuery has the same fields.
 """
 
 from __future__ import annotations
 
-import math
 import unicodedata
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from geometry_msgs.msg import PoseStamped, Vector3
 
-from g2vlm_ros.msg import ImageRegion, SpatialObject
+from g2vlm_ros.msg import ImageRegion
 from g2vlm_ros.query import question_parser, request_forms
 from g2vlm_ros.query.context import ViewSelection
 from g2vlm_ros.query.map_object import MapObject
-from g2vlm_ros.query.object_measurement import Object3D, landmark, map_covariance
+from g2vlm_ros.query.object_measurement import landmark
 from g2vlm_ros.query.point_map import Region
 from g2vlm_ros.query.prompts import Mark, Reference
 from g2vlm_ros.query.question_plan import AnswerType, Plan
 from g2vlm_ros.query.request_forms import REQUEST_FORMS
-from g2vlm_ros.query.types import Detection, Query, ReferenceFrame, Result
+from g2vlm_ros.query.types import Detection, Query, ReferenceFrame
 from g2vlm_ros.ros.conversions import geometry
-from g2vlm_ros.ros.question import Question
-from g2vlm_ros.ros.service_errors import Codes, RequestError, invalid, refuse
+from g2vlm_ros.ros.service_errors import Codes, RequestError, invalid
 
 MAX_CHARACTERS = 512
-MAX_OBJECTS = 8
 MAX_EXAMPLES, MAX_REGIONS, MAX_TARGETS = 4, 8, 3
 MARK_COLOURS = ("blue", "green", "yellow", "red")
 """Of what is asked about, in order; the last is kept for a known place while it is free."""
@@ -88,13 +83,13 @@ def _check_targets(request: Any) -> None:
         check_text(f"targets[{index}]", target)
     form = REQUEST_FORMS.get(request.question_type)
     if form is None or request.targets:
-        _plan_of(request)
+        _plan_of(request.question_type, request.targets)
 
 
-def _plan_of(request: Any) -> Plan:
-    """The plan that a request names; INVALID_REQUEST where it fits no question."""
+def _plan_of(question_type: str, targets: Sequence[str]) -> Plan:
+    """The plan of a question by name; INVALID_REQUEST where it does not fit its targets."""
     try:
-        return request_forms.plan_of(request.question_type, request.targets)
+        return request_forms.plan_of(question_type, targets)
     except ValueError as error:
         raise invalid(str(error)) from error
 
@@ -142,10 +137,7 @@ def decode(
     plan, question = None, request.question
     if request.question_type:
         targets = list(request.targets) or _targets_in(request)
-        try:
-            plan = request_forms.plan_of(request.question_type, targets)
-        except ValueError as error:
-            raise invalid(str(error)) from error
+        plan = _plan_of(request.question_type, targets)
         question = question or request_forms.wording(request.question_type, targets)
     return Query(
         question,
@@ -213,128 +205,3 @@ def _landmarks_of(regions: Sequence[Region], selection: ViewSelection) -> tuple[
     region, distance_m = place
     u, v, *_ = selection.corners(region)
     return (Reference(Mark(region.view, (u, v), (u, v), MARK_COLOURS[-1]), distance_m),)
-
-
-@dataclass
-class Target:
-    """The frame that positions are given in."""
-
-    frame_id: str
-    from_map: np.ndarray
-    """float64 (4, 4)."""
-
-    def pose(self, stamp_ns: int, pose: np.ndarray) -> PoseStamped:
-        """A pose of the map in this frame, stamped."""
-        return geometry.pose_stamped(
-            geometry.header(stamp_ns, self.frame_id), self.from_map @ pose
-        )
-
-    def covariance(self, covariance: np.ndarray) -> np.ndarray:
-        """(9,), row by row."""
-        turn = self.from_map[:3, :3]
-        return (turn @ covariance @ turn.T).ravel()
-
-
-@dataclass(frozen=True)
-class Answer:
-    """A result, the views that it is of, the frame of its places, and when it was given."""
-
-    result: Result
-    selection: ViewSelection
-    target: Target
-    stamp_ns: int
-
-
-@dataclass(frozen=True)
-class Refusal:
-    """Why there is no answer: an error code, a sentence with the remedy, and when it was said."""
-
-    code: int
-    sentence: str
-    stamp_ns: int
-
-
-def encode(question: Question, outcome: Answer | Refusal, model_version: str) -> Any:
-    """The response to a question: its answer or refusal, its window, and how it came about."""
-    response, progress = question.response_type(), question.progress
-    kind = question.request.answer_kind
-    response.answer_kind = kind if kind != AnswerType.AUTO else int(AnswerType.TEXT)
-    response.number = response.scale_relative_std = math.nan
-    response.confidence = -1.0
-    if progress.selection is not None:
-        _encode_window(progress.selection, outcome.stamp_ns, response)
-    if isinstance(outcome, Answer):
-        _encode_result(outcome, response)
-        response.success = True
-    else:
-        refuse(response, outcome.code, outcome.sentence)
-    response.reasoning = list(progress.steps)
-    times_s = dict(progress.stage_times_s)  # the device's thread may still be adding to it
-    response.stage_names, response.stage_times_s = list(times_s), list(times_s.values())
-    response.model_version = model_version
-    return response
-
-
-def _encode_result(answer: Answer, response: Any) -> None:
-    """Positions and objects only where lengths are metres."""
-    result, selection, target = answer.result, answer.selection, answer.target
-    response.answer, response.answer_kind = result.text, int(result.kind)
-    response.yes_no = bool(result.yes_no)
-    if result.number is not None:
-        response.number, response.unit = float(result.number.value), result.number.unit
-    if result.pose is not None:
-        pose = result.pose
-        if result.kind == AnswerType.POINT:
-            # A point has no orientation: the identity in the target frame.
-            pose = pose.copy()
-            pose[:3, :3] = target.from_map[:3, :3].T
-        response.pose = target.pose(selection.stamp_ns, pose)
-        response.position_covariance = target.covariance(result.covariance)
-    response.confidence = float(result.confidence)
-    response.measured = result.measured
-    if selection.points.metric:
-        things = result.things[:MAX_OBJECTS]
-        response.objects = [_object(thing, selection, target) for thing in things]
-    for thing in result.things:
-        response.evidence += [_evidence(region, selection) for region in thing.regions]
-    if result.remembered is not None:
-        response.remembered = True
-        response.stamp = geometry.stamp(result.remembered.last_seen_ns)
-        response.age_s = (answer.stamp_ns - result.remembered.last_seen_ns) * 1e-9
-
-
-def _encode_window(selection: ViewSelection, stamp_ns: int, response: Any) -> None:
-    """Which window an answer or a refusal is about, and what its lengths mean."""
-    placement = selection.update.placement
-    response.scale_state = int(placement.scale.state)
-    response.scale_relative_std = float(placement.scale.relative_std)
-    response.stamp = geometry.stamp(selection.stamp_ns)
-    response.age_s = (stamp_ns - selection.stamp_ns) * 1e-9
-    response.window_id = selection.update.window.id
-
-
-def _evidence(region: Region, selection: ViewSelection) -> ImageRegion:
-    """Where something was seen, in pixels of the camera image."""
-    frame = selection.frames[region.view]
-    u0, v0, u1, v1 = selection.corners(region)
-    return ImageRegion(
-        kind=ImageRegion.PIXEL if region.is_pixel else ImageRegion.BOX,
-        camera=frame.camera,
-        stamp=geometry.stamp(frame.stamp_ns),
-        u_px=(u0 + u1) / 2,
-        v_px=(v0 + v1) / 2,
-        width_px=u1 - u0,
-        height_px=v1 - v0,
-    )
-
-
-def _object(thing: Object3D, selection: ViewSelection, target: Target) -> SpatialObject:
-    x, y, z = (0.0 if math.isnan(side) else float(side) for side in thing.size)
-    return SpatialObject(
-        label=thing.label,
-        pose=target.pose(selection.stamp_ns, thing.pose),
-        size=Vector3(x=x, y=y, z=z),
-        position_covariance=target.covariance(map_covariance(selection.points, thing)),
-        confidence=float(thing.trust),
-        evidence=[_evidence(region, selection) for region in thing.regions],
-    )
