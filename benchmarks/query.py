@@ -280,7 +280,7 @@ def silent(prompt: str, marks: object) -> str:
 
 
 def judge(score: Score, window: Window, qa: QuestionAnswer, ask_model: Callable) -> None:
-    """Ask the composer one question and book the outcome."""
+    """Ask the answerer one question and book the outcome."""
     outcome = compose(window, qa.question, ask_model)
     if outcome is None:
         if qa.kind in MEASURED:

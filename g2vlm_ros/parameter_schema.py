@@ -45,12 +45,21 @@ def parameter(
     high: float | None = None,
     choices: tuple[str, ...] = (),
     name: NameRule | None = None,
+    former: str = "",
 ) -> Any:
     """A dataclass field with its documentation and bounds (inclusive).
 
     name: the rule that a text, or every entry of a list, keeps to; an empty text stands for none.
+    former: what the parameter was called in the same group before, to say so where a file has it.
     """
-    meta = {"doc": doc, "low": low, "high": high, "choices": choices, "name": name}
+    meta = {
+        "doc": doc,
+        "low": low,
+        "high": high,
+        "choices": choices,
+        "name": name,
+        "former": former,
+    }
     if isinstance(default, list):
         return field(default_factory=lambda: list(default), metadata=meta)
     return field(default=default, metadata=meta)
@@ -75,10 +84,23 @@ def parameters_of(kind: type) -> Iterator[tuple[str, Field]]:
                 yield f"{item.name}.{leaf.name}", leaf
 
 
+def former_names(kind: type) -> dict[str, str]:
+    """{"map.old": "map.new"}: names that parameters had before."""
+    names = {}
+    for name, item in parameters_of(kind):
+        if item.metadata["former"]:
+            group, dot, _ = name.rpartition(".")
+            names[f"{group}{dot}{item.metadata['former']}"] = name
+    return names
+
+
 def build(kind: type, values: Mapping[str, Any]) -> Any:
     """An instance of a settings class from dotted names; SettingError as `check` raises it."""
     parameters = dict(parameters_of(kind))
+    former = former_names(kind)
     for name in values:
+        if name in former:
+            raise SettingError(f"setting '{name}' is called '{former[name]}' now; rename it")
         if name not in parameters:
             raise SettingError(f"unknown setting '{name}'; known: {', '.join(sorted(parameters))}")
     groups: dict[str, dict[str, Any]] = {}

@@ -170,17 +170,19 @@ class MapSettings:
         True, "Correct the poses of a window by points followed through its images."
     )
     fuse_depth: bool = parameter(True, "Average depth where several views see the same surface.")
-    min_joint_inliers: float = parameter(
+    min_registration_inliers: float = parameter(
         0.5,
-        "Least share of points that must agree when two windows are joined.",
+        "Least share of points that must agree when two windows are registered.",
         low=0.0,
         high=1.0,
+        former="min_joint_inliers",
     )
-    min_joint_quality: float = parameter(
+    min_registration_quality: float = parameter(
         0.3,
-        "Least quality of a joint: inliers, less where the geometry leaves it undetermined.",
+        "Least quality of a registration: inliers, less where geometry leaves it undetermined.",
         low=0.0,
         high=1.0,
+        former="min_joint_quality",
     )
     min_view_overlap: float = parameter(
         0.05,

@@ -7,7 +7,7 @@ from g2vlm_ros.parameter_schema import SettingError, default_of, parameters_of
 from g2vlm_ros.settings import Settings
 
 
-def test_defaults_are_valid_and_every_knob_is_documented():
+def test_defaults_are_valid_and_every_parameter_is_documented():
     assert Settings.from_flat({}) == Settings()
     for name, item in parameters_of(Settings):
         assert item.metadata["doc"].endswith("."), name
@@ -49,6 +49,11 @@ def test_a_whole_number_serves_as_float_but_not_the_other_way():
 def test_wrong_values_are_refused(values, message):
     with pytest.raises(SettingError, match=message):
         Settings.from_flat(values)
+
+
+def test_a_former_name_is_reported_with_the_new_one():
+    with pytest.raises(SettingError, match="'map.min_joint_inliers' is called 'map.min_regis"):
+        Settings.from_flat({"map.min_joint_inliers": 0.5})
 
 
 def test_sizes_are_left_to_the_checkpoint_or_are_two_patches_and_more():

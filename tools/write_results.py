@@ -135,7 +135,7 @@ ROWS = {
             "six drives of the demo: way, one map each",
             "{way:.0f} m in {maps} maps",
             "python -m benchmarks demo_map",
-            benchmark("demo_map", way="mean.whole_way_m", maps="mean.sub_maps|mean.maps"),
+            benchmark("demo_map", way="mean.whole_way_m", maps="mean.maps"),
         ),
         Result(
             "six drives of the demo: trajectory and map points",

@@ -91,7 +91,7 @@ class WindowRegistrar:
         return Constraint(relative_poses, tuple(reached.tolist()))
 
     def register(self, pairs: Sequence[tuple[ViewSample, ViewSample]]) -> RelativePose | None:
-        """The relative pose over pairs of views; None below min_joint_inliers and _quality."""
+        """The relative pose over pairs of views; None below `map.min_registration_*`."""
         try:
             pose = register_views(pairs, self._spread, float(np.sqrt(self._unit_variance)))
         except ValueError:
@@ -99,7 +99,10 @@ class WindowRegistrar:
         if len(pairs) > 1:
             self._spread = pose.spread
         limits = self._settings
-        if pose.inliers < limits.min_joint_inliers or pose.quality < limits.min_joint_quality:
+        if (
+            pose.inliers < limits.min_registration_inliers
+            or pose.quality < limits.min_registration_quality
+        ):
             return None
         return pose
 

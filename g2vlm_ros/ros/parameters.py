@@ -11,7 +11,14 @@ from typing import Any
 from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor
 from rclpy.node import Node
 
-from g2vlm_ros.parameter_schema import SettingError, build, check, default_of, parameters_of
+from g2vlm_ros.parameter_schema import (
+    SettingError,
+    build,
+    check,
+    default_of,
+    former_names,
+    parameters_of,
+)
 
 OF_ROS = ("use_sim_time", "start_type_description_service", "qos_overrides.")
 """How the names begin of parameters that rclpy declares itself."""
@@ -44,8 +51,10 @@ def declare(node: Node, kind: type) -> None:
             value = check(name, item, node.get_parameter(name).value)
             node.undeclare_parameter(name)
         node.declare_parameter(name, value, _descriptor(item), ignore_override=True)
+    former = former_names(kind)
     for name in unknown(node, kind):
-        node.get_logger().warning(f"parameter '{name}' is not known and not used")
+        why = f"is called '{former[name]}' now: rename it" if name in former else "is not known"
+        node.get_logger().warning(f"parameter '{name}' {why}; its value is not used")
 
 
 def read(node: Node, kind: type, changed: dict[str, object] | None = None) -> Any:

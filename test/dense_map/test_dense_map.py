@@ -120,10 +120,10 @@ def test_what_is_far_from_its_camera_stays_out_of_the_map():
 
 
 def test_points_are_what_the_changes_add_up_to(lap):
-    scene_map, _, _ = lap
+    dense_map, _, _ = lap
     mirror = PointMirror()
-    mirror.apply(scene_map.changes(None)[0])
-    found, wanted = scene_map.points(), mirror.dense()
+    mirror.apply(dense_map.changes(None)[0])
+    found, wanted = dense_map.points(), mirror.dense()
     assert len(found) == len(wanted) > 1000
     np.testing.assert_array_equal(np.sort(found), np.sort(wanted))
 
@@ -160,7 +160,7 @@ def test_memory_stays_bounded(lap):
     assert stats.nbytes <= 1 << 20 and stats.counts.evicted > 0
 
 
-def test_a_new_sub_map_starts_empty_and_reset_forgets(lap):
+def test_a_new_map_starts_empty_and_reset_forgets(lap):
     poses = lap_poses(12, 0.3)
     far = lap_poses(60, 0.3)[40:52]
     dense_map, updates, _ = drive([*poses, *far], map__loop_closure=False)

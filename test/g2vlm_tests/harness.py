@@ -23,8 +23,8 @@ SMALL = {
     "status_period_s": 0.2,
     # Random weights agree with nothing: join windows all the same.
     "map.min_view_overlap": 0.0,
-    "map.min_joint_inliers": 0.0,
-    "map.min_joint_quality": 0.0,
+    "map.min_registration_inliers": 0.0,
+    "map.min_registration_quality": 0.0,
     "map.loop_closure": False,
 }
 """Settings under which a window takes milliseconds."""

@@ -44,6 +44,6 @@ def ask(question, model=None, names=NAMES, boxes=BOXES, poses=None, use=(), **op
     ]
     given = tuple(regions[k][0] for k in use)
     query = Query(question, detections=tuple(found), regions=given, **fields)
-    composer = Answerer(points, query, model or Model(), to_model)
-    made = composer.answer()
+    answerer = Answerer(points, query, model or Model(), to_model)
+    made = answerer.answer()
     return made

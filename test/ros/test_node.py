@@ -368,15 +368,16 @@ def test_wrong_parameters_are_refused_with_name_value_and_bound():
         made.close()
 
 
-def test_unknown_parameters_are_reported():
-    from g2vlm_ros.ros import parameters
-    from g2vlm_ros.settings import Settings
+def test_unknown_and_former_parameters_are_reported(monkeypatch):
+    from rclpy.impl.rcutils_logger import RcutilsLogger
 
-    made = Bench(**{"window.vews": 3})
-    try:
-        assert parameters.unknown(made.node, Settings) == ["window.vews"]
-    finally:
-        made.close()
+    warnings = []
+    monkeypatch.setattr(
+        RcutilsLogger, "warning", lambda self, text, **_: warnings.append(text) or True
+    )
+    Bench(**{"window.vews": 3, "map.min_joint_quality": 0.2}).close()
+    assert "parameter 'window.vews' is not known; its value is not used" in warnings
+    assert any("is called 'map.min_registration_quality' now: rename" in w for w in warnings)
 
 
 def test_without_frames_or_activity_there_is_no_geometry():

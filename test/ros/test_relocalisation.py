@@ -22,8 +22,8 @@ SETTINGS = {
     "window.min_gap_s": 0.1,
     "window.max_age_s": 5.0,
     "map.min_view_overlap": 0.05,
-    "map.min_joint_inliers": 0.5,
-    "map.min_joint_quality": 0.3,
+    "map.min_registration_inliers": 0.5,
+    "map.min_registration_quality": 0.3,
     "depth_topic": "/camera/depth",
     "voxel.size_m": 0.1,
 }

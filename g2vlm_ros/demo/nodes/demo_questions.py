@@ -75,7 +75,7 @@ class DemoQuestions(threading.Thread):
         camera: str = "camera",
     ):
         """views_ns: stamps of the views of the newest window, oldest first."""
-        super().__init__(name="interview", daemon=True)
+        super().__init__(name="demo_questions", daemon=True)
         self.asked: list[Asked] = []
         self.picture: Image | None = None
         """What the surest right answer rests on."""

@@ -10,7 +10,8 @@ A second call with the same folder continues: the same stage where it stopped, a
 the weights so far. `--device cuda` renders the data on the GPU as well, from homes that
 `--workers` processes prepare. `--stage all` does all stages one after the other. Stopping it with
 a signal loses nothing. On a busy machine set OMP_WAIT_POLICY=PASSIVE, or its threads spin while
-they wait for each other. On two free cores `--threads 1 --companion` is faster than two threads.
+they wait for each other. On two free cores
+`--threads 1 --gradient-worker` is faster than two threads.
 docs/training.md has a recipe for ten minutes of a GPU.
 """
 
@@ -68,7 +69,7 @@ def main(arguments: list[str] | None = None) -> None:
         options.cache,
         options.workers,
         options.start,
-        options.companion,
+        options.gradient_worker,
     )
     try:
         for stage, minutes in _plan(options.stage, options.minutes):
@@ -119,7 +120,9 @@ def parse_options(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument(
-        "--companion", action="store_true", help="compute gradients in a second process too (CPU)"
+        "--gradient-worker",
+        action="store_true",
+        help="compute gradients in a second process too (CPU)",
     )
     parser.add_argument(
         "--batch-views",

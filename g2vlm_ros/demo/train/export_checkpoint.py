@@ -96,7 +96,7 @@ def model_card(
         "encoder's attention windows are aligned.",
         "",
         "Made with `python -m g2vlm_ros.demo.train --out RUN --stage geometry --minutes M "
-        "--threads 1 --companion` (then `--stage naming` and `--stage language`), and",
+        "--threads 1 --gradient-worker` (then `--stage naming` and `--stage language`), and",
         "`python -m g2vlm_ros.demo.train --out RUN --export engines/demo`. "
         "It goes on from here with `--start engines/demo --pairs-first 0` in a new folder.",
         "",

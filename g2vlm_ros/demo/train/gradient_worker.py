@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """A second process that computes gradients beside the training, on cores that are free.
 
-The training publishes its weights after every step; the companion takes them, draws windows of
-its own, and hands its gradients over, which the next step averages with its own; what it computes
+The training publishes its weights after every step; the worker takes them, draws windows of its
+own, and hands its gradients over, which the next step averages with its own; what it computes
 before they are taken is added to those that come after. Neither waits for the other, so a
-companion of low priority costs nothing on a busy machine. Two processes of one thread each also
+worker of low priority costs nothing on a busy machine. Two processes of one thread each also
 do more than two threads: the network is small.
 """
 
@@ -82,14 +82,14 @@ class GradientWorker:
         self._process.start()
 
     def publish(self, stage: str, step: int, windows: int) -> None:
-        """Gives the companion the weights of now and says where the training stands."""
+        """Gives the gradient worker the weights of now and says where the training stands."""
         self._exchange.publish(self._parameters, stage, step, windows)
 
     def collect(self, count: int) -> int:
-        """As `Exchange.collect`; RuntimeError where the companion has died."""
+        """As `Exchange.collect`; RuntimeError where the gradient worker has died."""
         if not self._process.is_alive():
             raise RuntimeError(
-                f"the companion process ended with status {self._process.exitcode}; its error is "
+                f"the gradient worker ended with status {self._process.exitcode}; its error is "
                 "above; start again, the training continues where it was saved"
             )
         return self._exchange.collect(self._parameters, count)
@@ -108,7 +108,7 @@ def _flatten(parts: list[Tensor], out: Tensor) -> None:
 def _work(
     config: Config, folder: Path, cache: Path | None, exchange: Exchange, parent: int
 ) -> None:
-    """The companion's end: weights in, gradients out, until its parent is gone."""
+    """The worker's end: weights in, gradients out, until its parent is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(1)
     objectives = Objectives(config, folder, "cpu", cache)

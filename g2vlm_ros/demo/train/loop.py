@@ -58,12 +58,12 @@ class Training:
         cache: Path | None = None,
         workers: int = 0,
         start: Path | None = None,
-        companion: bool = False,
+        gradient_worker: bool = False,
     ):
         """start: folder of an exported checkpoint to begin with where `folder` has no state.
 
-        companion: a second process computes gradients as well; then timing decides what a step
-        sees.
+        gradient_worker: a second process computes gradients as well; then timing decides what a
+        step sees.
         """
         self.config, self.folder, self.device = config, folder, device
         self.objectives = Objectives(config, folder, device, cache, workers)
@@ -75,7 +75,9 @@ class Training:
         self._sums: dict[str, Tensor] = {}
         self._summed = self._skipped = 0
         self._resume(start)
-        self.companion = GradientWorker(config, folder, cache, self.all) if companion else None
+        self.gradient_worker = (
+            GradientWorker(config, folder, cache, self.all) if gradient_worker else None
+        )
 
     def _resume(self, start: Path | None) -> None:
         saved = load_state(self.folder, self.device)
@@ -150,14 +152,14 @@ class Training:
         A step that is not finite changes nothing.
         """
         config, progress = self.config, self.progress
-        if self.companion is not None:
-            self.companion.publish(progress.stage, progress.steps, progress.windows)
+        if self.gradient_worker is not None:
+            self.gradient_worker.publish(progress.stage, progress.steps, progress.windows)
         rng = np.random.default_rng([config.steps.seed, progress.steps])
         count, loss, terms = self.objectives.backward(
             progress.stage, progress.windows, rng, self._lead()
         )
-        if self.companion is not None:
-            count += self.companion.collect(count)
+        if self.gradient_worker is not None:
+            count += self.gradient_worker.collect(count)
         factor = self._factor(done)
         rates = config.steps.muon_rate * factor, config.steps.adam_rate * factor
         self.optimizer.step(progress.stage, loss, *rates, config.steps.clip)

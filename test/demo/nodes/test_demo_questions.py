@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The interview of the demo: what it asks, and how it judges by the simulated truth."""
+"""The questions of the demo: what it asks, and how answers are judged by the simulated truth."""
 
 import itertools
 import time

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The witness of the demo: what it keeps when the map starts over."""
+"""What the recorder of the demo keeps when the map starts over."""
 
 import numpy as np
 import pytest

@@ -94,10 +94,10 @@ def test_resuming_equals_not_stopping(tmp_path, tokenizer_folder, shard_cache):
         torch.testing.assert_close(rest.all.state_dict()[name], value, rtol=0, atol=0)
 
 
-def test_a_companion_adds_its_windows(tmp_path, tokenizer_folder, shard_cache):
+def test_a_gradient_worker_adds_its_windows(tmp_path, tokenizer_folder, shard_cache):
     """A second process's gradients count; parts that the stage does not train stay."""
     alone = training(tmp_path, tokenizer_folder, shard_cache)
-    made = Training(TINY, alone.folder, "cpu", shard_cache, companion=True)
+    made = Training(TINY, alone.folder, "cpu", shard_cache, gradient_worker=True)
     before = {name: value.clone() for name, value in made.all.state_dict().items()}
     made.progress.stage = "geometry"
     made.objectives.ring.advance(0)
@@ -106,10 +106,10 @@ def test_a_companion_adds_its_windows(tmp_path, tokenizer_folder, shard_cache):
         while made.progress.windows == 4 * made.progress.steps and time.monotonic() < until:
             made.step(0.0)
     finally:
-        made.companion.close()
+        made.gradient_worker.close()
     assert made.progress.windows == 4 * made.progress.steps + 4 and made.progress.skipped == 0
     with pytest.raises(RuntimeError, match="ended with status"):
-        made.companion.collect(4)
+        made.gradient_worker.collect(4)
     for name, value in made.all.state_dict().items():
         changed = not torch.equal(value, before[name])
         assert changed <= (stage_of(name) == "geometry"), name
