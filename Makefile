@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-# make demo | eval | test | build | bench | gpu | fuzz | faults | soak | kilted | lint | clean: each sets up what it needs in .venv first (tools/setup_env.py).
+# make demo | demo-memory | eval | test | build | bench | gpu | fuzz | faults | soak | kilted | lint | clean: each sets up what it needs in .venv first (tools/setup_env.py).
 #   PYTHON=python3.12     another Python, 3.10 to 3.13
 #   TORCH_INDEX=URL       a package index with CPU builds of torch; PyPI's own is the CUDA build, some GB larger
 #   SEED=N                another held-out home for the demo
@@ -13,11 +13,14 @@ DEMO_OUT ?= demo_output
 SETUP = $(PYTHON) tools/setup_env.py
 export TORCH_INDEX
 
-.PHONY: demo eval test build bench gpu fuzz faults soak kilted lint clean
+.PHONY: demo demo-memory eval test build bench gpu fuzz faults soak kilted lint clean
 
 demo:
 	@$(SETUP) $(if $(VIEW),view,demo) -m g2vlm_ros.demo.nodes.run_demo --out "$(DEMO_OUT)" $(if $(VIEW),--view) \
 	  $(if $(SEED),--home "$(SEED)") $(if $(DEMO_IMAGES),--images "$(DEMO_IMAGES)")
+
+demo-memory:
+	@$(SETUP) demo -m g2vlm_ros.demo.nodes.run_memory_demo --out "$(DEMO_OUT)/memory" $(if $(SEED),--home "$(SEED)")
 
 eval:
 	@$(SETUP) demo -m g2vlm_ros.demo.train.evaluate --checkpoint engines/demo --out eval_output

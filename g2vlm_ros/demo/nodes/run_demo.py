@@ -68,7 +68,7 @@ def run(options: argparse.Namespace) -> dict:
     from g2vlm_ros.ros.perception_node import PerceptionNode
 
     rclpy.init(args=[])
-    perception = PerceptionNode(parameter_overrides=_parameters(_settings(options)))
+    perception = PerceptionNode(parameter_overrides=parameters(demo_parameters(options)))
     executor = MultiThreadedExecutor(num_threads=4)
     executor.add_node(perception)
     spinning = threading.Thread(target=executor.spin, daemon=True)
@@ -82,13 +82,13 @@ def run(options: argparse.Namespace) -> dict:
     questions = camera = None
     complete = True
     try:
-        _activate(perception)
+        activate(perception)
         _wait_for_recorder(perception, recorder)
         camera = _camera(options)
         executor.add_node(camera)
         if options.images is None:
             questions = _interview(perception, camera)
-        complete = _follow(perception, camera, started, options.limit_s)
+        complete = follow(perception, camera, started, options.limit_s)
         if questions is not None:
             questions.stop()
     finally:
@@ -138,7 +138,7 @@ def _questions(questions, out: Path) -> dict:
     }
 
 
-def _settings(options: argparse.Namespace) -> dict:
+def demo_parameters(options: argparse.Namespace) -> dict:
     """config/demo.yaml with what the command line says on top."""
     from g2vlm_ros.parameter_schema import flattened
 
@@ -160,7 +160,7 @@ def _settings(options: argparse.Namespace) -> dict:
     return values
 
 
-def _parameters(values: dict) -> list:
+def parameters(values: dict) -> list:
     from rclpy.parameter import Parameter
 
     return [Parameter(name, value=value) for name, value in values.items()]
@@ -172,14 +172,14 @@ def _camera(options: argparse.Namespace):
         from g2vlm_ros.demo.nodes.sim_camera_node import SimCamera
 
         return SimCamera(
-            parameter_overrides=_parameters(
+            parameter_overrides=parameters(
                 {"home": options.home, "split": options.split, "legs": options.legs}
             )
         )
     from g2vlm_ros.ros.replay.replay_node import ReplayNode
 
     return ReplayNode(
-        parameter_overrides=_parameters({"path": str(options.images), "rate_hz": options.rate_hz})
+        parameter_overrides=parameters({"path": str(options.images), "rate_hz": options.rate_hz})
     )
 
 
@@ -200,7 +200,7 @@ def _view() -> subprocess.Popen:
         raise SystemExit(str(error)) from None
 
 
-def _activate(perception) -> None:
+def activate(perception) -> None:
     from rclpy.lifecycle import TransitionCallbackReturn
 
     for transition in (perception.trigger_configure, perception.trigger_activate):
@@ -217,7 +217,7 @@ def _wait_for_recorder(perception, recorder: subprocess.Popen) -> None:
         time.sleep(0.05)
 
 
-def _follow(perception, camera, started: float, limit_s: float) -> bool:
+def follow(perception, camera, started: float, limit_s: float) -> bool:
     """A progress line until the camera has ended and the device has rested for two seconds.
 
     False, and said, where `limit_s` were over first.

@@ -70,6 +70,9 @@ class SimCameraSettings:
     loop: bool = parameter(
         False, "Walk back the same way at the end, and so on; otherwise the node ends."
     )
+    start_s: float = parameter(
+        0.0, "Seconds of the walk that are left out at its start.", low=0.0, high=10**6
+    )
     wait_for_subscriber: bool = parameter(True, "Hold the first frame until somebody subscribes.")
 
     def __post_init__(self) -> None:
@@ -125,7 +128,9 @@ class SimCamera(Node):
             *odometry(self.scene.walk, settings.odometry_noise, self.scene.home.seed)
         )
         self._make_topics()
-        seconds = self.scene.walk.time_s[-1]
+        seconds = self.scene.walk.time_s[-1] - settings.start_s
+        if seconds <= 0:
+            raise SettingError(f"start_s is {settings.start_s}; the walk ends before")
         self.get_logger().info(
             f"home {settings.home} of {settings.split}: {len(self.scene.home.rooms)} rooms, "
             f"{seconds:.0f} s of walking"
@@ -179,7 +184,8 @@ class SimCamera(Node):
                 return
         gap = round(RATE_HZ / self._settings.rate_hz)
         begin_s = time.monotonic()
-        there = range(0, len(self.scene.walk.time_s), gap)
+        first = round(self._settings.start_s * RATE_HZ)
+        there = range(first, len(self.scene.walk.time_s), gap)
         for count, step in enumerate(there_and_back(there) if self._settings.loop else there):
             poses = self._turned(self.scene.walk.world_from_camera[step])
             views = self._views(poses, step)
