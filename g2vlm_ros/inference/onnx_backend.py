@@ -8,6 +8,7 @@ has loaded any weight.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -47,6 +48,10 @@ from g2vlm_ros.inference.onnx_cache import (
 from g2vlm_ros.records import BackendGoneError, NonFiniteError, RawGeometry
 
 DTYPES = ("float32", "float16", "int8")
+WINDOW_STAGES = ("encode_geometry", "geometry", "heads", GLOBAL)
+"""What runs for every window, on the CPU in memory that it keeps (`open_session`)."""
+REMEMBERED_SHAPES = 4
+"""Sizes of window that a stage keeps memory for: two cameras, with and without a question."""
 
 
 class OnnxBackend:
@@ -78,6 +83,7 @@ class OnnxBackend:
         self._steps_ahead = 1 if self._on_host else STEPS_AHEAD
         self._threads = threads
         self._sessions: dict[str, onnxruntime.InferenceSession] = {}
+        self._shapes: dict[str, deque[tuple]] = {}
 
     @classmethod
     def open(
@@ -254,7 +260,7 @@ class OnnxBackend:
             self._bind_inputs(binding, feeds)
             for name in names:
                 binding.bind_output(name, self._device if name in stay else "cpu")
-            session.run_with_iobinding(binding)
+            session.run_with_iobinding(binding, self._run_options(stage, feeds))
             values = binding.get_outputs()
         results = {name: OnnxArray(v, stage) for name, v in zip(names, values, strict=True)}
         if self._on_host:
@@ -283,7 +289,7 @@ class OnnxBackend:
                 cache.bind(binding, buffers, in_place)
             for name in names:
                 binding.bind_output(name, self._device)
-            session.run_with_iobinding(binding)
+            session.run_with_iobinding(binding, self._run_options(stage, feeds))
             results = binding.get_outputs()[-len(names) :]
         values = dict(zip(names, results, strict=True))
         hidden = OnnxArray(values["hidden"], stage, source)
@@ -293,6 +299,22 @@ class OnnxBackend:
             cache.store([values[side] for side in SIDES], tokens)
         cache.commit(tokens)
         return hidden
+
+    def _run_options(
+        self, stage: str, feeds: Mapping[str, np.ndarray | OnnxArray]
+    ) -> onnxruntime.RunOptions | None:
+        """None, but where a stage with memory of its own runs on sizes that are new to it: then
+        it gives back after the run what is free."""
+        if stage not in WINDOW_STAGES or self._device != "cpu":
+            return None
+        shapes = self._shapes.setdefault(stage, deque(maxlen=REMEMBERED_SHAPES))
+        shape = tuple(feed.shape for feed in feeds.values())
+        if shape in shapes:
+            return None
+        shapes.append(shape)
+        options = onnxruntime.RunOptions()
+        options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
+        return options
 
     def _bind_inputs(
         self, binding: onnxruntime.IOBinding, feeds: Mapping[str, np.ndarray | OnnxArray]
@@ -320,7 +342,10 @@ class OnnxBackend:
         if graph.file not in self._sessions:
             path = check_graph(self._folder, graph)
             try:
-                self._sessions[graph.file] = open_session(path, self._device, self._threads)
+                keeps_memory = stage in WINDOW_STAGES
+                self._sessions[graph.file] = open_session(
+                    path, self._device, self._threads, keeps_memory
+                )
             except Exception as error:  # onnxruntime has one class per status, none in common
                 raise ManifestError(
                     f"onnxruntime {onnxruntime.__version__} cannot load {path} ({error}); "
@@ -353,18 +378,23 @@ class OnnxBackend:
         )
 
 
-def open_session(path: Path, device: str, threads: int = 0) -> onnxruntime.InferenceSession:
-    """threads: on the CPU; 0 for the cores that this process may use."""
+def open_session(
+    path: Path, device: str, threads: int = 0, keeps_memory: bool = False
+) -> onnxruntime.InferenceSession:
+    """threads: on the CPU; 0 for the cores that this process may use.
+
+    keeps_memory: on the CPU, from run to run. It pays for stages that run on large arrays of one
+    size again and again: fresh pages for the scores of attention took a fifth of a window's time.
+    """
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads or usable_cores()
     # Idle threads that spin would take the processor from the rest of the robot.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     # Products with int4 weights would else round their activations to int8.
     options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
-    # Images and texts of many lengths: the arena keeps a block for each it ever saw, and the
-    # memory pattern of each shape. malloc gives them back: 241 MiB resident instead of 536 after
-    # 100 windows of 12 sizes with questions, in the same time.
-    options.enable_cpu_mem_arena = False
+    # Images and texts of many lengths: an arena keeps a block for each it ever saw, and the
+    # memory pattern of each shape, where malloc gives them back.
+    options.enable_cpu_mem_arena = keeps_memory
     options.enable_mem_pattern = False
     options.log_severity_level = 3
     providers = ["CPUExecutionProvider"]

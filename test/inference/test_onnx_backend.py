@@ -488,3 +488,41 @@ def test_options_that_were_not_exported_are_refused(folder: Path) -> None:
         OnnxBackend.open(folder, dino_windows="aligned")
     with pytest.raises(ManifestError, match="onnxruntime-gpu"):
         OnnxBackend.open(folder, device="cuda")
+
+
+def test_memory_of_a_window_is_kept_until_its_size_changes(
+    views: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sizes come and go; the fifth size that a stage meets gives back what the others needed."""
+    opened: dict[str, bool] = {}
+    real = onnx_backend.open_session
+
+    def open_session(path: Path, device: str, threads: int, keeps_memory: bool) -> object:
+        opened[path.stem] = keeps_memory
+        return real(path, device, threads, keeps_memory)
+
+    monkeypatch.setattr(onnx_backend, "open_session", open_session)
+    freed = []
+    real_options = onnxruntime.RunOptions
+
+    def run_options() -> object:
+        freed.append(1)
+        return real_options()
+
+    monkeypatch.setattr(onnxruntime, "RunOptions", run_options)
+    stages = OnnxBackend.open(GOLDEN, device="cpu")
+
+    def times_freed(count: int) -> int:
+        freed.clear()
+        features = stages.encode_geometry(views[:count])
+        want = OnnxBackend.open(GOLDEN, device="cpu").fetch(features)
+        np.testing.assert_array_equal(stages.fetch(features), want)
+        return len(freed)
+
+    assert [times_freed(count) for count in (1, 2, 1, 2, 3, 4, 1, 2)] == [1, 1, 0, 0, 1, 1, 0, 0]
+    small = views[:, :56]
+    assert stages.encode_geometry(small).shape[0] == 4
+    assert times_freed(1) == 1, "the fifth size took the place of the first"
+    assert opened["encode_geometry"]
+    run_chat = stages.encode_semantics(views[0, :84, :84])
+    assert run_chat.shape[1] and not opened["encode_semantics"]
