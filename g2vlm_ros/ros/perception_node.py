@@ -28,6 +28,7 @@ from g2vlm_ros.query.object_memory import ObjectMemory
 from g2vlm_ros.records import BackendGoneError
 from g2vlm_ros.ros import parameters
 from g2vlm_ros.ros.camera_tracking import CameraTracking, TrackingCounts
+from g2vlm_ros.ros.heap import trim_by_and_by
 from g2vlm_ros.ros.inference_scheduler import InferenceScheduler
 from g2vlm_ros.ros.initial_pose import InitialPose
 from g2vlm_ros.ros.inputs.cameras import Cameras
@@ -98,6 +99,7 @@ class PerceptionNode(SafeLifecycleNode):
             self.destroy_node()
             raise
         self.add_on_set_parameters_callback(self._check_parameters)
+        trim_by_and_by(self)
 
     # Lifecycle -------------------------------------------------------------------------------
 
