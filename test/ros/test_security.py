@@ -7,7 +7,9 @@ import importlib.util
 import os
 import subprocess
 import sys
+import threading
 import xml.etree.ElementTree as ElementTree
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -170,6 +172,102 @@ def test_the_viewer_listens_only(context):
         graphs.append(used(node, "viewer"))
         node.destroy_node()
     assert_same("viewer", united(*graphs))
+
+
+def example(name: str):
+    """A program of examples/ as a module."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "examples" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@contextmanager
+def spun(node, context):
+    """A node that a thread spins."""
+    from rclpy.executors import SingleThreadedExecutor
+
+    executor, over = SingleThreadedExecutor(context=context), threading.Event()
+    executor.add_node(node)
+
+    def spin():
+        while not over.is_set():
+            executor.spin_once(timeout_sec=0.05)
+
+    thread = threading.Thread(target=spin)
+    thread.start()
+    try:
+        yield node
+    finally:
+        over.set()
+        thread.join()
+        executor.shutdown()
+        node.destroy_node()
+
+
+def test_who_drives_may_call_nav2_and_nothing_else(context):
+    import rclpy
+    from rclpy.action import ActionServer
+
+    nav2 = pytest.importorskip("nav2_msgs.action", reason="needs nav2_msgs or its stand-in")
+    from geometry_msgs.msg import PoseStamped
+
+    graphs = []
+    server_node = rclpy.create_node("nav2", context=context)
+
+    def execute(goal):
+        graphs.append(used(driver, "go_to"))
+        goal.succeed()
+        return nav2.NavigateToPose.Result()
+
+    server = ActionServer(server_node, nav2.NavigateToPose, "navigate_to_pose", execute)
+    rclpy.init(args=[])
+    try:
+        driver = rclpy.create_node("go_to")
+        with spun(server_node, context):
+            assert example("go_to").drive(driver, PoseStamped(), "") == 4  # SUCCEEDED
+            server.destroy()
+        driver.destroy_node()
+    finally:
+        rclpy.try_shutdown()
+    (graph,) = graphs
+    assert_same("go_to", graph)
+
+
+def test_who_keeps_maps_may_call_what_the_examples_call(context, tmp_path):
+    import rclpy
+    from g2vlm_ros.srv import EditMap, LoadMap, SaveMap
+
+    keeper = rclpy.create_node("map_services", context=context)
+    graphs = {}
+
+    def serve(kind, name, program):
+        def answer(request, response):
+            graphs[program] = used(keeper, program)["request"]
+            response.success = True
+            return response
+
+        keeper.create_service(kind, f"/perception/{name}", answer)
+
+    serve(SaveMap, "save_map", "save_and_load_map")
+    serve(LoadMap, "load_map", "save_and_load_map")
+    serve(EditMap, "edit_map", "edit_map")
+    with spun(keeper, context):
+        assert example("save_and_load_map").main([str(tmp_path / "map.npz")]) == 0
+        assert example("edit_map").main(["0", "0", "0", "1"]) == 0
+    assert graphs["save_and_load_map"] | graphs["edit_map"] == {
+        f"/perception/{name}" for name in ("save_map", "load_map", "edit_map")
+    }
+    assert set().union(*graphs.values()) <= allowed("operator")["request"]
+
+
+def test_each_service_of_the_node_has_one_who_may_call_it():
+    """But parameters, which nobody changes from afar."""
+    offered = allowed("perception")["reply"]
+    operator, asker = allowed("operator")["request"], allowed("spatial_client")["request"]
+    nobody = {name for name in offered if "parameter" in name or name.endswith(TYPE_DESCRIPTION)}
+    assert operator | asker | nobody == offered
+    assert not operator & asker and not nobody & (operator | asker)
 
 
 def test_the_operator_calls_only_what_the_node_offers():
