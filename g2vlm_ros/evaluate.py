@@ -81,18 +81,20 @@ class SequenceRun:
         odometry: bool = False,
         seed: int = 0,
         track: bool = False,
+        masks: bool = False,
     ):
         """frames: those of the sequence that are used, by default all.
 
         odometry: the pipeline gets the true motion with errors of ODOMETRY_DRIFT that add up.
         track: all frames of the sequence are followed between windows, as the node does.
+        masks: what the sequence says of pixels that move is ignored, as with `mask_topic`.
         """
         if odometry and not sequence.metric:
             raise SequenceError(
                 f"{sequence.path} is not in metres, so there is no odometry of it; leave "
                 "--odometry out"
             )
-        self._sequence, self._perception = sequence, perception
+        self._sequence, self._perception, self._masks = sequence, perception, masks
         self._frames = sequence.frames if frames is None else tuple(frames)
         cameras = {frame.camera for frame in self._frames}
         self._followed = [f for f in sequence.frames if f.camera in cameras] if track else []
@@ -118,6 +120,7 @@ class SequenceRun:
             frame.stamp_ns, frame.camera, frame.camera, frame.image, frame.intrinsics,
             up=frame.up, rig_from_camera=frame.rig_from_camera,
             odom_from_camera=self._odometry.get((frame.camera, frame.stamp_ns)),
+            ignored=frame.ignored if self._masks else None,
         )  # fmt: skip
 
     def _step(self) -> None:
@@ -280,6 +283,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         action="store_true",
         help="follow every frame of the sequence between windows, those left out included",
     )
+    add("--masks", action="store_true", help="ignore the pixels that the sequence says move")
     add("--out", metavar="DIR", type=Path, help="write trajectories, map, picture and figures")
     add("--json", action="store_true", help="print one JSON object instead of text")
     add("--set", nargs="*", default=[], metavar="NAME=VALUE", help="parameters of the pipeline")
@@ -325,8 +329,9 @@ def _run(options: argparse.Namespace) -> dict[str, Any]:
         frames = [frame for frame in frames if frame.stamp_ns in set(stamps)]
         perception, seed = StandInPerception(frames, errors), errors.seed
     run = SequenceRun(
-        sequence, perception, settings, frames, options.odometry, seed, options.track
-    )
+        sequence, perception, settings, frames, options.odometry, seed, options.track,
+        options.masks,
+    )  # fmt: skip
     run.play()
     figures = run.results()
     if options.out:

@@ -19,7 +19,7 @@ from g2vlm_ros.geometry.calibration import with_known_cameras
 from g2vlm_ros.images.quality import ImageQualityFilter
 from g2vlm_ros.mapping.depth_fusion import fuse_depth
 from g2vlm_ros.mapping.graph_slam import GraphSlam
-from g2vlm_ros.mapping.ignored_pixels import without_ignored
+from g2vlm_ros.mapping.ignored_pixels import distrusted, with_ignored
 from g2vlm_ros.mapping.keyframes import Keyframe
 from g2vlm_ros.mapping.localisation import Localiser
 from g2vlm_ros.mapping.loop_closure import LoopDetector, LoopMatch
@@ -199,9 +199,10 @@ class MappingPipeline:
         network = self._perception.reconstruct(scene)
         timer.times_s.update(network.stage_times_s)
         network = with_known_cameras(network, [frame.intrinsics for frame in window.frames])
+        network = with_ignored(network, window.frames)
         with timer.measure("poses"):
             result, rig_off_rad = self._with_mended_poses(network, window.frames)
-        result = without_ignored(result, window.frames)
+        result = distrusted(result)
         with timer.measure("alignment"):
             mapped = self._place(window, scene, result)
         with timer.measure("localisation"):
@@ -312,7 +313,8 @@ class MappingPipeline:
     def _reconstruct(self, images: list[np.ndarray], frames: list[Frame]) -> Reconstruction:
         """What the network, and the images themselves, say of views that form no window."""
         network = self._perception.reconstruct(self._perception.scene(images))
-        return self._refine(with_known_cameras(network, [frame.intrinsics for frame in frames]))
+        network = with_known_cameras(network, [frame.intrinsics for frame in frames])
+        return distrusted(self._refine(with_ignored(network, frames)))
 
     def _with_mended_poses(
         self, network: Reconstruction, frames: Sequence[Frame]

@@ -214,6 +214,11 @@ class MapSettings:
         "mapping, or localization: find the robot in a map of ~/load_map, which stays as it is.",
         choices=("mapping", "localization"),
     )
+    ignored_labels: str = parameter(
+        "person",
+        "Labels of query.detections_topic, commas between, whose boxes count as masked; empty for "
+        "none.",
+    )
     loop_closure: bool = parameter(
         True,
         "Look for places seen before; a candidate costs one more run of the model.",

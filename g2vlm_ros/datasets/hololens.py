@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from g2vlm_ros.datasets.picture_files import colour_loader, depth_loader, numbers
+from g2vlm_ros.datasets.picture_files import colour_loader, depth_loader, mask_loader, numbers
 from g2vlm_ros.datasets.sequence import (
     PosedSequence,
     ReaderOptions,
@@ -37,7 +37,8 @@ def recognises(path: Path) -> bool:
 
 
 def read(path: Path, options: ReaderOptions) -> PosedSequence:
-    """The sequence, with depth where `depth/` has a PNG of a picture's name."""
+    """The sequence, with depth where `depth/` has a PNG of a picture's name, and what moves where
+    `masks/` has one."""
     files = sorted(f for f in (path / "rgb").iterdir() if f.suffix.lower() in IMAGE_SUFFIXES)
     if not files:
         raise SequenceError(f"{path / 'rgb'} has no pictures")
@@ -67,6 +68,12 @@ def read(path: Path, options: ReaderOptions) -> PosedSequence:
         depth = path / "depth" / f"{file.stem}.png"
         loader = depth_loader(depth, DEPTH_UNIT_M) if depth.is_file() else None
         stamp_ns = FIRST_NS + i * step_ns
-        frames.append(SequenceFrame(stamp_ns, "camera", colour_loader(file), pose, camera, loader))
+        mask = path / "masks" / f"{file.stem}.png"
+        frames.append(
+            SequenceFrame(
+                stamp_ns, "camera", colour_loader(file), pose, camera, loader,
+                ignored=mask_loader(mask) if mask.is_file() else None,
+            )
+        )  # fmt: skip
     notes = [f"no stamps in this format: {options.rate_hz:g} Hz assumed"]
     return finished_sequence(path, FORMAT, frames, notes)

@@ -84,6 +84,18 @@ def _depth(path: Path, metres: float) -> np.ndarray:
     return np.where(np.isfinite(depth_m), depth_m, 0)
 
 
+def mask_loader(path: Path) -> Callable[[], np.ndarray]:
+    """Reads a mask as bool (h, w), set where the picture is not black, when it is called."""
+    return partial(_mask, path)
+
+
+def _mask(path: Path) -> np.ndarray:
+    image = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)
+    if image is None:
+        raise SequenceError(f"{path} cannot be read as a mask")
+    return image != 0
+
+
 class Undistortion:
     """Removes lens distortion: a picture as a pinhole of the same matrix would see it."""
 

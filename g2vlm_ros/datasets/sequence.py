@@ -52,6 +52,8 @@ class SequenceFrame:
     rig_from_camera: np.ndarray | None = None
     """Fixed pose of the camera on what carries it, float64 (4, 4) metres; None where the format
     does not know it."""
+    ignored: Callable[[], np.ndarray] | None = None
+    """Returns bool (h, w): pixels of what moves; None where the sequence does not say."""
 
 
 @dataclass(frozen=True)

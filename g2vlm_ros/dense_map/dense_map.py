@@ -38,6 +38,9 @@ REMEMBERED_WINDOWS = 4096
 """Windows whose place is remembered, to know how far a correction moved them."""
 MOVED_VOXELS = 0.5
 """Voxel edges by which a window's content must have moved before its voxels follow."""
+CONTRADICTED = 0.05
+"""Confidence, e^-3 of agreement, below which the window's other views see through a point or
+before it, each by three times `confidence.AGREEMENT_STEP`: what moved, or was never there."""
 NO_MAP = -1
 """No window yet: the next one enters whatever map is there."""
 EARLIER_SESSION = 0
@@ -418,7 +421,8 @@ class DenseMap:
     def _placed(self, update: MappedWindow) -> np.ndarray:
         """bool (N, H, W): points of the window that belong into the map."""
         settings, result = self._settings.voxel, update.result
-        valid = result.valid(settings.max_edge_step)
+        # What no other view sees has NaN, and stays.
+        valid = result.valid(settings.max_edge_step) & ~(result.confidence < CONTRADICTED)
         if not settings.max_depth_m:
             return valid
         reach = settings.max_depth_m * self._shown.unit / update.placement.map_from_window.scale

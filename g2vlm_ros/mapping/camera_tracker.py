@@ -21,6 +21,7 @@ import numpy as np
 from g2vlm_ros.geometry.camera import depth_edges, project, unproject
 from g2vlm_ros.geometry.confidence import EDGE_STEP
 from g2vlm_ros.geometry.sim3 import cross_matrix
+from g2vlm_ros.mapping.ignored_pixels import believed_points
 from g2vlm_ros.mapping.view_images import MIN_WIDTH_PX, WIDTH_PX
 from g2vlm_ros.mapping.window_pose import MappedWindow, Reason
 from g2vlm_ros.records import Intrinsics
@@ -140,9 +141,7 @@ def tracking_reference(update: MappedWindow, view: int) -> TrackingReference | N
     size = round(scale * columns), round(scale * rows)
     grey = resized(cv2.cvtColor(result.colours[view], cv2.COLOR_RGB2GRAY), size)
     unit = np.float32(update.placement.map_from_window.scale)
-    points = result.local_points_u[view]
-    if result.ignored is not None:
-        points = np.where(result.ignored[view, ..., None], np.float32(np.nan), points)
+    points = believed_points(result)[view]
     if size != (columns, rows):
         at = [((np.arange(n) + 0.5) * m / n).astype(int) for n, m in
               zip(size[::-1], (rows, columns), strict=True)]  # fmt: skip

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 
+from g2vlm_ros.mapping.ignored_pixels import believed_points
 from g2vlm_ros.mapping.view_features import ViewFeatures, match_features, view_features
 from g2vlm_ros.mapping.view_images import ViewImage
 from g2vlm_ros.records import Reconstruction
@@ -34,7 +35,7 @@ def matched_poses(
     """
     views = [
         view_features(*view)
-        for view in zip(images, result.local_points_u, result.intrinsics, strict=True)
+        for view in zip(images, believed_points(result), result.intrinsics, strict=True)
     ]
     for j in range(1, len(poses)):
         i, turn = _turn_to_earlier(views, j)

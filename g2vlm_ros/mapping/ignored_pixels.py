@@ -2,12 +2,12 @@
 """Pixels that somebody says to ignore, people above all: nothing is believed of them.
 
 They are not valid and their confidence is 0, so that they neither enter clouds, map and occupancy
-nor carve rays, join windows, or are followed between windows.
+nor carve rays, join windows, close loops, refine poses, or are followed between windows.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import cv2
@@ -16,21 +16,49 @@ import numpy as np
 from g2vlm_ros.records import Frame, Reconstruction
 
 
-def without_ignored(result: Reconstruction, frames: Sequence[Frame]) -> Reconstruction:
-    """The window with confidence 0 where the masks of its frames are set; the same object where
-    none is. Masks have any size; a pixel of the window counts as set where any of its share is."""
+def with_ignored(result: Reconstruction, frames: Sequence[Frame]) -> Reconstruction:
+    """The window with what the masks of its frames say, and confidence 0 there; the same object
+    where there is no mask. Masks have any size; a pixel of the window counts as set where any of
+    its share is."""
     masks = [None if frame.ignored is None else frame.ignored() for frame in frames]
     if all(mask is None for mask in masks):
         return result
-    confidence = result.confidence.copy()
-    ignored = np.zeros(confidence.shape, bool)
-    rows, columns = confidence.shape[1:]
+    ignored = np.zeros(result.confidence.shape, bool)
     for view, mask in enumerate(masks):
         if mask is not None:
-            share = cv2.resize(
-                mask.astype(np.float32), (columns, rows), interpolation=cv2.INTER_AREA
-            )
-            ignored[view] = share > 0
-    confidence[ignored] = 0.0
-    geometry = replace(result.geometry, pack=None)
-    return replace(result, geometry=geometry, confidence=confidence, ignored=ignored)
+            ignored[view] = resized_mask(mask, ignored.shape[:0:-1])
+    return distrusted(replace(result, ignored=ignored))
+
+
+def distrusted(result: Reconstruction) -> Reconstruction:
+    """The window with confidence 0 at its ignored pixels; clouds are packed on the host then."""
+    if result.ignored is None:
+        return result
+    confidence = np.where(result.ignored, np.float32(0.0), result.confidence)
+    return replace(result, geometry=replace(result.geometry, pack=None), confidence=confidence)
+
+
+def believed_points(result: Reconstruction) -> np.ndarray:
+    """float32 (N, H, W, 3): the local points, NaN at ignored pixels."""
+    points = result.local_points_u
+    if result.ignored is None:
+        return points
+    return np.where(result.ignored[..., None], np.float32(np.nan), points)
+
+
+def united(parts: Sequence[Callable[[], np.ndarray | None]]) -> np.ndarray | None:
+    """What any of several masks of an image says, each of its own size; None where there is
+    none."""
+    masks = [mask for part in parts if (mask := part()) is not None]
+    if not masks:
+        return None
+    size = max(mask.shape[::-1] for mask in masks)
+    return np.logical_or.reduce([resized_mask(mask, size) for mask in masks])
+
+
+def resized_mask(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """bool at a size (columns, rows): whether a pixel's share of a mask (h, w) is set anywhere."""
+    if mask.shape[::-1] == size:
+        return mask
+    share = cv2.resize(mask.astype(np.float32), size, interpolation=cv2.INTER_AREA)
+    return share > 0

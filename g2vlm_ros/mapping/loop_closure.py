@@ -16,6 +16,7 @@ import numpy as np
 from g2vlm_ros.geometry.registration import ViewSample, sample_view
 from g2vlm_ros.geometry.sim3 import Sim3
 from g2vlm_ros.mapping.covisibility import NEAR_SURFACE, depth_ratio, measure_covisibility
+from g2vlm_ros.mapping.ignored_pixels import believed_points
 from g2vlm_ros.mapping.keyframes import (
     SAVED_MAP,
     Keyframe,
@@ -172,10 +173,11 @@ class LoopDetector:
         if image.shape[1] > view.shape[1]:
             image = view
         jpeg = compressed(image, self._image_width_px)
-        points, camera = result.local_points_u[newest], result.intrinsics[newest]
+        points, camera = believed_points(result)[newest], result.intrinsics[newest]
+        ignored = None if result.ignored is None else partial(_mask, result.ignored[newest])
         keyframe = Keyframe(
             mapped.window.id,
-            Frame(frame.stamp_ns, frame.camera, frame.frame_id, decoder(jpeg)),
+            Frame(frame.stamp_ns, frame.camera, frame.frame_id, decoder(jpeg), ignored=ignored),
             sample_view(result, newest),
             result.window_from_camera[newest].astype(np.float64),
             view_descriptor(result, newest),
@@ -194,6 +196,11 @@ class LoopDetector:
         for keyframe, sample in zip(pair.keyframes, samples, strict=False):
             pairs.setdefault(keyframe.window_id, []).append((sample, keyframe.sample))
         return LoopMatch(mapped.window.id, result, pairs)
+
+
+def _mask(mask: np.ndarray) -> np.ndarray:
+    """What `Frame.ignored` of a keyframe gives: it was looked up when the window was mapped."""
+    return mask
 
 
 def by_appearance(

@@ -40,13 +40,15 @@ NO_FEATURES = ViewFeatures(
 
 
 def view_features(image: ViewImage, points: np.ndarray, camera: Intrinsics | None) -> ViewFeatures:
-    """Features of a view with its points float32 (H, W, 3)."""
+    """Features of a view with its points float32 (H, W, 3); those without a point are left out."""
     pixel, descriptor = image.features
     (height, width), size = image.shape, image.feature_size
     at = ((pixel + 0.5) * (width / size[0], height / size[1])).astype(int)
     at = np.clip(at, 0, (width - 1, height - 1))
     point = points[at[:, 1], at[:, 0]].astype(np.float64)
-    return ViewFeatures(pixel, descriptor, point, camera and camera.resized(*size).matrix())
+    known = np.isfinite(point).all(1)
+    matrix = camera and camera.resized(*size).matrix()
+    return ViewFeatures(pixel[known], descriptor[known], point[known], matrix)
 
 
 class FeatureSearch:

@@ -19,6 +19,7 @@ from g2vlm_ros.geometry.camera import unproject
 from g2vlm_ros.geometry.confidence import EDGE_STEP
 from g2vlm_ros.kernels.packing import valid_points
 from g2vlm_ros.kernels.window_adjustment import warp_view
+from g2vlm_ros.mapping.ignored_pixels import resized_mask
 from g2vlm_ros.mapping.view_images import Flow, ViewImage
 from g2vlm_ros.records import Reconstruction
 
@@ -92,7 +93,12 @@ class TrackedViews:
         kernel = np.ones((3, 3), np.uint8)
         smooth = valid_points(self.points_u, EDGE_STEP)
         self.edges = np.stack([cv2.dilate((~view).view(np.uint8), kernel) for view in smooth])
-        """uint8 (N, rows, columns): 1 at and beside depth edges."""
+        """uint8 (N, rows, columns): 1 at and beside depth edges, and at ignored pixels."""
+        self.ignored: np.ndarray | None = None
+        """bool (N, rows, columns): pixels of what moves, or None."""
+        if result.ignored is not None:
+            self.ignored = np.stack([resized_mask(view, self.size) for view in result.ignored])
+            self.edges |= self.ignored
 
     def __len__(self) -> int:
         return len(self.images)
@@ -157,6 +163,12 @@ def _follow(
             return None
         views.flows[source, target] = flow
     begins, ends = (pixels.astype(np.float64) for pixels in views.flows[source, target])
+    if views.ignored is not None:
+        # A mask may have come after the window in which the pair was searched.
+        still = ~views.at(views.ignored[source], begins) & ~views.at(views.ignored[target], ends)
+        begins, ends = begins[still], ends[still]
+        if len(ends) < MIN_TRACKS:
+            return None
     camera = views.cameras[target]
     depth = views.at(views.points_u[source, ..., 2], begins).astype(np.float64)
     focal, centre = (camera.fx_px, camera.fy_px), (camera.cx_px, camera.cy_px)

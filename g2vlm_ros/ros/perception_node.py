@@ -165,6 +165,7 @@ class PerceptionNode(SafeLifecycleNode):
             self.windows.offer,
             self.pipeline.reject,
             self.outputs.publish_odom if self._settings.map.publish_odom_tf else None,
+            self.queries.worker.detections,
         )
         self._initial_pose = InitialPose(self, self._settings.map.frame, self.pipeline.give_hint)
         self._report_timers = [

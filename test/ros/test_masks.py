@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Masks by stamp and frame; silence and bad masks have one sentence."""
 
+from types import SimpleNamespace as N
+
 import numpy as np
 import pytest
 
@@ -10,6 +12,8 @@ pytest.importorskip("rclpy", reason="needs ROS 2")
 from sensor_msgs.msg import Image  # noqa: E402
 
 from g2vlm_ros.ros.conversions import geometry  # noqa: E402
+from g2vlm_ros.ros.inputs.detections import Detections  # noqa: E402
+from g2vlm_ros.ros.inputs.label_masks import LabelMasks  # noqa: E402
 from g2vlm_ros.ros.inputs.masks import MaskImages  # noqa: E402
 
 NS = 10**9
@@ -54,3 +58,32 @@ def test_what_is_no_mask_is_named():
     short.data = short.data[:5]
     masks.update(short)
     assert len(warnings) == 2 and all("mono8" in sentence for sentence in warnings)
+
+
+def detections(stamp_s, boxes):
+    """A Detection2DArray with (label, centre, size) each, as vision_msgs lays it out."""
+    arrays = [
+        N(
+            results=[N(hypothesis=N(class_id=label, score=0.9))],
+            bbox=N(center=N(position=N(x=centre[0], y=centre[1])), size_x=size[0], size_y=size[1]),
+        )
+        for label, centre, size in boxes
+    ]
+    return N(header=geometry.header(round(stamp_s * NS), "optical"), detections=arrays)
+
+
+def test_boxes_of_some_labels_are_masks():
+    seen = Detections(None, "")
+    masks = LabelMasks(seen, "Person, dog")
+    ignored = masks.of(NS, "optical", (40, 30))
+    assert ignored() is None
+    seen.receive(
+        detections(1.02, [("person", (10.0, 15.0), (4.0, 8.0)), ("chair", (30.0, 20.0), (6, 6)),
+                          ("DOG", (39.0, 29.0), (6.0, 6.0))])
+    )  # fmt: skip
+    mask = ignored()
+    assert mask.shape == (30, 40) and mask[15, 10] and mask[29, 39] and not mask[20, 30]
+    assert mask[:, :20].sum() == 5 * 9
+    assert masks.of(NS, "other", (40, 30))() is None
+    assert masks.of(2 * NS, "optical", (40, 30))() is None, "too long ago"
+    assert LabelMasks(seen, "").of(NS, "optical", (40, 30))() is None

@@ -19,6 +19,7 @@ from PIL import Image
 from g2vlm_ros.demo.sim.array_backend import Arrays
 from g2vlm_ros.demo.sim.camera import lens
 from g2vlm_ros.demo.sim.camera_flaws import TYPICAL, CameraFlaws, FlawedCamera, pose_at
+from g2vlm_ros.demo.sim.movers import PERSON, with_doors, with_walkers
 from g2vlm_ros.demo.sim.renderer import render
 from g2vlm_ros.demo.sim.robot_path import RATE_HZ
 from g2vlm_ros.demo.sim.scenes import SimulatedScene, bareness, make_scene
@@ -44,11 +45,17 @@ def main(arguments: list[str] | None = None) -> None:
         help="of the camera on the walk: typical, or exposure_s, readout_s, noise, hunting, "
         "vignetting, dim, seed",
     )  # fmt: skip
+    parser.add_argument("--walkers", type=int, default=0, help="people on the walk's way")
+    parser.add_argument("--doors", action="store_true", help="doors open as the robot comes")
     options = parser.parse_args(arguments)
     if options.walk_hz > 0:
         typical = options.flaws == "typical"
         flaws = TYPICAL if typical else CameraFlaws.parse(options.flaws)
         scene = make_scene(home_seed(options.split, options.home))
+        if options.walkers:
+            scene = with_walkers(scene, options.walkers)
+        if options.doors:
+            scene = with_doors(scene)
         write_walk(scene, options.walk_hz, options.width, flaws, options.out)
         return
     scene = make_scene(home_seed(options.split, options.home))
@@ -74,8 +81,12 @@ def stretch(scene: SimulatedScene, frames: int, gap_s: float) -> np.ndarray:
 def write_walk(
     scene: SimulatedScene, rate_hz: float, width: int, flaws: CameraFlaws, out: Path
 ) -> None:
-    """`rgb/`, `depth/` (mm), `K.txt`, `poses.txt` of a walk, as `datasets/hololens.py` reads."""
-    for name in ("rgb", "depth"):
+    """`rgb/`, `depth/` (mm), `K.txt`, `poses.txt` of a walk, as `datasets/hololens.py` reads.
+
+    Where people walk, `masks/` beside them: white where a picture shows one.
+    """
+    people = [item.id for item in scene.home.items if item.name == PERSON]
+    for name in ("rgb", "depth", *(("masks",) if people else ())):
         (out / name).mkdir(parents=True, exist_ok=True)
     camera = lens(width, width * 3 // 4)
     flawed = FlawedCamera(scene, camera, flaws)
@@ -83,9 +94,13 @@ def write_walk(
     poses = np.stack([pose_at(scene, time_s) for time_s in times_s])
     for i, (time_s, pose) in enumerate(zip(times_s, poses, strict=True)):
         Image.fromarray(flawed.picture(time_s)).save(out / "rgb" / f"{i:05d}.png")
-        view = render([scene.home], np.zeros(1, int), pose[None], np.array([time_s]), camera)
+        now = np.array([time_s])
+        view = render(scene.homes, scene.home_index(now), pose[None], now, camera)
         depth_mm = np.rint(1e3 * np.asarray(view.depth_m)[0]).astype(np.uint16)
         Image.fromarray(depth_mm).save(out / "depth" / f"{i:05d}.png")
+        if people:
+            mask = np.isin(np.asarray(view.items)[0], people)
+            Image.fromarray(np.uint8(255) * mask).save(out / "masks" / f"{i:05d}.png")
     np.savetxt(out / "K.txt", camera.matrix())
     np.savetxt(out / "poses.txt", poses.reshape(-1, 16))
 

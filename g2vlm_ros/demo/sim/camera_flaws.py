@@ -86,9 +86,8 @@ class FlawedCamera:
         count = INSTANTS if span_s > 0 else 1
         offsets_s = np.linspace(-span_s / 2, span_s / 2, count) if count > 1 else np.zeros(1)
         poses = np.stack([pose_at(self._scene, time_s + offset) for offset in offsets_s])
-        views = render(
-            [self._scene.home], np.zeros(count, int), poses, time_s + offsets_s, self._camera
-        )
+        times_s, scene = time_s + offsets_s, self._scene
+        views = render(scene.homes, scene.home_index(times_s), poses, times_s, self._camera)
         images = np.asarray(views.images, np.float64) / 255
         middle_s = ((np.arange(rows) + 0.5) / rows - 0.5) * flaws.readout_s
         step_s = span_s / max(count - 1, 1)

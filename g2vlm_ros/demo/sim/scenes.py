@@ -34,6 +34,15 @@ class SimulatedScene:
     home: Home
     walk: RobotPath
 
+    @property
+    def homes(self) -> Sequence[Home]:
+        """What stands there over time; all are of one plan."""
+        return (self.home,)
+
+    def home_index(self, time_s: np.ndarray) -> np.ndarray:
+        """int (T,): which of `homes` stands there at times (T,)."""
+        return np.zeros(len(time_s), int)
+
 
 @dataclass(frozen=True)
 class Clips:

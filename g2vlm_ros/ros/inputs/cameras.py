@@ -21,10 +21,13 @@ from sensor_msgs.msg import CameraInfo, CompressedImage, Image, Imu
 from tf2_msgs.msg import TFMessage
 
 from g2vlm_ros.images.decoding import ImageError
+from g2vlm_ros.mapping.ignored_pixels import united
 from g2vlm_ros.records import DropReason, Frame, Intrinsics
 from g2vlm_ros.ros.conversions import images
 from g2vlm_ros.ros.inputs.depth import DepthImages
+from g2vlm_ros.ros.inputs.detections import Detections
 from g2vlm_ros.ros.inputs.imu import ImuGravity
+from g2vlm_ros.ros.inputs.label_masks import LabelMasks
 from g2vlm_ros.ros.inputs.masks import MaskImages
 from g2vlm_ros.ros.inputs.odometry import OdometryPoses
 from g2vlm_ros.ros.inputs.rig import RigMounts
@@ -51,7 +54,8 @@ class Cameras:
     """Subscribes to every camera of the settings with sensor QoS, overridable.
 
     offer gets each good frame; reject the reason of each image that is none; pass_on_odometry each
-    message of odometry. Nothing is decoded here, so the callbacks stay short.
+    message of odometry. detections: whose boxes of `map.ignored_labels` are ignored. Nothing is
+    decoded here, so the callbacks stay short.
     """
 
     def __init__(
@@ -61,6 +65,7 @@ class Cameras:
         offer: Callable[[Frame], None],
         reject: Callable[[DropReason], None],
         pass_on_odometry: Callable[[Odometry], None] | None = None,
+        detections: Detections | None = None,
     ):
         self._node, self._log = node, node.get_logger()
         self._max_px = settings.max_image_px
@@ -79,6 +84,9 @@ class Cameras:
         self._depth: DepthImages | None = None
         self._gravity: ImuGravity | None = None
         self._masks: MaskImages | None = None
+        self._labels: LabelMasks | None = None
+        if detections is not None and detections.listening:
+            self._labels = LabelMasks(detections, settings.map.ignored_labels)
         self._odometry: OdometryPoses | None = None
         self.mounts = StaticTf(self._warn)
         self._rig: RigMounts | None = None
@@ -172,7 +180,7 @@ class Cameras:
             self._reject(error.reason)
             self._warn(f"{camera}: {error}")
             return
-        self._offer(self._completed(frame))
+        self._offer(self._completed(frame, images.image_size(message)))
 
     def _on_odometry(self, message: Odometry) -> None:
         self._odometry.update(message)
@@ -197,8 +205,9 @@ class Cameras:
         )
         return None
 
-    def _completed(self, frame: Frame) -> Frame:
-        """The frame with its place on the rig, odometry, depth image and up, where they come."""
+    def _completed(self, frame: Frame, size: tuple[int, int]) -> Frame:
+        """The frame with its place on the rig, odometry, depth image, masks and up, where they
+        come; size: width and height of its image."""
         stamp_ns, frame_id = frame.stamp_ns, frame.frame_id
         if self._rig is not None:
             frame = replace(frame, rig_from_camera=self._rig.mount(frame.camera, frame_id))
@@ -206,8 +215,11 @@ class Cameras:
             frame = replace(frame, **self._odometry.camera_at(stamp_ns, frame_id))
         if self._depth is not None:
             frame = replace(frame, depth=self._depth.of(stamp_ns, frame_id))
-        if self._masks is not None:
-            frame = replace(frame, ignored=self._masks.of(stamp_ns, frame_id))
+        ignored = [] if self._masks is None else [self._masks.of(stamp_ns, frame_id)]
+        if self._labels is not None:
+            ignored.append(self._labels.of(stamp_ns, frame_id, size))
+        if ignored:
+            frame = replace(frame, ignored=functools.partial(united, ignored))
         if self._gravity is not None:
             frame = replace(frame, up=self._gravity.up_at(stamp_ns, frame_id))
         return frame

@@ -49,6 +49,11 @@ class Detections:
             Detection2DArray, topic, self.receive, qos_profile_sensor_data
         )
 
+    @property
+    def listening(self) -> bool:
+        """Whether there is a topic."""
+        return self._subscription is not None
+
     def close(self) -> None:
         """Stop listening."""
         if self._subscription is not None:
@@ -56,7 +61,7 @@ class Detections:
 
     def receive(self, message: Any) -> None:
         """Keep the boxes of a Detection2DArray; boxes without a label or a size are left out."""
-        detections = boxes(message)
+        detections = boxes_of(message)
         with self._lock:
             header = message.header
             self._messages.append((header.frame_id, geometry.stamp_ns(header.stamp), detections))
@@ -68,25 +73,23 @@ class Detections:
 
     def of(self, selection: ViewSelection) -> tuple[Detection, ...]:
         """The detections in the views of a selection, by camera frame and stamp."""
+        return tuple(
+            Detection(selection.region(view, box.corners), box.label, box.score)
+            for view, frame in enumerate(selection.frames)
+            for box in self.boxes(frame.stamp_ns, frame.frame_id)
+        )
+
+    def boxes(self, stamp_ns: int, frame_id: str) -> list[DetectionBox]:
+        """What was detected in the image of a frame, at most MAX_GAP_NS from its stamp."""
         with self._lock:
-            received = list(self._messages)
-        detections = []
-        for view, frame in enumerate(selection.frames):
-            gaps = [
-                (abs(stamp_ns - frame.stamp_ns), detected)
-                for frame_id, stamp_ns, detected in received
-                if frame_id == frame.frame_id
-            ]
-            gap_ns, detected = min(gaps, key=lambda pair: pair[0], default=(MAX_GAP_NS + 1, []))
-            if gap_ns <= MAX_GAP_NS:
-                detections += [
-                    Detection(selection.region(view, box.corners), box.label, box.score)
-                    for box in detected
-                ]
-        return tuple(detections)
+            messages = [message for message in self._messages if message[0] == frame_id]
+        nearest = min(messages, key=lambda message: abs(message[1] - stamp_ns), default=None)
+        if nearest is None or abs(nearest[1] - stamp_ns) > MAX_GAP_NS:
+            return []
+        return nearest[2]
 
 
-def boxes(message: Any) -> list[DetectionBox]:
+def boxes_of(message: Any) -> list[DetectionBox]:
     """The boxes of a Detection2DArray with their best label, in either layout of vision_msgs."""
     detections = []
     for detection in message.detections:
