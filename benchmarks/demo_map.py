@@ -56,13 +56,19 @@ FIRST_NS = 10**9
 
 
 class Drive:
-    """A walk, seen by the robot's camera at CAMERA_HZ.
+    """A walk, seen by the robot's camera.
 
     home_by_step: for each step of the walk, which of the homes (all of one plan) stands there.
     """
 
-    def __init__(self, homes: Sequence[Home], walk: RobotPath, home_by_step: np.ndarray):
-        steps = np.arange(0, len(walk.time_s), round(RATE_HZ / CAMERA_HZ))
+    def __init__(
+        self,
+        homes: Sequence[Home],
+        walk: RobotPath,
+        home_by_step: np.ndarray,
+        camera_hz: float = CAMERA_HZ,
+    ):
+        steps = np.arange(0, len(walk.time_s), round(RATE_HZ / camera_hz))
         self.poses, self.time_s = walk.world_from_camera[steps], walk.time_s[steps]
         self.camera = lens(WIDTH_PX, WIDTH_PX * 3 // 4)
         views = render(homes, home_by_step[steps], self.poses, self.time_s, self.camera)

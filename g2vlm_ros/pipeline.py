@@ -23,9 +23,10 @@ from g2vlm_ros.mapping.ignored_pixels import distrusted, with_ignored
 from g2vlm_ros.mapping.keyframes import Keyframe
 from g2vlm_ros.mapping.localisation import Localiser
 from g2vlm_ros.mapping.loop_closure import LoopDetector, LoopMatch
+from g2vlm_ros.mapping.map_view import MapView
 from g2vlm_ros.mapping.pose_graph import RECENT
 from g2vlm_ros.mapping.pose_refinement import PoseRefiner
-from g2vlm_ros.mapping.relocalisation import MapView, PlaceHint
+from g2vlm_ros.mapping.relocalisation import PlaceHint
 from g2vlm_ros.mapping.rig_constraint import rig_fit, with_rig
 from g2vlm_ros.mapping.stillness import StillnessDetector
 from g2vlm_ros.mapping.window_buffer import WindowBuffer

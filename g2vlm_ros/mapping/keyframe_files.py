@@ -19,7 +19,7 @@ import numpy as np
 
 from g2vlm_ros.geometry.registration import ViewSample
 from g2vlm_ros.mapping.keyframes import SAVED_MAP, Keyframe, decoder
-from g2vlm_ros.mapping.relocalisation import MapView
+from g2vlm_ros.mapping.map_view import MapView
 from g2vlm_ros.mapping.view_features import DESCRIPTOR_SIZE, ViewFeatures
 from g2vlm_ros.mapping.view_images import FEATURE_WIDTH_PX
 from g2vlm_ros.records import Frame

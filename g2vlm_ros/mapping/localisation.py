@@ -17,8 +17,8 @@ import numpy as np
 from g2vlm_ros.geometry.sim3 import Sim3
 from g2vlm_ros.mapping.graph_slam import GraphSlam
 from g2vlm_ros.mapping.keyframes import SAVED_MAP, Keyframe, pose_gap
+from g2vlm_ros.mapping.map_view import MapView
 from g2vlm_ros.mapping.relocalisation import (
-    MapView,
     Place,
     PlaceHint,
     SearchResult,

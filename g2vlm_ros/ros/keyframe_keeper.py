@@ -9,7 +9,7 @@ from typing import Any
 
 from g2vlm_ros.mapping.keyframe_files import KeyframeOrigin, from_bytes, to_bytes
 from g2vlm_ros.mapping.keyframes import Keyframe
-from g2vlm_ros.mapping.relocalisation import MapView
+from g2vlm_ros.mapping.map_view import MapView
 from g2vlm_ros.ros.service_errors import RequestError
 from g2vlm_ros.settings import MapSettings
 from g2vlm_ros.srv import LoadMap

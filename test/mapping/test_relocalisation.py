@@ -22,7 +22,8 @@ from g2vlm_ros.mapping.keyframe_files import (
     from_bytes,
     to_bytes,
 )
-from g2vlm_ros.mapping.relocalisation import MapView, PlaceHint
+from g2vlm_ros.mapping.map_view import MapView
+from g2vlm_ros.mapping.relocalisation import PlaceHint
 from g2vlm_ros.mapping.window_pose import LocalisationState, SearchOutcome
 from g2vlm_ros.settings import Settings
 

@@ -15,7 +15,7 @@ from g2vlm_ros.geometry.registration import ViewSample
 from g2vlm_ros.geometry.sim3 import Sim3
 from g2vlm_ros.mapping.keyframe_files import KeyframeOrigin, from_bytes, to_bytes
 from g2vlm_ros.mapping.keyframes import SAVED_MAP, Keyframe, compressed, decoder
-from g2vlm_ros.mapping.relocalisation import MapView
+from g2vlm_ros.mapping.map_view import MapView
 from g2vlm_ros.mapping.view_features import ViewFeatures, match_features
 from g2vlm_ros.records import Frame
 
