@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The judgement of `make soak`: growth is found, noise is not taken for it, nor the reverse."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+pytest.importorskip("rclpy", reason="needs ROS 2")
+
+from g2vlm_tests.soak.__main__ import MAX_MORE_THREADS, broken_promises  # noqa: E402
+from g2vlm_tests.soak.round_trip import there_and_back  # noqa: E402
+from g2vlm_tests.soak.trend import trend_of  # noqa: E402
+
+SECONDS = np.arange(0, 600, 2.5)
+
+
+def memory(per_hour: float, noise: float, seed: int = 0) -> np.ndarray:
+    """MiB over SECONDS from 300 on."""
+    rng = np.random.default_rng(seed)
+    return 300 + per_hour * SECONDS / 3600 + noise * rng.normal(size=len(SECONDS))
+
+
+def test_a_straight_line_is_found_without_doubt():
+    trend = trend_of(SECONDS, memory(6.0, 0.0))
+    assert trend.per_hour == pytest.approx(6.0, rel=1e-3)
+    assert trend.plus_minus < 0.01
+    assert trend.percent_per_hour == pytest.approx(2.0, rel=0.01)
+
+
+def test_the_interval_holds_the_truth_about_as_often_as_it_says():
+    inside = 0
+    for seed in range(200):
+        trend = trend_of(SECONDS, memory(3.0, 1.0, seed))
+        inside += abs(trend.per_hour - 3.0) <= trend.plus_minus
+    assert 180 <= inside <= 198
+
+
+def test_a_spike_moves_the_slope_little():
+    values = memory(0.0, 0.1)
+    values[-3] += 100
+    assert abs(trend_of(SECONDS, values).per_hour) < 1.0
+
+
+def test_too_few_samples_are_an_error():
+    with pytest.raises(ValueError, match="samples"):
+        trend_of([0, 1, 2], [1, 2, 3])
+
+
+def report(per_hour: float, noise: float, **changes: object) -> dict:
+    trends = {"resident_mib": trend_of(SECONDS, memory(per_hour, noise)).as_json()}
+    lasting = {"threads": [40, 40], "descriptors": [20, 21], "ends": {"answered": 3}}
+    return {"trends": trends, **lasting, **changes}
+
+
+def test_what_breaks_a_promise():
+    assert broken_promises(report(1.0, 0.02)) == []
+    assert "grows" in broken_promises(report(9.0, 0.02))[0]
+    assert "cannot be told" in broken_promises(report(6.0, 20.0))[0]
+    more = [40, 40 + MAX_MORE_THREADS + 1]
+    assert broken_promises(report(1.0, 0.02, threads=more)) == ["threads grow: 40 to 45"]
+    silent = {"answered": 3, "no response": 1}
+    assert "no response" in broken_promises(report(1.0, 0.02, ends=silent))[0]
+
+
+def test_the_way_back_stands_at_neither_end():
+    assert [there_and_back(4, step) for step in range(8)] == [0, 1, 2, 3, 2, 1, 0, 1]
