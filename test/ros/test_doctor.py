@@ -8,6 +8,8 @@ import shutil
 import threading
 import time
 from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -32,7 +34,9 @@ from g2vlm_ros.ros.doctor.graph_checks import (  # noqa: E402
 from g2vlm_ros.ros.doctor.installation import (  # noqa: E402
     check_checkpoint,
     check_engines,
+    check_gpu,
     check_middleware,
+    check_shared_memory,
     judged_tensorrt,
     tried_in_a_child,
 )
@@ -258,6 +262,30 @@ def test_the_middleware_and_its_profile(tmp_path):
     assert levels(check_middleware(environment))["middleware"] is Level.ERROR
     profile.write_text("<dds/>")
     assert levels(check_middleware(environment))["middleware"] is Level.OK
+
+
+GPU_TOOLS = {
+    "echo 'NVIDIA L4, 590.10, 23034 MiB'": Level.OK,
+    "echo 'Failed to initialize NVML: Driver/library version mismatch'; exit 18": Level.ERROR,
+}
+
+
+@pytest.mark.skipif(Path("/etc/nv_tegra_release").exists(), reason="a Jetson has no nvidia-smi")
+@pytest.mark.parametrize("script", GPU_TOOLS)
+def test_a_driver_that_does_not_fit_is_found(tmp_path, monkeypatch, script):
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text(f"#!/bin/sh\n{script}\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    (finding,) = check_gpu()
+    assert finding.level is GPU_TOOLS[script]
+    assert ("mismatch" if finding.remedy else "L4") in finding.what
+
+
+@pytest.mark.parametrize(("free", "level"), [(1 << 20, Level.WARNING), (1 << 30, Level.OK)])
+def test_shared_memory_that_is_full_is_found(monkeypatch, free, level):
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=free))
+    assert levels(check_shared_memory()) == {"shared_memory": level}
 
 
 def test_a_library_that_crashes_takes_only_the_child_along():
