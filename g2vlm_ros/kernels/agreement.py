@@ -6,7 +6,16 @@ from __future__ import annotations
 
 import numpy as np
 
-from g2vlm_ros.kernels.checks import call, f32, f64, i64, input_array, positive, shape_of
+from g2vlm_ros.kernels.checks import (
+    call,
+    check_indices,
+    f32,
+    f64,
+    i64,
+    input_array,
+    positive,
+    shape_of,
+)
 
 
 def multi_view_confidence(
@@ -75,6 +84,20 @@ def fusion_factors(
         factor,
     )
     return factor
+
+
+def pick_points(points: np.ndarray, rows: int, columns: int) -> np.ndarray:
+    """float32 (N, rows, columns, 3): points (N, H, W, 3) nearest to the pixels of another size."""
+    views, height, width, _ = shape_of(points, "points", (None, None, None, 3))
+    points = input_array(points, "points", np.float32, (views, height, width, 3))
+    index = []
+    for count, length in ((rows, height), (columns, width)):
+        places = ((np.arange(positive(count, "size")) + 0.5) * length / count).astype(np.int64)
+        check_indices(places, length, "rows or columns")
+        index += [places, i64(count)]
+    out = np.empty((views, rows, columns, 3), np.float32)
+    call("pick_points", None, points, i64(views), i64(height), i64(width), *index, out)
+    return out
 
 
 def scale_points(points: np.ndarray, factor: np.ndarray) -> np.ndarray:

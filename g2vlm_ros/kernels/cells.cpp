@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Points and voxels summed up by the voxel cell that they fall into.
+#include "kernel.h"
+
 #include <algorithm>
 #include <vector>
 
@@ -29,6 +31,74 @@ static int stride_at(float depth, double per_depth)
     return stride;
 }
 
+// Points that wait to be added: their cells are looked for all at once, so that the memory of one
+// is fetched while the others are worked on.
+class PointBatch {
+public:
+    PointBatch(CellTable& sums, int64_t stamp_ns, int32_t window, double inverse_size)
+        : sums_(sums), stamp_ns_(stamp_ns), window_(window), inverse_size_(inverse_size)
+    {}
+
+    // False when there is no room for its cell, or for that of an earlier one.
+    bool add(const float* place, const uint8_t* colour, float confidence)
+    {
+        const int64_t key = key_of(place[0], place[1], place[2], inverse_size_);
+        if (key < 0) {
+            ++out_of_range_;
+            return true;
+        }
+        sums_.prefetch(key);
+        points_[count_++] = {key, weight_of(confidence), {place[0], place[1], place[2]},
+                             {colour[0], colour[1], colour[2]}};
+        return count_ < SIZE || flush();
+    }
+
+    bool flush()
+    {
+        for (int i = 0; i < count_; ++i) {
+            const Point& point = points_[i];
+            if (cell_ == nullptr || cell_->key != point.key) {  // neighbours often share one
+                cell_ = sums_.at(point.key);
+                if (cell_ == nullptr) {
+                    return false;
+                }
+                cell_->stamp_ns = stamp_ns_;
+                cell_->window = window_;
+            }
+            const double weight = point.weight, dyed = weight * 256.0;
+            cell_->weight += weight;
+            ++cell_->count;
+            for (int k = 0; k < 3; ++k) {
+                cell_->position[k] += weight * point.place[k];
+                cell_->colour[k] += dyed * point.colour[k];
+            }
+        }
+        added_ += count_;
+        count_ = 0;
+        return true;
+    }
+
+    int64_t added() const { return added_; }
+    int64_t out_of_range() const { return out_of_range_; }
+
+private:
+    struct Point {
+        int64_t key;
+        float weight, place[3];
+        uint8_t colour[3];
+    };
+    static constexpr int SIZE = 64;
+
+    CellTable& sums_;
+    const int64_t stamp_ns_;
+    const int32_t window_;
+    const double inverse_size_;
+    Point points_[SIZE];
+    Cell* cell_ = nullptr;
+    int count_ = 0;
+    int64_t added_ = 0, out_of_range_ = 0;
+};
+
 // Valid pixels of the views named, each taken by its affine (3, 4) to the map and added to its
 // cell. Pixels are thinned out tile by tile so that about one of them falls onto a voxel's edge.
 // per_depth (view_count): see stride_at; 0 takes every pixel. table: 2**table_bits entries.
@@ -42,14 +112,12 @@ KERNEL int64_t cells_of_views(
     int64_t* points_seen)
 {
     CellTable sums(table, table_bits, cells, capacity);
-    const double inverse_size = 1.0 / voxel_size;
+    PointBatch batch(sums, stamp_ns, window, 1.0 / voxel_size);
     const int64_t tiles = (width + TILE_PX - 1) / TILE_PX;
     std::vector<int> strides(tiles);
-    points_seen[0] = points_seen[1] = 0;
     for (int64_t i = 0; i < view_count; ++i) {
         const int64_t first = views[i] * height * width;
         const float* affine = affines + 12 * i;
-        Cell* cell = nullptr;  // of the pixel before: neighbours often share one
         for (int64_t v0 = 0; v0 < height; v0 += TILE_PX) {
             const int64_t middle = std::min(v0 + TILE_PX / 2, height - 1);
             int least = TILE_PX;
@@ -75,32 +143,19 @@ KERNEL int64_t cells_of_views(
                         }
                         float p[3];
                         transform(affine, points + 3 * at, p);
-                        const int64_t key = key_of(p[0], p[1], p[2], inverse_size);
-                        if (key < 0) {
-                            ++points_seen[1];
-                            continue;
+                        if (!batch.add(p, colours + 3 * at, confidence[at])) {
+                            return -1;
                         }
-                        if (cell == nullptr || cell->key != key) {
-                            cell = sums.at(key);
-                            if (cell == nullptr) {
-                                return -1;
-                            }
-                            cell->stamp_ns = stamp_ns;
-                            cell->window = window;
-                        }
-                        const double weight = weight_of(confidence[at]);
-                        cell->weight += weight;
-                        ++cell->count;
-                        for (int k = 0; k < 3; ++k) {
-                            cell->position[k] += weight * p[k];
-                            cell->colour[k] += weight * 256.0 * colours[3 * at + k];
-                        }
-                        ++points_seen[0];
                     }
                 }
             }
         }
     }
+    if (!batch.flush()) {
+        return -1;
+    }
+    points_seen[0] = batch.added();
+    points_seen[1] = batch.out_of_range();
     return sums.size();
 }
 

@@ -23,7 +23,10 @@ from g2vlm_ros.kernels.records import CELL, VOXEL
 
 TABLE_SHARE = 2
 """Entries of a hash table per cell: at half full, a look-up meets 1.5 entries."""
-FIRST_CELLS = 1 << 16
+FIRST_CELLS = 1 << 15
+EXPECTED = 2
+"""Cells for which there is room at first, over those of the time before: a table that is larger
+than it needs to be costs more to clear, and more of the processor's caches."""
 MAX_CELLS = 1 << 26
 """Cells of one window, more than any has pixels."""
 
@@ -34,6 +37,7 @@ class CellSums:
     def __init__(self) -> None:
         self._cells = np.empty(0, CELL)
         self._table = np.empty(0, np.int32)
+        self._expected = FIRST_CELLS
 
     def of_views(
         self,
@@ -112,27 +116,25 @@ class CellSums:
         return cells, in_range
 
     def _room(self) -> tuple:
-        bits = len(self._table).bit_length() - 1
-        return (
-            self._table,
-            ctypes.c_int32(bits),
-            self._cells,
-            i64(len(self._cells)),
-        )
+        bits = (TABLE_SHARE * self._expected).bit_length() - 1
+        return self._table, ctypes.c_int32(bits), self._cells, i64(self._expected)
 
     def _grown(self, attempt) -> np.ndarray:
         """The cells of a kernel that says -1 where it has too little room."""
-        if not len(self._cells):
-            self._resize(FIRST_CELLS)
+        self._make_room(self._expected)
         while (size := attempt()) < 0:
-            self._resize(4 * len(self._cells))
+            self._make_room(4 * self._expected)
+        self._expected = max(FIRST_CELLS, 1 << (EXPECTED * size - 1).bit_length())
         return self._cells[:size]
 
-    def _resize(self, cells: int) -> None:
+    def _make_room(self, cells: int) -> None:
+        """Room for so many cells, a power of two; memory that is there already is used again."""
         if cells > MAX_CELLS:
             raise ValueError(f"a window falls into more than {MAX_CELLS} cells")
-        self._cells = np.empty(cells, CELL)
-        self._table = np.empty(TABLE_SHARE * cells, np.int32)
+        self._expected = cells
+        if len(self._cells) < cells:
+            self._cells = np.empty(cells, CELL)
+            self._table = np.empty(TABLE_SHARE * cells, np.int32)
 
 
 def keys_of_points(points: np.ndarray, voxel_size: float) -> np.ndarray:

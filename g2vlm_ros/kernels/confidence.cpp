@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 // How far points can be trusted, from the agreement of a window's views: a point that is right
 // lands, seen from another view, on that view's own surface.
+#include "kernel.h"
+
 #include <algorithm>
 #include <limits>
 #include <vector>
-
-#include "kernel.h"
 
 // Where a view sees points (count, apart by `stride` floats): the index of the nearest pixel, or
 // -1, and the depth. Without branches, so that compilers make vector instructions of it.
@@ -40,14 +40,17 @@ KERNEL void multi_view_confidence(
     const Pinhole* lens = reinterpret_cast<const Pinhole*>(pinholes);
     const int64_t rows = (height + grid - 1) / grid, columns = (width + grid - 1) / grid;
     const int64_t view = height * width, right = 3 * grid, down = 3 * grid * width;
-    // Of a row of points: where another view sees them (-1: nowhere) and how deep, sums, means.
-    std::vector<int32_t> pixel(columns), seen(columns);
-    std::vector<float> depth(columns), total(columns), line(width);
+    // Of a row of points: where another view sees them (-1: nowhere) and how deep, how far behind
+    // its surface, sums, means.
+    std::vector<int32_t> pixel(columns);
+    std::vector<float> depth(columns), error(columns), total(columns), seen(columns), line(width);
+    constexpr float HIDDEN = std::numeric_limits<float>::infinity();
+    const float hidden_from = 3 * agreement_step, inverse_step = 1 / agreement_step;
     for (int64_t i = 0; i < views; ++i) {
         for (int64_t r = 0; r < rows; ++r) {
             const float* row = points + 3 * (i * view + r * grid * width);
             std::fill(total.begin(), total.end(), 0.0f);
-            std::fill(seen.begin(), seen.end(), 0);
+            std::fill(seen.begin(), seen.end(), 0.0f);
             for (int64_t j = 0; j < views; ++j) {
                 if (j == i || !lens[j].known()) {
                     continue;
@@ -56,22 +59,23 @@ KERNEL void multi_view_confidence(
                 see_row(row, columns, right, affine, lens[j], int32_t(height), int32_t(width),
                         pixel.data(), depth.data());
                 for (int64_t c = 0; c < columns; ++c) {
-                    if (pixel[c] < 0) {
-                        continue;
-                    }
-                    const float surface = points[3 * (j * view + pixel[c]) + 2];
-                    const float error = (depth[c] - surface) / surface;
-                    if (error <= 3 * agreement_step) {
-                        total[c] += std::exp(-std::fabs(error) / agreement_step);
-                        ++seen[c];
-                    }
+                    const int64_t at = j * view + std::max(pixel[c], 0);
+                    const float surface = points[3 * at + 2];
+                    error[c] = pixel[c] < 0 ? HIDDEN : (depth[c] - surface) / surface;
+                }
+                for (int64_t c = 0; c < columns; ++c) {
+                    const bool counts = error[c] <= hidden_from;
+                    const float steps = counts ? std::fabs(error[c]) * inverse_step : 0.0f;
+                    const float share = exponential_of(-std::min(steps, 80.0f));
+                    total[c] += counts ? share : 0.0f;
+                    seen[c] += counts ? 1.0f : 0.0f;
                 }
             }
             for (int64_t c = 0; c < columns; ++c) {
                 const float* p = row + c * right;
                 float mean = std::numeric_limits<float>::quiet_NaN();
                 if (seen[c] > 0) {
-                    mean = total[c] / float(seen[c]);
+                    mean = total[c] / seen[c];
                 }
                 const bool edge = (c > 0 && is_step(p[2], p[2 - right], edge_step))
                     || (c < columns - 1 && is_step(p[2], p[2 + right], edge_step))

@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 // How far the views of one window show the same surfaces: points of each seen from each other.
+#include "kernel.h"
+
 #include <algorithm>
 #include <limits>
 #include <vector>
 
-#include "kernel.h"
 #include "small_matrix.h"
 
 constexpr double NONE = std::numeric_limits<double>::quiet_NaN();

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 // Depth of a window's views made to agree: every pixel moves along its ray to the least-squares
 // mean of what all views say of it, its own one included.
+#include "kernel.h"
+
 #include <algorithm>
 #include <limits>
 #include <vector>
-
-#include "kernel.h"
 
 // The surface of one view on the small grid: inverse depth, and where there are depth edges.
 struct Surface {
@@ -72,12 +72,15 @@ KERNEL void fusion_factors(
     const float* pinholes, float edge_step, float tolerance, float* factor)
 {
     const Pinhole* lens = reinterpret_cast<const Pinhole*>(pinholes);
+    constexpr float SMALLEST = std::numeric_limits<float>::min();
+    constexpr float LARGEST = std::numeric_limits<float>::max();
     const int64_t view = height * width;
     std::vector<Surface> surfaces;
     for (int64_t i = 0; i < views; ++i) {
         surfaces.emplace_back(points + 3 * i * view, height, width, edge_step);
     }
-    std::vector<float> pull(width), weight(width), u(width), v(width), z(width);
+    std::vector<float> pull(width), weight(width), u(width), v(width), z(width), ratio(width);
+    const float inverse_tolerance = 1 / tolerance;
     for (int64_t i = 0; i < views; ++i) {
         for (int64_t row = 0; row < height; ++row) {
             const float* points_of_row = points + 3 * (i * view + row * width);
@@ -91,25 +94,44 @@ KERNEL void fusion_factors(
                 const float* affine = j_from_i + 12 * (j * views + i);
                 project_row(points_of_row, width, affine, lens[j], u.data(), v.data(), z.data());
                 for (int64_t c = 0; c < width; ++c) {
-                    if (!(z[c] > 0 && u[c] > -0.5f && v[c] > -0.5f && u[c] < width - 0.5f
-                          && v[c] < height - 0.5f)) {
-                        continue;
-                    }
-                    const float nearness = surfaces[j].at(u[c], v[c]);
-                    const float wanted = -std::log(nearness * z[c]);
-                    if (!is_finite(wanted)) {
-                        continue;
-                    }
+                    const bool inside = z[c] > 0 && u[c] > -0.5f && v[c] > -0.5f
+                        && u[c] < width - 0.5f && v[c] < height - 0.5f;
+                    ratio[c] = inside ? surfaces[j].at(u[c], v[c]) * z[c] : 0.0f;
+                }
+                for (int64_t c = 0; c < width; ++c) {
+                    const bool told = (ratio[c] > SMALLEST) & (ratio[c] < LARGEST);
+                    const float error = -logarithm_of(told ? ratio[c] : 1.0f);
                     // How fast the depth there changes with the point's own.
                     const float slope = (z[c] - affine[11]) / z[c];
-                    const float relative = wanted / tolerance, doubt = 1 + relative * relative;
-                    const float counts = 1 / (doubt * doubt);
-                    pull[c] += counts * slope * wanted;
-                    weight[c] += counts * slope * slope;
+                    const float relative = error * inverse_tolerance;
+                    const float doubt = 1 + relative * relative;
+                    const float counts = slope / (doubt * doubt);
+                    pull[c] += told ? counts * error : 0.0f;
+                    weight[c] += told ? counts * slope : 0.0f;
                 }
             }
             for (int64_t c = 0; c < width; ++c) {
-                factor[i * view + row * width + c] = std::exp(pull[c] / weight[c]);
+                const float power = std::min(std::max(pull[c] / weight[c], -80.0f), 80.0f);
+                factor[i * view + row * width + c] = exponential_of(power);
+            }
+        }
+    }
+}
+
+// Those of points (views, height, width, 3) that lie in given rows and columns -> out (views,
+// rows, columns, 3).
+KERNEL void pick_points(
+    const float* points, int64_t views, int64_t height, int64_t width, const int64_t* row_of,
+    int64_t rows, const int64_t* column_of, int64_t columns, float* out)
+{
+    for (int64_t i = 0; i < views; ++i) {
+        for (int64_t r = 0; r < rows; ++r) {
+            const float* line = points + 3 * (i * height + row_of[r]) * width;
+            for (int64_t c = 0; c < columns; ++c, out += 3) {
+                const float* point = line + 3 * column_of[c];
+                out[0] = point[0];
+                out[1] = point[1];
+                out[2] = point[2];
             }
         }
     }

@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // What a depth view proves empty: the voxels that its rays passed, and the ground below its rays.
+#include "kernel.h"
+
 #include <algorithm>
 #include <vector>
 

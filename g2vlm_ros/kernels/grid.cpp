@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Voxels opened, closed, listed, moved and packed in the pools of dense_map/voxel_grid.py.
+#include "kernel.h"
+
 #include <algorithm>
 #include <cstring>
 

@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Cells found in the voxel map and folded into its voxels.
+#include "kernel.h"
+
 #include <algorithm>
 #include <unordered_map>
 

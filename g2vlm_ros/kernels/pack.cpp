@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // The bytes of a PointCloud2: x, y, z, 0x00RRGGBB, confidence; 20 bytes a point.
-#include <limits>
-
 #include "kernel.h"
+
+#include <limits>
 
 static bool passes(uint8_t valid, float confidence, float min_confidence)
 {

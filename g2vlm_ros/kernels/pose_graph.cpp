@@ -2,6 +2,7 @@
 // Normal equations of a pose graph over similarities, whose unknowns are the right tangents of its
 // free nodes. A similarity is a row of 13: scale, rotation, translation.
 #include "kernel.h"
+
 #include "sim3.h"
 
 namespace {

@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 // The robust similarity between two reconstructions of one view, with what its covariance needs.
+#include "kernel.h"
+
 #include <algorithm>
 #include <cstring>
 #include <vector>
 
-#include "kernel.h"
 #include "sim3.h"
 
 constexpr double CAUCHY = 2.385;  // standard deviations at which the loss bends, 95 % efficient

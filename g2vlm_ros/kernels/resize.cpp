@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 // Lanczos resampling of 8-bit RGB images, byte for byte that of Pillow 13: one axis after the
 // other, weights of 22 fractional bits, rounded and clipped to 8 bits after each.
+#include "kernel.h"
+
 #include <algorithm>
 #include <cstring>
 #include <vector>
-
-#include "kernel.h"
 
 constexpr int FRACTION_BITS = 22;
 constexpr int HALF = 1 << (FRACTION_BITS - 1);

@@ -3,10 +3,10 @@
 // is (rotation vector, translation, logarithm of scale), each taken by itself.
 #pragma once
 
+#include "small_matrix.h"
+
 #include <algorithm>
 #include <cmath>
-
-#include "small_matrix.h"
 
 struct Sim3 {
     double scale = 1, rotation[9] = {1, 0, 0, 0, 1, 0, 0, 0, 1}, translation[3] = {0, 0, 0};

@@ -3,6 +3,8 @@
 // Loan, Matrix Computations, 8.5 and 8.6). Matrices are row-major.
 #pragma once
 
+#include "kernel.h"
+
 #include <algorithm>
 #include <cmath>
 #include <vector>

@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 // Smooth surfaces of a window with their normals, and the direction that most of them agree is up.
+#include "kernel.h"
+
 #include <algorithm>
 #include <vector>
 
-#include "kernel.h"
 #include "small_matrix.h"
 
 // points (views, height, width, 3), poses (views, 4, 4) window_from_camera. A normal spans `reach`

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // Which pixels of point maps belong into clouds and maps: finite, in front of the camera, not at a
 // depth step to one of the four neighbours.
-#include <vector>
-
 #include "kernel.h"
+
+#include <vector>
 
 static void depths_of(const float* points, int64_t width, float* depth)
 {

@@ -2,9 +2,9 @@
 // The records of the voxel map, as records.py has them in numpy.
 #pragma once
 
-#include <cstdint>
-
 #include "kernel.h"
+
+#include <cstdint>
 
 constexpr int CELL_BITS = 9;  // 8 x 8 x 8 cells in a block
 constexpr int CELLS = 1 << CELL_BITS;
@@ -70,10 +70,13 @@ public:
         }
     }
 
+    // Fetches what `at` will read first.
+    void prefetch(int64_t key) const { __builtin_prefetch(table_ + first_entry(key)); }
+
     // The cell of a key, zero when new; null when there is no room for another one.
     Cell* at(int64_t key)
     {
-        int64_t entry = int64_t(uint64_t(key) * 0x9E3779B97F4A7C15ull >> shift_);
+        int64_t entry = first_entry(key);
         for (;; entry = (entry + 1) & mask_) {
             const int32_t index = table_[entry];
             if (index >= 0 && cells_[index].key == key) {
@@ -96,6 +99,11 @@ public:
     int64_t size() const { return size_; }
 
 private:
+    int64_t first_entry(int64_t key) const
+    {
+        return int64_t(uint64_t(key) * 0x9E3779B97F4A7C15ull >> shift_);
+    }
+
     int32_t* table_;
     int64_t mask_;
     int shift_;

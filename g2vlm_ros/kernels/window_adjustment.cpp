@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 // Normal equations of a window's adjustment (mapping/window_adjustment.py). The unknowns of a view
 // are its motion (rotation, translation; right tangent) and the logarithms of depth at its knots.
+#include "kernel.h"
+
 #include <algorithm>
 #include <cstring>
 #include <vector>
 
-#include "kernel.h"
 #include "small_matrix.h"
 
 constexpr int MOTION = 6, CORNERS = 4;

@@ -15,7 +15,7 @@ from dataclasses import replace
 import numpy as np
 
 from g2vlm_ros.geometry.confidence import EDGE_STEP, pinholes, relative_affines
-from g2vlm_ros.kernels.agreement import fusion_factors, scale_points
+from g2vlm_ros.kernels.agreement import fusion_factors, pick_points, scale_points
 from g2vlm_ros.records import Intrinsics, Reconstruction
 
 WIDTH_PX = 112
@@ -48,13 +48,9 @@ def _factors(
     height, width = points.shape[1:3]
     scale = min(1.0, WIDTH_PX / width)
     columns, rows = round(scale * width), round(scale * height)
-    row, column = (
-        ((np.arange(size) + 0.5) * full / size).astype(int)
-        for size, full in ((rows, height), (columns, width))
-    )
     cameras = [camera and camera.resized(columns, rows) for camera in intrinsics]
     return fusion_factors(
-        points[:, row[:, None], column],
+        pick_points(points, rows, columns),
         relative_affines(window_from_camera),
         pinholes(cameras),
         EDGE_STEP,

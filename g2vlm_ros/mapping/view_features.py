@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from g2vlm_ros.kernels.agreement import pick_points
 from g2vlm_ros.mapping.view_images import ViewImage
 from g2vlm_ros.records import Intrinsics
 
@@ -62,11 +63,8 @@ class FeatureSearch:
     def __init__(self, image: ViewImage, points: np.ndarray, camera: Intrinsics | None):
         """points: float32 (H, W, 3) in the optical frame."""
         columns, rows = image.feature_size
-        row, column = (
-            ((np.arange(n) + 0.5) * length / n).astype(int)
-            for n, length in zip((rows, columns), points.shape, strict=False)
-        )
-        point = np.clip(points[row[:, None], column], -FARTHEST_U, FARTHEST_U)
+        point = pick_points(points[None], rows, columns)[0]
+        np.clip(point, -FARTHEST_U, FARTHEST_U, out=point)
         self._view = image.small_grey(), point.astype(np.float16), camera
         self._features = NO_FEATURES
 

@@ -17,6 +17,7 @@ import numpy as np
 
 from g2vlm_ros.geometry.camera import unproject
 from g2vlm_ros.geometry.confidence import EDGE_STEP
+from g2vlm_ros.kernels.agreement import pick_points
 from g2vlm_ros.kernels.packing import valid_points
 from g2vlm_ros.kernels.window_adjustment import warp_view
 from g2vlm_ros.mapping.ignored_pixels import resized_mask
@@ -126,14 +127,7 @@ class TrackedViews:
 
 def reduced(points: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Those of point maps (N, h, w, 3) nearest to the pixels of a size (columns, rows)."""
-    steps = [length / n for length, n in zip(points.shape[1:3], size[::-1], strict=True)]
-    rows, columns = (
-        slice(int(step) // 2, None, int(step))
-        if step == int(step)
-        else ((np.arange(n) + 0.5) * step).astype(int)
-        for step, n in zip(steps, size[::-1], strict=True)
-    )
-    return np.ascontiguousarray(points[:, rows][:, :, columns])
+    return pick_points(points, size[1], size[0])
 
 
 def follow_corners(views: TrackedViews, poses: np.ndarray, afresh: bool = False) -> Tracks | None:

@@ -13,6 +13,7 @@ from g2vlm_ros.kernels.agreement import (
     covisibility,
     fusion_factors,
     multi_view_confidence,
+    pick_points,
     scale_points,
 )
 from g2vlm_ros.kernels.cells import FIRST_CELLS, CellSums, keys_of_points
@@ -592,3 +593,16 @@ def test_another_memory_order_gives_the_same():
     turned = np.asfortranarray(view.points)
     assert not turned.flags.c_contiguous
     np.testing.assert_array_equal(valid_points(turned, 0.05), valid_points(view.points, 0.05))
+
+
+@pytest.mark.parametrize("size", [(5, 7), (10, 14), (3, 14), (21, 30), (1, 1)])
+def test_points_of_another_size_are_the_nearest_pixels(size):
+    points = np.random.default_rng(3).normal(size=(2, 10, 14, 3)).astype(np.float32)
+    rows, columns = (
+        ((np.arange(n) + 0.5) * length / n).astype(int)
+        for n, length in zip(size, (10, 14), strict=True)
+    )
+    expected = points[:, rows[:, None], columns]
+    np.testing.assert_array_equal(pick_points(points, *size), expected)
+    with pytest.raises(ValueError, match="size is 0"):
+        pick_points(points, 0, 3)
