@@ -24,20 +24,22 @@ def main(arguments: list[str] | None = None) -> int:
     at = remove.box_pose.pose.position
     at.x, at.y, at.z = x, y, z
     remove.box_size = Vector3(x=side, y=side, z=side)
-    done = []
+    replies = []
     if not client.wait_for_service(15.0):
         print("/perception/edit_map is not offered; is the node configured?")
     else:
         for request in (remove, EditMap.Request(action=EditMap.Request.UNDO)):
             future = client.call_async(request)
             rclpy.spin_until_future_complete(node, future, timeout_sec=60.0)
-            done.append(future.result())
-            print(f"{done[-1].changed} voxels" if done[-1].success else done[-1].error_msg)
-            if not done[-1].success:
+            replies.append(future.result())
+            print(
+                f"{replies[-1].changed} voxels" if replies[-1].success else replies[-1].error_msg
+            )
+            if not replies[-1].success:
                 break
     node.destroy_node()
     rclpy.try_shutdown()
-    return 0 if len(done) == 2 and done[-1].success else 1
+    return 0 if len(replies) == 2 and replies[-1].success else 1
 
 
 if __name__ == "__main__":

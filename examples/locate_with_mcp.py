@@ -7,6 +7,7 @@ pip install "mcp>=2"; python3 examples/locate_with_mcp.py chair
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
 
 COMMAND = [sys.executable, "-m", "g2vlm_ros.ros.client.agent_tools"]
@@ -17,7 +18,8 @@ async def locate(thing: str) -> int:
     from mcp import ClientSession, StdioServerParameters
     from mcp.client.stdio import stdio_client
 
-    server = StdioServerParameters(command=COMMAND[0], args=COMMAND[1:])
+    # mcp hands over PATH and HOME only; ROS needs its own variables (ROS_DOMAIN_ID, PYTHONPATH).
+    server = StdioServerParameters(command=COMMAND[0], args=COMMAND[1:], env=dict(os.environ))
     async with stdio_client(server) as streams, ClientSession(*streams) as session:
         await session.initialize()
         tools = await session.list_tools()

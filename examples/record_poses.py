@@ -11,6 +11,7 @@ from pathlib import Path
 
 import rclpy
 from geometry_msgs.msg import PoseWithCovarianceStamped
+from rclpy.executors import ExternalShutdownException
 
 
 def line_of(message: PoseWithCovarianceStamped) -> str:
@@ -34,7 +35,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         while not count or len(lines) < count:
             rclpy.spin_once(node, timeout_sec=0.5)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, ExternalShutdownException):
         pass
     Path(path).write_text("\n".join(lines) + "\n")
     print(f"{len(lines)} poses in {path}")

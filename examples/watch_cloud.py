@@ -10,6 +10,7 @@ import sys
 
 import numpy as np
 import rclpy
+from rclpy.executors import ExternalShutdownException
 from sensor_msgs.msg import PointCloud2
 
 
@@ -43,7 +44,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         while not int(count) or len(clouds) < int(count):
             rclpy.spin_once(node, timeout_sec=0.5)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, ExternalShutdownException):
         pass
     node.destroy_node()
     rclpy.try_shutdown()

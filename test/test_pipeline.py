@@ -104,8 +104,8 @@ def test_images_mend_the_poses_of_a_weak_network():
     for refine in (True, False):
         perception.rng = np.random.default_rng(1)
         track = drive(perception, map__loop_closure=False, map__refine_poses=refine)
-        numbers, found = track.positions()
-        errors[refine] = trajectory_error(found, perception.poses[numbers, :3, 3])
+        numbers, actual = track.positions()
+        errors[refine] = trajectory_error(actual, perception.poses[numbers, :3, 3])
     assert errors[True] < 0.5 * errors[False]
 
 
@@ -310,15 +310,15 @@ def test_a_camera_that_falls_silent_is_left_out_and_the_map_goes_on():
     after = windows(range(20, 30), ("front", "rear"))
     assert cameras(after)[-1] == {"front", "rear"} and live.counts().silent == ()
     assert {u.placement.map_id for u in before + alone + after} == {before[0].placement.map_id}
-    found = {
+    actual = {
         (frame.camera, frame.stamp_ns): update.map_from_camera[i, :3, 3]
         for update in before + alone + after
         for i, frame in enumerate(update.window.frames)
         if i in update.trusted_views
     }
-    numbers = [(stamp - 10**9) // GAP_NS for _, stamp in found]
-    assert [camera for camera, _ in found].count("rear") >= 12 and len(found) >= 35
-    assert trajectory_error(np.stack(list(found.values())), ahead[numbers, :3, 3]) < 1e-3
+    numbers = [(stamp - 10**9) // GAP_NS for _, stamp in actual]
+    assert [camera for camera, _ in actual].count("rear") >= 12 and len(actual) >= 35
+    assert trajectory_error(np.stack(list(actual.values())), ahead[numbers, :3, 3]) < 1e-3
 
 
 def test_a_blurred_stretch_leaves_a_gap_and_not_a_wrong_pose():
@@ -335,11 +335,11 @@ def test_a_blurred_stretch_leaves_a_gap_and_not_a_wrong_pose():
     for update in updates:
         track.take(update, update.scene)
     assert updates[-1].placement.map_id == 0, "recognised: part of the first map again"
-    numbers, found = track.positions()
+    numbers, actual = track.positions()
     after = numbers >= 14
-    assert trajectory_error(found[after], poses[numbers[after], :3, 3]) < 1e-3
+    assert trajectory_error(actual[after], poses[numbers[after], :3, 3]) < 1e-3
     # Over the gap the features of pictures of 64 pixels hold it.
-    assert trajectory_error(found, poses[numbers, :3, 3]) < 5e-3
+    assert trajectory_error(actual, poses[numbers, :3, 3]) < 5e-3
 
 
 def test_odometry_that_jumps_all_the_time_makes_no_metres():

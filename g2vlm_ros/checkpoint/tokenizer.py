@@ -104,10 +104,10 @@ class Tokenizer:
     def decode(self, ids: Iterable[int]) -> str:
         """Text of ids; broken UTF-8 and ids without a token give the replacement character."""
         text = ""
-        for known, run in groupby((int(id_) for id_ in ids), self._knows):
+        for is_known, run in groupby((int(id_) for id_ in ids), self._knows):
             run = list(run)
             decode = self._template.decode
-            text += decode(run, skip_special_tokens=False) if known else "\ufffd" * len(run)
+            text += decode(run, skip_special_tokens=False) if is_known else "\ufffd" * len(run)
         return text
 
     def _knows(self, id_: int) -> bool:

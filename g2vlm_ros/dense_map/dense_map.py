@@ -129,34 +129,34 @@ class DenseMap:
                 self._take_in(update)
                 return
             # Lost in the map that is shown: what the window adds waits beside it.
-            shown, self._shown = self._shown, self._aside.pop(placement.map_id, _Content())
+            current, self._current = self._current, self._aside.pop(placement.map_id, _Content())
             self._take_in(update)
-            self._aside[placement.map_id], self._shown = self._shown, shown
+            self._aside[placement.map_id], self._current = self._current, current
             self._bound_aside()
 
     def _take_in(self, update: MappedWindow) -> None:
-        placement, shown = update.placement, self._shown
+        placement, current = update.placement, self._current
         metric = placement.scale.state is ScaleState.METRIC
-        if shown.scale is ScaleState.METRIC and not metric:
+        if current.scale is ScaleState.METRIC and not metric:
             return
         self._correct(dict(placement.corrections))
-        shown.places[update.window.id] = self._held(update)
-        if len(shown.places) > REMEMBERED_WINDOWS:
-            del shown.places[min(shown.places)]
+        current.places[update.window.id] = self._held(update)
+        if len(current.places) > REMEMBERED_WINDOWS:
+            del current.places[min(current.places)]
         unit = 1.0 if metric else self._seen_unit()
-        if shown.voxels is None:
+        if current.voxels is None:
             self._hold(unit, *self._make(unit))
-        elif (metric and shown.scale is not ScaleState.METRIC) or unit > COARSER * shown.unit:
+        elif (metric and current.scale is not ScaleState.METRIC) or unit > COARSER * current.unit:
             self._resize(unit)
-        shown.scale = placement.scale.state
+        current.scale = placement.scale.state
         self._integrate(update)
 
     def _show(self, map_id: int) -> None:
         """Show this map; the one before is put aside."""
         if self._map_id not in (NO_MAP, map_id):
-            if self._shown.voxels is not None:
-                self._aside[self._map_id] = self._shown
-            self._shown = self._aside.pop(map_id, _Content())
+            if self._current.voxels is not None:
+                self._aside[self._map_id] = self._current
+            self._current = self._aside.pop(map_id, _Content())
             self._maps += 1
             self._bound_aside()
         self._map_id = map_id
@@ -173,21 +173,21 @@ class DenseMap:
         ended = self._aside.pop(placement.merged_map_id, None)
         if ended is None or ended.voxels is None:
             return
-        corrections, moves, shown = dict(placement.corrections), {}, self._shown
+        corrections, moves, current = dict(placement.corrections), {}, self._current
         for window, (before, centre, reach) in ended.places.items():
             place = corrections.get(window, before)
             motion = moves[window] = place @ before.inverse()
-            shown.places[window] = place, motion.apply(centre), reach * motion.scale
-        if shown.voxels is None:
+            current.places[window] = place, motion.apply(centre), reach * motion.scale
+        if current.voxels is None:
             unit = 1.0 if placement.scale.state is ScaleState.METRIC else self._seen_unit()
             self._hold(unit, *self._make(unit))
-            shown.scale = placement.scale.state
+            current.scale = placement.scale.state
         ended.voxels.settle()
         _, voxels = ended.voxels.voxels()
         positions = voxels["position"].astype(np.float64)
         moved = Deformation.of(ended.voxels.revision + 1, moves).apply(voxels, positions)
-        shown.voxels.merge(positions[moved], voxels[moved])
-        shown.occupancy.absorb(ended.occupancy, moves)
+        current.voxels.merge(positions[moved], voxels[moved])
+        current.occupancy.absorb(ended.occupancy, moves)
 
     def reset(self, session: int | None = None) -> None:
         """Forget everything, and take in no window of an earlier session that is still running.
@@ -203,7 +203,9 @@ class DenseMap:
         """Packed points (n,) of `changes.POINT`, map frame."""
         with self._lock:
             return (
-                np.empty(0, POINT) if self._shown.voxels is None else self._shown.voxels.packed()
+                np.empty(0, POINT)
+                if self._current.voxels is None
+                else self._current.voxels.packed()
             )
 
     def changes(self, since: Version | None) -> tuple[ChangeSet, Version] | None:
@@ -212,10 +214,10 @@ class DenseMap:
         None for an empty map. The set starts over where the version was of another map.
         """
         with self._lock:
-            if self._shown.voxels is None:
+            if self._current.voxels is None:
                 return None
             same = since is not None and since[0] == self._maps
-            change = self._shown.voxels.changes(since[1] if same else 0)
+            change = self._current.voxels.changes(since[1] if same else 0)
             if not same:
                 change = replace(change, start_over=True, removed=change.removed[:0])
             return change, (self._maps, change.revision)
@@ -224,28 +226,31 @@ class DenseMap:
     def version(self) -> Version:
         """Differs after every change; never comes back."""
         with self._lock:
-            return self._maps, self._shown.voxels.revision if self._shown.voxels is not None else 0
+            return (
+                self._maps,
+                self._current.voxels.revision if self._current.voxels is not None else 0,
+            )
 
     @property
     def stamp_ns(self) -> int:
         """Acquisition of the newest view in the map; 0 for an empty map."""
-        return self._shown.stamp_ns
+        return self._current.stamp_ns
 
     @property
     def metric(self) -> bool:
         """Whether there is a map, and its lengths are metres."""
-        return self._shown.voxels is not None and self._shown.scale is ScaleState.METRIC
+        return self._current.voxels is not None and self._current.scale is ScaleState.METRIC
 
     @property
     def voxel_size(self) -> float:
         """Edge of a voxel in map units; NaN while the map is empty."""
-        voxels = self._shown.voxels
+        voxels = self._current.voxels
         return float("nan") if voxels is None else float(voxels.size)
 
     def stats(self) -> MapStats:
         """Size and history of the map that is shown."""
         with self._lock:
-            voxels = self._shown.voxels
+            voxels = self._current.voxels
             if voxels is None:
                 return MapStats(float("nan"), 0, MapCounts(), 0)
             return MapStats(
@@ -255,26 +260,28 @@ class DenseMap:
     def settle(self) -> None:
         """Apply every correction now, which otherwise happens little by little."""
         with self._lock:
-            if self._shown.voxels is not None:
-                self._shown.voxels.settle()
+            if self._current.voxels is not None:
+                self._current.voxels.settle()
 
     def occupancy(self) -> Occupancy | None:
         """The grid around the camera, or None for an empty map."""
         with self._lock:
-            if self._shown.voxels is None:
+            if self._current.voxels is None:
                 return None
             points = self.points()
             positions = np.stack([points[axis] for axis in "xyz"], axis=-1)
-            return self._shown.occupancy.grid(positions, self._shown.camera, self._shown.floor)
+            return self._current.occupancy.grid(
+                positions, self._current.camera, self._current.floor
+            )
 
     def walls(self) -> np.ndarray:
         """float (n, 2): x and y of what stands at the heights of walls alone, map frame."""
         with self._lock:
-            if self._shown.voxels is None:
+            if self._current.voxels is None:
                 return np.zeros((0, 2), np.float32)
             points = self.points()
             positions = np.stack([points[axis] for axis in "xyz"], axis=-1)
-            plane = np.asarray(self._shown.floor, np.float32)
+            plane = np.asarray(self._current.floor, np.float32)
             heights = positions @ plane[:3] + plane[3]
             low, high = WALL_BAND_M
             return positions[(heights > low) & (heights < high), :2]
@@ -285,11 +292,13 @@ class DenseMap:
         objects, keyframes: kept with the map, in .npz files (`map_files.load_objects`).
         """
         with self._lock:
-            if self._shown.voxels is None:
+            if self._current.voxels is None:
                 return 0
-            metres = 1.0 if self._shown.scale is ScaleState.METRIC else float("nan")
-            info = MapInfo(self._settings.map.frame, self._shown.scale, metres, objects, keyframes)
-            return save_map(path, self._shown.voxels, info)
+            metres = 1.0 if self._current.scale is ScaleState.METRIC else float("nan")
+            info = MapInfo(
+                self._settings.map.frame, self._current.scale, metres, objects, keyframes
+            )
+            return save_map(path, self._current.voxels, info)
 
     def load(self, path: Path, map_from_file: Sim3) -> int:
         """Continue in a saved .npz instead; returns its voxel count.
@@ -325,7 +334,7 @@ class DenseMap:
         """Show a map that was read; map_id: its own, by default it is the map that goes on."""
         with self._lock:
             self._start_over(self._map_id if map_id is None else map_id)
-            self._shown = loaded.content
+            self._current = loaded.content
 
     def edit(self, change: Callable[[MapEditor], Edit | None]) -> Edit | None:
         """Let `change` edit the map; what it returns. ValueError for an empty map, or as it says.
@@ -333,31 +342,31 @@ class DenseMap:
         Later windows respect the edit (`dense_map.map_editor`).
         """
         with self._lock:
-            if self._shown.voxels is None:
+            if self._current.voxels is None:
                 raise ValueError("the map is empty; wait for a window or load a map")
-            if self._shown.editor is None:
-                self._shown.editor = MapEditor(self._shown.voxels)
-            return change(self._shown.editor)
+            if self._current.editor is None:
+                self._current.editor = MapEditor(self._current.voxels)
+            return change(self._current.editor)
 
     @property
     def edits(self) -> tuple[Edit, ...]:
         """The edits that later windows respect, oldest first."""
         with self._lock:
-            return () if self._shown.editor is None else self._shown.editor.edits
+            return () if self._current.editor is None else self._current.editor.edits
 
     def _start_over(self, map_id: int = NO_MAP) -> None:
         self._map_id = map_id
         self._maps += 1
-        self._shown = _Content()
+        self._current = _Content()
         self._aside: dict[int, _Content] = {}
 
     def _hold(self, unit: float, voxels: VoxelMap, occupancy: OccupancyMapper) -> None:
-        shown = self._shown
-        shown.unit, shown.voxels, shown.occupancy = unit, voxels, occupancy
+        current = self._current
+        current.unit, current.voxels, current.occupancy = unit, voxels, occupancy
 
     def _seen_unit(self) -> float:
         """Map units that stand for a metre of the settings while there are no metres."""
-        reach = float(np.median([reach for _, _, reach in self._shown.places.values()]))
+        reach = float(np.median([reach for _, _, reach in self._current.places.values()]))
         return reach / VOXELS_PER_DEPTH / self._settings.voxel.size_m
 
     def _make(self, unit: float) -> tuple[VoxelMap, OccupancyMapper]:
@@ -379,13 +388,13 @@ class DenseMap:
 
     def _resize(self, unit: float) -> None:
         """The voxels, corrected already, go into a map of other lengths: metres, or coarser."""
-        before = self._shown.voxels
+        before = self._current.voxels
         before.settle()
         _, voxels = before.voxels()
         self._hold(unit, *self._make(unit))
-        self._shown.voxels.merge(voxels["position"].astype(np.float64), voxels)
-        if self._shown.editor is not None:
-            self._shown.editor.move_to(self._shown.voxels)
+        self._current.voxels.merge(voxels["position"].astype(np.float64), voxels)
+        if self._current.editor is not None:
+            self._current.editor.move_to(self._current.voxels)
         self._maps += 1
 
     def _correct(self, places: dict[int, Sim3]) -> None:
@@ -396,21 +405,21 @@ class DenseMap:
         """
         moves = {}
         for window, place in places.items():
-            if self._shown.voxels is None or window not in self._shown.places:
+            if self._current.voxels is None or window not in self._current.places:
                 continue
-            before, centre, reach = self._shown.places[window]
+            before, centre, reach = self._current.places[window]
             motion = place @ before.inverse()
             tangent, moved = motion.log(), motion.apply(centre)
             turned = np.linalg.norm(tangent[:3]) + abs(tangent[6])
             if (
                 np.linalg.norm(moved - centre) + turned * reach
-                > MOVED_VOXELS * self._shown.voxels.size
+                > MOVED_VOXELS * self._current.voxels.size
             ):
                 moves[window] = motion
-                self._shown.places[window] = place, moved, reach * motion.scale
+                self._current.places[window] = place, moved, reach * motion.scale
         if moves:
-            self._shown.voxels.correct(moves)
-            self._shown.occupancy.correct(moves)
+            self._current.voxels.correct(moves)
+            self._current.occupancy.correct(moves)
 
     @staticmethod
     def _held(update: MappedWindow) -> _Held:
@@ -425,7 +434,7 @@ class DenseMap:
         valid = result.valid(settings.max_edge_step) & ~(result.confidence < CONTRADICTED)
         if not settings.max_depth_m:
             return valid
-        reach = settings.max_depth_m * self._shown.unit / update.placement.map_from_window.scale
+        reach = settings.max_depth_m * self._current.unit / update.placement.map_from_window.scale
         return valid & (result.local_points_u[..., 2] <= reach)
 
     def _integrate(self, update: MappedWindow) -> None:
@@ -443,9 +452,9 @@ class DenseMap:
             np.array(focal_px)[list(sound)] / scale,
             settings.min_confidence,
         )
-        self._shown.voxels.integrate_views(views, poses[:, :3, 3], window.stamp_ns, window.id)
+        self._current.voxels.integrate_views(views, poses[:, :3, 3], window.stamp_ns, window.id)
         floor_z = update.placement.floor_z
-        self._shown.floor = (0.0, 0.0, 1.0, 0.0 if np.isnan(floor_z) else -floor_z)
+        self._current.floor = (0.0, 0.0, 1.0, 0.0 if np.isnan(floor_z) else -floor_z)
         for i in update.new_views:
             if result.intrinsics[i] is None or i not in sound:
                 continue
@@ -457,9 +466,9 @@ class DenseMap:
                 window.frames[i].stamp_ns,
                 scale,
             )
-            self._shown.voxels.carve(view)
-            self._shown.occupancy.observe(view, window.id, self._shown.floor)
-        self._shown.stamp_ns, self._shown.camera = window.stamp_ns, poses[-1, :3, 3]
+            self._current.voxels.carve(view)
+            self._current.occupancy.observe(view, window.id, self._current.floor)
+        self._current.stamp_ns, self._current.camera = window.stamp_ns, poses[-1, :3, 3]
 
 
 def _is_identity(motion: Sim3) -> bool:

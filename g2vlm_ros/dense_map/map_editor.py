@@ -87,7 +87,7 @@ class Edit:
     windows: frozenset[int] = frozenset()
     before: tuple[np.ndarray, np.ndarray] | None = None
     """Keys and voxels that the edit changed, as they were."""
-    made: np.ndarray | None = None
+    keys_written: np.ndarray | None = None
     """Keys of the cells it wrote."""
 
     @property
@@ -182,10 +182,10 @@ class MapEditor:
         with self._map.lock:
             if not self._edits or not self._edits[-1].undoable:
                 why = f"the last one ({self._edits[-1].action}) is final" if self._edits else ""
-                raise ValueError(f"there is no edit to undo; {why or 'none was made'}")
+                raise ValueError(f"there is no edit to undo; {why or 'none was keys_written'}")
             edit = self._edits[-1]
-            made = self._map.find(edit.made)
-            self._map.remove(made[made >= 0])
+            slots = self._map.find(edit.keys_written)
+            self._map.remove(slots[slots >= 0])
             self._map.put(*edit.before)
             self._edits.pop()
             return edit
@@ -260,7 +260,11 @@ class MapEditor:
         return self._remember(Edit(action, box, len(ids), True), before, before[0], voxels)
 
     def _remember(
-        self, edit: Edit, before: tuple[np.ndarray, np.ndarray], made: np.ndarray, of: np.ndarray
+        self,
+        edit: Edit,
+        before: tuple[np.ndarray, np.ndarray],
+        keys_written: np.ndarray,
+        of: np.ndarray,
     ) -> Edit:
         windows, sizes = np.unique(of["window"], return_counts=True)
         if len(windows):
@@ -269,7 +273,7 @@ class MapEditor:
                 window=int(windows[sizes.argmax()]),
                 windows=frozenset(windows.tolist()),
             )
-        edit = replace(edit, before=before, made=made)
+        edit = replace(edit, before=before, keys_written=keys_written)
         if edit.nbytes > self._history_bytes:
             edit = _final(edit)
         self._edits.append(edit)
@@ -288,4 +292,4 @@ class MapEditor:
 
 
 def _final(edit: Edit) -> Edit:
-    return replace(edit, undoable=False, before=None, made=None)
+    return replace(edit, undoable=False, before=None, keys_written=None)

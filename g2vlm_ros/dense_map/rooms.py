@@ -134,13 +134,15 @@ class RoomMap:
 
 def segment(grid: Occupancy, walls: np.ndarray) -> np.ndarray:
     """int32 (height, width): 1, 2 ... for the rooms of a grid, 0 elsewhere."""
-    seen = (grid.data != UNKNOWN).astype(np.uint8)
-    seen = cv2.morphologyEx(seen, cv2.MORPH_CLOSE, np.ones((CLOSE_CELLS, CLOSE_CELLS), np.uint8))
-    wall = np.zeros_like(seen)
+    observed = (grid.data != UNKNOWN).astype(np.uint8)
+    observed = cv2.morphologyEx(
+        observed, cv2.MORPH_CLOSE, np.ones((CLOSE_CELLS, CLOSE_CELLS), np.uint8)
+    )
+    wall = np.zeros_like(observed)
     row, column = _cells(walls, grid).T
     inside = (row >= 0) & (column >= 0) & (row < wall.shape[0]) & (column < wall.shape[1])
     wall[row[inside], column[inside]] = 1
-    floor = seen & ~wall & 1
+    floor = observed & ~wall & 1
     # A frame of wall, so that the border of the grid is one.
     width = cv2.distanceTransform(np.pad(floor, 1), cv2.DIST_L2, 5)[1:-1, 1:-1]
     width = width * grid.resolution

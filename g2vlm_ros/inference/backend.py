@@ -137,8 +137,8 @@ def _open(
 ) -> Backend:
     """special: options that only one backend has, by its name; those left empty are not passed."""
     module, kind = BACKENDS[name]
-    own = {option: value for option, value in special.get(name, {}).items() if value}
-    options = {**options, **own}
+    special_options = {option: value for option, value in special.get(name, {}).items() if value}
+    options = {**options, **special_options}
     stages = getattr(import_module(module), kind).open(folder, **options)
     stages.chosen_because = why
     return stages

@@ -87,16 +87,18 @@ class StageService:
         reply["times_s"] = {}
         reply_arrays: Arrays = {}
         for index, step in enumerate(header["steps"]):
-            own = {
+            step_arrays = {
                 name.partition(".")[2]: array
                 for name, array in arrays.items()
                 if name.partition(".")[0] == str(index)
             }
             start = time.perf_counter()
-            result, outputs = self._step(step, own, results, bool(header.get("all_logits")))
-            spent = time.perf_counter() - start
+            result, outputs = self._step(
+                step, step_arrays, results, bool(header.get("all_logits"))
+            )
+            time_s = time.perf_counter() - start
             stage = step["stage"]
-            reply["times_s"][stage] = reply["times_s"].get(stage, 0.0) + spent
+            reply["times_s"][stage] = reply["times_s"].get(stage, 0.0) + time_s
             if result.features is not None or result.cache is not None:
                 results[step["number"]] = result
             reply_arrays |= {f"{index}.{name}": array for name, array in outputs.items()}

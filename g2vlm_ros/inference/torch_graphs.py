@@ -42,8 +42,8 @@ class Recorded:
     replay: Callable[[], None] = lambda: None
 
     def __call__(self, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        for own, given in zip(self.inputs, inputs, strict=True):
-            own.copy_(given)
+        for buffer, value in zip(self.inputs, inputs, strict=True):
+            buffer.copy_(value)
         self.replay()
         return tuple(output.clone() for output in self.outputs)
 

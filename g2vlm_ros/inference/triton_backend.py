@@ -235,15 +235,15 @@ class TritonBackend:
         while True:
             step = self._decoding(token, position, cache, STEPS_AHEAD)
             ids = [int(n) for n in self._run(step)["ids"]]
-            taken = 0
+            used = 0
             try:
                 for newest in ids:
-                    taken += 1
+                    used += 1
                     yield newest
             finally:
-                if 0 < taken < len(ids):  # what was fed for the ids that were taken, if asked for
-                    step = self._decoding(token, position, cache, taken)
-                cache.move(step, cache.length + taken)
+                if 0 < used < len(ids):  # what was fed for the ids that were taken, if asked for
+                    step = self._decoding(token, position, cache, used)
+                cache.move(step, cache.length + used)
             token, position = ids[-1], position + len(ids)
 
     def _decoding(self, token: int, position: int, cache: RemoteCache, count: int) -> Step:

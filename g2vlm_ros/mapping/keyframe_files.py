@@ -55,13 +55,13 @@ def to_bytes(
 
     Where not all do, those go whose neighbours in time are nearest.
     """
-    kept = list(map_views)
-    sizes = {id(v): _bytes_of(v) for v in kept}
-    while kept and sum(sizes[id(v)] for v in kept) > max_bytes:
-        orders = np.array([v.keyframe.order for v in kept])
-        least = 1 + int(np.argmin(orders[2:] - orders[:-2])) if len(kept) > 2 else 0
-        kept.pop(least)
-    return (_packed(kept, origin), len(kept)) if kept else (b"", 0)
+    selection = list(map_views)
+    sizes = {id(v): _bytes_of(v) for v in selection}
+    while selection and sum(sizes[id(v)] for v in selection) > max_bytes:
+        orders = np.array([v.keyframe.order for v in selection])
+        least = 1 + int(np.argmin(orders[2:] - orders[:-2])) if len(selection) > 2 else 0
+        selection.pop(least)
+    return (_packed(selection, origin), len(selection)) if selection else (b"", 0)
 
 
 def from_bytes(content: bytes, origin: KeyframeOrigin) -> list[Keyframe]:

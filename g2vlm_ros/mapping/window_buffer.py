@@ -66,7 +66,7 @@ class WindowBuffer:
         self._on_clock_jump = on_clock_jump
         self._window_id = 0
         self._pending: list[_Instant] = []
-        self._kept: list[_Instant] = []
+        self._instants: list[_Instant] = []
         self._in_window: list[_Instant] = []  # of the last window, without discarded frames
         self._last_stamp_ns: dict[str, int] = {}
         self._usual_step_ns: dict[str, int] = {}
@@ -140,7 +140,7 @@ class WindowBuffer:
     @property
     def waiting(self) -> int:
         """Frames that are held and that no window has used yet."""
-        unused = [i for i in self._kept if not i.used] + self._pending
+        unused = [i for i in self._instants if not i.used] + self._pending
         return sum(len(i.frames) for i in unused) + len(self._suspects)
 
     def reject(self, reason: DropReason) -> None:
@@ -150,9 +150,9 @@ class WindowBuffer:
 
     def discard(self, frame: Frame, reason: DropReason) -> None:
         """Forget a frame of the last window that turned out to be unusable."""
-        for instant in self._kept:
+        for instant in self._instants:
             if instant.frames.get(frame.camera) is frame:
-                self._kept.remove(instant)
+                self._instants.remove(instant)
                 break
         self._in_window = [i for i in self._in_window if i.frames.get(frame.camera) is not frame]
         self.dropped[reason] += 1
@@ -160,11 +160,11 @@ class WindowBuffer:
 
     def renew(self, stamp_ns: int) -> None:
         """The cameras still show at this time what they showed in the last window."""
-        fresh = [instant for instant in self._kept if not instant.used]
+        fresh = [instant for instant in self._instants if not instant.used]
         overlap = self._in_window[-self._settings.overlap :] if self._settings.overlap else []
         for instant in overlap:
             instant.shown_ns = max(instant.shown_ns, stamp_ns)
-        self._kept = overlap + fresh
+        self._instants = overlap + fresh
 
     def clear(self, reason: DropReason = DropReason.RESET) -> None:
         """Forget all frames; counters stay."""
@@ -173,13 +173,13 @@ class WindowBuffer:
     def take(self) -> Window | None:
         """The next window, or None while too few fresh instants are here."""
         self._forget_old()
-        fresh = [i for i in self._kept if not i.used]
+        fresh = [i for i in self._instants if not i.used]
         if not fresh:
             return None
         cameras = fresh[-1].frames.keys()
         alike = [i for i in fresh if i.frames.keys() == cameras]
         overlap, room = [], self._settings.views
-        for instant in reversed([i for i in self._kept if i.used]):
+        for instant in reversed([i for i in self._instants if i.used]):
             if room - len(instant.frames) >= len(cameras):
                 overlap.insert(0, instant)
                 room -= len(instant.frames)
@@ -194,7 +194,7 @@ class WindowBuffer:
             else:
                 self.dropped[DropReason.SUPERSEDED] += len(instant.frames)
         shared = min(self._settings.overlap, self._settings.views // len(cameras) - 1)
-        self._kept = selection[-shared:] if shared else []
+        self._instants = selection[-shared:] if shared else []
         self._in_window = selection
         self._window_id += 1
         frames = tuple(i.frames[c] for i in selection for c in self._cameras if c in i.frames)
@@ -222,16 +222,16 @@ class WindowBuffer:
             self._pending.append(instant)
 
     def _keep(self, instant: _Instant) -> None:
-        if self._kept and not self._far_enough(self._kept[-1], instant):
+        if self._instants and not self._far_enough(self._instants[-1], instant):
             self.dropped[DropReason.TOO_CLOSE] += len(instant.frames)
             return
-        self._kept.append(instant)
+        self._instants.append(instant)
         self._forget_old()
-        fresh = [i for i in self._kept if not i.used]
+        fresh = [i for i in self._instants if not i.used]
         if len(fresh) > KEPT_WINDOWS * (self._settings.views // len(instant.frames)):
             # Thin out evenly: the spread over time matters more than any single frame.
             victim = fresh[len(fresh) // 2]
-            self._kept = [i for i in self._kept if i is not victim]
+            self._instants = [i for i in self._instants if i is not victim]
             self.dropped[DropReason.SUPERSEDED] += len(victim.frames)
 
     def _far_enough(self, last: _Instant, instant: _Instant) -> bool:
@@ -244,20 +244,20 @@ class WindowBuffer:
 
     def _forget_old(self) -> None:
         """No window may reach further back than max_age_s from the newest instant."""
-        if not self._kept:
+        if not self._instants:
             return
-        limit_ns = self._kept[-1].stamp_ns - self._settings.max_age_s * NS_PER_S
-        for instant in self._kept:
+        limit_ns = self._instants[-1].stamp_ns - self._settings.max_age_s * NS_PER_S
+        for instant in self._instants:
             if instant.until_ns < limit_ns and not instant.used:
                 self.dropped[DropReason.TOO_OLD] += len(instant.frames)
-        self._kept = [i for i in self._kept if i.until_ns >= limit_ns]
+        self._instants = [i for i in self._instants if i.until_ns >= limit_ns]
 
     def _drop_all(self, reason: DropReason) -> None:
-        unused = [i for i in self._kept if not i.used] + self._pending
+        unused = [i for i in self._instants if not i.used] + self._pending
         self.dropped[reason] += sum(len(i.frames) for i in unused) + len(self._suspects)
         self._suspects.clear()
         self._usual_step_ns.clear()
-        self._pending, self._kept, self._in_window = [], [], []
+        self._pending, self._instants, self._in_window = [], [], []
         self._last_stamp_ns.clear()
 
 

@@ -74,12 +74,12 @@ def _panel(image: np.ndarray, marks: Sequence[tuple[Mark, str]]) -> np.ndarray:
     scale = WIDTH_PX / image.shape[1]
     height = max(1, round(image.shape[0] * scale))
     way = cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
-    drawn = cv2.resize(image, (WIDTH_PX, height), interpolation=way)
+    panel = cv2.resize(image, (WIDTH_PX, height), interpolation=way)
     larger = [(_scaled(mark, scale), label) for mark, label in marks]
-    drawn = prompts.draw(drawn, [mark for mark, _ in larger])
+    panel = prompts.draw(panel, [mark for mark, _ in larger])
     for mark, label in larger:
-        _tag(drawn, label, mark)
-    return drawn
+        _tag(panel, label, mark)
+    return panel
 
 
 def _tag(image: np.ndarray, label: str, mark: Mark) -> None:

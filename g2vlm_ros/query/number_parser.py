@@ -101,10 +101,10 @@ def decimal(text: str) -> float | None:
     mantissa, _, exponent = text.partition("e")
     marks = [c for c in mantissa if c in ".,"]
     if len(marks) == 1 and marks[0] == ",":
-        whole, _, part = mantissa.partition(",")
-        if len(part) == 3 and whole != "0":
+        integer_part, _, part = mantissa.partition(",")
+        if len(part) == 3 and integer_part != "0":
             return None
-        mantissa = f"{whole}.{part}"
+        mantissa = f"{integer_part}.{part}"
     elif len(marks) > 1:
         *groups, last = re.split("[.,]", mantissa)
         thousands = marks[0]

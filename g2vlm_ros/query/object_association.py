@@ -238,12 +238,12 @@ def merge(one: MapObject, other: MapObject) -> MapObject:
     """One object of two: as the newer was seen, with the id and the name of the older."""
     first, second = sorted((one, other), key=lambda each: each.id)
     newer = max((one, other), key=lambda each: each.last_seen_ns)
-    shown = max((one, other), key=lambda each: each.picture_px)
+    best_shown = max((one, other), key=lambda each: each.picture_px)
     return replace(
         newer,
-        picture=shown.picture,
-        picture_ns=shown.picture_ns,
-        picture_px=shown.picture_px,
+        picture=best_shown.picture,
+        picture_ns=best_shown.picture_ns,
+        picture_px=best_shown.picture_px,
         id=first.id,
         name=first.name or second.name,
         sightings=first.sightings + second.sightings,

@@ -100,11 +100,11 @@ def _look(update: PerceivedWindow, points: PointMap, view: int, other: MapObject
     return Look.UNCERTAIN if passes[usable].any() else Look.AT
 
 
-def successor(gone: MapObject, objects: Sequence[MapObject]) -> MapObject | None:
+def successor(former: MapObject, objects: Sequence[MapObject]) -> MapObject | None:
     """The object that one that is gone has become: of its label, first seen later elsewhere."""
     for other in objects:
-        later = other.first_seen_ns > gone.last_seen_ns and other.confirmed
-        if later and other.there and other.label == gone.label and not _taken(other, objects):
+        later = other.first_seen_ns > former.last_seen_ns and other.confirmed
+        if later and other.there and other.label == former.label and not _taken(other, objects):
             return other
     return None
 

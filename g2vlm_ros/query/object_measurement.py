@@ -265,9 +265,9 @@ def _foreground(
     return keep
 
 
-def _across(chosen: np.ndarray, camera: np.ndarray) -> float:
+def _across(points: np.ndarray, camera: np.ndarray) -> float:
     """Horizontal extent of points (n, 3) across the line of sight, at their median distance."""
-    away = chosen[:, :2] - camera[:2]
+    away = points[:, :2] - camera[:2]
     front = np.median(away, axis=0)
     distance = float(np.linalg.norm(front))
     if distance < 1e-6:

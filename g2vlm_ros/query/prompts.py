@@ -56,7 +56,7 @@ class Reference:
 
 def draw(image: np.ndarray, marks: Sequence[Mark]) -> np.ndarray:
     """A copy of an image uint8 (h, w, 3) RGB with the marks on it; `view` is not looked at."""
-    drawn = np.ascontiguousarray(image).copy()
+    canvas = np.ascontiguousarray(image).copy()
     radius = max(2, round(RADIUS * max(image.shape[:2])))
     for mark in marks:
         colour = COLOURS[mark.colour]
@@ -64,11 +64,11 @@ def draw(image: np.ndarray, marks: Sequence[Mark]) -> np.ndarray:
             (round(u), round(v)) for u, v in (mark.low_px, mark.high_px)
         )
         if mark.low_px == mark.high_px:
-            cv2.circle(drawn, (left, top), radius + 1, (255, 255, 255), -1)
-            cv2.circle(drawn, (left, top), radius, colour, -1)
+            cv2.circle(canvas, (left, top), radius + 1, (255, 255, 255), -1)
+            cv2.circle(canvas, (left, top), radius, colour, -1)
         else:
-            cv2.rectangle(drawn, (left, top), (right, bottom), colour, max(1, radius // 2))
-    return drawn
+            cv2.rectangle(canvas, (left, top), (right, bottom), colour, max(1, radius // 2))
+    return canvas
 
 
 def needs_marks(question: str, marks: Sequence[Mark]) -> bool:

@@ -34,7 +34,7 @@ class AnswerImagePublisher:
         self._publisher = node.create_lifecycle_publisher(Image, "~/query/picture", LATCHED)
         self._timer = node.create_timer(LOOK_S, self._draw_if_seen)
         self._undrawn: tuple[int, Callable[[], np.ndarray], str] | None = None
-        self.drawn = 0
+        self.pictures_drawn = 0
         """How many pictures were drawn."""
         self._last_ns = 0
         self._lock = threading.Lock()
@@ -83,7 +83,7 @@ class AnswerImagePublisher:
             self._undrawn = None
             header = geometry.header(answered_ns, frame_id)
             message = images.rgb_image(header, draw())
-            self.drawn += 1
+            self.pictures_drawn += 1
             self._publisher.publish(message)
 
 

@@ -400,9 +400,9 @@ class Diagnostics:
     def _localisation(self, localisation: Localisation, counts: Counts) -> DiagnosticStatus:
         values = {str(outcome): n for outcome, n in sorted(counts.searches.items())}
         since_s = f"{localisation.since_ns * 1e-9:.3f}"
-        told = localisation_remarks(localisation)
-        message = "; ".join(told) or f"{localisation.state} by {localisation.by}"
-        level = WARN if told else OK
+        problems = localisation_remarks(localisation)
+        message = "; ".join(problems) or f"{localisation.state} by {localisation.by}"
+        level = WARN if problems else OK
         values |= {"since": since_s, "by": localisation.by}
         return self._task("localisation", level, message, **values)
 

@@ -39,10 +39,10 @@ class KeyframeKeeper:
     def saved(self) -> bytes:
         """Of the map that is published; what does not fit into map.keyframes_mib is logged."""
         views = self._wait_for(self._map_views)
-        content, kept = to_bytes(views, self._origin, self._max_bytes)
+        content, count = to_bytes(views, self._origin, self._max_bytes)
         self._log(
-            f"{kept} of {len(views)} keyframes are saved, {len(content) / 2**20:.1f} MiB"
-            + ("" if kept == len(views) else "; map.keyframes_mib has no room for the others")
+            f"{count} of {len(views)} keyframes are saved, {len(content) / 2**20:.1f} MiB"
+            + ("" if count == len(views) else "; map.keyframes_mib has no room for the others")
         )
         return content
 

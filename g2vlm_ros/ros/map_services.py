@@ -88,18 +88,18 @@ class MapServices:
             map_from_file = _rigid("map_from_file", request.map_from_file)
             objects, rooms = from_bytes(load_objects(path), map_from_file)
             keyframes = load_keyframes(path)
-            known = request.known_pose or not _is_identity(map_from_file)
-            if not known and not keyframes:
+            pose_is_known = request.known_pose or not _is_identity(map_from_file)
+            if not pose_is_known and not keyframes:
                 raise invalid(
                     f"{_short(str(path))} has no keyframes to find the robot by; say that the "
                     "pose is known (known_pose), or save the map again"
                 )
-            saved = [] if known else self._keyframes.read(keyframes)
+            saved = [] if pose_is_known else self._keyframes.read(keyframes)
             loaded = self._map.read(path, map_from_file)
         except (MapFileError, ObjectMemoryError, KeyframeFileError) as error:
             raise invalid(str(error)) from error
         # All of the file is sound: from here on nothing of it can fail.
-        map_id = None if known else self._keyframes.look_for(saved)
+        map_id = None if pose_is_known else self._keyframes.look_for(saved)
         self._map.put(loaded, map_id)
         self._rooms.restore(rooms)
         self._objects.replace_all(objects, map_id)

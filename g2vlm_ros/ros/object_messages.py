@@ -110,9 +110,9 @@ def markers_message(
         if not each.there:
             text.text += f" ({each.state.name.lower()})"
         markers += [box, text]
-    for gone in sorted(former_ids - {each.id for each in objects}):
+    for object_id in sorted(former_ids - {each.id for each in objects}):
         for namespace in ("objects", "labels"):
-            markers.append(Marker(header=header, ns=namespace, id=gone, action=Marker.DELETE))
+            markers.append(Marker(header=header, ns=namespace, id=object_id, action=Marker.DELETE))
     for marker in markers:
         marker.lifetime = Duration()
     return MarkerArray(markers=markers)

@@ -59,7 +59,7 @@ class Publishers:
         self._trail = Trajectory(settings.map.path_length)
         self._path = Path()
         self._cloud: PointCloud2 | None = None
-        self._sent: dict[str, Version] = {}
+        self._sent_versions: dict[str, Version] = {}
         self._session = 0
         self._map_to_odom = MapToOdom(settings.map.frame)
         self._newest_ns: dict[tuple[str, str], int] = {}
@@ -122,7 +122,7 @@ class Publishers:
             self._publishers["path"].publish(self._path)
             self._retract("map", stamp_ns)
             self._retract("occupancy", stamp_ns)
-            if self._sent.pop("map_updates", None) is not None:
+            if self._sent_versions.pop("map_updates", None) is not None:
                 everything = np.zeros(1, CHANGED_POINT)
                 everything["id"] = EVERYTHING
                 for axis in "xyz":
@@ -132,7 +132,7 @@ class Publishers:
 
     def _retract(self, name: str, stamp_ns: int) -> None:
         """An empty message on a latched topic of the map, if it said anything before."""
-        if self._sent.pop(name, None) is None:
+        if self._sent_versions.pop(name, None) is None:
             return
         header = self._header(stamp_ns)
         if name == "map":
@@ -151,10 +151,10 @@ class Publishers:
                 version, stamp_ns = dense_map.version, dense_map.stamp_ns
                 if not stamp_ns or (name == "occupancy" and not dense_map.metric):
                     continue
-                if version != self._sent.get(name) and self._listened(name):
+                if version != self._sent_versions.get(name) and self._listened(name):
                     if (message := make(dense_map, self._header(stamp_ns))) is not None:
                         self._publishers[name].publish(message)
-                    self._sent[name] = version
+                    self._sent_versions[name] = version
             if dense_map.stamp_ns and not dense_map.metric:
                 self._retract("occupancy", dense_map.stamp_ns)
 
@@ -168,7 +168,7 @@ class Publishers:
         followers = {tuple(endpoint.endpoint_gid) for endpoint in subscribers}
         matched = len(followers) == publisher.get_subscription_count()
         up_to_date = matched and followers <= self._followers
-        changes = dense_map.changes(self._sent.get("map_updates") if up_to_date else None)
+        changes = dense_map.changes(self._sent_versions.get("map_updates") if up_to_date else None)
         if changes is None:
             return
         change, version = changes
@@ -176,7 +176,7 @@ class Publishers:
         if len(rows):
             header = self._header(dense_map.stamp_ns)
             publisher.publish(clouds.packed_cloud(header, rows))
-        self._sent["map_updates"] = version
+        self._sent_versions["map_updates"] = version
         self._followers = followers if matched else set()
 
     @staticmethod

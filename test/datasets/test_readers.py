@@ -36,8 +36,8 @@ def test_what_was_written_is_read(name, tmp_path) -> None:
         assert [f.stamp_ns for f in frames] == seen.stamps_ns.tolist()
     else:
         assert (np.diff([f.stamp_ns for f in frames]) == small.STEP_NS).all()
-    found = np.stack([f.world_from_camera for f in frames])
-    np.testing.assert_allclose(found, seen.poses, atol=1e-6)
+    poses = np.stack([f.world_from_camera for f in frames])
+    np.testing.assert_allclose(poses, seen.poses, atol=1e-6)
     for i in (0, len(frames) - 1):
         np.testing.assert_array_equal(frames[i].image(), seen.images[i])
         np.testing.assert_allclose(frames[i].intrinsics.matrix(), seen.camera.matrix())

@@ -123,9 +123,9 @@ def test_points_are_what_the_changes_add_up_to(lap):
     dense_map, _, _ = lap
     mirror = PointMirror()
     mirror.apply(dense_map.changes(None)[0])
-    found, wanted = dense_map.points(), mirror.dense()
-    assert len(found) == len(wanted) > 1000
-    np.testing.assert_array_equal(np.sort(found), np.sort(wanted))
+    found, expected = dense_map.points(), mirror.dense()
+    assert len(found) == len(expected) > 1000
+    np.testing.assert_array_equal(np.sort(found), np.sort(expected))
 
 
 def test_occupancy_has_walls_free_floor_and_unknown(lap):

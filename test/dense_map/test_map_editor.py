@@ -189,8 +189,8 @@ def test_changes_tell_of_edits(scene):
     editor.undo()
     editor.undo()
     mirror.apply(voxel_map.changes(mirror.revision))
-    got = np.sort(mirror.dense()["x"])
-    np.testing.assert_array_equal(got, np.sort(positions(voxel_map)[:, 0]))
+    actual = np.sort(mirror.dense()["x"])
+    np.testing.assert_array_equal(actual, np.sort(positions(voxel_map)[:, 0]))
 
 
 def test_a_rule_follows_its_window_and_the_edit_is_final(scene):
@@ -265,6 +265,6 @@ def test_edits_that_hold_are_bounded(scene):
 def test_a_box_contains_what_its_planes_enclose():
     points = np.random.default_rng(3).uniform(-2, 2, (5000, 3)).astype(np.float32)
     local = (points.astype(np.float64) - BOX.centre) @ BOX.rotation
-    wanted = (np.abs(local) <= BOX.half_size).all(1)
-    assert 20 < wanted.sum() < 1000
-    np.testing.assert_array_equal(BOX.contains(points), wanted)
+    expected = (np.abs(local) <= BOX.half_size).all(1)
+    assert 20 < expected.sum() < 1000
+    np.testing.assert_array_equal(BOX.contains(points), expected)

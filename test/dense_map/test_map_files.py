@@ -73,9 +73,9 @@ def test_relative_maps_and_empty_ones(tmp_path):
     info = MapInfo("robot/map", ScaleState.RELATIVE, float("nan"))
     save_map(tmp_path / "a.npz", VoxelMap(0.1, MEMORY), info)
     loaded = some_map()
-    got = load_map(tmp_path / "a.npz", loaded)
-    assert got.frame == "robot/map" and got.scale_state is ScaleState.RELATIVE
-    assert np.isnan(got.metres_per_unit) and len(loaded) == 0
+    actual = load_map(tmp_path / "a.npz", loaded)
+    assert actual.frame == "robot/map" and actual.scale_state is ScaleState.RELATIVE
+    assert np.isnan(actual.metres_per_unit) and len(loaded) == 0
 
 
 def test_receivers_of_changes_start_over_after_loading(tmp_path):
@@ -120,10 +120,10 @@ def test_pcd_is_what_its_specification_says(tmp_path):
     assert header["FIELDS"] == ["x", "y", "z", "rgb", "confidence"]
     assert int(header["WIDTH"][0]) * int(header["HEIGHT"][0]) == len(voxel_map) == len(rows)
     _, voxels = voxel_map.voxels()
-    got = np.array(rows)
-    np.testing.assert_array_equal(got[:, :3], voxels["position"])
-    np.testing.assert_array_equal(got[:, 4].astype(np.float32), voxels["confidence"])
-    rgb = got[:, 3].astype(np.uint32)
+    actual = np.array(rows)
+    np.testing.assert_array_equal(actual[:, :3], voxels["position"])
+    np.testing.assert_array_equal(actual[:, 4].astype(np.float32), voxels["confidence"])
+    rgb = actual[:, 3].astype(np.uint32)
     red = np.rint(voxels["colour"][:, 0] / 256)
     assert np.abs((rgb >> 16).astype(int) - red).max() <= 1 and (rgb >> 24 == 0).all()
     points, colours, confidence = read_pcd(tmp_path / "a.pcd")

@@ -82,8 +82,8 @@ def test_a_room_seen_all_around():
     along = np.arange(0.25, 3.8, RESOLUTION)
     for x in (0.0, 6.0):
         # A wall lies on a border of cells: one of the two beside it holds it.
-        seen = [OCCUPIED in (value(grid, x - 0.01, y), value(grid, x + 0.01, y)) for y in along]
-        assert np.mean(seen) > 0.95
+        walls = [OCCUPIED in (value(grid, x - 0.01, y), value(grid, x + 0.01, y)) for y in along]
+        assert np.mean(walls) > 0.95
     steps = np.arange(0.05, 6, RESOLUTION), np.arange(0.05, 4, RESOLUTION)
     for x in steps[0]:
         for y in steps[1]:

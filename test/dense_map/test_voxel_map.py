@@ -374,13 +374,13 @@ def test_corrected_windows_move_and_others_stay():
     assert voxel_map.settled
     _, after = voxel_map.voxels()
     want = motion.apply(before["position"][before["window"] == 0].astype(np.float64))
-    got = after["position"][after["window"] == 0]
+    actual = after["position"][after["window"] == 0]
     assert after["count"].sum() == before["count"].sum() == 4000
     # Where no two fell into one cell they are exactly where the motion puts them.
     cells = np.floor(want / SIZE)
     _, index, sizes = np.unique(cells, axis=0, return_index=True, return_counts=True)
     alone = want[index[sizes == 1]]
-    distance = np.abs(alone[:, None] - got[None]).max(-1).min(1)
+    distance = np.abs(alone[:, None] - actual[None]).max(-1).min(1)
     assert (distance < 1e-5).mean() > 0.99 and len(alone) > 500
     stayed = np.sort(before[before["window"] == 1], order="cell")["position"]
     np.testing.assert_array_equal(
@@ -423,13 +423,13 @@ def test_corrections_are_applied_little_by_little_and_add_up():
     for _ in range(200):
         bit_by_bit.integrate(*empty, np.zeros(3), 9 * SECOND, 9)
     assert bit_by_bit.settled
-    (keys, want), (other_keys, got) = content(at_once), content(bit_by_bit)
+    (keys, want), (other_keys, actual) = content(at_once), content(bit_by_bit)
     np.testing.assert_array_equal(keys, other_keys)
-    np.testing.assert_allclose(want["position"], got["position"], atol=1e-5)
-    np.testing.assert_array_equal(want["count"], got["count"])
-    middle = got["position"][:, 1]
+    np.testing.assert_allclose(want["position"], actual["position"], atol=1e-5)
+    np.testing.assert_array_equal(want["count"], actual["count"])
+    middle = actual["position"][:, 1]
     for window, shift in enumerate((0.6, 0.3, 0.3, 0.0)):
-        assert middle[got["window"] == window].min() == pytest.approx(-1 + shift, abs=0.02)
+        assert middle[actual["window"] == window].min() == pytest.approx(-1 + shift, abs=0.02)
 
 
 def test_a_reader_beside_the_writer_sees_whole_maps():

@@ -39,24 +39,24 @@ def figures(capsys, *arguments: str) -> dict:
 
 
 def test_exact_geometry_gives_back_the_trajectory(folder, tmp_path, capsys) -> None:
-    found = figures(capsys, str(folder), "--stand-in", "", "--out", str(tmp_path))
-    assert KEYS <= found.keys()
-    assert found["maps"] == 1 and found["ate_sim3_m"] < 0.02
-    assert found["ate_se3_m"] is None and found["scale_error"] is None, "no metres, none told"
-    assert found["map_accuracy_m"] < 0.05 and found["map_completeness"] > 0.8
-    assert json.loads((tmp_path / "result.json").read_text()) == found
+    result = figures(capsys, str(folder), "--stand-in", "", "--out", str(tmp_path))
+    assert KEYS <= result.keys()
+    assert result["maps"] == 1 and result["ate_sim3_m"] < 0.02
+    assert result["ate_se3_m"] is None and result["scale_error"] is None, "no metres, none told"
+    assert result["map_accuracy_m"] < 0.05 and result["map_completeness"] > 0.8
+    assert json.loads((tmp_path / "result.json").read_text()) == result
     track = np.loadtxt(tmp_path / "trajectory.txt")
     truth = np.loadtxt(tmp_path / "truth.txt")
-    assert track.shape == truth.shape == (found["views_per_map"][0], 8)
+    assert track.shape == truth.shape == (result["views_per_map"][0], 8)
     np.testing.assert_array_equal(track[:, 0], truth[:, 0])
     for name in ("map.ply", "map.png"):
         assert (tmp_path / name).stat().st_size > 1000
 
 
 def test_odometry_brings_metres(folder, capsys) -> None:
-    found = figures(capsys, str(folder), "--stand-in", "", "--odometry")
-    assert found["scale_state"] == "METRIC"
-    assert abs(found["scale_error"]) < 0.05 and found["ate_se3_m"] < 0.1
+    result = figures(capsys, str(folder), "--stand-in", "", "--odometry")
+    assert result["scale_state"] == "METRIC"
+    assert abs(result["scale_error"]) < 0.05 and result["ate_se3_m"] < 0.1
 
 
 def test_errors_of_the_network_show(folder, capsys) -> None:
@@ -93,6 +93,6 @@ def test_a_sequence_without_depth_has_no_stand_in(tmp_path, capsys) -> None:
 def test_the_office(capsys) -> None:
     """Real pixels: a map of one piece."""
     assert main([str(office()), "--stand-in", "every=4", "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)
-    assert found["maps"] == 1 and found["views"] == 56
-    assert found["path_m"] == pytest.approx(17.0, abs=0.5)
+    result = json.loads(capsys.readouterr().out)
+    assert result["maps"] == 1 and result["views"] == 56
+    assert result["path_m"] == pytest.approx(17.0, abs=0.5)

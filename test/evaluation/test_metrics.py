@@ -46,13 +46,13 @@ def test_the_same_track_elsewhere_has_no_error_but_its_scale() -> None:
 def test_a_bent_track_shows_its_drift_per_metre() -> None:
     """A track that turns half a degree too much per metre."""
     true = circle()
-    found = [np.eye(4)]
+    estimate = [np.eye(4)]
     for before, after in zip(true, true[1:], strict=False):
         step = np.linalg.inv(before) @ after
         extra = np.deg2rad(0.5) * np.linalg.norm(step[:3, 3])
         step[:3, :3] = step[:3, :3] @ cv2.Rodrigues(np.array([0.0, extra, 0.0]))[0]
-        found.append(found[-1] @ step)
-    errors = trajectory_errors(np.stack(found), true, metric=False)
+        estimate.append(estimate[-1] @ step)
+    errors = trajectory_errors(np.stack(estimate), true, metric=False)
     way = np.linalg.norm(np.diff(true[:, :3, 3], axis=0), axis=1).sum()
     assert errors.path_m == pytest.approx(way)
     assert errors.rpe_deg_per_m == pytest.approx(0.5, rel=0.02)
@@ -73,10 +73,10 @@ def test_consistency_is_one_where_covariances_are_true(honest: float) -> None:
     std = np.array([0.1, 0.2, 0.05, 0.01, 0.02, 0.01])
     for pose in circle(400):
         error = rng.normal(size=6) * std
-        found = pose.copy()
-        found[:3, 3] += error[:3]
-        found[:3, :3] = cv2.Rodrigues(error[3:])[0] @ found[:3, :3]
-        published.append(PublishedPose(found, np.diag((honest * std) ** 2), pose))
+        estimate = pose.copy()
+        estimate[:3, 3] += error[:3]
+        estimate[:3, :3] = cv2.Rodrigues(error[3:])[0] @ estimate[:3, :3]
+        published.append(PublishedPose(estimate, np.diag((honest * std) ** 2), pose))
     result = consistency(published)
     for value in (result.covariance_ratio, result.nees_position, result.nees_rotation):
         assert value == pytest.approx(honest**-2, rel=0.15)

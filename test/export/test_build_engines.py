@@ -365,14 +365,14 @@ def test_float32_attention_differs_only_by_rounding(as_one_node: bool) -> None:
         )
         for i in model.graph.input
     }
-    got = onnxruntime.InferenceSession(_known_to_onnx(wide).SerializeToString()).run(None, feeds)[
-        0
-    ]
+    actual = onnxruntime.InferenceSession(_known_to_onnx(wide).SerializeToString()).run(
+        None, feeds
+    )[0]
     q, k, v, mask = (feeds[name].astype(np.float64) for name in ("q", "k", "v", "mask"))
     scores = np.exp(0.25 * q @ k.swapaxes(-1, -2) + mask)
     want = scores / scores.sum(-1, keepdims=True) @ v
-    assert got.dtype == np.float16
-    np.testing.assert_allclose(got, want, atol=2e-3)
+    assert actual.dtype == np.float16
+    np.testing.assert_allclose(actual, want, atol=2e-3)
 
 
 def _known_to_onnx(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -461,9 +461,9 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
 def again(built: Built, **changes: object) -> int:
     """Builds once more; how many engines were made."""
     plan, machine = BuildPlan.checked("test", PLAN | changes), stand_in_machine(built)
-    with mock.patch.object(building, "build_engine", side_effect=stand_in_build) as made:
+    with mock.patch.object(building, "build_engine", side_effect=stand_in_build) as build_mock:
         building.build(built.checkpoint, plan, machine, built.cache)
-    return made.call_count
+    return build_mock.call_count
 
 
 def test_what_is_there_is_not_built_again(built: Built) -> None:
@@ -495,9 +495,9 @@ def test_a_build_that_fails_goes_on_where_it_stopped(built: Built, tmp_path: Pat
             building.build(built.checkpoint, plan, machine, tmp_path)
     before = [record.stage for _, record in cached_engines(tmp_path)]
     assert sorted(before) == ["encode_geometry", "geometry"]
-    with mock.patch.object(building, "build_engine", side_effect=stand_in_build) as made:
+    with mock.patch.object(building, "build_engine", side_effect=stand_in_build) as build_mock:
         building.build(built.checkpoint, plan, machine, tmp_path)
-    assert made.call_count == len(STAGES) - len(before)
+    assert build_mock.call_count == len(STAGES) - len(before)
 
 
 def test_out_of_memory_while_building_is_one_sentence(built: Built, tmp_path: Path) -> None:

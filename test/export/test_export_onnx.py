@@ -108,10 +108,10 @@ def everything(stages: Backend, views: int, grid_hw: tuple[int, int]) -> dict[st
     return {name: np.asarray(value) for name, value in found.items()}
 
 
-def worst(got: dict[str, np.ndarray], want: dict[str, np.ndarray]) -> float:
+def worst(actual: dict[str, np.ndarray], want: dict[str, np.ndarray]) -> float:
     """The largest ||got - want|| / ||want|| of all results."""
-    assert got.keys() == want.keys()
-    errors = [np.linalg.norm(got[k] - want[k]) / np.linalg.norm(want[k]) for k in want]
+    assert actual.keys() == want.keys()
+    errors = [np.linalg.norm(actual[k] - want[k]) / np.linalg.norm(want[k]) for k in want]
     return float(max(errors))
 
 
@@ -120,12 +120,12 @@ def worst(got: dict[str, np.ndarray], want: dict[str, np.ndarray]) -> float:
 def test_one_file_takes_any_number_of_views_and_any_size(
     folder: Path, views: int, grid_hw: tuple[int, int]
 ) -> None:
-    got, want = (
+    actual, want = (
         everything(kind.open(folder, device="cpu"), views, grid_hw)
         for kind in (OnnxBackend, TorchBackend)
     )
-    assert got["confidence"].shape == (views, grid_hw[0] * 14, grid_hw[1] * 14)
-    assert worst(got, want) < 2e-5
+    assert actual["confidence"].shape == (views, grid_hw[0] * 14, grid_hw[1] * 14)
+    assert worst(actual, want) < 2e-5
 
 
 def test_a_checkpoint_without_the_training_only_head(
@@ -172,8 +172,8 @@ def test_opset_24_gives_the_same(folder: Path, tmp_path: Path) -> None:
     model = onnx.load(newer / "geometry.onnx", load_external_data=False)
     assert opset_of(newer / "geometry.onnx") == 24
     assert "Attention" in {node.op_type for node in model.graph.node}
-    got, want = run_geometry(newer / "geometry.onnx"), run_geometry(folder / "geometry.onnx")
-    assert want["hidden"].shape == (3, 24, 32) and worst(got, want) < 1e-5
+    actual, want = run_geometry(newer / "geometry.onnx"), run_geometry(folder / "geometry.onnx")
+    assert want["hidden"].shape == (3, 24, 32) and worst(actual, want) < 1e-5
 
 
 def opset_of(path: Path) -> int:
@@ -215,8 +215,8 @@ def test_sizes_make_files_of_a_fixed_size_and_keep_the_others(
         kind.open(folder, device="cpu", dino_windows="aligned")
         for kind in (OnnxBackend, TorchBackend)
     )
-    got, want = (each.fetch(each.encode_geometry(images)) for each in backends)
-    np.testing.assert_allclose(got, want, atol=2e-5, rtol=2e-5)
+    actual, want = (each.fetch(each.encode_geometry(images)) for each in backends)
+    np.testing.assert_allclose(actual, want, atol=2e-5, rtol=2e-5)
     with pytest.raises(ValueError, match="70x56 pixels; .* take 84x56; run `.* --sizes 70x56`"):
         OnnxBackend.open(folder, "cpu", dino_windows="aligned").encode_geometry(images[:, :, :70])
 
@@ -234,8 +234,8 @@ def test_the_position_table_is_resampled_as_in_training() -> None:
     table = torch.randn(1, 1 + 37 * 37, 6, generator=torch.Generator().manual_seed(0))
     embeddings = empty_embeddings(table)
     for grid_hw in ((37, 37), (28, 37), (6, 10), (51, 37), (60, 50), (1, 1)):
-        got = stage_graphs.patch_positions(table, grid_hw)
-        torch.testing.assert_close(got, embeddings.patch_positions(grid_hw), atol=2e-5, rtol=0)
+        actual = stage_graphs.patch_positions(table, grid_hw)
+        torch.testing.assert_close(actual, embeddings.patch_positions(grid_hw), atol=2e-5, rtol=0)
 
 
 def empty_embeddings(table: torch.Tensor):

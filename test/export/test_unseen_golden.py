@@ -157,8 +157,8 @@ def golden(folder: Path, case: dict) -> dict[str, np.ndarray]:
 
 
 def fractions(lines: Iterator[str]) -> dict[tuple[str, str], float]:
-    found = (line.split() for line in lines if len(line.split()) in (4, 5))
-    return {(words[0], words[1]): float(words[2]) for words in found if words[3] in ("ok", "MISS")}
+    rows = (line.split() for line in lines if len(line.split()) in (4, 5))
+    return {(words[0], words[1]): float(words[2]) for words in rows if words[3] in ("ok", "MISS")}
 
 
 @pytest.mark.parametrize("backend", ["torch", "onnx"])
@@ -166,12 +166,12 @@ def test_every_array_of_an_unseen_set_is_within_tolerance(
     unseen: Path, backend: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["--golden", str(unseen), "--backend", backend]) == 0
-    found = fractions(iter(capsys.readouterr().out.splitlines()))
-    assert {case for case, _ in found} == {case["case"] for case in CASES}
+    rows = fractions(iter(capsys.readouterr().out.splitlines()))
+    assert {case for case, _ in rows} == {case["case"] for case in CASES}
     results = {"out.points", "out.local_points", "out.camera_poses", "out.global_points"}
     for case in ("five_views", "one_view"):
-        assert results <= {array for name, array in found if name == case}
+        assert results <= {array for name, array in rows if name == case}
     assert {("dialogue", "decode.next_ids"), *(("five_views", name) for name in STRIDED)} <= {
-        *found
+        *rows
     }
-    assert max(found.values()) < 1
+    assert max(rows.values()) < 1

@@ -148,13 +148,13 @@ def test_a_graph_computes_with_exactly_the_rounded_weights(
 def test_logits_lose_what_is_said_and_equal_the_oracle(
     folder: Path, case: dict[str, np.ndarray], kind: str, least: float, most: float
 ) -> None:
-    want, got = (logits(folder, k, case) for k in (None, kind))
-    assert least < np.linalg.norm(got - want) / np.linalg.norm(want) < most
+    want, actual = (logits(folder, k, case) for k in (None, kind))
+    assert least < np.linalg.norm(actual - want) / np.linalg.norm(want) < most
     oracle = Oracle(load_network(folder), "float32", kind)
     whole = Oracle(oracle.network, "float32")  # whose weights the other one has not touched
     state = first_state(0, 0, 0)
     del state["ids"]
-    for each, result in ((oracle, got), (whole, want)):
+    for each, result in ((oracle, actual), (whole, want)):
         _, outputs = each.run("language", **case)
         _, outputs = each.run("next_token", hidden=outputs["hidden"], **state)
         np.testing.assert_allclose(outputs["logits"], result, atol=1e-4)

@@ -137,12 +137,12 @@ class Bench:
 @contextmanager
 def bench(**settings):
     """A started Bench."""
-    made = Bench(**settings)
+    testbed = Bench(**settings)
     try:
-        made.start()
-        yield made
+        testbed.start()
+        yield testbed
     finally:
-        made.close()
+        testbed.close()
 
 
 def photograph(number=0, height=48, width=64):

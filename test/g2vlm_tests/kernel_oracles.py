@@ -138,12 +138,12 @@ def fusion_factors(points, j_from_i, pinholes, edge_step, tolerance):
             border = cv2.BORDER_REPLICATE
             there = cv2.remap(surfaces[j], at, None, cv2.INTER_LINEAR, borderMode=border)
             with np.errstate(all="ignore"):
-                wanted = -np.log(there[..., 0] * moved[..., 2])
+                expected = -np.log(there[..., 0] * moved[..., 2])
                 slope = turned[..., 2] / moved[..., 2]
-            seen = inside & (there[..., 1] == 0) & np.isfinite(wanted)
-            wanted, slope = np.where(seen, wanted, 0), np.where(seen, slope, 0)
-            counts = np.where(seen, 1 / (1 + (wanted / tolerance) ** 2) ** 2, 0)
-            pull += counts * slope * wanted
+            seen = inside & (there[..., 1] == 0) & np.isfinite(expected)
+            expected, slope = np.where(seen, expected, 0), np.where(seen, slope, 0)
+            counts = np.where(seen, 1 / (1 + (expected / tolerance) ** 2) ** 2, 0)
+            pull += counts * slope * expected
             weight += counts * slope**2
         factors[i] = np.exp(pull / weight)
     return factors

@@ -42,8 +42,8 @@ def ask(question, model=None, names=NAMES, boxes=BOXES, poses=None, use=(), **op
         for name, each in zip(names, regions, strict=False)
         for region in each
     ]
-    given = tuple(regions[k][0] for k in use)
-    query = Query(question, detections=tuple(found), regions=given, **fields)
+    regions_given = tuple(regions[k][0] for k in use)
+    query = Query(question, detections=tuple(found), regions=regions_given, **fields)
     answerer = Answerer(points, query, model or Model(), to_model)
-    made = answerer.answer()
-    return made
+    result = answerer.answer()
+    return result

@@ -26,9 +26,11 @@ def window(noise, seed=0, count=4):
 
 def errors(result, truth):
     """Angle (rad) and distance (share of the depth) between the first view and each other one."""
-    found = np.linalg.inv(result.window_from_camera[0].astype(float)) @ result.window_from_camera
+    relative = (
+        np.linalg.inv(result.window_from_camera[0].astype(float)) @ result.window_from_camera
+    )
     right = np.linalg.inv(truth[0]) @ truth
-    cosine = (np.einsum("nij,nij->n", found[:, :3, :3], right[:, :3, :3]) - 1) / 2
-    off = np.linalg.norm(found[:, :3, 3] - right[:, :3, 3], axis=1)
+    cosine = (np.einsum("nij,nij->n", relative[:, :3, :3], right[:, :3, :3]) - 1) / 2
+    off = np.linalg.norm(relative[:, :3, 3] - right[:, :3, 3], axis=1)
     depth = np.median(result.local_points_u[..., 2])
     return np.arccos(np.clip(cosine, -1, 1))[1:].mean(), off[1:].mean() / depth

@@ -71,9 +71,9 @@ def test_intrinsics_are_recovered_from_a_point_map_with_noise_free_rays(rng):
     rows, columns = np.mgrid[0:140, 0:180]
     depth = rng.uniform(1, 5, size=rows.shape)
     points = unproject(np.stack([columns, rows], -1), depth, camera)
-    (found,) = intrinsics_of_views(points.astype(np.float32)[None])
+    (intrinsics,) = intrinsics_of_views(points.astype(np.float32)[None])
     for name in ("fx_px", "fy_px", "cx_px", "cy_px"):
-        assert getattr(found, name) == pytest.approx(getattr(camera, name), rel=1e-5)
+        assert getattr(intrinsics, name) == pytest.approx(getattr(camera, name), rel=1e-5)
 
 
 def test_mirrored_rays_are_no_pinhole():

@@ -25,24 +25,24 @@ def confidence(views, camera=CAMERA):
 
 
 def test_consistent_views_agree_and_uncovered_pixels_stay_unknown():
-    found = confidence([wall_seen_from(0.0), wall_seen_from(0.5)])
-    assert np.nanmin(found) > 0.99
+    values = confidence([wall_seen_from(0.0), wall_seen_from(0.5)])
+    assert np.nanmin(values) > 0.99
     # The camera at 0.5 m sees 10 px less of the left side of view 0.
-    assert np.isnan(found[0, :, :6]).all() and np.isfinite(found[0, :, 16:]).all()
+    assert np.isnan(values[0, :, :6]).all() and np.isfinite(values[0, :, 16:]).all()
 
 
 def test_a_view_with_wrong_depth_is_not_trusted_and_costs_the_others():
     good, right, wrong = wall_seen_from(0.0), wall_seen_from(0.2), wall_seen_from(0.1)
     wrong = (wrong[0] * np.float32(0.8), wrong[1])
-    found = confidence([good, right, wrong])
-    assert np.nanmedian(found[2]) < 0.1 < np.nanmedian(found[0])
+    values = confidence([good, right, wrong])
+    assert np.nanmedian(values[2]) < 0.1 < np.nanmedian(values[0])
 
 
 def test_points_hidden_behind_a_surface_are_unknown_not_wrong():
     near = wall_seen_from(0.0)
     near = (near[0] / np.float32(3.0), near[1])  # a board one metre away
-    found = confidence([wall_seen_from(0.0), near])
-    assert np.isnan(found[0]).all()
+    values = confidence([wall_seen_from(0.0), near])
+    assert np.isnan(values[0]).all()
 
 
 def test_one_view_or_no_pinhole_gives_no_confidence():
@@ -54,5 +54,5 @@ def test_depth_edges_are_halved():
     points, pose = wall_seen_from(0.0)
     points = points.copy()
     points[:, 40:] *= np.float32(1.5)
-    found = confidence([(points, pose), (points, pose)])
-    assert np.isclose(found[0, 30, 41], 0.5, atol=0.05) and found[0, 30, 60] > 0.99
+    values = confidence([(points, pose), (points, pose)])
+    assert np.isclose(values[0, 30, 41], 0.5, atol=0.05) and values[0, 30, 60] > 0.99

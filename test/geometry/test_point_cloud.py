@@ -52,10 +52,10 @@ def test_dense_holds_the_valid_points_in_order(maps):
 
 def test_organised_keeps_every_point_and_marks_invalid_ones_nan(maps):
     points, colours, confidence, valid = maps
-    got = np.array(parsed(point_cloud.pack(*maps, organised=True)))
+    actual = np.array(parsed(point_cloud.pack(*maps, organised=True)))
     want = np.array(expected(points, colours, confidence))
     want[~valid.ravel(), :3] = np.nan
-    np.testing.assert_array_equal(got, want)
+    np.testing.assert_array_equal(actual, want)
 
 
 def test_fields_describe_the_packed_bytes():
@@ -81,9 +81,9 @@ def test_every_colour_bit_survives_although_it_travels_as_a_float():
         np.full((1, 256), np.nan, np.float32),
         np.ones((1, 256), bool),
     )
-    got = np.array([row[3:7] for row in parsed(data)])
-    np.testing.assert_array_equal(got[:, :3], colours[0])
-    assert not got[:, 3].any()
+    actual = np.array([row[3:7] for row in parsed(data)])
+    np.testing.assert_array_equal(actual[:, :3], colours[0])
+    assert not actual[:, 3].any()
     assert all(np.isnan(row[-1]) for row in parsed(data))
 
 
@@ -97,8 +97,8 @@ def test_poses_and_scale_move_the_points_of_their_own_view(maps, organised):
     rotated = np.einsum("nij,nhwj->nhwi", poses[:, :3, :3], 2.5 * points.astype(np.float64))
     moved = rotated + poses[:, None, None, :3, 3]
     want = np.where(valid[..., None], moved, np.nan).reshape(-1, 3)
-    got = np.array(parsed(data))[:, :3]
-    np.testing.assert_allclose(got, want if organised else moved[valid], rtol=1e-5, atol=1e-5)
+    actual = np.array(parsed(data))[:, :3]
+    np.testing.assert_allclose(actual, want if organised else moved[valid], rtol=1e-5, atol=1e-5)
 
 
 def test_a_reused_buffer_holds_exactly_the_new_cloud(maps):
@@ -198,13 +198,13 @@ def test_ply_comes_back_over_several_chunks(tmp_path, monkeypatch, maps, with_co
     points, colours, confidence, _ = maps
     path = tmp_path / "cloud.ply"
     point_cloud.write_ply(path, points, colours, confidence if with_confidence else None)
-    got = read_ply(path)
-    np.testing.assert_array_equal(got[0], points.reshape(-1, 3))
-    np.testing.assert_array_equal(got[1], colours.reshape(-1, 3))
+    actual = read_ply(path)
+    np.testing.assert_array_equal(actual[0], points.reshape(-1, 3))
+    np.testing.assert_array_equal(actual[1], colours.reshape(-1, 3))
     if with_confidence:
-        np.testing.assert_array_equal(got[2], confidence.ravel())
+        np.testing.assert_array_equal(actual[2], confidence.ravel())
     else:
-        assert got[2] is None
+        assert actual[2] is None
     assert [each.name for each in tmp_path.iterdir()] == ["cloud.ply"]
 
 
@@ -250,8 +250,8 @@ def test_poses_csv_has_whole_nanoseconds_and_ros_quaternions(tmp_path):
     assert (row["stamp_s"], row["stamp_nanosec"]) == ("1700000000", "123456789")
     assert (row["camera"], row["frame"]) == ("front,left", "map")
     assert [float(row[n]) for n in ("x", "y", "z")] == [1.5, -2.0, 0.25]
-    got = [float(row[n]) for n in ("qx", "qy", "qz", "qw")]
-    np.testing.assert_allclose(got, [0, 0, 0.5**0.5, 0.5**0.5], atol=1e-8)
+    actual = [float(row[n]) for n in ("qx", "qy", "qz", "qw")]
+    np.testing.assert_allclose(actual, [0, 0, 0.5**0.5, 0.5**0.5], atol=1e-8)
 
 
 def test_a_link_beside_the_target_is_not_followed_and_no_name_can_be_guessed(tmp_path):

@@ -66,38 +66,38 @@ def test_colour_orders_come_back_as_rgb(encoding, picture):
     order = ["rgba".index(letter) for letter in encoding[:-1]]
     with_alpha = np.dstack([picture, np.full((H, W), 7, np.uint8)])
     raw = np.ascontiguousarray(with_alpha[..., order])
-    got = decode(raw.tobytes(), encoding, W, H, raw.strides[0])
-    np.testing.assert_array_equal(got, picture)
+    actual = decode(raw.tobytes(), encoding, W, H, raw.strides[0])
+    np.testing.assert_array_equal(actual, picture)
 
 
 def test_grey_becomes_three_equal_channels(picture):
     grey = np.ascontiguousarray(picture[..., 0])
-    got = decode(grey.tobytes(), "mono8", W, H, W)
-    np.testing.assert_array_equal(got, np.repeat(grey[..., None], 3, axis=2))
+    actual = decode(grey.tobytes(), "mono8", W, H, W)
+    np.testing.assert_array_equal(actual, np.repeat(grey[..., None], 3, axis=2))
 
 
 @pytest.mark.parametrize(("order", "big"), [("<u2", False), (">u2", True)])
 def test_sixteen_bits_are_rounded_to_eight_like_cv_bridge(order, big):
     values = np.array([[0, 128, 129, 257, 385, 386, 65406, 65407, 65535]], order)
-    got = decode(values.tobytes(), "mono16", 9, 1, 18, big)
-    np.testing.assert_array_equal(got[0, :, 0], [0, 0, 1, 1, 1, 2, 254, 255, 255])
+    actual = decode(values.tobytes(), "mono16", 9, 1, 18, big)
+    np.testing.assert_array_equal(actual[0, :, 0], [0, 0, 1, 1, 1, 2, 254, 255, 255])
 
 
 @pytest.mark.parametrize("colour", COLOURS)
 @pytest.mark.parametrize("pattern", ["rggb", "bggr", "gbrg", "grbg"])
 def test_a_mosaicked_colour_comes_back_as_that_colour(pattern, colour):
     raw = mosaic(pattern, COLOURS[colour])
-    got = decode(raw.tobytes(), f"bayer_{pattern}8", W, H, W)
-    np.testing.assert_array_equal(got, np.broadcast_to(COLOURS[colour], (H, W, 3)))
+    actual = decode(raw.tobytes(), f"bayer_{pattern}8", W, H, W)
+    np.testing.assert_array_equal(actual, np.broadcast_to(COLOURS[colour], (H, W, 3)))
 
 
 @pytest.mark.parametrize("colour", COLOURS)
 @pytest.mark.parametrize("encoding", ["yuv422", "uyvy", "yuv422_yuy2", "yuyv", "nv12", "nv21"])
 def test_a_yuv_colour_comes_back_within_rounding(encoding, colour):
     raw = yuv_bytes(encoding, COLOURS[colour])
-    got = decode(raw.tobytes(), encoding, W, H, raw.shape[1])
-    assert got.shape == (H, W, 3)
-    assert np.abs(got.astype(int) - COLOURS[colour]).max() <= 3
+    actual = decode(raw.tobytes(), encoding, W, H, raw.shape[1])
+    assert actual.shape == (H, W, 3)
+    assert np.abs(actual.astype(int) - COLOURS[colour]).max() <= 3
 
 
 def test_every_encoding_is_known_to_these_tests_and_reads_padded_rows():
@@ -108,17 +108,17 @@ def test_every_encoding_is_known_to_these_tests_and_reads_padded_rows():
         padded = np.full((rows, row_bytes + 6), 99, np.uint8)
         padded[:, :row_bytes] = tight
         expected = decode(tight.tobytes(), encoding, W, H, row_bytes)
-        got = decode(array.array("B", padded.tobytes()), encoding, W, H, row_bytes + 6)
-        np.testing.assert_array_equal(got, expected, err_msg=encoding)
-        assert got.dtype == np.uint8 and got.shape == (H, W, 3)
+        actual = decode(array.array("B", padded.tobytes()), encoding, W, H, row_bytes + 6)
+        np.testing.assert_array_equal(actual, expected, err_msg=encoding)
+        assert actual.dtype == np.uint8 and actual.shape == (H, W, 3)
 
 
 def test_rgb8_is_a_read_only_view_of_the_message(picture):
     data = array.array("B", picture.tobytes())
-    got = decode(data, "rgb8", W, H, 3 * W)
-    assert np.shares_memory(got, np.frombuffer(data, np.uint8))
+    actual = decode(data, "rgb8", W, H, 3 * W)
+    assert np.shares_memory(actual, np.frombuffer(data, np.uint8))
     with pytest.raises(ValueError, match="read-only"):
-        got[0, 0, 0] = 1
+        actual[0, 0, 0] = 1
 
 
 @pytest.mark.parametrize(
@@ -170,21 +170,21 @@ def test_png_is_lossless_rgb(format, picture):
 @pytest.mark.parametrize("format", ["jpeg", "jpg", "", "rgb8; jpeg compressed bgr8"])
 def test_jpeg_keeps_the_colour(format):
     flat = np.broadcast_to(np.uint8(COLOURS["teal"]), (32, 48, 3))
-    got = decode_compressed(array.array("B", encoded(flat, ".jpg")), format)
-    assert got.shape == (32, 48, 3)
-    assert np.abs(got.astype(int) - flat).max() <= 4
+    actual = decode_compressed(array.array("B", encoded(flat, ".jpg")), format)
+    assert actual.shape == (32, 48, 3)
+    assert np.abs(actual.astype(int) - flat).max() <= 4
 
 
 def test_a_codec_fed_with_rgb_is_undone(picture):
     swapped = encoded(picture[..., ::-1], ".png")
-    got = decode_compressed(swapped, "rgb8; png compressed rgb8")
-    np.testing.assert_array_equal(got, picture)
+    actual = decode_compressed(swapped, "rgb8; png compressed rgb8")
+    np.testing.assert_array_equal(actual, picture)
 
 
 def test_a_mosaic_in_a_grey_png_is_demosaicked():
     file = encoded(mosaic("gbrg", COLOURS["red"]), ".png")
-    got = decode_compressed(file, "bayer_gbrg8; png compressed ")
-    np.testing.assert_array_equal(got, np.broadcast_to(COLOURS["red"], (H, W, 3)))
+    actual = decode_compressed(file, "bayer_gbrg8; png compressed ")
+    np.testing.assert_array_equal(actual, np.broadcast_to(COLOURS["red"], (H, W, 3)))
     plain = decode_compressed(file, "mono8; png compressed ")
     assert (plain[..., 0] == plain[..., 2]).all()
 
@@ -194,16 +194,16 @@ def test_png_modes_become_rgb_and_lose_alpha(mode, picture):
     source = Image.fromarray(picture).convert(mode)
     file = io.BytesIO()
     source.save(file, "PNG")
-    got = decode_compressed(file.getvalue(), "png")
-    np.testing.assert_array_equal(got, np.asarray(source.convert("RGB")))
+    actual = decode_compressed(file.getvalue(), "png")
+    np.testing.assert_array_equal(actual, np.asarray(source.convert("RGB")))
 
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_sixteen_bit_png_is_scaled_to_eight(channels, picture):
     wide = picture.astype(np.uint16) * 257
-    got = decode_compressed(encoded(wide if channels == 3 else wide[..., 0], ".png"), "png")
+    actual = decode_compressed(encoded(wide if channels == 3 else wide[..., 0], ".png"), "png")
     expected = picture if channels == 3 else np.repeat(picture[..., :1], 3, axis=2)
-    np.testing.assert_array_equal(got, expected)
+    np.testing.assert_array_equal(actual, expected)
 
 
 def test_the_orientation_tag_does_not_turn_the_pixels():

@@ -43,10 +43,10 @@ def test_the_parameter_overrules_the_cores(monkeypatch):
     from g2vlm_ros.checkpoint.onnx_manifest import ManifestError
     from g2vlm_ros.inference import backend, onnx_backend
 
-    seen = []
+    thread_counts = []
 
     def session(path, options, providers):
-        seen.append(options.intra_op_num_threads)
+        thread_counts.append(options.intra_op_num_threads)
         raise RuntimeError("no session in this test")
 
     monkeypatch.setattr(onnxruntime, "InferenceSession", session)
@@ -56,4 +56,4 @@ def test_the_parameter_overrules_the_cores(monkeypatch):
         stages = backend.open_backend("onnx", folder, threads=threads, device="cpu")
         with pytest.raises(ManifestError, match="no session in this test"):
             stages.encode_geometry(np.zeros((1, 168, 224, 3), np.uint8))
-    assert seen == [5, 3]
+    assert thread_counts == [5, 3]

@@ -124,11 +124,11 @@ def test_forks_never_change_each_other(stages: OnnxBackend) -> None:
         for index, fork in enumerate(forks):
             part = (100 * index + 7 * step + np.arange(100 + 40 * index)) % 400
             position = len(PROMPT) + sum(map(len, texts[index]))
-            got = stages.logits(stages.language(text_segment(part, position), fork))
+            actual = stages.logits(stages.language(text_segment(part, position), fork))
             texts[index].append(part)
             whole = np.concatenate([PROMPT, *texts[index]])
             want = stages.logits(stages.language(text_segment(whole, 0), stages.new_cache()))
-            np.testing.assert_allclose(got, want, atol=2e-4, rtol=1e-4)
+            np.testing.assert_allclose(actual, want, atol=2e-4, rtol=1e-4)
             assert fork.length == len(whole)
 
 
@@ -236,8 +236,8 @@ def test_a_buffer_that_is_too_small_grows_in_the_middle_of_an_answer(
         each.language(text_segment(PROMPT, 0), cache)
         with closing(each.decode(3, cache.length, cache)) as tokens:
             results.append([next(tokens) for _ in range(9)])
-    want, got = results
-    assert got == want
+    want, actual = results
+    assert actual == want
 
 
 def test_logits_that_are_not_numbers_end_an_answer(folder: Path) -> None:

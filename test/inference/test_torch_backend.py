@@ -94,11 +94,11 @@ def test_a_forked_cache_answers_as_a_fresh_one(stages: TorchBackend, views: np.n
     questions = [np.arange(200, 207), np.arange(300, 304)]
     forks = [cache.fork() for _ in questions]
     for question, fork in zip(questions, forks, strict=True):
-        got = stages.logits(stages.language(text_segment(question, walk.position), fork))
+        actual = stages.logits(stages.language(text_segment(question, walk.position), fork))
         fresh = stages.new_cache()
         segment = text_segment(np.concatenate([PROMPT, question]), 0)
         whole = stages.logits(stages.language(segment, fresh))
-        np.testing.assert_allclose(got, whole, atol=1e-4, rtol=1e-4)
+        np.testing.assert_allclose(actual, whole, atol=1e-4, rtol=1e-4)
     assert cache.length == len(PROMPT)
 
 
@@ -138,24 +138,24 @@ def test_permuted_views_permute_points_and_poses(views: np.ndarray) -> None:
         assert error.max() < 5e-4, name
 
 
-def relative(got: np.ndarray, want: np.ndarray) -> float:
-    return float(np.linalg.norm(got - want) / np.linalg.norm(want))
+def relative(actual: np.ndarray, want: np.ndarray) -> float:
+    return float(np.linalg.norm(actual - want) / np.linalg.norm(want))
 
 
 @pytest.mark.parametrize(("dtype", "bound"), [("bfloat16", 0.08), ("float16", 0.01)])
 def test_half_precision_is_near_float32(views: np.ndarray, dtype: str, bound: float) -> None:
     whole, half = (TorchBackend.open(GOLDEN, device="cpu", dtype=d) for d in ("float32", dtype))
-    want, got = reconstruct(whole, views), reconstruct(half, views)
+    want, actual = reconstruct(whole, views), reconstruct(half, views)
     assert dtype in half.backend
-    assert relative(got.local_points_u, want.local_points_u) < bound
-    assert relative(got.window_from_camera, want.window_from_camera) < bound
+    assert relative(actual.local_points_u, want.local_points_u) < bound
+    assert relative(actual.window_from_camera, want.window_from_camera) < bound
     assert relative(answer(half, views, []), answer(whole, views, [])) < bound
 
 
 def test_float64_runs_and_agrees(views: np.ndarray) -> None:
     single, double = (TorchBackend.open(GOLDEN, "cpu", d) for d in ("float32", "float64"))
-    want, got = reconstruct(double, views), reconstruct(single, views)
-    assert relative(got.local_points_u, want.local_points_u) < 1e-4
+    want, actual = reconstruct(double, views), reconstruct(single, views)
+    assert relative(actual.local_points_u, want.local_points_u) < 1e-4
 
 
 @pytest.mark.parametrize(
@@ -221,9 +221,9 @@ def conversation(stages: Backend) -> list[np.ndarray]:
     return results
 
 
-def assert_same(got: list[np.ndarray], want: list[np.ndarray]) -> None:
+def assert_same(actual: list[np.ndarray], want: list[np.ndarray]) -> None:
     """The same ids, and logits but for rounding."""
-    for one, other in zip(got, want, strict=True):
+    for one, other in zip(actual, want, strict=True):
         np.testing.assert_allclose(one, other, atol=1e-4, rtol=1e-4)
 
 
@@ -360,12 +360,12 @@ def test_small_parts_in_one_kernel_give_the_same(dtype: str, views: np.ndarray) 
 
     fused = TorchBackend(fusion.with_fused_parts(whole.network, compiler))
     for count in (1, 2, 4):
-        want, got = (reconstruct(each, views[:count]) for each in (whole, fused))
-        assert relative(got.local_points_u, want.local_points_u) < 1e-6
+        want, actual = (reconstruct(each, views[:count]) for each in (whole, fused))
+        assert relative(actual.local_points_u, want.local_points_u) < 1e-6
         traced, calls[:] = len(calls), []
         assert traced <= 16 if count < 4 else traced == 0
-    want, got = (answer(each, views, []) for each in (whole, fused))
-    assert relative(got, want) < 1e-6
+    want, actual = (answer(each, views, []) for each in (whole, fused))
+    assert relative(actual, want) < 1e-6
     pairs = zip(whole.network.parameters(), fused.network.parameters(), strict=True)
     assert all(a is b for a, b in pairs)
 
@@ -381,14 +381,14 @@ def test_stages_as_graphs_give_the_same(stages: TorchBackend, views: np.ndarray)
     graphs = torch_graphs.StageGraphs(1e-3, recorded_on_the_host)
     other = TorchBackend(stages.network, graphs=graphs)
     for count in (2, 4, 2):
-        want, got = (reconstruct(each, views[:count], True) for each in (stages, other))
+        want, actual = (reconstruct(each, views[:count], True) for each in (stages, other))
         again = reconstruct(other, views[:count][::-1].copy(), True)
         for name in ("local_points_u", "window_from_camera", "rotation9", "global_points_u"):
-            np.testing.assert_allclose(getattr(got, name), getattr(want, name), atol=1e-5)
-        assert not np.array_equal(again.local_points_u, got.local_points_u)
+            np.testing.assert_allclose(getattr(actual, name), getattr(want, name), atol=1e-5)
+        assert not np.array_equal(again.local_points_u, actual.local_points_u)
     assert other.graphs is graphs and len(graphs) == 2 * 3
-    want, got = (answer(each, views, [4]) for each in (stages, other))
-    np.testing.assert_allclose(got, want, atol=1e-4, rtol=1e-4)
+    want, actual = (answer(each, views, [4]) for each in (stages, other))
+    np.testing.assert_allclose(actual, want, atol=1e-4, rtol=1e-4)
 
 
 def test_only_so_many_graphs_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -414,8 +414,8 @@ def test_graphs_that_compute_something_else_are_not_used(
     other = TorchBackend(
         stages.network, graphs=torch_graphs.StageGraphs(1e-3, recorded_on_the_host)
     )
-    got, want = (reconstruct(each, views) for each in (other, stages))
-    assert np.array_equal(got.local_points_u, want.local_points_u)
+    actual, want = (reconstruct(each, views) for each in (other, stages))
+    assert np.array_equal(actual.local_points_u, want.local_points_u)
     assert other.graphs is None
     assert "windows without CUDA graphs: the graph of encode_geometry is off by 1" in caplog.text
 
@@ -433,9 +433,9 @@ def test_unknown_backend_device_and_dtype_are_refused() -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_cuda_agrees_with_the_cpu(views: np.ndarray) -> None:
     cpu, cuda = (TorchBackend.open(GOLDEN, d, "float32") for d in ("cpu", "cuda"))
-    want, got = reconstruct(cpu, views), reconstruct(cuda, views)
-    assert relative(got.local_points_u, want.local_points_u) < 1e-4
+    want, actual = reconstruct(cpu, views), reconstruct(cuda, views)
+    assert relative(actual.local_points_u, want.local_points_u) < 1e-4
     again = reconstruct(cuda, views)
-    assert np.array_equal(got.local_points_u, again.local_points_u)
+    assert np.array_equal(actual.local_points_u, again.local_points_u)
     assert_same(conversation(cuda), conversation(cpu))
     assert cuda.fixed_shapes, "decoding fell back from its CUDA graph"

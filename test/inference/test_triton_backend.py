@@ -60,8 +60,8 @@ def outcome(sees, images):
     return sees.reconstruct(scene), [sees.ask(scene, question) for question in QUESTIONS]
 
 
-def assert_same(got, expected):
-    (reconstruction, answers), (true, true_answers) = got, expected
+def assert_same(actual, expected):
+    (reconstruction, answers), (true, true_answers) = actual, expected
     for name in ("local_points_u", "window_from_camera", "rotation9"):
         np.testing.assert_array_equal(
             getattr(reconstruction.geometry, name), getattr(true.geometry, name)

@@ -43,13 +43,13 @@ def results():
 
 def test_variants_give_the_same_bits(monkeypatch):
     fastest, *others = build.variants_here()
-    wanted = results()
+    expected = results()
     if not others:
         pytest.skip("this processor can run only one variant")
     for name in others:
         other = loader.library(name)
         monkeypatch.setattr(checks, "library", lambda other=other: other)
-        assert results() == wanted, f"{name} differs from {fastest}"
+        assert results() == expected, f"{name} differs from {fastest}"
 
 
 def test_no_compiler_is_one_sentence(monkeypatch, tmp_path):

@@ -44,10 +44,10 @@ def drawn():
 def test_equations_are_those_of_the_oracle(drawn):
     poses, graph = drawn
     rows = np.array([row(pose) for pose in poses])
-    got, expected = graph_equations(graph, rows), oracles.graph_equations(graph, poses)
-    for ours, theirs in zip(got, expected, strict=True):
+    actual, expected = graph_equations(graph, rows), oracles.graph_equations(graph, poses)
+    for ours, theirs in zip(actual, expected, strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-9, atol=1e-9 * np.abs(theirs).max())
-    assert graph_cost(graph, rows) == pytest.approx(got[2], rel=1e-12)
+    assert graph_cost(graph, rows) == pytest.approx(actual[2], rel=1e-12)
 
 
 def test_the_gradient_is_the_slope_of_the_cost(drawn):

@@ -60,10 +60,10 @@ def spoiled(points):
 def test_valid_points(edge_step):
     points = spoiled(window().points)
     with np.errstate(invalid="ignore"):
-        wanted = oracles.valid_points(points, edge_step)
+        expected = oracles.valid_points(points, edge_step)
     valid = valid_points(points, edge_step)
-    assert 0.5 < wanted.mean() < 1.0
-    np.testing.assert_array_equal(valid, wanted)
+    assert 0.5 < expected.mean() < 1.0
+    np.testing.assert_array_equal(valid, expected)
 
 
 @pytest.mark.parametrize("organised", [False, True])
@@ -72,18 +72,18 @@ def test_valid_points(edge_step):
 def test_pack_points(organised, stride, least):
     view, chosen = window(), [2, 0]
     maps = (view.points, view.colours, view.confidence, valid_points(view.points, 0.05))
-    wanted = oracles.pack_points(*maps, chosen, affines(view)[chosen], stride, least, organised)
-    out = np.zeros(20 * len(wanted) + 40, np.uint8)
+    expected = oracles.pack_points(*maps, chosen, affines(view)[chosen], stride, least, organised)
+    out = np.zeros(20 * len(expected) + 40, np.uint8)
     size = pack_points(
         *maps, chosen, affines(view)[chosen], out,
         stride=stride, min_confidence=least, organised=organised,
     )  # fmt: skip
-    assert size == len(wanted)
+    assert size == len(expected)
     if not organised:
         assert count_points(view.confidence, maps[3], chosen, stride, least) == size
     packed = out[: 20 * size].view(np.float32).reshape(-1, 5)
-    np.testing.assert_allclose(packed[:, :3], wanted[:, :3], rtol=1e-5, atol=1e-5)
-    np.testing.assert_array_equal(packed[:, 3:].view(np.uint32), wanted[:, 3:].view(np.uint32))
+    np.testing.assert_allclose(packed[:, :3], expected[:, :3], rtol=1e-5, atol=1e-5)
+    np.testing.assert_array_equal(packed[:, 3:].view(np.uint32), expected[:, 3:].view(np.uint32))
     assert not out[20 * size :].any()
 
 
@@ -102,9 +102,9 @@ def summed(cells):
     return dict(zip(cells["key"].tolist(), rows, strict=True))
 
 
-def same_sums(found, wanted, atol):
-    assert found.keys() == wanted.keys()
-    rows = (np.array([sums[key] for key in wanted]) for sums in (found, wanted))
+def same_sums(actual, expected, atol):
+    assert actual.keys() == expected.keys()
+    rows = (np.array([sums[key] for key in expected]) for sums in (actual, expected))
     np.testing.assert_allclose(*rows, rtol=1e-6, atol=atol)
 
 
@@ -125,11 +125,11 @@ def test_cells_of_every_pixel():
         colours.append(256.0 * view.colours[i][valid[i]])
         weights.append(np.clip(np.nan_to_num(view.confidence[i][valid[i]], nan=0.1), 1e-3, 1.0))
     places, colours, weights = map(np.concatenate, (places, colours, weights))
-    wanted = oracles.cell_sums(
+    expected = oracles.cell_sums(
         oracles.keys_of_points(places, SIZE), weights.astype(np.float64), places, colours
     )
-    assert added == len(places) and len(wanted) > 1000
-    same_sums(summed(cells), wanted, 1e-4)
+    assert added == len(places) and len(expected) > 1000
+    same_sums(summed(cells), expected, 1e-4)
 
 
 def test_cells_take_about_one_pixel_per_voxel_and_lose_few_cells():
@@ -186,9 +186,9 @@ def test_keys_at_the_border_of_the_map():
     for order in ((0, 1, 2), (1, 0, 2), (2, 1, 0)):
         turned = points[:, order]
         with np.errstate(invalid="ignore"):
-            wanted = oracles.keys_of_points(turned, SIZE)
-        np.testing.assert_array_equal(keys_of_points(turned, SIZE), wanted)
-        assert (wanted < 0).sum() == 5
+            expected = oracles.keys_of_points(turned, SIZE)
+        np.testing.assert_array_equal(keys_of_points(turned, SIZE), expected)
+        assert (expected < 0).sum() == 5
 
 
 def voxels_of(rng, count):
@@ -209,11 +209,11 @@ def test_cells_of_voxels_that_moved():
     assert kept.sum() == 4997 and not kept[:3].any()
     weights = voxels["count"] * voxels["confidence"].astype(np.float64)
     keys = oracles.keys_of_points(places[kept], 0.2)
-    wanted = oracles.cell_sums(keys, weights[kept], places[kept], voxels["colour"][kept] * 1.0)
+    expected = oracles.cell_sums(keys, weights[kept], places[kept], voxels["colour"][kept] * 1.0)
     counts = np.bincount(np.unique(keys, return_inverse=True)[1], voxels["count"][kept])
-    for row, count in zip(wanted.values(), counts, strict=True):
+    for row, count in zip(expected.values(), counts, strict=True):
         row[-1] = count
-    same_sums(summed(cells), wanted, 1e-6)
+    same_sums(summed(cells), expected, 1e-6)
     some = rng.choice(len(cells), 50, replace=False)
     for cell in cells[some]:
         there = voxels[kept][keys == cell["key"]]
@@ -259,17 +259,17 @@ def test_find_and_fold():
     assert len(set(new_blocks)) == len(new_blocks) == len(set(cells["key"][2000:] >> 9))
     np.testing.assert_array_equal(known[slots[:2000]], cells["key"][:2000])
     blocks, cells, slots = blocks_of(len(order)), cells[:2000], slots[:2000]
-    wanted = oracles.fold(voxels, slots, cells, 42)
+    expected = oracles.fold(voxels, slots, cells, 42)
     fold_cells(cells, slots, 42, voxels, blocks)
     for name in ("stamp_ns", "window", "revision", "born", "cell", "count"):
-        np.testing.assert_array_equal(voxels[name], wanted[name])
+        np.testing.assert_array_equal(voxels[name], expected[name])
     for name in ("position", "confidence"):
-        np.testing.assert_allclose(voxels[name], wanted[name], rtol=1e-5, atol=1e-6)
-    assert np.abs(voxels["colour"].astype(int) - wanted["colour"].astype(int)).max() <= 1
+        np.testing.assert_allclose(voxels[name], expected[name], rtol=1e-5, atol=1e-6)
+    assert np.abs(voxels["colour"].astype(int) - expected["colour"].astype(int)).max() <= 1
     touched = rows[:2000]
     assert (blocks["revision"][touched] == 42).all()
     newest = np.zeros(len(order), np.int64)
-    np.maximum.at(newest, touched, wanted["stamp_ns"][slots])
+    np.maximum.at(newest, touched, expected["stamp_ns"][slots])
     np.testing.assert_array_equal(blocks["stamp_ns"], newest)
 
 
@@ -304,15 +304,15 @@ def test_corrections_move_older_voxels_of_their_windows():
     windows = np.unique(rng.integers(0, 30, 12)).astype(np.int32)
     linear, offset = rng.normal(size=(len(windows), 3, 3)), rng.normal(size=(len(windows), 3))
     positions = voxels["position"].astype(np.float64)
-    wanted = positions.copy()
+    expected = positions.copy()
     due = np.isin(voxels["window"], windows) & (voxels["revision"] < 17) & (voxels["count"] > 0)
     for i in np.flatnonzero(due):
         which = np.searchsorted(windows, voxels["window"][i])
-        wanted[i] = linear[which] @ wanted[i] + offset[which]
+        expected[i] = linear[which] @ expected[i] + offset[which]
     moved = np.zeros(2000, bool)
     correct_voxels(voxels, windows, linear, offset, 17, positions, moved)
     np.testing.assert_array_equal(moved, due)
-    np.testing.assert_allclose(positions, wanted, atol=1e-12)
+    np.testing.assert_allclose(positions, expected, atol=1e-12)
 
 
 @pytest.mark.parametrize("with_ids", [False, True])
@@ -351,15 +351,15 @@ def test_free_space_finds_what_rays_passed():
     voxels["stamp_ns"] = rng.integers(0, 20, 9000)
     index = np.zeros((40, 512), np.int32)
     index.reshape(-1)[rng.choice(index.size, 9000, replace=False)] = 1 + np.arange(9000)
-    found = space.seen_through(np.arange(0, 40, 2), index, voxels, 9000, 0.1, 10)
+    actual = space.seen_through(np.arange(0, 40, 2), index, voxels, 9000, 0.1, 10)
     passed = oracles.seen_through(voxels["position"], nearest, pose, pinhole, 0.1)
     passed &= voxels["stamp_ns"] < 10
-    wanted = index[::2][index[::2] > 0] - 1
-    wanted = wanted[passed[wanted]]
-    assert len(wanted) > 50
-    assert len(np.setxor1d(found, wanted)) <= 0.002 * len(wanted)
+    expected = index[::2][index[::2] > 0] - 1
+    expected = expected[passed[expected]]
+    assert len(expected) > 50
+    assert len(np.setxor1d(actual, expected)) <= 0.002 * len(expected)
     few = space.seen_through(np.arange(0, 40, 2), index, voxels, 5, 0.1, 10)
-    np.testing.assert_array_equal(few, found[:5])
+    np.testing.assert_array_equal(few, actual[:5])
 
 
 def test_the_sieve_keeps_every_block_that_holds_something_seen_through():
@@ -411,11 +411,11 @@ def test_confidence():
     pinholes = view.pinholes.copy()
     pinholes[3] = 0
     arguments = view.points, view.j_from_i, pinholes, 4, 0.05, 0.1
-    wanted = oracles.multi_view_confidence(*arguments)
-    found = multi_view_confidence(*arguments)
-    assert 0.2 < np.isfinite(wanted).mean() < 1
-    np.testing.assert_array_equal(np.isnan(found), np.isnan(wanted))
-    off = np.abs(np.nan_to_num(found - wanted))
+    expected = oracles.multi_view_confidence(*arguments)
+    actual = multi_view_confidence(*arguments)
+    assert 0.2 < np.isfinite(expected).mean() < 1
+    np.testing.assert_array_equal(np.isnan(actual), np.isnan(expected))
+    off = np.abs(np.nan_to_num(actual - expected))
     # At the border between two pixels the rounding may choose the other one.
     assert np.median(off) < 1e-5 and (off > 1e-3).mean() < 2e-3
 
@@ -425,9 +425,9 @@ def test_fusion_factors():
     pinholes = view.pinholes.copy()
     pinholes[2] = 0
     arguments = view.points, view.j_from_i, pinholes, 0.1, 0.2
-    wanted, found = oracles.fusion_factors(*arguments), fusion_factors(*arguments)
-    off = np.abs(found / wanted - 1)
-    assert wanted.std() > 1e-3
+    expected, actual = oracles.fusion_factors(*arguments), fusion_factors(*arguments)
+    off = np.abs(actual / expected - 1)
+    assert expected.std() > 1e-3
     # OpenCV's remap reads at 32nds of a pixel.
     assert np.median(off) < 1e-4 and np.quantile(off, 0.99) < 2e-3 and off.max() < 0.03
 
@@ -490,12 +490,12 @@ def test_fit_of_a_view(outliers):
         source, target, weights, ranges, directions, blocks, centre,
         robust_steps=4, polish_steps=40,
     )  # fmt: skip
-    wanted, w_hessian, w_curvature, gradient = oracles.fit_view(
+    expected, w_hessian, w_curvature, gradient = oracles.fit_view(
         source, target, weights, ranges, directions, centre, 4, 60
     )
-    assert fit[0] == pytest.approx(wanted[0], rel=1e-5) and abs(fit[0] - 1.7) < 0.01
-    np.testing.assert_allclose(fit[1:10].reshape(3, 3), wanted[1], atol=1e-5)
-    np.testing.assert_allclose(fit[10:], wanted[2], atol=1e-5)
+    assert fit[0] == pytest.approx(expected[0], rel=1e-5) and abs(fit[0] - 1.7) < 0.01
+    np.testing.assert_allclose(fit[1:10].reshape(3, 3), expected[1], atol=1e-5)
+    np.testing.assert_allclose(fit[10:], expected[2], atol=1e-5)
     np.testing.assert_allclose(hessian, w_hessian, rtol=1e-3, atol=1e-4 * np.abs(w_hessian).max())
     np.testing.assert_allclose(
         curvature, w_curvature, rtol=1e-3, atol=1e-4 * np.abs(w_curvature).max()
@@ -521,12 +521,12 @@ def test_covisibility():
     options = {"step": 4, "agreement": 0.1, "nearness": 0.4, "min_points": 30}
     # Colours that views share, so that brightness correlates.
     colours = np.clip(60 * view.points + 90, 0, 255).astype(np.uint8)
-    found = covisibility(view.points, colours, view.poses, pinholes, **options)
-    wanted = oracles.covisibility(view.points, colours, view.poses, pinholes, *options.values())
-    for one, other, bound in zip(found, wanted, (0.005, 0.02, 1e-3), strict=True):
+    actual = covisibility(view.points, colours, view.poses, pinholes, **options)
+    expected = oracles.covisibility(view.points, colours, view.poses, pinholes, *options.values())
+    for one, other, bound in zip(actual, expected, (0.005, 0.02, 1e-3), strict=True):
         np.testing.assert_array_equal(np.isnan(one), np.isnan(other))
         assert np.nanmax(np.abs(one - other)) < bound
-    assert 0.3 < np.nanmin(found[0]) < 1
+    assert 0.3 < np.nanmin(actual[0]) < 1
 
 
 def test_surfaces_and_up():
@@ -551,8 +551,8 @@ def test_surfaces_and_up():
 
 def test_pinholes():
     view = window(noise=0.0)
-    found = pinholes_of_points(view.points, 3)
-    for row, points in zip(found, view.points, strict=True):
+    actual = pinholes_of_points(view.points, 3)
+    for row, points in zip(actual, view.points, strict=True):
         np.testing.assert_allclose(row, oracles.pinhole_of_points(points, 3), rtol=1e-6)
     flat = np.zeros((1, 8, 8, 3), np.float32)
     flat[..., 2] = 1

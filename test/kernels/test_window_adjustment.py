@@ -45,10 +45,10 @@ def compared(kernel, oracle, arguments, options):
         hessian, gradient = before[:, 1:].copy(), before[:, 0].copy()
         answer = run(*arguments, hessian, gradient, **options)
         sums.append((hessian, gradient, answer))
-    for got, expected in zip(*sums, strict=True):
+    for actual, expected in zip(*sums, strict=True):
         expected = np.asarray(expected)
         scale = np.abs(expected).max()
-        np.testing.assert_allclose(got, expected, rtol=1e-7, atol=1e-9 * scale)
+        np.testing.assert_allclose(actual, expected, rtol=1e-7, atol=1e-9 * scale)
     return sums[0][2]
 
 

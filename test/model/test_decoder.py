@@ -20,8 +20,8 @@ def test_attention_full_and_causal_behind_a_cache() -> None:
     q, k, v = (UNIT[f"attn.{name}"].transpose(0, 1)[None] for name in "qkv")
     mask = causal_mask(3, 4, q.device)
     for name, chosen in (("full", None), ("causal", mask)):
-        got = attend(q, k, v, chosen)[0].unflatten(-1, (6, 16))
-        torch.testing.assert_close(got, UNIT[f"attn.out_{name}"], atol=1e-5, rtol=1e-4)
+        actual = attend(q, k, v, chosen)[0].unflatten(-1, (6, 16))
+        torch.testing.assert_close(actual, UNIT[f"attn.out_{name}"], atol=1e-5, rtol=1e-4)
 
 
 def test_tokens_of_a_geometry_stage_keep_the_order_of_the_sequence() -> None:

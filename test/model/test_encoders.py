@@ -24,10 +24,10 @@ def test_position_table_is_resampled_as_trained(grid_hw: tuple[int, int]) -> Non
     embeddings = DinoEmbeddings(config)
     embeddings.position_embeddings.data = UNIT["posemb.table"]
     want = UNIT["posemb.{}x{}".format(*grid_hw)][0, 1:]
-    got = embeddings.patch_positions(grid_hw).detach()
-    torch.testing.assert_close(got, want, atol=1e-5, rtol=1e-5)
+    actual = embeddings.patch_positions(grid_hw).detach()
+    torch.testing.assert_close(actual, want, atol=1e-5, rtol=1e-5)
     if grid_hw == (37, 37):
-        assert torch.equal(got, want)
+        assert torch.equal(actual, want)
 
 
 def attention(windows: str) -> DinoAttention:

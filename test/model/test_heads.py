@@ -24,8 +24,8 @@ def by_svd(rotation9: torch.Tensor) -> torch.Tensor:
 
 
 def test_rotation_agrees_with_the_reference() -> None:
-    got = nearest_rotation(UNIT["svd.rot9"])
-    torch.testing.assert_close(got, UNIT["svd.R"], atol=1e-4, rtol=1e-4)
+    actual = nearest_rotation(UNIT["svd.rot9"])
+    torch.testing.assert_close(actual, UNIT["svd.R"], atol=1e-4, rtol=1e-4)
 
 
 def test_rotation_agrees_with_float64_svd_also_for_reflections_and_half_turns() -> None:

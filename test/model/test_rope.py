@@ -21,8 +21,8 @@ UNIT = load_file(Path(__file__).parents[1] / "data" / "golden" / "A" / "unit.saf
 CPU = torch.device("cpu")
 
 
-def close(got: torch.Tensor, want: torch.Tensor) -> None:
-    torch.testing.assert_close(got, want, atol=1e-4, rtol=1e-4)
+def close(actual: torch.Tensor, want: torch.Tensor) -> None:
+    torch.testing.assert_close(actual, want, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("head_dim", [8, 96])
@@ -41,8 +41,8 @@ def test_vision_rotation() -> None:
     angles = vision_angles((6, 8), 80, merge=2, device=CPU)
     close(angles, UNIT["vit_rope_80.angles"])
     for name in ("q", "k"):
-        got = rotate(UNIT[f"vit_rope_80.{name}"].transpose(0, 1), angles).transpose(0, 1)
-        close(got, UNIT[f"vit_rope_80.{name}_out"])
+        actual = rotate(UNIT[f"vit_rope_80.{name}"].transpose(0, 1), angles).transpose(0, 1)
+        close(actual, UNIT[f"vit_rope_80.{name}_out"])
 
 
 def test_rotation_keeps_lengths_and_depends_on_distance_only() -> None:

@@ -25,9 +25,9 @@ def thing(label, *views):
 
 
 def test_as_few_views_as_show_everything_are_shown():
-    made = ask("How far apart are the red chair and the table?")
-    (view,) = answer_image.views_of(made, 0)
-    marks = answer_image.marks_of(made, view, identity)
+    result = ask("How far apart are the red chair and the table?")
+    (view,) = answer_image.views_of(result, 0)
+    marks = answer_image.marks_of(result, view, identity)
     assert [label for _, label in marks] == ["red chair", "table"]
     assert len({mark.colour for mark, _ in marks}) == 2
     for things, views in (
@@ -59,7 +59,7 @@ def test_words_of_every_alphabet_and_length_are_written():
     short = answer_image.draw([(image, [])], ["Q: How far?"])
     long = answer_image.draw([(image, [])] * 2, ["Q: " + "椅子 ± ° " * 60])
     assert long.shape[0] > short.shape[0] + 480 + 40, "two views, and more lines"
-    made = ask("How far is the red chair?")
-    lines = answer_image.lines_of("How far?", made, metric=True)
-    assert lines[:2] == ["Q: How far?", f"A: {made.text}"] and "red chair at (" in lines[2]
-    assert not any(" at (" in line for line in answer_image.lines_of("", made, metric=False))
+    result = ask("How far is the red chair?")
+    lines = answer_image.lines_of("How far?", result, metric=True)
+    assert lines[:2] == ["Q: How far?", f"A: {result.text}"] and "red chair at (" in lines[2]
+    assert not any(" at (" in line for line in answer_image.lines_of("", result, metric=False))

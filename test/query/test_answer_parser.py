@@ -35,8 +35,8 @@ METRES = {
 
 @pytest.mark.parametrize(("text", "metres"), METRES.items())
 def test_lengths_come_out_in_metres(text, metres):
-    found = answer_parser.length(text)
-    assert found.value == pytest.approx(metres) and found.unit == "m" and found.text
+    quantity = answer_parser.length(text)
+    assert quantity.value == pytest.approx(metres) and quantity.unit == "m" and quantity.text
 
 
 @pytest.mark.parametrize("value", [0.05, 0.3, 1.0, 2.75, 12.5, 118.0])
@@ -59,8 +59,8 @@ def test_written_lengths_are_read_back(value, name, metres):
             "About {} {}",
             "the sofa, roughly {} {} wide, is red",
         ):
-            found = answer_parser.length(sentence.format(number, name))
-            assert found.value == pytest.approx(value * metres, rel=1e-9)
+            quantity = answer_parser.length(sentence.format(number, name))
+            assert quantity.value == pytest.approx(value * metres, rel=1e-9)
 
 
 @pytest.mark.parametrize(
@@ -91,8 +91,8 @@ def test_no_length_is_made_up(text):
 
 
 def test_a_range_is_its_middle_with_a_spread():
-    found = answer_parser.length("between 2 and 3 metres")
-    assert (found.value, found.spread) == (2.5, 0.5)
+    quantity = answer_parser.length("between 2 and 3 metres")
+    assert (quantity.value, quantity.spread) == (2.5, 0.5)
 
 
 def test_a_bare_number_counts_where_the_question_named_the_unit():
@@ -115,11 +115,11 @@ def test_a_bare_number_counts_where_the_question_named_the_unit():
     ],
 )
 def test_angles_come_out_in_radians(text, degrees):
-    found = answer_parser.angle(text)
+    quantity = answer_parser.angle(text)
     if degrees is None:
-        assert found is None
+        assert quantity is None
     else:
-        assert math.degrees(found.value) == pytest.approx(degrees, abs=0.01)
+        assert math.degrees(quantity.value) == pytest.approx(degrees, abs=0.01)
 
 
 @pytest.mark.parametrize(
@@ -141,8 +141,8 @@ def test_angles_come_out_in_radians(text, degrees):
     ],
 )
 def test_counts(text, number):
-    found = answer_parser.count(text)
-    assert (found and found.value) == number if number is not None else found is None
+    quantity = answer_parser.count(text)
+    assert (quantity and quantity.value) == number if number is not None else quantity is None
 
 
 @pytest.mark.parametrize(
@@ -167,8 +167,8 @@ def test_counts(text, number):
     ],
 )
 def test_yes_and_no(text, value):
-    found = answer_parser.yes_no(text)
-    assert (found and found.value) == value if value is not None else found is None
+    quantity = answer_parser.yes_no(text)
+    assert (quantity and quantity.value) == value if value is not None else quantity is None
 
 
 @pytest.mark.parametrize(
@@ -187,8 +187,8 @@ def test_yes_and_no(text, value):
     ],
 )
 def test_directions(text, words):
-    found = answer_parser.directions(text)
-    assert (found.words if found else ()) == words
+    quantity = answer_parser.directions(text)
+    assert (quantity.words if quantity else ()) == words
 
 
 @pytest.mark.parametrize(

@@ -25,12 +25,12 @@ def refused(*arguments, **options):
 
 
 def test_a_distance_is_measured_with_a_deviation_and_told():
-    made = ask("How far is the red chair?")
+    result = ask("How far is the red chair?")
     true = np.linalg.norm(np.mean(BOXES[0], axis=0) - [0, 0, 1.2])
-    assert made.kind == AnswerType.NUMBER and made.number.unit == "m"
-    assert abs(made.number.value - true) < 2 * made.number.std < 0.5
-    assert f"{made.number.value:.2f} m" in made.text and made.things[0].label == "red chair"
-    assert 0.3 < made.confidence <= 1 and any("point map" in step for step in made.steps)
+    assert result.kind == AnswerType.NUMBER and result.number.unit == "m"
+    assert abs(result.number.value - true) < 2 * result.number.std < 0.5
+    assert f"{result.number.value:.2f} m" in result.text and result.things[0].label == "red chair"
+    assert 0.3 < result.confidence <= 1 and any("point map" in step for step in result.steps)
 
 
 @pytest.mark.parametrize(
@@ -47,9 +47,9 @@ def test_a_distance_is_measured_with_a_deviation_and_told():
     ],
 )
 def test_numbers(question, value, unit):
-    made = ask(question)
-    assert made.kind == AnswerType.NUMBER and made.number.unit == unit
-    assert made.number.value == pytest.approx(value, abs=0.2)
+    result = ask(question)
+    assert result.kind == AnswerType.NUMBER and result.number.unit == unit
+    assert result.number.value == pytest.approx(value, abs=0.2)
 
 
 @pytest.mark.parametrize(
@@ -72,9 +72,9 @@ def test_numbers(question, value, unit):
     ],
 )
 def test_yes_and_no(question, yes):
-    made = ask(question)
-    assert made.kind == AnswerType.YES_NO and made.yes_no == yes
-    assert made.text.startswith("Yes" if yes else "No")
+    result = ask(question)
+    assert result.kind == AnswerType.YES_NO and result.yes_no == yes
+    assert result.text.startswith("Yes" if yes else "No")
 
 
 @pytest.mark.parametrize(
@@ -88,8 +88,8 @@ def test_yes_and_no(question, yes):
     ],
 )
 def test_words(question, words):
-    made = ask(question)
-    assert made.kind == AnswerType.TEXT and words in made.text and made.things
+    result = ask(question)
+    assert result.kind == AnswerType.TEXT and words in result.text and result.things
 
 
 def test_what_the_border_cuts_has_a_lower_bound_in_that_direction_only():
@@ -107,13 +107,13 @@ def test_what_the_border_cuts_has_a_lower_bound_in_that_direction_only():
 def test_a_width_in_words_counts_where_the_images_allow_it(words, metres):
     """The table measures 1.2 m; what it looks like allows a little less, not a quarter."""
     question = "How wide is the table?"
-    silent, made = ask(question), ask(question, Model(default=words))
+    silent, result = ask(question), ask(question, Model(default=words))
     assert silent.number.value == pytest.approx(1.2, abs=0.15)
     if metres is None:
-        assert made.number.value == silent.number.value and made.measured
+        assert result.number.value == silent.number.value and result.measured
     else:
-        assert made.number.value == metres and np.isnan(made.number.std)
-        assert "by the model's words" in made.text
+        assert result.number.value == metres and np.isnan(result.number.std)
+        assert "by the model's words" in result.text
 
 
 @pytest.mark.parametrize(
@@ -121,20 +121,20 @@ def test_a_width_in_words_counts_where_the_images_allow_it(words, metres):
 )
 def test_of_what_the_border_cuts_the_model_may_say_more_but_not_less(words, metres):
     question, shown = "How wide is the chest?", dict(names=["chest"], boxes=[box(3.5, 2.2)])
-    bound, made = ask(question, **shown), ask(question, Model(default=words), **shown)
+    bound, result = ask(question, **shown), ask(question, Model(default=words), **shown)
     if metres is None:
-        assert " at least " in made.text and "disagree" in made.text
-        assert made.confidence < bound.confidence
+        assert " at least " in result.text and "disagree" in result.text
+        assert result.confidence < bound.confidence
     else:
-        assert made.number.value == metres and " at least " not in made.text
-        assert made.confidence > bound.confidence and np.isnan(made.number.std)
+        assert result.number.value == metres and " at least " not in result.text
+        assert result.confidence > bound.confidence and np.isnan(result.number.std)
 
 
 def test_places_are_in_the_map_with_a_covariance():
-    made = ask("Where is the red chair?", kind=AnswerType.POINT)
-    assert np.abs(made.pose[:3, 3] - [3.0, 0.7, 0.4]).max() < 0.2
-    assert np.array_equal(made.pose[:3, :3], np.eye(3))
-    assert (np.linalg.eigvalsh(made.covariance) > 0).all()
+    result = ask("Where is the red chair?", kind=AnswerType.POINT)
+    assert np.abs(result.pose[:3, 3] - [3.0, 0.7, 0.4]).max() < 0.2
+    assert np.array_equal(result.pose[:3, :3], np.eye(3))
+    assert (np.linalg.eigvalsh(result.covariance) > 0).all()
     pose = ask("Where is the table?", kind=AnswerType.POSE).pose
     assert abs(pose[0, 0]) < 0.3, "x along the longer side, which lies in y"
     objects = ask("Find the chair.", kind=AnswerType.OBJECTS, names=["chair", "chair", "lamp"])
@@ -142,16 +142,16 @@ def test_places_are_in_the_map_with_a_covariance():
 
 
 def test_going_there_stops_before_the_thing_and_faces_it():
-    made = ask("Go to the red chair")
-    away = np.array([3.0, 0.7]) - made.pose[:2, 3]
-    assert made.kind == AnswerType.POSE and 0.6 < np.linalg.norm(away) < 1.3
-    assert made.pose[:2, 0] @ away / np.linalg.norm(away) > 0.99
-    assert made.pose[2, 3] == 0
+    result = ask("Go to the red chair")
+    away = np.array([3.0, 0.7]) - result.pose[:2, 3]
+    assert result.kind == AnswerType.POSE and 0.6 < np.linalg.norm(away) < 1.3
+    assert result.pose[:2, 0] @ away / np.linalg.norm(away) > 0.99
+    assert result.pose[2, 3] == 0
 
 
 def test_where_would_i_be():
-    made = ask("Where would I be if I went two metres forward and 1 m to the left?")
-    assert made.pose[:2, 3] == pytest.approx([2.0, 1.0])
+    result = ask("Where would I be if I went two metres forward and 1 m to the left?")
+    assert result.pose[:2, 3] == pytest.approx([2.0, 1.0])
     turned = ask("Where would I be if I turned right and went 1.5 m ahead?")
     assert turned.pose[:2, 3] == pytest.approx([0.0, -1.5])
 
@@ -176,11 +176,13 @@ def test_what_hangs_over_another_is_above_it():
 def test_measures_go_back_into_the_dialogue_and_the_model_concludes():
     question = "How far is the red chair?"
     model = Model({"Measured:": "So it is out of my reach."}, default="Quite near.")
-    made = ask(question, model)
-    told = model.asked[-1][0]
-    assert told.startswith("Measured: The red chair is 3.") and told.endswith(question)
-    assert "Told this, the model concludes: 'So it is out of my reach.'." in made.steps
-    assert made.confidence == ask(question).confidence and "disagree" not in made.text
+    result = ask(question, model)
+    prompt_text = model.asked[-1][0]
+    assert prompt_text.startswith("Measured: The red chair is 3.") and prompt_text.endswith(
+        question
+    )
+    assert "Told this, the model concludes: 'So it is out of my reach.'." in result.steps
+    assert result.confidence == ask(question).confidence and "disagree" not in result.text
     agreeing = Model(default="About 3.2 meters.")
     ask(question, agreeing)
     assert [prompt for prompt, _ in agreeing.asked] == [question], "nothing is left to conclude"
@@ -192,25 +194,29 @@ def test_a_conclusion_against_the_measure_counts_as_disagreement_once():
     late = ask(question, Model({"Measured:": "No."}, default="Hard to say."))
     both = ask(question, Model(default="No."))
     won = ask(question, Model({"Measured:": "Yes, it is."}, default="No."))
-    for made in (late, both, won):
-        assert made.yes_no and made.confidence == pytest.approx(DISAGREEMENT * alone)
-        assert "The model's own words disagree: 'No.'" in made.text
+    for result in (late, both, won):
+        assert result.yes_no and result.confidence == pytest.approx(DISAGREEMENT * alone)
+        assert "The model's own words disagree: 'No.'" in result.text
     assert any("concludes: 'Yes, it is.'" in step for step in won.steps)
 
 
 def test_no_time_to_conclude_costs_no_answer():
-    made = ask("How far is the red chair?", Model({"Measured:": None}, default="Near."))
-    assert made.number is not None and any("to conclude" in step for step in made.steps)
+    result = ask("How far is the red chair?", Model({"Measured:": None}, default="Near."))
+    assert result.number is not None and any("to conclude" in step for step in result.steps)
 
 
 def test_a_free_question_about_space_is_asked_with_the_measures_of_what_it_names():
     model = Model(default="Yes, it would.")
-    made = ask("Could the lamp stand on the table?", model)
-    told = model.asked[-1][0]
-    assert told.startswith("Measured: The table is at ") and "The lamp is at 2." in told
-    assert told.endswith("0.15 meters wide and 1.48 high. Could the lamp stand on the table?")
-    assert {thing.label for thing in made.things} == {"lamp", "table"}
-    assert made.text == "Yes, it would." and made.confidence == -1
+    result = ask("Could the lamp stand on the table?", model)
+    prompt_text = model.asked[-1][0]
+    assert (
+        prompt_text.startswith("Measured: The table is at ") and "The lamp is at 2." in prompt_text
+    )
+    assert prompt_text.endswith(
+        "0.15 meters wide and 1.48 high. Could the lamp stand on the table?"
+    )
+    assert {thing.label for thing in result.things} == {"lamp", "table"}
+    assert result.text == "Yes, it would." and result.confidence == -1
     ask("What colour is the table?", model)
     assert model.asked[-1] == ("What colour is the table?", ()), "no measure helps there"
     ask("Could the lamp stand on the table?", model, metric=False)
@@ -230,10 +236,10 @@ def test_a_free_question_about_space_is_asked_with_the_measures_of_what_it_names
 )
 def test_words_alone_answer_what_is_not_measured(question, says, field, value):
     model = Model(default=says)
-    made = ask(question, model, names=[])
-    got = getattr(made, field)
-    assert (got.value if field == "number" else got) == value
-    assert made.confidence == -1 and [prompt for prompt, _ in model.asked] == [question]
+    result = ask(question, model, names=[])
+    actual = getattr(result, field)
+    assert (actual.value if field == "number" else actual) == value
+    assert result.confidence == -1 and [prompt for prompt, _ in model.asked] == [question]
 
 
 def test_a_silent_model_says_so_whatever_else_is_seen():
@@ -248,9 +254,9 @@ def test_a_silent_model_says_so_whatever_else_is_seen():
 
 
 def test_the_region_of_the_request_comes_first():
-    made = ask("How far is this?", names=[], use=[1])
-    assert made.number.value == pytest.approx(math.dist((4, -0.9, 0.35), (0, 0, 1.2)), abs=0.25)
-    assert "request" in made.things[0].source
+    result = ask("How far is this?", names=[], use=[1])
+    assert result.number.value == pytest.approx(math.dist((4, -0.9, 0.35), (0, 0, 1.2)), abs=0.25)
+    assert "request" in result.things[0].source
     apart = ask("How far apart are this and the lamp?", use=[0])
     assert {thing.label for thing in apart.things} == {"marked place", "lamp"}
 
@@ -260,9 +266,11 @@ def test_the_models_own_place_is_used_when_nothing_else_is_there():
     (low, high) = regions[0][0].low_px, regions[0][0].high_px
     u, v = (low[0] + high[0]) / 2, (low[1] + high[1]) / 2
     model = Model({"Where in": f"It is in frame 1, pixel ({u:.0f}, {v:.0f})."})
-    made = ask("How far is the red chair?", model, names=[])
-    assert made.number.value == pytest.approx(3.0, abs=0.3) and made.things[0].source == "model"
-    assert made.confidence < ask("How far is the red chair?").confidence
+    result = ask("How far is the red chair?", model, names=[])
+    assert (
+        result.number.value == pytest.approx(3.0, abs=0.3) and result.things[0].source == "model"
+    )
+    assert result.confidence < ask("How far is the red chair?").confidence
     lost = Model({"Where in": "It is in frame 1, pixel (900, 900)."}, default="2 meters")
     assert ask("How far is the red chair?", lost, names=[]).confidence == -1
 
@@ -272,16 +280,16 @@ def test_a_model_that_never_learned_to_point_is_not_asked_to():
     points, _ = room(BOXES)
     model = Model({"Where in": "It is not visible."}, default="It is to your left.")
     question = Query("In which direction is the red chair from the newest view?")
-    made = Answerer(points, question, model, None).answer()
-    assert made.text == "It is to your left." and made.confidence == -1
+    result = Answerer(points, question, model, None).answer()
+    assert result.text == "It is to your left." and result.confidence == -1
     with pytest.raises(Abstention, match="sees no red chair"):
         Answerer(points, question, model, to_model).answer()
 
 
 def test_words_alone_are_marked_as_not_calibrated():
-    made = ask("How far is the sofa?", Model(default="About two and a half metres."), names=[])
-    assert made.number.value == 2.5 and math.isnan(made.number.std) and made.confidence == -1
-    assert any("words alone" in step for step in made.steps)
+    result = ask("How far is the sofa?", Model(default="About two and a half metres."), names=[])
+    assert result.number.value == 2.5 and math.isnan(result.number.std) and result.confidence == -1
+    assert any("words alone" in step for step in result.steps)
 
 
 @pytest.mark.parametrize(
@@ -322,8 +330,8 @@ def test_what_is_not_known_is_not_answered(question, options, reason, words):
 
 
 def test_comparisons_need_no_metres():
-    made = ask("Which is closer, the table or the lamp?", metric=False, scale=2.5)
-    assert "lamp is closer" in made.text
+    result = ask("Which is closer, the table or the lamp?", metric=False, scale=2.5)
+    assert "lamp is closer" in result.text
     assert ask("Is the red chair left of the table?", metric=False).yes_no
     words = ask("How far is the lamp?", Model(default="2 m"), metric=False, kind=AnswerType.TEXT)
     assert words.number is None and any("not measured" in step for step in words.steps)
@@ -342,8 +350,8 @@ def test_left_depends_on_whose_left_it_is():
 
 def test_a_model_out_of_time_does_not_stop_what_geometry_can_tell():
     silent = Model({"": None})
-    made = ask("How far is the red chair?", silent)
-    assert made.number is not None and any("no time" in step for step in made.steps)
+    result = ask("How far is the red chair?", silent)
+    assert result.number is not None and any("no time" in step for step in result.steps)
     with pytest.raises(OutOfTimeError):
         ask("How far is the red chair?", Model({"": None}), names=[])
 
@@ -351,9 +359,9 @@ def test_a_model_out_of_time_does_not_stop_what_geometry_can_tell():
 def test_a_question_about_a_marked_place_is_drawn_and_told():
     mark = prompts.Mark(0, (10.0, 10.0), (40.0, 40.0), "blue")
     model = Model(default="It is a chair.")
-    made = ask("What is this?", model, names=[], use=[0], marks=(mark,))
+    result = ask("What is this?", model, names=[], use=[0], marks=(mark,))
     prompt, marks = model.asked[-1]
-    assert made.text == "It is a chair." and marks == (mark,)
+    assert result.text == "It is a chair." and marks == (mark,)
     assert "the object at the blue box" in prompt and "(blue box) is at 3." in prompt
     assert "this" not in prompt.split("Measured")[-1].split("?")[0].split("meters.")[-1]
 
@@ -396,7 +404,7 @@ def test_a_known_reference_is_told_before_the_question():
 def test_every_wording_of_the_simulated_home_has_its_plan():
     from g2vlm_ros.demo.sim import questions
 
-    wanted = {
+    expected = {
         "exists": QuestionType.EXISTS,
         "count": QuestionType.COUNT,
         "nearest": QuestionType.NEAREST,
@@ -411,10 +419,12 @@ def test_every_wording_of_the_simulated_home_has_its_plan():
     }
     rng, seen = np.random.default_rng(0), set()
     for truth in _truths():
-        for made in questions.ask(truth, rng, 200):
-            if made.kind in wanted:
-                seen.add(made.kind)
-                assert parse(made.question).question_type is wanted[made.kind], made.question
+        for result in questions.ask(truth, rng, 200):
+            if result.kind in expected:
+                seen.add(result.kind)
+                assert parse(result.question).question_type is expected[result.kind], (
+                    result.question
+                )
     assert len(seen) > 8
 
 
@@ -449,8 +459,8 @@ def test_names_come_out_bare(question, things):
 def test_views_behind_the_newest_still_count():
     """Seen in the first view, asked after a turn to the right: it is to the left now."""
     poses = [camera(), camera(yaw=-math.pi / 2)]
-    made = ask("Where is the red chair now: left, right, in front or behind?", poses=poses)
-    assert "to your left" in made.text
+    result = ask("Where is the red chair now: left, right, in front or behind?", poses=poses)
+    assert "to your left" in result.text
 
 
 @pytest.mark.parametrize(

@@ -27,15 +27,15 @@ AROUND = [camera(), camera(0.5, 1.5, yaw=-0.4), camera(1.0, -1.2, yaw=0.3)]
 def things(boxes=THREE, poses=None, **options):
     """(PointMap, the Thing of each box) from all views."""
     points, regions = room(boxes, poses, **options)
-    found = []
+    objects = []
     for k, each in enumerate(regions):
-        found.append(fuse([locate(points, r, f"thing {k}", "request") for r in each]))
-    return points, found
+        objects.append(fuse([locate(points, r, f"thing {k}", "request") for r in each]))
+    return points, objects
 
 
 def test_boxes_lie_where_they_are_despite_background_in_the_region():
-    points, found = things(poses=AROUND)
-    for thing, (low, high) in zip(found, THREE, strict=True):
+    points, objects = things(poses=AROUND)
+    for thing, (low, high) in zip(objects, THREE, strict=True):
         assert np.abs(thing.centre - (low + high) / 2).max() < 0.12
         long, short, height = *sorted((high - low)[:2], reverse=True), (high - low)[2]
         assert thing.size[[0, 2]] == pytest.approx([long, height], abs=0.15)
@@ -109,10 +109,10 @@ def test_stated_errors_cover_the_real_ones(noise):
         deep = rng.uniform(0.1, 0.5)
         made = box(x, y, size=(deep, 0.5, 0.8))
         points, (thing,) = things([made], noise=noise, seed=seed, sure=np.exp(-noise / 0.05))
-        found = relations.distance(points, thing)
+        objects = relations.distance(points, thing)
         true = np.linalg.norm([x, y, 0.4 - 1.2])
-        inside += abs(found.value - true) < 2 * found.std
-        sizes.append(found.std / true)
+        inside += abs(objects.value - true) < 2 * objects.std
+        sizes.append(objects.std / true)
     assert inside >= 50
     assert max(sizes) < 0.1, "errors are not stated so large that they say nothing"
 
@@ -218,8 +218,8 @@ def test_whereabouts(yaw, word):
 
 
 def test_what_was_seen_before_is_behind_after_a_turn():
-    points, found = things([CHAIR], poses=[camera(), camera(yaw=math.pi)])
-    word, sure = relations.whereabouts(points, found[0])
+    points, objects = things([CHAIR], poses=[camera(), camera(yaw=math.pi)])
+    word, sure = relations.whereabouts(points, objects[0])
     assert word == "behind" and sure > 0.9
 
 

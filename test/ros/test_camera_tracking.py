@@ -28,45 +28,47 @@ def true_geometry(monkeypatch):
     monkeypatch.setattr(perception_node, "open_and_warm_up", opened)
 
 
-def send(made, frame):
+def send(testbed, frame):
     from g2vlm_ros.ros.conversions import geometry, images
 
     header = geometry.header(frame.stamp_ns, "optical")
-    made.send("/camera/image_raw", images.rgb_image(header, frame.image()))
+    testbed.send("/camera/image_raw", images.rgb_image(header, frame.image()))
 
 
-def listen(made):
+def listen(testbed):
     from geometry_msgs.msg import PoseWithCovarianceStamped
     from nav_msgs.msg import Odometry
     from tf2_msgs.msg import TFMessage
 
-    made.listen(PoseWithCovarianceStamped, "/perception/pose")
-    made.listen(Odometry, "/perception/odometry")
-    made.listen(TFMessage, "/tf")
+    testbed.listen(PoseWithCovarianceStamped, "/perception/pose")
+    testbed.listen(Odometry, "/perception/odometry")
+    testbed.listen(TFMessage, "/tf")
 
 
 def stamp_ns(message):
     return message.header.stamp.sec * 10**9 + message.header.stamp.nanosec
 
 
-def walk(made, frames):
+def walk(testbed, frames):
     for frame in frames:
-        send(made, frame)
-        made.settle()
-        made.until(made.node.tracking_rests, "the tracker to rest")
+        send(testbed, frame)
+        testbed.settle()
+        testbed.until(testbed.node.tracking_rests, "the tracker to rest")
 
 
 def test_every_frame_has_a_pose_and_stamps_only_grow(true_geometry) -> None:
     frames = walk_views()
     options = {"window.min_gap_s": WINDOW_GAP_S, "window.max_age_s": 20.0,
                "map.metres_per_unit": 0.0, "map.refine_poses": False}  # fmt: skip
-    with bench(**options) as made:
-        listen(made)
-        walk(made, frames)
-        poses, transforms = made.received["/perception/pose"], made.received["/tf"]
-        made.until(lambda: poses and stamp_ns(poses[-1]) == frames[-1].stamp_ns, "the last pose")
-        windows, counts = made.node.counts().windows, made.node.tracking_counts()
-        assert not made.received["/perception/odometry"], "lengths are no metres"
+    with bench(**options) as testbed:
+        listen(testbed)
+        walk(testbed, frames)
+        poses, transforms = testbed.received["/perception/pose"], testbed.received["/tf"]
+        testbed.until(
+            lambda: poses and stamp_ns(poses[-1]) == frames[-1].stamp_ns, "the last pose"
+        )
+        windows, counts = testbed.node.counts().windows, testbed.node.tracking_counts()
+        assert not testbed.received["/perception/odometry"], "lengths are no metres"
     stamps = [stamp_ns(pose) for pose in poses]
     assert windows < 6 and len(stamps) > 10 and counts.tracked >= 10
     assert stamps == sorted(set(stamps))
@@ -80,13 +82,13 @@ def test_off_means_windows_only(true_geometry) -> None:
     frames = walk_views()
     options = {"window.min_gap_s": WINDOW_GAP_S, "window.max_age_s": 20.0,
                "pose.between_windows": False}  # fmt: skip
-    with bench(**options) as made:
-        listen(made)
-        walk(made, frames)
-        poses = made.received["/perception/pose"]
-        made.until(lambda: len(poses) >= 3, "poses of windows")
-        assert made.node.tracking_counts() is None
-        assert len(poses) <= made.node.counts().used < 6
+    with bench(**options) as testbed:
+        listen(testbed)
+        walk(testbed, frames)
+        poses = testbed.received["/perception/pose"]
+        testbed.until(lambda: len(poses) >= 3, "poses of windows")
+        assert testbed.node.tracking_counts() is None
+        assert len(poses) <= testbed.node.counts().used < 6
 
 
 def test_odometry_is_in_metres_and_in_its_own_frame(true_geometry) -> None:
@@ -94,19 +96,19 @@ def test_odometry_is_in_metres_and_in_its_own_frame(true_geometry) -> None:
 
     frames = walk_views()
     options = {"window.min_gap_s": WINDOW_GAP_S, "window.max_age_s": 20.0, "depth_topic": "/depth"}
-    with bench(**options) as made:
-        listen(made)
+    with bench(**options) as testbed:
+        listen(testbed)
         for frame in frames:
             header = geometry.header(frame.stamp_ns, "optical")
-            made.publish("/depth", images.depth_image(header, frame.depth_m()))
-            walk(made, [frame])
-        odometry = made.received["/perception/odometry"]
-        made.until(lambda: len(odometry) >= 3, "odometry in metres")
-        made.node.trigger_deactivate()
+            testbed.publish("/depth", images.depth_image(header, frame.depth_m()))
+            walk(testbed, [frame])
+        odometry = testbed.received["/perception/odometry"]
+        testbed.until(lambda: len(odometry) >= 3, "odometry in metres")
+        testbed.node.trigger_deactivate()
         count = len(odometry)
         header = geometry.header(frames[-1].stamp_ns + 10**8, "optical")
-        made.publish("/camera/image_raw", images.rgb_image(header, frames[-1].image()))
-        assert made.node.tracking_counts() is None and len(odometry) == count
+        testbed.publish("/camera/image_raw", images.rgb_image(header, frames[-1].image()))
+        assert testbed.node.tracking_counts() is None and len(odometry) == count
     assert {m.header.frame_id for m in odometry} == {"g2vlm_odom"}
     assert {m.child_frame_id for m in odometry} == {"optical_g2vlm"}
     number = {frame.stamp_ns: frame for frame in frames}

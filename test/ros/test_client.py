@@ -17,14 +17,14 @@ OLD = {"max_age_s": 1e12, "max_wait_s": 20.0}
 
 
 @pytest.fixture(scope="module")
-def made():
-    with bench(**SMALL_QUERY) as made:
-        feed(made)
-        yield made
+def testbed():
+    with bench(**SMALL_QUERY) as testbed:
+        feed(testbed)
+        yield testbed
 
 
 @pytest.fixture(scope="module")
-def robot(made):
+def robot(testbed):
     from g2vlm_ros.ros.client.client import SpatialClient
 
     with SpatialClient() as robot:
@@ -45,7 +45,7 @@ def test_wrong_arguments_are_errors_before_anything_is_sent(robot):
         robot.ask("What?", colour="red")
 
 
-def test_asyncio_asks_several_at_once(made):
+def test_asyncio_asks_several_at_once(testbed):
     from g2vlm_ros.ros.client.client import AsyncSpatialClient
 
     async def ask():
@@ -55,7 +55,7 @@ def test_asyncio_asks_several_at_once(made):
     assert [answer.error_code for answer in asyncio.run(ask())] == [0, 0, 0]
 
 
-def test_asyncio_answers_by_the_action_and_hears_it_grow(made):
+def test_asyncio_answers_by_the_action_and_hears_it_grow(testbed):
     from g2vlm_ros.ros.client.client import AsyncSpatialClient
 
     heard = []
@@ -72,7 +72,7 @@ def test_asyncio_answers_by_the_action_and_hears_it_grow(made):
 
 
 @pytest.mark.parametrize("running", [False, True], ids=["before it is sent", "while it waits"])
-def test_cancelling_the_task_cancels_the_goal(made, running):
+def test_cancelling_the_task_cancels_the_goal(testbed, running):
     """A goal that waits for a window that never comes ends at once, not with its max_wait_s."""
     from action_msgs.msg import GoalStatus, GoalStatusArray
     from rclpy.qos import DurabilityPolicy, QoSProfile
@@ -92,7 +92,7 @@ def test_cancelling_the_task_cancels_the_goal(made, running):
             task.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await task
-            await asyncio.to_thread(made.until, lambda: over() or not running, "the goal's end")
+            await asyncio.to_thread(testbed.until, lambda: over() or not running, "the goal's end")
 
     def over():
         return told and [s.status for s in told[-1].status_list][-1:] == [
@@ -101,13 +101,13 @@ def test_cancelling_the_task_cancels_the_goal(made, running):
 
     latched = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
     topic = "/perception/answer/_action/status"
-    listener = made.peer.create_subscription(GoalStatusArray, topic, told.append, latched)
+    listener = testbed.peer.create_subscription(GoalStatusArray, topic, told.append, latched)
     asyncio.run(ask())
-    made.peer.destroy_subscription(listener)
+    testbed.peer.destroy_subscription(listener)
     assert not told or all(s.status != GoalStatus.STATUS_EXECUTING for s in told[-1].status_list)
 
 
-def test_asyncio_gets_points_and_its_own_errors(made, monkeypatch):
+def test_asyncio_gets_points_and_its_own_errors(testbed, monkeypatch):
     from g2vlm_ros.ros.client import client
 
     async def points():
@@ -125,7 +125,7 @@ def test_asyncio_gets_points_and_its_own_errors(made, monkeypatch):
         asyncio.run(nobody())
 
 
-def test_a_node_that_is_not_there_is_an_error(made, monkeypatch):
+def test_a_node_that_is_not_there_is_an_error(testbed, monkeypatch):
     from g2vlm_ros.ros.client import client
 
     monkeypatch.setattr(client, "DISCOVERY_S", 0.2)
@@ -133,7 +133,7 @@ def test_a_node_that_is_not_there_is_an_error(made, monkeypatch):
         robot.ask("What?")
 
 
-def test_ask_prints_an_answer_or_why_there_is_none(made, capsys):
+def test_ask_prints_an_answer_or_why_there_is_none(testbed, capsys):
     from g2vlm_ros.ros.client import ask
 
     old = ["--max-age-s", "1e12", "--wait-s", "20"]
@@ -143,7 +143,7 @@ def test_ask_prints_an_answer_or_why_there_is_none(made, capsys):
     assert "NO_GEOMETRY" in capsys.readouterr().out
 
 
-def test_ask_writes_what_the_answer_rests_on(made, tmp_path, capsys):
+def test_ask_writes_what_the_answer_rests_on(testbed, tmp_path, capsys):
     import numpy as np
     from PIL import Image
 
@@ -158,21 +158,23 @@ def test_ask_writes_what_the_answer_rests_on(made, tmp_path, capsys):
     assert "extension" in capsys.readouterr().err
 
 
-def test_a_picture_is_drawn_only_for_who_looks(made, robot):
+def test_a_picture_is_drawn_only_for_who_looks(testbed, robot):
     from rclpy.qos import DurabilityPolicy, QoSProfile
     from sensor_msgs.msg import Image
 
-    pictures = made.queries.worker.topics.pictures
-    made.until(lambda: not pictures.seen(), "nobody to look")
+    pictures = testbed.queries.worker.topics.pictures
+    testbed.until(lambda: not pictures.seen(), "nobody to look")
     drawn = pictures.drawn
     for question in ("What is there?", "What else?"):
         assert robot.ask(question, **OLD).success
     assert pictures.drawn == drawn
     latched = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
     seen = []
-    late = made.peer.create_subscription(Image, "/perception/query/picture", seen.append, latched)
-    made.until(lambda: pictures.drawn > drawn and seen, "the picture for a late listener")
-    made.peer.destroy_subscription(late)
+    late = testbed.peer.create_subscription(
+        Image, "/perception/query/picture", seen.append, latched
+    )
+    testbed.until(lambda: pictures.drawn > drawn and seen, "the picture for a late listener")
+    testbed.peer.destroy_subscription(late)
     assert pictures.drawn == drawn + 1, "the newest, once"
 
 
@@ -309,7 +311,7 @@ def stamped(kind, instant_ns, **fields):
     return kind(stamp=stamp, **fields)
 
 
-def test_a_missed_picture_is_named_at_once_and_asked_for_again(made, monkeypatch):
+def test_a_missed_picture_is_named_at_once_and_asked_for_again(testbed, monkeypatch):
     """A later picture says that one's own answer came before the node found its listener."""
     from g2vlm_ros.srv import SpatialQuery
     from sensor_msgs.msg import Image
@@ -344,7 +346,7 @@ def test_a_missed_picture_is_named_at_once_and_asked_for_again(made, monkeypatch
         pictures.close()
 
 
-def test_clients_that_join_at_once_all_get_answers(made):
+def test_clients_that_join_at_once_all_get_answers(testbed):
     """Discovery between participants of one process, five at a time."""
     from concurrent.futures import ThreadPoolExecutor
 

@@ -188,7 +188,7 @@ def test_encodings_that_we_know_never_touch_cv_bridge(monkeypatch, encoding):
 
 def test_an_encoding_that_we_do_not_know_is_left_to_cv_bridge(monkeypatch):
     pixels = np.full((2, 2, 3), 7, np.uint8)
-    fake_bridge(monkeypatch, lambda msg, wanted: pixels if wanted == "rgb8" else None)
+    fake_bridge(monkeypatch, lambda msg, target: pixels if target == "rgb8" else None)
     assert images.frame_from_image(foreign(), "front").decode() is pixels
     short = foreign()
     short.data = bytes(10)
@@ -213,7 +213,7 @@ def test_a_cv_bridge_that_crashes_is_tried_in_a_child_and_never_imported(
 
 
 def test_a_failing_cv_bridge_is_an_image_error(monkeypatch):
-    def fail(msg, wanted):
+    def fail(msg, target):
         raise TypeError("boost says no")
 
     fake_bridge(monkeypatch, fail)
@@ -286,8 +286,8 @@ def test_region_of_interest_and_binning_keep_the_rays_of_the_pixels():
     assert (camera.width_px, camera.height_px) == (200, 50)
     # The binned pixel (0, 0) gathers sensor columns 100 and 101 and rows 60 to 63.
     ray = [(100.5 - 320) / 500, (61.5 - 240) / 510]
-    got = [(0 - camera.cx_px) / camera.fx_px, (0 - camera.cy_px) / camera.fy_px]
-    np.testing.assert_allclose(got, ray)
+    actual = [(0 - camera.cx_px) / camera.fx_px, (0 - camera.cy_px) / camera.fy_px]
+    np.testing.assert_allclose(actual, ray)
 
 
 def test_distortion_is_noticed():
@@ -349,17 +349,17 @@ def test_a_dense_cloud_describes_itself(maps):
     assert msg.is_dense and not msg.is_bigendian
     assert (msg.header.frame_id, geometry.stamp_ns(msg.header.stamp)) == ("map", STAMP_NS)
     assert len(msg.data) == msg.row_step * msg.height
-    got = cloud_points(msg)[0]
-    np.testing.assert_array_equal(got[:, :3], points[valid])
-    np.testing.assert_array_equal(got[:, 4], confidence[valid])
+    actual = cloud_points(msg)[0]
+    np.testing.assert_array_equal(actual[:, :3], points[valid])
+    np.testing.assert_array_equal(actual[:, 4], confidence[valid])
 
 
 def test_an_organised_cloud_keeps_rows_and_columns(maps):
     points, _, _, valid = maps
     msg = cloud_over_the_wire(maps, organised=True)
     assert (msg.height, msg.width, msg.is_dense) == (2 * H, W, False)
-    got = cloud_points(msg)[..., :3].reshape(points.shape)
-    np.testing.assert_array_equal(got, np.where(valid[..., None], points, np.float32(np.nan)))
+    actual = cloud_points(msg)[..., :3].reshape(points.shape)
+    np.testing.assert_array_equal(actual, np.where(valid[..., None], points, np.float32(np.nan)))
     whole = cloud_over_the_wire((*maps[:3], np.ones_like(valid)), organised=True)
     assert whole.is_dense
 
@@ -381,9 +381,9 @@ def test_sensor_msgs_py_reads_our_clouds(maps):
     point_cloud2 = pytest.importorskip(
         "sensor_msgs_py.point_cloud2", reason="sensor_msgs_py is not installed"
     )
-    got = point_cloud2.read_points(cloud_over_the_wire(maps), field_names=["x", "y", "z"])
+    actual = point_cloud2.read_points(cloud_over_the_wire(maps), field_names=["x", "y", "z"])
     want = maps[0][maps[3]]
-    np.testing.assert_array_equal(np.stack([got[n] for n in "xyz"], axis=-1), want)
+    np.testing.assert_array_equal(np.stack([actual[n] for n in "xyz"], axis=-1), want)
 
 
 def test_a_depth_image_is_metres_with_nan_for_unknown():
@@ -393,9 +393,9 @@ def test_a_depth_image_is_metres_with_nan_for_unknown():
     msg = deserialize_message(serialize_message(msg), Image)
     assert (msg.encoding, msg.height, msg.width, msg.step) == ("32FC1", 3, 4, 16)
     assert not msg.is_bigendian
-    got = np.array(struct.unpack("<12f", bytes(msg.data))).reshape(3, 4)
-    assert np.isnan(got[0]).all()
-    np.testing.assert_array_equal(got[1:], depth[1:])
+    actual = np.array(struct.unpack("<12f", bytes(msg.data))).reshape(3, 4)
+    assert np.isnan(actual[0]).all()
+    np.testing.assert_array_equal(actual[1:], depth[1:])
 
 
 def test_poses_reach_every_message_type():
@@ -405,10 +405,10 @@ def test_poses_reach_every_message_type():
     transform = geometry.transform_message(header, "front_g2vlm", matrix)
     stamped = geometry.pose_stamped(header, matrix)
     many = geometry.pose_array(header, np.stack([pose(1), matrix]))
-    for got in (with_covariance.pose.pose, stamped.pose, many.poses[1]):
-        np.testing.assert_allclose(position(got.position), matrix[:3, 3])
+    for actual in (with_covariance.pose.pose, stamped.pose, many.poses[1]):
+        np.testing.assert_allclose(position(actual.position), matrix[:3, 3])
         np.testing.assert_allclose(
-            rotation_from_xyzw(quaternion(got.orientation)), matrix[:3, :3], atol=1e-12
+            rotation_from_xyzw(quaternion(actual.orientation)), matrix[:3, :3], atol=1e-12
         )
     assert transform.child_frame_id == "front_g2vlm"
     np.testing.assert_allclose(position(transform.transform.translation), matrix[:3, 3])

@@ -200,9 +200,9 @@ PLANTED = {
 def test_a_planted_mistake_is_found_and_no_other(plant):
     graph = healthy()
     plant(graph)
-    found = problems(graph)
-    assert set(found) == {PLANTED[plant]}
-    assert found[PLANTED[plant]].remedy
+    names = problems(graph)
+    assert set(names) == {PLANTED[plant]}
+    assert names[PLANTED[plant]].remedy
 
 
 def test_the_remedy_for_a_missing_camera_names_the_topic_that_is_there():
@@ -328,8 +328,8 @@ def broken_robot():
         "window.max_age_s": 1.0,
         "imu_topic": "imu",
     }
-    made = Bench(**settings)
-    made.start()
+    testbed = Bench(**settings)
+    testbed.start()
     # In a context of its own: one participant cannot have two types on a topic.
     context = rclpy.Context()
     rclpy.init(args=[], context=context)
@@ -361,21 +361,21 @@ def broken_robot():
     thread = threading.Thread(target=drive)
     thread.start()
     try:
-        yield made
+        yield testbed
     finally:
         over.set()
         thread.join()
         for node in (twin, driver):
             node.destroy_node()
         rclpy.try_shutdown(context=context)
-        made.close()
+        testbed.close()
 
 
 def test_ten_mistakes_in_one_robot():
     with broken_robot():
         options = parse(["--seconds", "4", "--node", "/perception"])
         findings = examine(options, [])
-    found = {each.check for each in findings if each.level is not Level.OK}
+    names = {each.check for each in findings if each.level is not Level.OK}
     planted = {
         "node_name",  # a second node called perception
         "camera_topic",  # nobody publishes top/image_raw
@@ -391,4 +391,4 @@ def test_ten_mistakes_in_one_robot():
         "sensor_topic",  # nobody publishes the IMU
         "scale",  # nothing gives metres
     }
-    assert planted <= found, sorted(planted - found)
+    assert planted <= names, sorted(planted - names)

@@ -14,9 +14,9 @@ from g2vlm_ros.ros.inference_scheduler import BusyError, InferenceScheduler  # n
 
 @pytest.fixture
 def device():
-    made = InferenceScheduler(window_share=0.3, max_questions=4)
-    yield made
-    made.shutdown()
+    scheduler = InferenceScheduler(window_share=0.3, max_questions=4)
+    yield scheduler
+    scheduler.shutdown()
 
 
 class Gate:

@@ -178,17 +178,19 @@ def test_a_reset_takes_back_map_path_and_grid_from_listeners_and_late_joiners():
     from g2vlm_ros.ros.publishers import LATCHED
 
     kinds = {"map": PointCloud2, "occupancy": OccupancyGrid, "path": Path}
-    with bench(**QUICK) as made:
-        got = made.received
+    with bench(**QUICK) as testbed:
+        actual = testbed.received
         for name, kind in kinds.items():
-            made.listen(kind, f"/perception/{name}", LATCHED)
-        made.listen(PointCloud2, "/perception/map_updates", 100)
+            testbed.listen(kind, f"/perception/{name}", LATCHED)
+        testbed.listen(PointCloud2, "/perception/map_updates", 100)
         for k in range(4):
-            made.send("/camera/image_raw", image(START_S + 0.1 * k, frame_id="camera_optical"))
-        made.until(lambda: all(got[f"/perception/{n}"] for n in (*kinds, "map_updates")), "a map")
-        made.settle()
-        assert got["/perception/map"][-1].width > 0 and got["/perception/path"][-1].poses
-        assert made.call(Trigger, "/perception/reset", Trigger.Request()).success
+            testbed.send("/camera/image_raw", image(START_S + 0.1 * k, frame_id="camera_optical"))
+        testbed.until(
+            lambda: all(actual[f"/perception/{n}"] for n in (*kinds, "map_updates")), "a map"
+        )
+        testbed.settle()
+        assert actual["/perception/map"][-1].width > 0 and actual["/perception/path"][-1].poses
+        assert testbed.call(Trigger, "/perception/reset", Trigger.Request()).success
 
         def forgotten(received):
             grid = received["/perception/occupancy"]
@@ -198,19 +200,19 @@ def test_a_reset_takes_back_map_path_and_grid_from_listeners_and_late_joiners():
                 and not {0, 100} & set(grid[-1].data)
             )
 
-        made.until(lambda: forgotten(got), "empty messages")
-        changes = got["/perception/map_updates"]
+        testbed.until(lambda: forgotten(actual), "empty messages")
+        changes = actual["/perception/map_updates"]
         row = np.frombuffer(changes[-1].data, np.dtype([("xyz", "<3f4"), ("rest", "<3i4")]))
         assert len(row) == 1 and np.isnan(row["xyz"]).all() and row["rest"][0, 2] == -1
         late = {f"/perception/{name}": [] for name in kinds}
         for name, kind in kinds.items():
             topic = f"/perception/{name}"
-            made.peer.create_subscription(kind, topic, late[topic].append, LATCHED)
-        made.until(lambda: all(late.values()), "what late joiners get")
+            testbed.peer.create_subscription(kind, topic, late[topic].append, LATCHED)
+        testbed.until(lambda: all(late.values()), "what late joiners get")
         assert forgotten(late)
-        made.send("/camera/image_raw", image(START_S + 5))
-        made.send("/camera/image_raw", image(START_S + 5.1))
-        made.until(lambda: got["/perception/map"][-1].width > 0, "the next map")
+        testbed.send("/camera/image_raw", image(START_S + 5))
+        testbed.send("/camera/image_raw", image(START_S + 5.1))
+        testbed.until(lambda: actual["/perception/map"][-1].width > 0, "the next map")
 
 
 def test_no_grid_is_published_before_lengths_are_metres():
@@ -219,28 +221,28 @@ def test_no_grid_is_published_before_lengths_are_metres():
 
     from g2vlm_ros.ros.publishers import LATCHED
 
-    with bench(**{**QUICK, "map.metres_per_unit": 0.0}) as made:
-        made.listen(OccupancyGrid, "/perception/occupancy", LATCHED)
-        made.listen(PointCloud2, "/perception/map", LATCHED)
+    with bench(**{**QUICK, "map.metres_per_unit": 0.0}) as testbed:
+        testbed.listen(OccupancyGrid, "/perception/occupancy", LATCHED)
+        testbed.listen(PointCloud2, "/perception/map", LATCHED)
         for k in range(4):
-            made.send("/camera/image_raw", image(START_S + 0.1 * k))
-        made.until(lambda: made.received["/perception/map"], "the map")
-        assert not made.received["/perception/occupancy"]
+            testbed.send("/camera/image_raw", image(START_S + 0.1 * k))
+        testbed.until(lambda: testbed.received["/perception/map"], "the map")
+        assert not testbed.received["/perception/occupancy"]
 
 
 def test_two_cameras_of_one_frame_id_are_named_and_tf_holds_one():
     from tf2_msgs.msg import TFMessage
 
-    with bench(cameras=["left", "right"], **{"window.overlap": 0}) as made:
-        made.listen(TFMessage, "/tf")
+    with bench(cameras=["left", "right"], **{"window.overlap": 0}) as testbed:
+        testbed.listen(TFMessage, "/tf")
         for k in range(2):
-            made.send("/left/image_raw", image(START_S + k, frame_id="cam"))
-            made.send("/right/image_raw", image(START_S + k, 7 + k, frame_id="cam"))
-            made.settle()
-        made.until(lambda: made.received["/tf"], "/tf")
-        children = [[t.child_frame_id for t in m.transforms] for m in made.received["/tf"]]
+            testbed.send("/left/image_raw", image(START_S + k, frame_id="cam"))
+            testbed.send("/right/image_raw", image(START_S + k, 7 + k, frame_id="cam"))
+            testbed.settle()
+        testbed.until(lambda: testbed.received["/tf"], "/tf")
+        children = [[t.child_frame_id for t in m.transforms] for m in testbed.received["/tf"]]
         assert all(names == ["cam_g2vlm"] for names in children)
-        assert made.node.outputs.shared_frames == {"cam": ("left", "right")}
+        assert testbed.node.outputs.shared_frames == {"cam": ("left", "right")}
 
 
 def test_a_clock_that_disagrees_is_named():

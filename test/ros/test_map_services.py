@@ -19,10 +19,10 @@ SETTINGS = {
 MAP, UPDATES = "/perception/map", "/perception/map_updates"
 
 
-def stream(made, count, start=START_S):
+def stream(testbed, count, start=START_S):
     for k in range(count):
-        made.send("/camera/image_raw", image(start + 0.1 * k))
-    made.settle()
+        testbed.send("/camera/image_raw", image(start + 0.1 * k))
+    testbed.settle()
 
 
 def rows(message):
@@ -54,40 +54,40 @@ class Follower:
         return set(self.voxels.values()) == {row.tobytes() for row in rows(cloud)}
 
 
-def follow(made):
+def follow(testbed):
     from sensor_msgs.msg import PointCloud2
 
     follower = Follower()
-    made.peer.create_subscription(PointCloud2, UPDATES, follower.hear, 100)
+    testbed.peer.create_subscription(PointCloud2, UPDATES, follower.hear, 100)
     return follower
 
 
 @pytest.fixture
-def made():
+def testbed():
     """A node in metres with ~/map listened to and a window of two frames."""
     from sensor_msgs.msg import PointCloud2
 
     from g2vlm_ros.ros.publishers import LATCHED
 
-    with bench(**SETTINGS) as made:
-        made.listen(PointCloud2, MAP, LATCHED)
-        stream(made, 2)
-        made.until(lambda: made.received[MAP], "the map")
-        yield made
+    with bench(**SETTINGS) as testbed:
+        testbed.listen(PointCloud2, MAP, LATCHED)
+        stream(testbed, 2)
+        testbed.until(lambda: testbed.received[MAP], "the map")
+        yield testbed
 
 
-def agree(made, follower):
-    made.until(lambda: follower.agrees_with(made.received[MAP][-1]), "the copies to agree")
+def agree(testbed, follower):
+    testbed.until(lambda: follower.agrees_with(testbed.received[MAP][-1]), "the copies to agree")
 
 
-def edit(made, action, pose=None, size=None, **fields):
+def edit(testbed, action, pose=None, size=None, **fields):
     from g2vlm_ros.srv import EditMap
 
     request = EditMap.Request(action=action, **fields)
     if pose is not None:
         request.box_pose = pose
         request.box_size.x, request.box_size.y, request.box_size.z = map(float, size)
-    return made.call(EditMap, "/perception/edit_map", request)
+    return testbed.call(EditMap, "/perception/edit_map", request)
 
 
 def pose_at(position, frame="map"):
@@ -117,96 +117,102 @@ def inside(points, centre, size):
     return (np.abs(points - centre) <= np.asarray(size) / 2).all(1)
 
 
-def test_map_updates_rebuild_the_map_whenever_one_joins(made):
-    first = follow(made)
-    agree(made, first)
-    stream(made, 3, START_S + 1)
-    agree(made, first)
-    second = follow(made)
-    made.until(lambda: second.voxels, "the whole map for who comes later")
-    agree(made, first)
-    agree(made, second)
-    cloud, heard = made.received[MAP][-1], len(first.sizes)
+def test_map_updates_rebuild_the_map_whenever_one_joins(testbed):
+    first = follow(testbed)
+    agree(testbed, first)
+    stream(testbed, 3, START_S + 1)
+    agree(testbed, first)
+    second = follow(testbed)
+    testbed.until(lambda: second.voxels, "the whole map for who comes later")
+    agree(testbed, first)
+    agree(testbed, second)
+    cloud, heard = testbed.received[MAP][-1], len(first.sizes)
     centre, size = box_of_a_tenth(cloud)
-    removed = edit(made, 1, pose_at(centre), size).changed
-    made.until(lambda: made.received[MAP][-1].width == cloud.width - removed, "the rest")
-    agree(made, first)
-    agree(made, second)
+    removed = edit(testbed, 1, pose_at(centre), size).changed
+    testbed.until(lambda: testbed.received[MAP][-1].width == cloud.width - removed, "the rest")
+    agree(testbed, first)
+    agree(testbed, second)
     assert first.sizes[heard:] == [removed], "only what changed"
 
 
-def test_remove_undo_move_and_recolour(made):
-    cloud = made.received[MAP][-1]
+def test_remove_undo_move_and_recolour(testbed):
+    cloud = testbed.received[MAP][-1]
     centre, size = box_of_a_tenth(cloud)
     within = int(inside(positions(cloud), centre, size).sum())
     assert 0 < within < cloud.width
-    answer = edit(made, 1, pose_at(centre), size)
+    answer = edit(testbed, 1, pose_at(centre), size)
     assert answer.success and answer.changed == within
     assert answer.edits == 1 and answer.undoable
-    made.until(lambda: made.received[MAP][-1].width == cloud.width - within, "the rest")
-    answer = edit(made, 5)
+    testbed.until(lambda: testbed.received[MAP][-1].width == cloud.width - within, "the rest")
+    answer = edit(testbed, 5)
     assert answer.success and answer.changed == within and not answer.undoable
-    made.until(lambda: made.received[MAP][-1].width == cloud.width, "all of it again")
-    assert edit(made, 5).error_code == 9904, "nothing is left to undo"
+    testbed.until(lambda: testbed.received[MAP][-1].width == cloud.width, "all of it again")
+    assert edit(testbed, 5).error_code == 9904, "nothing is left to undo"
 
     colour = {"r": 1.0, "g": 0.0, "b": 0.0, "a": 1.0}
     from std_msgs.msg import ColorRGBA
 
-    assert edit(made, 4, pose_at(centre), size, colour=ColorRGBA(**colour)).changed == within
+    assert edit(testbed, 4, pose_at(centre), size, colour=ColorRGBA(**colour)).changed == within
 
     def red(message):
         return rows(message)["rgb"].view("<u4") == 0xFF0000
 
-    made.until(lambda: red(made.received[MAP][-1]).sum() >= within, "red points")
-    painted = made.received[MAP][-1]
+    testbed.until(lambda: red(testbed.received[MAP][-1]).sum() >= within, "red points")
+    painted = testbed.received[MAP][-1]
     assert inside(positions(painted)[red(painted)], centre, size).all()
     target = centre + [0.0, 0.0, 50.0]
-    assert edit(made, 3, pose_at(centre), size, target_pose=pose_at(target)).changed == within
-    made.until(lambda: inside(positions(made.received[MAP][-1]), target, size).any(), "it there")
-    assert not inside(positions(made.received[MAP][-1]), centre, size).any()
-    assert edit(made, 6).edits == 0
+    assert edit(testbed, 3, pose_at(centre), size, target_pose=pose_at(target)).changed == within
+    testbed.until(
+        lambda: inside(positions(testbed.received[MAP][-1]), target, size).any(), "it there"
+    )
+    assert not inside(positions(testbed.received[MAP][-1]), centre, size).any()
+    assert edit(testbed, 6).edits == 0
 
 
-def test_an_edited_map_is_saved_loaded_and_continued(made, tmp_path):
+def test_an_edited_map_is_saved_loaded_and_continued(testbed, tmp_path):
     from g2vlm_ros.srv import LoadMap, SaveMap
     from std_srvs.srv import Trigger
 
     def save(name):
         request = SaveMap.Request(path=str(tmp_path / name))
-        return made.call(SaveMap, "/perception/save_map", request)
+        return testbed.call(SaveMap, "/perception/save_map", request)
 
     def load(name, **fields):
         request = LoadMap.Request(path=str(tmp_path / name), known_pose=True, **fields)
-        return made.call(LoadMap, "/perception/load_map", request)
+        return testbed.call(LoadMap, "/perception/load_map", request)
 
-    whole = made.received[MAP][-1].width
-    centre, size = box_of_a_tenth(made.received[MAP][-1])
-    removed = edit(made, 1, pose_at(centre), size).changed
+    whole = testbed.received[MAP][-1].width
+    centre, size = box_of_a_tenth(testbed.received[MAP][-1])
+    removed = edit(testbed, 1, pose_at(centre), size).changed
     saved = save("edited.npz")
     assert saved.success and saved.points == whole - removed
-    assert made.call(Trigger, "/perception/reset", Trigger.Request()).success
-    follower = follow(made)
+    assert testbed.call(Trigger, "/perception/reset", Trigger.Request()).success
+    follower = follow(testbed)
     loaded = load("edited.npz")
     assert loaded.success and loaded.points == saved.points, loaded.error_msg
-    made.until(lambda: made.received[MAP][-1].width == saved.points, "the loaded map")
-    agree(made, follower)
-    assert not inside(positions(made.received[MAP][-1]), centre, size).any()
+    testbed.until(lambda: testbed.received[MAP][-1].width == saved.points, "the loaded map")
+    agree(testbed, follower)
+    assert not inside(positions(testbed.received[MAP][-1]), centre, size).any()
     again = save("again.npz")
     assert again.points == saved.points
     with np.load(tmp_path / "edited.npz") as one, np.load(tmp_path / "again.npz") as other:
         np.testing.assert_array_equal(np.sort(one["keys"]), np.sort(other["keys"]))
-    stream(made, 2, START_S + 5)
-    made.until(lambda: made.received[MAP][-1].width > saved.points, "the map to go on")
-    agree(made, follower)
+    stream(testbed, 2, START_S + 5)
+    testbed.until(lambda: testbed.received[MAP][-1].width > saved.points, "the map to go on")
+    agree(testbed, follower)
 
     far = load("edited.npz", map_from_file=pose_at([100.0, 0.0, 0.0]).pose)
     assert far.success and far.points == pytest.approx(saved.points, rel=0.1)
-    made.until(lambda: positions(made.received[MAP][-1])[:, 0].min() > 50, "the map elsewhere")
+    testbed.until(
+        lambda: positions(testbed.received[MAP][-1])[:, 0].min() > 50, "the map elsewhere"
+    )
     for name, words in (("none.npz", "no map file"), ("edited.txt", "no map file")):
         answer = load(name)
         assert answer.error_code == 9909 and words in answer.error_msg
     assert (
-        made.call(LoadMap, "/perception/load_map", LoadMap.Request(path="edited.npz")).error_code
+        testbed.call(
+            LoadMap, "/perception/load_map", LoadMap.Request(path="edited.npz")
+        ).error_code
         == 9909
     )
 
@@ -216,10 +222,10 @@ def still():
     """A node in metres with one window."""
     from sensor_msgs.msg import PointCloud2
 
-    with bench(**SETTINGS) as made:
-        made.listen(PointCloud2, MAP)
-        stream(made, 2)
-        yield made
+    with bench(**SETTINGS) as testbed:
+        testbed.listen(PointCloud2, MAP)
+        stream(testbed, 2)
+        yield testbed
 
 
 @pytest.mark.parametrize(
@@ -250,7 +256,7 @@ def test_paths_of_services_are_checked_before_anything_is_opened(tmp_path):
     outside.mkdir()
     os.mkfifo(inside / "pipe.npz")
     (inside / "way_out").symlink_to(outside)
-    with bench(**{"map.folder": str(inside)}) as made:
+    with bench(**{"map.folder": str(inside)}) as testbed:
         for path in (
             "/dev/ptmx",
             str(inside / "pipe.npz"),
@@ -260,6 +266,6 @@ def test_paths_of_services_are_checked_before_anything_is_opened(tmp_path):
             str(inside / ".." / "elsewhere" / "m.npz"),
             str(inside / "way_out" / "m.npz"),
         ):
-            reply = made.call(LoadMap, "/perception/load_map", LoadMap.Request(path=path))
+            reply = testbed.call(LoadMap, "/perception/load_map", LoadMap.Request(path=path))
             assert not reply.success and reply.error_code == 9909, (path, reply.error_msg)
             assert len(reply.error_msg) < 1000

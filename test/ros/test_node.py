@@ -18,21 +18,21 @@ from g2vlm_ros.geometry import point_cloud  # noqa: E402
 START_S = 1000.0
 
 
-def stream(made, count, start=START_S, camera="camera", step=0.1):
+def stream(testbed, count, start=START_S, camera="camera", step=0.1):
     """Send `count` frames 0.1 s apart and wait until the device rests."""
     for k in range(count):
-        made.send(f"/{camera}/image_raw", image(start + k * step, frame_id=f"{camera}_optical"))
-    made.settle()
+        testbed.send(f"/{camera}/image_raw", image(start + k * step, frame_id=f"{camera}_optical"))
+    testbed.settle()
 
 
 def test_frames_become_a_cloud_with_their_stamp_frame_fields_and_points():
     from sensor_msgs.msg import PointCloud2
 
-    with bench(**{"cloud.max_edge_step": 0.0, "voxel.max_edge_step": 0.0}) as made:
-        made.listen(PointCloud2, "/perception/points")
-        stream(made, 2)
-        made.until(lambda: made.received["/perception/points"], "a cloud")
-        point_cloud = made.received["/perception/points"][0]
+    with bench(**{"cloud.max_edge_step": 0.0, "voxel.max_edge_step": 0.0}) as testbed:
+        testbed.listen(PointCloud2, "/perception/points")
+        stream(testbed, 2)
+        testbed.until(lambda: testbed.received["/perception/points"], "a cloud")
+        point_cloud = testbed.received["/perception/points"][0]
     assert point_cloud.header.frame_id == "map"
     assert (point_cloud.header.stamp.sec, point_cloud.header.stamp.nanosec) == (1000, 100_000_000)
     assert [f.name for f in point_cloud.fields] == ["x", "y", "z", "rgb", "confidence"]
@@ -67,11 +67,13 @@ def test_a_backend_that_packs_clouds_gives_the_same_message(monkeypatch):
         return replace(raw, pack=pack)
 
     for _ in range(2):
-        with bench(**{"cloud.max_edge_step": 1.0, "map.fuse_depth": False}) as made:
-            made.listen(PointCloud2, "/perception/points")
-            stream(made, 2)
-            made.until(lambda made=made: made.received["/perception/points"], "a cloud")
-            received += made.received["/perception/points"]
+        with bench(**{"cloud.max_edge_step": 1.0, "map.fuse_depth": False}) as testbed:
+            testbed.listen(PointCloud2, "/perception/points")
+            stream(testbed, 2)
+            testbed.until(
+                lambda testbed=testbed: testbed.received["/perception/points"], "a cloud"
+            )
+            received += testbed.received["/perception/points"]
         monkeypatch.setattr(TorchBackend, "heads", packing_heads)
     assert len(asked) == 1 and len(received) == 2
     assert received[0].width > 100 and received[0] == received[1]
@@ -93,23 +95,26 @@ def test_every_topic_carries_what_its_name_says():
         "/perception/status": ReconstructionStatus,
         "/tf": TFMessage,
     }
-    with bench() as made:
+    with bench() as testbed:
         for topic, kind in kinds.items():
-            made.listen(kind, topic)
-        stream(made, 3)
-        got = made.received
-        made.until(lambda: len(got["/perception/pose"]) == 3, "one pose per frame")
-        made.until(lambda: all(got[topic] for topic in kinds), "every topic")
-        made.until(lambda: got["/perception/status"][-1].window_id == 2, "the last status")
-        status = got["/perception/status"][-1]
-        path, poses = got["/perception/path"][-1], got["/perception/window_poses"][-1]
-        depth, info = got["/perception/depth/image"][-1], got["/perception/depth/camera_info"][-1]
-        transform = got["/tf"][-1].transforms[0]
-    stamps = [p.header.stamp.nanosec for p in got["/perception/pose"]]
+            testbed.listen(kind, topic)
+        stream(testbed, 3)
+        actual = testbed.received
+        testbed.until(lambda: len(actual["/perception/pose"]) == 3, "one pose per frame")
+        testbed.until(lambda: all(actual[topic] for topic in kinds), "every topic")
+        testbed.until(lambda: actual["/perception/status"][-1].window_id == 2, "the last status")
+        status = actual["/perception/status"][-1]
+        path, poses = actual["/perception/path"][-1], actual["/perception/window_poses"][-1]
+        depth, info = (
+            actual["/perception/depth/image"][-1],
+            actual["/perception/depth/camera_info"][-1],
+        )
+        transform = actual["/tf"][-1].transforms[0]
+    stamps = [p.header.stamp.nanosec for p in actual["/perception/pose"]]
     assert stamps == [0, 100_000_000, 200_000_000]
     assert len(path.poses) == 3 and len(poses.poses) == 2
     place = poses.poses[-1].position
-    for same in (path.poses[-1].pose.position, got["/perception/pose"][-1].pose.pose.position):
+    for same in (path.poses[-1].pose.position, actual["/perception/pose"][-1].pose.pose.position):
         assert math.dist((same.x, same.y, same.z), (place.x, place.y, place.z)) < 1e-9
     q = poses.poses[0].orientation
     assert math.isclose(math.hypot(q.x, q.y, q.z, q.w), 1.0, abs_tol=1e-6)
@@ -126,15 +131,17 @@ def test_every_topic_carries_what_its_name_says():
 def test_a_known_scale_is_published_as_metric():
     from g2vlm_ros.msg import ReconstructionStatus
 
-    with bench(**{"map.metres_per_unit": 0.5}) as made:
+    with bench(**{"map.metres_per_unit": 0.5}) as testbed:
         topic = "/perception/status"
         from geometry_msgs.msg import PoseArray
 
-        made.listen(PoseArray, "/perception/window_poses")
-        made.listen(ReconstructionStatus, topic)
-        stream(made, 2)
-        made.until(lambda: made.received[topic] and made.received[topic][-1].window_id, "status")
-        status = made.received[topic][-1]
+        testbed.listen(PoseArray, "/perception/window_poses")
+        testbed.listen(ReconstructionStatus, topic)
+        stream(testbed, 2)
+        testbed.until(
+            lambda: testbed.received[topic] and testbed.received[topic][-1].window_id, "status"
+        )
+        status = testbed.received[topic][-1]
     assert status.scale_state == ReconstructionStatus.SCALE_METRIC
     assert (status.metres_per_unit, status.scale_source) == (0.5, "fixed")
 
@@ -142,11 +149,11 @@ def test_a_known_scale_is_published_as_metric():
 def test_organised_clouds_come_one_per_view_with_its_stamp():
     from sensor_msgs.msg import PointCloud2
 
-    with bench(**{"cloud.organised": True, "cloud.stride_px": 2}) as made:
-        made.listen(PointCloud2, "/perception/points")
-        stream(made, 2)
-        made.until(lambda: len(made.received["/perception/points"]) == 2, "two clouds")
-        clouds = made.received["/perception/points"]
+    with bench(**{"cloud.organised": True, "cloud.stride_px": 2}) as testbed:
+        testbed.listen(PointCloud2, "/perception/points")
+        stream(testbed, 2)
+        testbed.until(lambda: len(testbed.received["/perception/points"]) == 2, "two clouds")
+        clouds = testbed.received["/perception/points"]
     assert [(c.width, c.height) for c in clouds] == [(28, 21)] * 2
     assert [c.header.stamp.nanosec for c in clouds] == [0, 100_000_000]
 
@@ -154,12 +161,12 @@ def test_organised_clouds_come_one_per_view_with_its_stamp():
 def test_nobody_listens_nothing_is_computed_until_somebody_does():
     from sensor_msgs.msg import PointCloud2
 
-    with bench() as made:
-        stream(made, 6)
-        assert made.node.counts().windows == 0
-        made.listen(PointCloud2, "/perception/points")
-        stream(made, 1, start=START_S + 0.6)
-        made.until(lambda: made.node.counts().windows == 1, "a window")
+    with bench() as testbed:
+        stream(testbed, 6)
+        assert testbed.node.counts().windows == 0
+        testbed.listen(PointCloud2, "/perception/points")
+        stream(testbed, 1, start=START_S + 0.6)
+        testbed.until(lambda: testbed.node.counts().windows == 1, "a window")
 
 
 BAD = {
@@ -174,30 +181,30 @@ BAD = {
 def test_bad_images_are_counted_by_reason_and_good_ones_go_on():
     from sensor_msgs.msg import PointCloud2
 
-    with bench() as made:
-        made.listen(PointCloud2, "/perception/points")
+    with bench() as testbed:
+        testbed.listen(PointCloud2, "/perception/points")
         for k, fields in enumerate(BAD.values()):
-            made.send("/camera/image_raw", image(START_S + k, **fields))
-        made.send("/camera/image_raw", image(0.0))
-        made.settle()
-        counts = made.node.counts()
+            testbed.send("/camera/image_raw", image(START_S + k, **fields))
+        testbed.send("/camera/image_raw", image(0.0))
+        testbed.settle()
+        counts = testbed.node.counts()
         assert sum(counts.dropped.values()) == len(BAD) + 1 and counts.used == 0
         assert counts.dropped["encoding"] == 1 and counts.dropped["stamp"] == 1
         assert counts.dropped["truncated"] >= 1 and counts.dropped["size"] >= 2
-        stream(made, 2, start=START_S + 50)
-        made.until(lambda: made.received["/perception/points"], "a cloud after all")
+        stream(testbed, 2, start=START_S + 50)
+        testbed.until(lambda: testbed.received["/perception/points"], "a cloud after all")
 
 
 def test_stamps_out_of_order_twice_and_jumping_back():
     from sensor_msgs.msg import PointCloud2
 
-    with bench() as made:
-        made.listen(PointCloud2, "/perception/points")
+    with bench() as testbed:
+        testbed.listen(PointCloud2, "/perception/points")
         for seconds in (START_S, START_S, START_S - 0.5, 1.0, 1.1):
-            made.send("/camera/image_raw", image(seconds))
-        made.settle()
-        made.until(lambda: made.received["/perception/points"], "a cloud in the new time")
-        counts, point_cloud = made.node.counts(), made.received["/perception/points"][-1]
+            testbed.send("/camera/image_raw", image(seconds))
+        testbed.settle()
+        testbed.until(lambda: testbed.received["/perception/points"], "a cloud in the new time")
+        counts, point_cloud = testbed.node.counts(), testbed.received["/perception/points"][-1]
     assert counts.dropped == {"duplicate": 1, "out_of_order": 1, "clock_jump": 1}
     assert point_cloud.header.stamp.sec == 1
 
@@ -216,14 +223,14 @@ def test_an_undecodable_frame_is_left_out_of_its_window():
         header = geometry.header(round(seconds * 1e9), "optical")
         return CompressedImage(header=header, format="png", data=bytes(data))
 
-    with bench(image_transport="compressed") as made:
-        made.listen(PointCloud2, "/perception/points")
+    with bench(image_transport="compressed") as testbed:
+        testbed.listen(PointCloud2, "/perception/points")
         for k in range(4):
             topic = "/camera/image_raw/compressed"
-            made.send(topic, compressed(START_S + 0.1 * k, spoil=k == 1))
-        made.settle()
-        made.until(lambda: len(made.received["/perception/points"]) >= 2, "clouds")
-        assert made.node.counts().dropped["undecodable"] == 1
+            testbed.send(topic, compressed(START_S + 0.1 * k, spoil=k == 1))
+        testbed.settle()
+        testbed.until(lambda: len(testbed.received["/perception/points"]) >= 2, "clouds")
+        assert testbed.node.counts().dropped["undecodable"] == 1
 
 
 def test_wrong_camera_info_is_reported_and_a_right_one_is_used():
@@ -233,17 +240,17 @@ def test_wrong_camera_info_is_reported_and_a_right_one_is_used():
         k = [focal, 0.0, 31.5, 0.0, focal, 23.5, 0.0, 0.0, 1.0]
         return CameraInfo(width=64, height=48, k=k)
 
-    with bench() as made:
-        made.listen(CameraInfo, "/perception/depth/camera_info")
-        made.publish("/camera/camera_info", info(math.nan))
-        stream(made, 2)
-        made.publish("/camera/camera_info", info(60.0))
-        made.until(
-            lambda: made.node.cameras.received["camera/camera_info"] == 2, "the calibration"
+    with bench() as testbed:
+        testbed.listen(CameraInfo, "/perception/depth/camera_info")
+        testbed.publish("/camera/camera_info", info(math.nan))
+        stream(testbed, 2)
+        testbed.publish("/camera/camera_info", info(60.0))
+        testbed.until(
+            lambda: testbed.node.cameras.received["camera/camera_info"] == 2, "the calibration"
         )
-        stream(made, 2, start=START_S + 0.5)
-        made.until(lambda: len(made.received["/perception/depth/camera_info"]) >= 2, "infos")
-        found = made.received["/perception/depth/camera_info"][-1]
+        stream(testbed, 2, start=START_S + 0.5)
+        testbed.until(lambda: len(testbed.received["/perception/depth/camera_info"]) >= 2, "infos")
+        found = testbed.received["/perception/depth/camera_info"][-1]
     assert found.k[0] == pytest.approx(60 * 56 / 64)
 
 
@@ -251,14 +258,14 @@ def test_two_cameras_make_windows_of_both():
     from g2vlm_ros.msg import ReconstructionStatus
     from sensor_msgs.msg import PointCloud2
 
-    with bench(cameras=["left", "right"], **{"window.overlap": 0}) as made:
-        made.listen(PointCloud2, "/perception/points")
-        made.listen(ReconstructionStatus, "/perception/status")
-        made.send("/right/image_raw", image(START_S + 0.01))
-        made.send("/left/image_raw", image(START_S))
-        made.settle()
-        status = made.received["/perception/status"]
-        made.until(lambda: status and status[-1].window_id == 1, "a window")
+    with bench(cameras=["left", "right"], **{"window.overlap": 0}) as testbed:
+        testbed.listen(PointCloud2, "/perception/points")
+        testbed.listen(ReconstructionStatus, "/perception/status")
+        testbed.send("/right/image_raw", image(START_S + 0.01))
+        testbed.send("/left/image_raw", image(START_S))
+        testbed.settle()
+        status = testbed.received["/perception/status"]
+        testbed.until(lambda: status and status[-1].window_id == 1, "a window")
         assert status[-1].view_cameras == ["left", "right"]
 
 
@@ -267,17 +274,20 @@ def test_reset_forgets_and_starts_a_new_map():
     from nav_msgs.msg import Path
     from std_srvs.srv import Trigger
 
-    with bench() as made:
-        made.listen(Path, "/perception/path")
-        made.listen(ReconstructionStatus, "/perception/status")
-        stream(made, 4)
-        made.until(lambda: len(made.received["/perception/path"]) >= 1, "a path")
-        before = made.received["/perception/status"][-1].map_id
-        assert made.call(Trigger, "/perception/reset", Trigger.Request()).success
-        stream(made, 2, start=START_S + 1)
-        made.until(lambda: made.received["/perception/status"][-1].map_id > before, "a new map")
-        made.until(
-            lambda: len(made.received["/perception/path"][-1].poses) == 2, "a path of the new map"
+    with bench() as testbed:
+        testbed.listen(Path, "/perception/path")
+        testbed.listen(ReconstructionStatus, "/perception/status")
+        stream(testbed, 4)
+        testbed.until(lambda: len(testbed.received["/perception/path"]) >= 1, "a path")
+        before = testbed.received["/perception/status"][-1].map_id
+        assert testbed.call(Trigger, "/perception/reset", Trigger.Request()).success
+        stream(testbed, 2, start=START_S + 1)
+        testbed.until(
+            lambda: testbed.received["/perception/status"][-1].map_id > before, "a new map"
+        )
+        testbed.until(
+            lambda: len(testbed.received["/perception/path"][-1].poses) == 2,
+            "a path of the new map",
         )
 
 
@@ -289,62 +299,64 @@ def test_a_device_that_is_gone_for_good_makes_the_node_inactive(monkeypatch):
     from g2vlm_ros.perception import Perception
     from g2vlm_ros.records import BackendGoneError
 
-    with bench(status_period_s=0.1) as made:
+    with bench(status_period_s=0.1) as testbed:
 
         def fail(*_):
             raise BackendGoneError("the GPU fell off the bus")
 
         monkeypatch.setattr(Perception, "reconstruct", fail)
-        made.listen(PointCloud2, "/perception/points")
-        made.listen(ReconstructionStatus, "/perception/status")
+        testbed.listen(PointCloud2, "/perception/points")
+        testbed.listen(ReconstructionStatus, "/perception/status")
         for k in range(2):
-            made.publish("/camera/image_raw", image(START_S + k, frame_id="camera_optical"))
-        state = lambda: made.call(GetState, "/perception/get_state", GetState.Request())  # noqa: E731
-        made.until(lambda: state().current_state.label == "inactive", "the node to be inactive")
-        told = made.received["/perception/status"][-1].message
+            testbed.publish("/camera/image_raw", image(START_S + k, frame_id="camera_optical"))
+        state = lambda: testbed.call(GetState, "/perception/get_state", GetState.Request())  # noqa: E731
+        testbed.until(lambda: state().current_state.label == "inactive", "the node to be inactive")
+        told = testbed.received["/perception/status"][-1].message
         assert told == "BackendGoneError: the GPU fell off the bus"
-        assert made.node.device_gone()  # then `main` ends with DEVICE_GONE_EXIT_CODE
+        assert testbed.node.device_gone()  # then `main` ends with DEVICE_GONE_EXIT_CODE
 
 
 def test_lifecycle_tour_twice_leaves_nothing_behind():
     from rclpy.lifecycle import TransitionCallbackReturn
     from sensor_msgs.msg import PointCloud2
 
-    made = Bench()
+    testbed = Bench()
     try:
         topics = None
         for tour in range(3):
-            made.start()
-            made.listen(PointCloud2, "/perception/points")
-            stream(made, 2, start=START_S + 10 * tour)
-            made.until(lambda t=tour: len(made.received["/perception/points"]) > t, "a cloud")
-            for transition in (made.node.trigger_deactivate, made.node.trigger_cleanup):
+            testbed.start()
+            testbed.listen(PointCloud2, "/perception/points")
+            stream(testbed, 2, start=START_S + 10 * tour)
+            testbed.until(
+                lambda t=tour: len(testbed.received["/perception/points"]) > t, "a cloud"
+            )
+            for transition in (testbed.node.trigger_deactivate, testbed.node.trigger_cleanup):
                 assert transition() == TransitionCallbackReturn.SUCCESS
-            made.peer.destroy_subscription(list(made.peer.subscriptions)[-1])
+            testbed.peer.destroy_subscription(list(testbed.peer.subscriptions)[-1])
             mine = {
-                "publishers": len(list(made.node.publishers)),
-                "subscriptions": len(list(made.node.subscriptions)),
-                "timers": len(list(made.node.timers)),
-                "services": len(list(made.node.services)),
+                "publishers": len(list(testbed.node.publishers)),
+                "subscriptions": len(list(testbed.node.subscriptions)),
+                "timers": len(list(testbed.node.timers)),
+                "services": len(list(testbed.node.services)),
             }
             assert topics in (None, mine)
             topics = mine
     finally:
-        made.close()
+        testbed.close()
 
 
 def test_configure_fails_with_a_sentence_and_can_be_tried_again(tmp_path):
     from rclpy.lifecycle import TransitionCallbackReturn
     from rclpy.parameter import Parameter
 
-    made = Bench(**{"model.checkpoint": str(tmp_path / "missing")})
+    testbed = Bench(**{"model.checkpoint": str(tmp_path / "missing")})
     try:
-        assert made.node.trigger_configure() == TransitionCallbackReturn.FAILURE
+        assert testbed.node.trigger_configure() == TransitionCallbackReturn.FAILURE
         change = [Parameter("model.checkpoint", value=SMALL["model.checkpoint"])]
-        assert made.node.set_parameters(change)[0].successful
-        made.start()
+        assert testbed.node.set_parameters(change)[0].successful
+        testbed.start()
     finally:
-        made.close()
+        testbed.close()
 
 
 def test_wrong_parameters_are_refused_with_name_value_and_bound():
@@ -356,16 +368,16 @@ def test_wrong_parameters_are_refused_with_name_value_and_bound():
     with pytest.raises(SettingError, match="window.views is 77; it must lie in 1 to 32"):
         Bench(**{"window.views": 77})
     rclpy.try_shutdown()
-    with bench(**{"window.min_gap_s": 1}) as made:
-        assert made.node.get_parameter("window.min_gap_s").value == 1.0
-        result = made.node.set_parameters([Parameter("window.views", value=4)])[0]
+    with bench(**{"window.min_gap_s": 1}) as testbed:
+        assert testbed.node.get_parameter("window.min_gap_s").value == 1.0
+        result = testbed.node.set_parameters([Parameter("window.views", value=4)])[0]
         assert not result.successful and "unconfigured" in result.reason
-    made = Bench()
+    testbed = Bench()
     try:
-        result = made.node.set_parameters([Parameter("window.views", value=99)])[0]
+        result = testbed.node.set_parameters([Parameter("window.views", value=99)])[0]
         assert not result.successful and "32, value: 99" in result.reason
     finally:
-        made.close()
+        testbed.close()
 
 
 def test_unknown_and_former_parameters_are_reported(monkeypatch):
@@ -404,16 +416,18 @@ def test_the_map_and_its_grid_are_latched_and_saved_in_every_format(tmp_path):
 
     with bench(
         **{"map.metres_per_unit": 1.0, "voxel.publish_period_s": 0.1, "voxel.max_edge_step": 0.0}
-    ) as made:
-        made.listen(PointCloud2, "/perception/points")
-        stream(made, 3)
-        made.listen(PointCloud2, "/perception/map", LATCHED)
-        made.listen(OccupancyGrid, "/perception/occupancy", LATCHED)
-        got = made.received
-        made.until(lambda: got["/perception/map"] and got["/perception/occupancy"], "the map")
-        point_cloud, grid = got["/perception/map"][-1], got["/perception/occupancy"][-1]
+    ) as testbed:
+        testbed.listen(PointCloud2, "/perception/points")
+        stream(testbed, 3)
+        testbed.listen(PointCloud2, "/perception/map", LATCHED)
+        testbed.listen(OccupancyGrid, "/perception/occupancy", LATCHED)
+        actual = testbed.received
+        testbed.until(
+            lambda: actual["/perception/map"] and actual["/perception/occupancy"], "the map"
+        )
+        point_cloud, grid = actual["/perception/map"][-1], actual["/perception/occupancy"][-1]
         saved = {
-            kind: made.call(
+            kind: testbed.call(
                 SaveMap, "/perception/save_map", SaveMap.Request(path=str(tmp_path / f"m.{kind}"))
             )
             for kind in ("ply", "pcd", "npz")

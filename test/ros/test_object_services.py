@@ -40,44 +40,44 @@ def cups():
 
 
 @pytest.fixture(scope="module")
-def made():
-    with bench(**SMALL_QUERY, **{"map.metres_per_unit": 1.0}) as made:
-        feed(made)
-        assert ask(made, question="What is there?").window_id == 1
-        yield made
+def testbed():
+    with bench(**SMALL_QUERY, **{"map.metres_per_unit": 1.0}) as testbed:
+        feed(testbed)
+        assert ask(testbed, question="What is there?").window_id == 1
+        yield testbed
 
 
 @pytest.fixture
-def objects(made):
+def objects(testbed):
     """The two objects, remembered; what ~/objects says of them."""
     from g2vlm_ros.msg import MapObjects
 
     from g2vlm_ros.ros.publishers import LATCHED
 
     topic = "/perception/objects"
-    if topic not in made.received:
-        made.listen(MapObjects, topic, LATCHED)
-    made.node.objects.replace_all(cups())
-    made.until(
-        lambda: made.received[topic] and len(made.received[topic][-1].objects) == 2,
+    if topic not in testbed.received:
+        testbed.listen(MapObjects, topic, LATCHED)
+    testbed.node.objects.replace_all(cups())
+    testbed.until(
+        lambda: testbed.received[topic] and len(testbed.received[topic][-1].objects) == 2,
         "the objects",
     )
-    return made.received[topic]
+    return testbed.received[topic]
 
 
-def find(made, **fields):
+def find(testbed, **fields):
     from g2vlm_ros.srv import FindObjects
 
-    return made.call(FindObjects, "/perception/find_objects", FindObjects.Request(**fields))
+    return testbed.call(FindObjects, "/perception/find_objects", FindObjects.Request(**fields))
 
 
-def edit(made, **fields):
+def edit(testbed, **fields):
     from g2vlm_ros.srv import EditObject
 
-    return made.call(EditObject, "/perception/edit_object", EditObject.Request(**fields))
+    return testbed.call(EditObject, "/perception/edit_object", EditObject.Request(**fields))
 
 
-def test_objects_are_latched_with_their_state(made, objects):
+def test_objects_are_latched_with_their_state(testbed, objects):
     message = objects[-1]
     cup, plate = message.objects
     assert message.header.frame_id == "map" and message.map_id == 0
@@ -86,73 +86,73 @@ def test_objects_are_latched_with_their_state(made, objects):
     assert cup.last_seen.sec == 999 and cup.evidence.width_px == 10.0 and cup.colour.a == 1.0
 
 
-def test_objects_are_found_by_words_region_and_time(made, objects):
+def test_objects_are_found_by_words_region_and_time(testbed, objects):
     from builtin_interfaces.msg import Time
     from geometry_msgs.msg import PoseStamped, Vector3
 
-    assert [each.label for each in find(made, words="cup").objects] == ["blue cup"]
-    assert [each.label for each in find(made).objects] == ["blue cup"]
-    assert len(find(made, with_gone=True).objects) == 2
+    assert [each.label for each in find(testbed, words="cup").objects] == ["blue cup"]
+    assert [each.label for each in find(testbed).objects] == ["blue cup"]
+    assert len(find(testbed, with_gone=True).objects) == 2
     here = PoseStamped()
     here.header.frame_id = "map"
-    near = find(made, box_pose=here, box_size=Vector3(x=1.0, y=1.0, z=1.0))
+    near = find(testbed, box_pose=here, box_size=Vector3(x=1.0, y=1.0, z=1.0))
     assert near.error_code == 9905
     here.pose.position.x, here.pose.position.y = 2.0, 1.0
-    assert find(made, box_pose=here, box_size=Vector3(x=1.0, y=1.0, z=2.0)).success
-    assert find(made, seen_since=Time(sec=2000)).error_code == 9905
+    assert find(testbed, box_pose=here, box_size=Vector3(x=1.0, y=1.0, z=2.0)).success
+    assert find(testbed, seen_since=Time(sec=2000)).error_code == 9905
     here.header.frame_id = "odom"
-    assert find(made, box_pose=here, box_size=Vector3(x=1.0, y=1.0, z=1.0)).error_code == 9902
-    assert find(made, words="\x1b[2J").error_code == 9909
-    assert find(made, max_objects=0).error_code == 9909
+    assert find(testbed, box_pose=here, box_size=Vector3(x=1.0, y=1.0, z=1.0)).error_code == 9902
+    assert find(testbed, words="\x1b[2J").error_code == 9909
+    assert find(testbed, max_objects=0).error_code == 9909
 
 
-def test_objects_are_named_and_deleted(made, objects):
-    assert edit(made, action=1, id=4, name="Ada's cup").success
-    assert find(made, words="Ada's cup").objects[0].id == 4
-    assert edit(made, action=1, id=77, name="x").error_code == 9905
-    assert edit(made, action=4, id=4).error_code == 9909
-    assert edit(made, action=1, id=4, name="n" * 200).error_code == 9909
-    assert edit(made, action=2, id=4).success
-    made.until(lambda: [o.id for o in objects[-1].objects] == [5], "the list without it")
+def test_objects_are_named_and_deleted(testbed, objects):
+    assert edit(testbed, action=1, id=4, name="Ada's cup").success
+    assert find(testbed, words="Ada's cup").objects[0].id == 4
+    assert edit(testbed, action=1, id=77, name="x").error_code == 9905
+    assert edit(testbed, action=4, id=4).error_code == 9909
+    assert edit(testbed, action=1, id=4, name="n" * 200).error_code == 9909
+    assert edit(testbed, action=2, id=4).success
+    testbed.until(lambda: [o.id for o in objects[-1].objects] == [5], "the list without it")
 
 
-def test_rooms_are_named_and_hold_objects(made, objects):
+def test_rooms_are_named_and_hold_objects(testbed, objects):
     from g2vlm_ros.dense_map.occupancy import Occupancy
 
     # A hall of 4 m by 4 m around the cup, a wall with a door, and another one beside it.
     floor = np.zeros((40, 90), np.int8)
     wall = np.array([(4.55, y) for y in np.arange(0.05, 4.0, 0.1) if not 1.5 < y < 2.4])
-    made.node.rooms.update(Occupancy(floor, 0.1, 0.0, -1.0), wall - (0.0, 1.0))
-    first, second = (room.id for room in made.node.rooms.rooms())
-    assert edit(made, action=3, id=first, name="kitchen").success
-    made.until(lambda: objects[-1].objects[0].room_name == "kitchen", "the room's name")
+    testbed.node.rooms.update(Occupancy(floor, 0.1, 0.0, -1.0), wall - (0.0, 1.0))
+    first, second = (room.id for room in testbed.node.rooms.rooms())
+    assert edit(testbed, action=3, id=first, name="kitchen").success
+    testbed.until(lambda: objects[-1].objects[0].room_name == "kitchen", "the room's name")
     assert {room.id: (room.name, room.objects) for room in objects[-1].rooms} == {
         first: ("kitchen", 1),
         second: ("", 0),
     }
-    assert [each.id for each in find(made, room="kitchen").objects] == [4]
-    assert find(made, room=str(second)).error_code == 9905
-    nowhere = find(made, room="bathroom")
+    assert [each.id for each in find(testbed, room="kitchen").objects] == [4]
+    assert find(testbed, room=str(second)).error_code == 9905
+    nowhere = find(testbed, room="bathroom")
     assert nowhere.error_code == 9905 and "kitchen" in nowhere.error_msg
-    assert edit(made, action=3, id=999, name="hall").error_code == 9905
+    assert edit(testbed, action=3, id=999, name="hall").error_code == 9905
 
 
-def test_objects_are_shown_in_rviz_and_say_where_to_look_from(made, objects):
+def test_objects_are_shown_in_rviz_and_say_where_to_look_from(testbed, objects):
     from visualization_msgs.msg import Marker, MarkerArray
 
     from g2vlm_ros.ros.publishers import LATCHED
 
     topic = "/perception/object_markers"
-    made.listen(MarkerArray, topic, LATCHED)
-    made.until(lambda: made.received[topic], "the markers")
-    markers = {(m.ns, m.id): m for m in made.received[topic][-1].markers}
+    testbed.listen(MarkerArray, topic, LATCHED)
+    testbed.until(lambda: testbed.received[topic], "the markers")
+    markers = {(m.ns, m.id): m for m in testbed.received[topic][-1].markers}
     box, text = markers["objects", 4], markers["labels", 5]
     assert box.type == Marker.CUBE and (box.pose.position.x, box.color.b) == (2.0, 1.0)
     assert text.text == "plate (gone)"
-    assert edit(made, action=2, id=5).success
-    made.until(
+    assert edit(testbed, action=2, id=5).success
+    testbed.until(
         lambda: any(
-            (m.id, m.action) == (5, Marker.DELETE) for m in made.received[topic][-1].markers
+            (m.id, m.action) == (5, Marker.DELETE) for m in testbed.received[topic][-1].markers
         ),
         "the marker taken away",
     )
@@ -161,39 +161,39 @@ def test_objects_are_shown_in_rviz_and_say_where_to_look_from(made, objects):
     assert (goal.orientation.z, goal.orientation.w) == pytest.approx((0.5**0.5, 0.5**0.5))
 
 
-def test_questions_fall_back_to_memory_and_say_so(made, objects):
-    answer = ask(made, question="Where is the blue cup?", answer_kind=4)
+def test_questions_fall_back_to_memory_and_say_so(testbed, objects):
+    answer = ask(testbed, question="Where is the blue cup?", answer_kind=4)
     assert answer.success and answer.remembered and answer.measured, answer.error_msg
     assert answer.stamp.sec == 999 and answer.age_s > 1e6
     assert answer.pose.pose.position.x == pytest.approx(2.0)
-    alone = ask(made, question="Where is the blue cup?", answer_kind=4, use_memory=False)
+    alone = ask(testbed, question="Where is the blue cup?", answer_kind=4, use_memory=False)
     assert not alone.remembered and not alone.success
-    gone = ask(made, question="Where is the plate?", answer_kind=4)
+    gone = ask(testbed, question="Where is the plate?", answer_kind=4)
     assert gone.error_code == 9905 and "gone" in gone.error_msg
-    named = ask(made, question_type="locate", targets=["blue cup"])
+    named = ask(testbed, question_type="locate", targets=["blue cup"])
     assert named.success and named.remembered and named.answer_kind == 4
 
 
-def test_objects_are_saved_and_loaded_with_the_map(made, objects, tmp_path):
+def test_objects_are_saved_and_loaded_with_the_map(testbed, objects, tmp_path):
     from g2vlm_ros.srv import LoadMap, SaveMap
     from std_srvs.srv import Trigger
 
     path = str(tmp_path / "home.npz")
-    saved = made.call(SaveMap, "/perception/save_map", SaveMap.Request(path=path))
+    saved = testbed.call(SaveMap, "/perception/save_map", SaveMap.Request(path=path))
     assert saved.success, saved.error_msg
-    assert made.call(Trigger, "/perception/reset", Trigger.Request()).success
-    made.until(lambda: not objects[-1].objects, "the empty list after the reset")
+    assert testbed.call(Trigger, "/perception/reset", Trigger.Request()).success
+    testbed.until(lambda: not objects[-1].objects, "the empty list after the reset")
     loaded = LoadMap.Request(path=path, known_pose=True)
     loaded.map_from_file.position.x = 1.0
     loaded.map_from_file.orientation.w = 1.0
-    answer = made.call(LoadMap, "/perception/load_map", loaded)
+    answer = testbed.call(LoadMap, "/perception/load_map", loaded)
     assert answer.success, answer.error_msg
-    found = find(made, words="cup", with_pictures=True)
+    found = find(testbed, words="cup", with_pictures=True)
     assert bytes(found.pictures[0].data) == b"jpeg" and found.pictures[0].header.stamp.sec == 7
     assert found.objects[0].pose.position.x == pytest.approx(3.0), found.error_msg
 
 
-def test_the_client_finds_objects(made, objects):
+def test_the_client_finds_objects(testbed, objects):
     from g2vlm_ros.ros.client.client import SpatialClient
 
     with SpatialClient() as robot:

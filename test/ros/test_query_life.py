@@ -15,20 +15,20 @@ from g2vlm_tests.harness import bench  # noqa: E402
 def test_deactivation_answers_what_waits_and_refuses_what_comes():
     from g2vlm_ros.srv import SpatialQuery
 
-    with bench(**SMALL_QUERY) as made:
-        feed(made)
-        client = made.peer.create_client(SpatialQuery, "/perception/query")
+    with bench(**SMALL_QUERY) as testbed:
+        feed(testbed)
+        client = testbed.peer.create_client(SpatialQuery, "/perception/query")
         assert client.wait_for_service(20)
-        release = block(made, [])
+        release = block(testbed, [])
         waiting = client.call_async(request(question="What is there?"))
-        made.until(lambda: made.waiting() > 0, "the question to wait")
-        made.node.windows.active = False
+        testbed.until(lambda: testbed.waiting() > 0, "the question to wait")
+        testbed.node.windows.active = False
         release()
-        made.until(waiting.done, "its answer")
+        testbed.until(waiting.done, "its answer")
         assert waiting.result().error_code == 9908
-        assert ask(made, question="What?").error_code == 9908
-        made.node.windows.active = True
-        assert ask(made, question="What is there?").success
+        assert ask(testbed, question="What?").error_code == 9908
+        testbed.node.windows.active = True
+        assert ask(testbed, question="What is there?").success
 
 
 def test_a_window_that_goes_while_it_is_asked_about_is_still_answered_from():
@@ -36,9 +36,9 @@ def test_a_window_that_goes_while_it_is_asked_about_is_still_answered_from():
     from g2vlm_ros.srv import SpatialQuery
     from std_srvs.srv import Trigger
 
-    with bench(**SMALL_QUERY) as made:
-        feed(made)
-        perception, reached, gate = made.perception, threading.Event(), threading.Event()
+    with bench(**SMALL_QUERY) as testbed:
+        feed(testbed)
+        perception, reached, gate = testbed.perception, threading.Event(), threading.Event()
         original = perception.ask
 
         def slow(*arguments, **options):
@@ -47,17 +47,17 @@ def test_a_window_that_goes_while_it_is_asked_about_is_still_answered_from():
             return original(*arguments, **options)
 
         perception.ask = slow
-        client = made.peer.create_client(SpatialQuery, "/perception/query")
+        client = testbed.peer.create_client(SpatialQuery, "/perception/query")
         assert client.wait_for_service(20)
         waiting = client.call_async(request(question="What is there?"))
-        made.until(reached.is_set, "the question to be answered")
-        assert made.call(Trigger, "/perception/reset", Trigger.Request()).success
+        testbed.until(reached.is_set, "the question to be answered")
+        assert testbed.call(Trigger, "/perception/reset", Trigger.Request()).success
         gate.set()
-        made.until(waiting.done, "its answer")
+        testbed.until(waiting.done, "its answer")
         assert waiting.result().success and waiting.result().window_id == 1
-        after = ask(made, question="What is there?")
+        after = ask(testbed, question="What is there?")
         assert after.error_code == 9904 and "no window" in after.error_msg
-        assert made.queries.worker.held()[0] == 0, "nothing is kept"
+        assert testbed.queries.worker.held()[0] == 0, "nothing is kept"
 
 
 def test_a_client_that_goes_while_it_is_answered_leaves_nothing_behind():
@@ -66,32 +66,32 @@ def test_a_client_that_goes_while_it_is_answered_leaves_nothing_behind():
 
     from g2vlm_ros.ros.rclpy_workarounds import SafeActionClient
 
-    with bench(**SMALL_QUERY) as made:
-        feed(made)
-        other = rclpy.create_node("leaver", context=made.context)
-        made.executor.add_node(other)
+    with bench(**SMALL_QUERY) as testbed:
+        feed(testbed)
+        other = rclpy.create_node("leaver", context=testbed.context)
+        testbed.executor.add_node(other)
         action = SafeActionClient(other, AnswerSpatialQuery, "/perception/answer")
         assert action.wait_for_server(20)
         entered = []
-        release = block(made, entered)
+        release = block(testbed, entered)
         sent = action.send_goal_async(AnswerSpatialQuery.Goal(question="What?", max_age_s=1e12))
-        made.until(sent.done, "the goal to be accepted")
-        made.executor.remove_node(other)
+        testbed.until(sent.done, "the goal to be accepted")
+        testbed.executor.remove_node(other)
         action.destroy()
         other.destroy_node()
         release()
-        made.until(lambda: not made.queries.open_goals(), "the goal to be let go")
-        assert ask(made, question="What is there?").success
+        testbed.until(lambda: not testbed.queries.open_goals(), "the goal to be let go")
+        assert ask(testbed, question="What is there?").success
 
 
 def test_memory_of_windows_and_dialogues_is_bounded():
-    with bench(**SMALL_QUERY, **{"query.windows": 2, "query.dialogues": 2}) as made:
+    with bench(**SMALL_QUERY, **{"query.windows": 2, "query.dialogues": 2}) as testbed:
         for k in range(4):
-            feed(made, start_s=START_S + 10 * k)
-            made.node.refresh(20)
-            answer = ask(made, question="What is there?", dialogue=f"d{k}")
+            feed(testbed, start_s=START_S + 10 * k)
+            testbed.node.refresh(20)
+            answer = ask(testbed, question="What is there?", dialogue=f"d{k}")
             assert answer.success, answer.error_msg
-        windows, dialogues = made.queries.worker.held()
+        windows, dialogues = testbed.queries.worker.held()
         assert windows == 2 and dialogues == ["d2", "d3"]
 
 
@@ -101,10 +101,10 @@ def test_a_client_that_floods_leaves_another_at_least_half_of_its_answers():
     from g2vlm_ros.srv import SpatialQuery
     from rclpy.qos import QoSProfile
 
-    with bench(**SMALL_QUERY, **{"query.queue": 4}) as made:
-        feed(made)
-        flooder = rclpy.create_node("flooder", context=made.context)
-        made.executor.add_node(flooder)
+    with bench(**SMALL_QUERY, **{"query.queue": 4}) as testbed:
+        feed(testbed)
+        flooder = rclpy.create_node("flooder", context=testbed.context)
+        testbed.executor.add_node(flooder)
         client = flooder.create_client(
             SpatialQuery, "/perception/query", qos_profile=QoSProfile(depth=1000)
         )
@@ -123,11 +123,11 @@ def test_a_client_that_floods_leaves_another_at_least_half_of_its_answers():
 
         for number in range(12):
             flood(number)
-        made.until(lambda: 9907 in codes, "the flood to fill its queue")
-        answers = [ask(made, question="What is there?", max_wait_s=10.0) for _ in range(10)]
+        testbed.until(lambda: 9907 in codes, "the flood to fill its queue")
+        answers = [ask(testbed, question="What is there?", max_wait_s=10.0) for _ in range(10)]
         over.set()
         served = sum(answer.success for answer in answers)
         assert served >= 5, [answer.error_msg for answer in answers]
-        made.until(lambda: not made.waiting(), "the flood to end")
-        made.executor.remove_node(flooder)
+        testbed.until(lambda: not testbed.waiting(), "the flood to end")
+        testbed.executor.remove_node(flooder)
         flooder.destroy_node()

@@ -14,10 +14,10 @@ from g2vlm_tests.harness import bench  # noqa: E402
 @pytest.fixture(scope="module")
 def metric():
     """A node whose unit is known to be metres."""
-    with bench(**SMALL_QUERY, **{"map.metres_per_unit": 1.0}) as made:
-        feed(made)
-        assert ask(made, question="What is there?").window_id == 1
-        yield made
+    with bench(**SMALL_QUERY, **{"map.metres_per_unit": 1.0}) as testbed:
+        feed(testbed)
+        assert ask(testbed, question="What is there?").window_id == 1
+        yield testbed
 
 
 def test_places_of_regions_are_among_the_published_points(metric):
@@ -25,9 +25,9 @@ def test_places_of_regions_are_among_the_published_points(metric):
 
     v, u = (20.0 + 64 / 56 * offset.ravel() for offset in np.mgrid[-2:3, -2:3])
     points = GetPoints.Request(camera="camera", u_px=u, v_px=v, max_age_s=1e12)
-    got = metric.call(GetPoints, "/perception/get_points", points)
-    assert got.success, got.error_msg
-    around = np.array([[p.x, p.y, p.z] for p in got.points])
+    actual = metric.call(GetPoints, "/perception/get_points", points)
+    assert actual.success, actual.error_msg
+    around = np.array([[p.x, p.y, p.z] for p in actual.points])
     answer = ask(metric, question="Where is this?", answer_kind=4, regions=[region()])
     assert answer.success, answer.error_msg
     place = answer.pose.pose.position
@@ -63,11 +63,13 @@ def test_the_last_target_is_latched(metric):
     from rclpy.qos import DurabilityPolicy, QoSProfile
 
     ask(metric, question="Where is this?", answer_kind=4, regions=[region()])
-    got = metric.received["target"]
+    actual = metric.received["target"]
     qos = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
-    metric.peer.create_subscription(PoseStamped, "/perception/query/last_target", got.append, qos)
-    metric.until(lambda: got, "the latched target")
-    assert got[0].header.frame_id == "map"
+    metric.peer.create_subscription(
+        PoseStamped, "/perception/query/last_target", actual.append, qos
+    )
+    metric.until(lambda: actual, "the latched target")
+    assert actual[0].header.frame_id == "map"
 
 
 def test_the_last_answer_and_its_picture_are_latched(metric):

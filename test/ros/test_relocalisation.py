@@ -54,17 +54,17 @@ def true_geometry():
 class Robot:
     """Drives past the views of a home, and hears what the node under test says."""
 
-    def __init__(self, made):
+    def __init__(self, testbed):
         from g2vlm_ros.msg import ReconstructionStatus
         from geometry_msgs.msg import PoseWithCovarianceStamped
         from tf2_msgs.msg import TFMessage
 
         from g2vlm_ros.ros.publishers import LATCHED
 
-        self.made = made
-        made.listen(PoseWithCovarianceStamped, POSE)
-        made.listen(ReconstructionStatus, STATUS, LATCHED)
-        made.listen(TFMessage, TF, 100)
+        self.testbed = testbed
+        testbed.listen(PoseWithCovarianceStamped, POSE)
+        testbed.listen(ReconstructionStatus, STATUS, LATCHED)
+        testbed.listen(TFMessage, TF, 100)
         self.slipped = np.eye(4)
         """What the wheels added to the robot's way that it did not go."""
 
@@ -75,7 +75,7 @@ class Robot:
             if odometry:
                 self.send_odometry(stamp_ns, frame)
             self._send_view(stamp_ns * 1e-9, frame)
-            self.made.settle()
+            self.testbed.settle()
         newest = stamp_ns // 10**9
         return self.status("the last view", lambda s: s.header.stamp.sec >= newest - 1)
 
@@ -92,8 +92,8 @@ class Robot:
             data=frame.depth_m().astype(np.float32).tobytes(),
             **size,
         )
-        self.made.publish("/camera/depth", depth)
-        self.made.send("/camera/image_raw", colours)
+        self.testbed.publish("/camera/depth", depth)
+        self.testbed.send("/camera/image_raw", colours)
 
     def send_odometry(self, stamp_ns, frame):
         from nav_msgs.msg import Odometry
@@ -103,7 +103,7 @@ class Robot:
         message = Odometry(header=geometry.header(stamp_ns, "odom"), child_frame_id="base")
         odom_from_base = self.odom_from_camera(frame) @ np.linalg.inv(MOUNT)
         message.pose.pose = geometry.pose_message(odom_from_base)
-        self.made.publish("/odom", message)
+        self.testbed.publish("/odom", message)
 
     def send_mount(self):
         """On /tf_static."""
@@ -112,8 +112,8 @@ class Robot:
         from g2vlm_ros.ros.conversions import geometry
         from g2vlm_ros.ros.inputs.cameras import TF_STATIC
 
-        publisher = self.made.peer.create_publisher(TFMessage, "/tf_static", TF_STATIC)
-        self.made.until(lambda: publisher.get_subscription_count() > 0, "a listener of mounts")
+        publisher = self.testbed.peer.create_publisher(TFMessage, "/tf_static", TF_STATIC)
+        self.testbed.until(lambda: publisher.get_subscription_count() > 0, "a listener of mounts")
         header = geometry.header(0, "base")
         publisher.publish(
             TFMessage(transforms=[geometry.transform_message(header, "optical", MOUNT)])
@@ -126,7 +126,7 @@ class Robot:
         """As published with a message of odometry a little after a frame, the last one sent."""
         stamp_ns = frame.stamp_ns + round(later_s * 1e9) + 10**6
         self.send_odometry(stamp_ns, frame)
-        self.made.until(lambda: self._transforms("odom", stamp_ns), "map -> odom")
+        self.testbed.until(lambda: self._transforms("odom", stamp_ns), "map -> odom")
         (transform,) = self._transforms("odom", stamp_ns)
         return matrix(transform.transform)
 
@@ -141,32 +141,35 @@ class Robot:
 
     @property
     def transforms(self):
-        return [t for message in list(self.made.received[TF]) for t in message.transforms]
+        return [t for message in list(self.testbed.received[TF]) for t in message.transforms]
 
     def newest(self, frames, later_s):
         """(frame of the newest window's newest view, its pose in the map)."""
         from g2vlm_ros.ros.conversions import geometry
 
-        message = self.made.received[POSE][-1]
+        message = self.testbed.received[POSE][-1]
         stamp_ns = geometry.stamp_ns(message.header.stamp) - round(later_s * 1e9)
         frame = next(f for f in frames if f.stamp_ns == stamp_ns)
         return frame, geometry.pose_matrix(message.pose.pose)
 
     def status(self, what, holds):
         """The newest status, once it is as wanted."""
-        self.made.until(
-            lambda: self.made.received[STATUS] and holds(self.made.received[STATUS][-1]), what
+        self.testbed.until(
+            lambda: self.testbed.received[STATUS] and holds(self.testbed.received[STATUS][-1]),
+            what,
         )
-        return self.made.received[STATUS][-1]
+        return self.testbed.received[STATUS][-1]
 
     def states(self):
         """Of all statuses so far, without repetitions."""
-        return [state for state, _ in groupby(s.localisation for s in self.made.received[STATUS])]
+        return [
+            state for state, _ in groupby(s.localisation for s in self.testbed.received[STATUS])
+        ]
 
     def load(self, path):
         from g2vlm_ros.srv import LoadMap
 
-        loaded = self.made.call(LoadMap, "/perception/load_map", LoadMap.Request(path=path))
+        loaded = self.testbed.call(LoadMap, "/perception/load_map", LoadMap.Request(path=path))
         assert loaded.success, loaded.error_msg
         self.status("LOST", lambda s: s.localisation == "LOST")
         return loaded
@@ -174,7 +177,7 @@ class Robot:
     def save(self, path):
         from g2vlm_ros.srv import SaveMap
 
-        saved = self.made.call(SaveMap, "/perception/save_map", SaveMap.Request(path=path))
+        saved = self.testbed.call(SaveMap, "/perception/save_map", SaveMap.Request(path=path))
         assert saved.success, saved.error_msg
         return saved
 
@@ -194,8 +197,8 @@ def matrix(transform):
 
 @contextmanager
 def robot(**settings):
-    with bench(**SETTINGS, **settings) as made:
-        yield Robot(made)
+    with bench(**SETTINGS, **settings) as testbed:
+        yield Robot(testbed)
 
 
 @pytest.fixture(scope="module")
@@ -213,12 +216,12 @@ def test_a_new_node_finds_itself_in_a_saved_map(saved):
     path, points = saved
     with robot() as again:
         assert again.load(path).points == points
-        assert not again.made.received[POSE]
+        assert not again.testbed.received[POSE]
         again.drive(home_frames(0)[5:], LATER_S)
         status = again.status("LOCALISED", lambda s: s.localisation == "LOCALISED")
         assert status.localised_by == "keyframe" and status.search == "localised"
         assert status.map_id == 0 and status.localised_since.sec > LATER_S
-        again.made.until(lambda: again.made.received[POSE], "a pose in the saved map")
+        again.testbed.until(lambda: again.testbed.received[POSE], "a pose in the saved map")
 
 
 def test_in_a_fixed_map_nothing_is_added_and_odom_is_corrected(saved, tmp_path):
@@ -251,7 +254,7 @@ def test_in_a_fixed_map_nothing_is_added_and_odom_is_corrected(saved, tmp_path):
         np.testing.assert_allclose(still[:3, 3], home_from_map[:3, 3], atol=0.15)
         parents = {t.child_frame_id: t.header.frame_id for t in again.transforms}
         assert parents == {"odom": "map", "optical_g2vlm": "map"}
-        found = again.made.received[STATUS][-1].localised_since
+        found = again.testbed.received[STATUS][-1].localised_since
         stamps = [seconds(t.header.stamp) for t in again.transforms]
         assert min(stamps) >= seconds(found), "nothing while LOST"
         assert again.save(str(tmp_path / "same.npz")).points == points
@@ -264,7 +267,7 @@ def test_a_hint_decides_where_is_looked(saved):
         message = PoseWithCovarianceStamped()
         message.header.frame_id = "map"
         message.pose.pose.position.x, message.pose.pose.position.y = map(float, position)
-        again.made.publish("/initialpose", message)
+        again.testbed.publish("/initialpose", message)
 
     frames = home_frames(0)
     with robot() as again:

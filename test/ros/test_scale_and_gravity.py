@@ -71,35 +71,35 @@ def depth_of(message):
     return np.frombuffer(message.data, np.float32).reshape(message.height, message.width)
 
 
-def first_window(made):
+def first_window(testbed):
     for k in range(2):
-        made.send("/camera/image_raw", image(START_S + 0.1 * k))
-    made.settle()
-    made.until(lambda: made.received[DEPTH], "depth of the first window")
-    return depth_of(made.received[DEPTH][-1])
+        testbed.send("/camera/image_raw", image(START_S + 0.1 * k))
+    testbed.settle()
+    testbed.until(lambda: testbed.received[DEPTH], "depth of the first window")
+    return depth_of(testbed.received[DEPTH][-1])
 
 
-def depth_listener(made):
+def depth_listener(testbed):
     from sensor_msgs.msg import Image
 
-    made.listen(Image, DEPTH)
+    testbed.listen(Image, DEPTH)
 
 
 def test_depth_images_make_metres():
     pytest.importorskip("torch", reason="the golden checkpoint runs on the torch backend here")
     from g2vlm_ros.msg import ReconstructionStatus
 
-    with bench() as made:
-        depth_listener(made)
-        relative = first_window(made)
-    with bench(depth_topic="/camera/depth") as made:
-        depth_listener(made)
-        made.listen(ReconstructionStatus, "/perception/status")
-        made.publish("/camera/depth", depth_message(2.5 * relative, START_S + 0.105))
-        made.until(lambda: made.node.cameras.received["/camera/depth"], "the depth image")
-        metric = first_window(made)
-        status = made.received["/perception/status"]
-        made.until(lambda: status and status[-1].window_id == 1, "the status")
+    with bench() as testbed:
+        depth_listener(testbed)
+        relative = first_window(testbed)
+    with bench(depth_topic="/camera/depth") as testbed:
+        depth_listener(testbed)
+        testbed.listen(ReconstructionStatus, "/perception/status")
+        testbed.publish("/camera/depth", depth_message(2.5 * relative, START_S + 0.105))
+        testbed.until(lambda: testbed.node.cameras.received["/camera/depth"], "the depth image")
+        metric = first_window(testbed)
+        status = testbed.received["/perception/status"]
+        testbed.until(lambda: status and status[-1].window_id == 1, "the status")
         assert status[-1].scale_state == ReconstructionStatus.SCALE_METRIC
         assert status[-1].scale_source == ReconstructionStatus.SOURCE_DEPTH
     known = np.isfinite(relative)
@@ -116,22 +116,22 @@ def test_an_imu_makes_the_map_upright():
 
     base_from_imu, base_from_camera = turn(0, 0.4), turn(1, 0.9) @ turn(0, -1.5)
     up_in_base = np.array([0.6, 0.0, 0.8])
-    with bench(imu_topic="/imu", **{"window.views": 1, "window.overlap": 0}) as made:
+    with bench(imu_topic="/imu", **{"window.views": 1, "window.overlap": 0}) as testbed:
         latched = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
-        tf = made.peer.create_publisher(TFMessage, "/tf_static", latched)
+        tf = testbed.peer.create_publisher(TFMessage, "/tf_static", latched)
         transforms = [
             static("base", "imu", base_from_imu),
             static("base", "optical", base_from_camera),
         ]
         tf.publish(TFMessage(transforms=transforms))
-        mounts = made.node.cameras.mounts
-        made.until(lambda: mounts.between("imu", "optical") is not None, "the transforms")
-        made.publish("/imu", imu_message(START_S, 9.7 * base_from_imu.T @ up_in_base))
-        made.until(lambda: made.node.cameras.received["/imu"], "the sample")
-        made.listen(PoseArray, "/perception/window_poses")
-        made.send("/camera/image_raw", image(START_S))
-        made.until(lambda: made.received["/perception/window_poses"], "a pose")
-        pose = geometry.pose_matrix(made.received["/perception/window_poses"][0].poses[0])
+        mounts = testbed.node.cameras.mounts
+        testbed.until(lambda: mounts.between("imu", "optical") is not None, "the transforms")
+        testbed.publish("/imu", imu_message(START_S, 9.7 * base_from_imu.T @ up_in_base))
+        testbed.until(lambda: testbed.node.cameras.received["/imu"], "the sample")
+        testbed.listen(PoseArray, "/perception/window_poses")
+        testbed.send("/camera/image_raw", image(START_S))
+        testbed.until(lambda: testbed.received["/perception/window_poses"], "a pose")
+        pose = geometry.pose_matrix(testbed.received["/perception/window_poses"][0].poses[0])
     np.testing.assert_allclose(pose[2, :3], base_from_camera.T @ up_in_base, atol=1e-4)
 
 
@@ -150,21 +150,21 @@ def paired():
 @pytest.mark.parametrize("early", [True, False])
 def test_depth_is_paired_whichever_comes_first(paired, encoding, early):
     images, warnings = paired
-    wanted = np.array([[0.5, 1.25, 3.0], [0.0, 2.0, 7.125]])
+    expected = np.array([[0.5, 1.25, 3.0], [0.0, 2.0, 7.125]])
     if not early:
         depth = images.of(round(START_S * NS), "optical")
     for off_s, scale, frame in ((-0.015, 3, "optical"), (0.01, 1, "optical"), (0.0, 5, "other")):
-        images.update(depth_message(scale * wanted, START_S + off_s, encoding, frame))
+        images.update(depth_message(scale * expected, START_S + off_s, encoding, frame))
     if early:
         depth = images.of(round(START_S * NS), "optical")
-    np.testing.assert_allclose(depth(), wanted, atol=1e-6)
+    np.testing.assert_allclose(depth(), expected, atol=1e-6)
     assert images.of(round((START_S + 1) * NS), "optical")() is None and not warnings
 
 
 def test_depth_in_millimetres_as_floats_is_named_and_not_used(paired):
     images, warnings = paired
-    wanted = np.array([[0.5, 1.25, 3.0], [0.0, 2.0, 7.125]])
-    images.update(depth_message(1000 * wanted, START_S, "32FC1"))
+    expected = np.array([[0.5, 1.25, 3.0], [0.0, 2.0, 7.125]])
+    images.update(depth_message(1000 * expected, START_S, "32FC1"))
     assert images.of(round(START_S * NS), "optical")() is None
     (warning,) = warnings
     assert all(
@@ -174,11 +174,11 @@ def test_depth_in_millimetres_as_floats_is_named_and_not_used(paired):
 
 def test_big_endian_depth_with_padded_rows(paired):
     images, _ = paired
-    wanted = np.array([[0.5, 1.25], [3.0, 4.0]])
+    expected = np.array([[0.5, 1.25], [3.0, 4.0]])
     rows = np.full((2, 12), 255, np.uint8)
-    rows[:, :8] = wanted.astype(">f4").view(np.uint8)
-    images.update(depth_message(wanted, START_S, is_bigendian=1, step=12, data=rows.tobytes()))
-    np.testing.assert_array_equal(images.of(round(START_S * NS), "optical")(), wanted)
+    rows[:, :8] = expected.astype(">f4").view(np.uint8)
+    images.update(depth_message(expected, START_S, is_bigendian=1, step=12, data=rows.tobytes()))
+    np.testing.assert_array_equal(images.of(round(START_S * NS), "optical")(), expected)
 
 
 @pytest.mark.parametrize(
@@ -220,44 +220,44 @@ def gravity():
 
 
 def test_acceleration_is_averaged_over_what_is_near(gravity):
-    made, warnings = gravity
+    imu, warnings = gravity
     rng = np.random.default_rng(0)
     for k in range(100):
         shake = rng.normal(0, 2.0, 3)
-        made.update(imu_message(START_S + 0.005 * k, np.array([0, -9.81, 0]) + shake))
-    made.update(imu_message(START_S + 5, (9.81, 0, 0)))
-    up = made.up_at(round((START_S + 0.25) * NS), "imu")
+        imu.update(imu_message(START_S + 0.005 * k, np.array([0, -9.81, 0]) + shake))
+    imu.update(imu_message(START_S + 5, (9.81, 0, 0)))
+    up = imu.up_at(round((START_S + 0.25) * NS), "imu")
     assert np.degrees(np.arccos(-up[1])) < 4 and np.linalg.norm(up) == pytest.approx(1)
-    assert made.up_at(round((START_S + 2) * NS), "imu") is None and not warnings
+    assert imu.up_at(round((START_S + 2) * NS), "imu") is None and not warnings
 
 
 def test_orientation_counts_where_the_imu_has_one(gravity):
     from g2vlm_ros.geometry.sim3 import quaternion_xyzw
 
-    made, _ = gravity
+    imu, _ = gravity
     world_from_imu = turn(2, 1.0) @ turn(0, 0.5)
     message = imu_message(START_S, (0, 0, 9.81))
     q = message.orientation
     q.x, q.y, q.z, q.w = map(float, quaternion_xyzw(world_from_imu))
     message.orientation_covariance[0] = 0.01
-    made.update(message)
-    up = made.up_at(round(START_S * NS), "imu")
+    imu.update(message)
+    up = imu.up_at(round(START_S * NS), "imu")
     np.testing.assert_allclose(up, world_from_imu[2], atol=1e-12)
 
 
 def test_an_imu_that_measures_no_gravity_is_named(gravity):
-    made, warnings = gravity
+    imu, warnings = gravity
     at = round(START_S * NS)
-    made.update(imu_message(START_S, (0, 0, 1.0)))
-    assert made.up_at(at, "imu") is None and "1.00 m/s²" in warnings.pop()
+    imu.update(imu_message(START_S, (0, 0, 1.0)))
+    assert imu.up_at(at, "imu") is None and "1.00 m/s²" in warnings.pop()
 
 
 def test_why_an_imu_is_not_used_is_said(gravity):
-    made, warnings = gravity
+    imu, warnings = gravity
     at = round(START_S * NS)
-    made.update(imu_message(START_S))
-    assert made.up_at(at, "optical") is None and "/tf_static" in warnings.pop()
+    imu.update(imu_message(START_S))
+    assert imu.up_at(at, "optical") is None and "/tf_static" in warnings.pop()
     blind = imu_message(START_S)
     blind.orientation_covariance[0] = blind.linear_acceleration_covariance[0] = -1.0
-    made.update(blind)
+    imu.update(blind)
     assert "neither" in warnings.pop()

@@ -289,8 +289,8 @@ def _direction(truth: VisibleFacts, rng: np.random.Generator) -> QuestionAnswer 
     if not options:
         return None
     words = sorted({word for _, word in options})
-    chosen = _pick(rng, words)
-    thing, word = _pick(rng, [option for option in options if option[1] == chosen])
+    choice = _pick(rng, words)
+    thing, word = _pick(rng, [option for option in options if option[1] == choice])
     sentence = {"in front": "It is in front of you.", "behind": "It is behind you."}
     wordings = (
         "Where is the {x} now: left, right, in front or behind?",

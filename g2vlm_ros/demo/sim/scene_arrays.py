@@ -82,10 +82,10 @@ def tables(homes: Sequence[Home], arrays: Arrays) -> Tables:
         travel[s, :n, :3] = [owner.travel_m for owner in owners]
         travel[s, :n, 3] = [2 * np.pi / owner.period_s for owner in owners]
         look[s, :n, : materials.COLUMNS] = [solid.material.row() for solid in home.solids]
-        for q, made in enumerate(home.rooms):
-            x0, y0, x1, y1 = made.rectangle
+        for q, chamber in enumerate(home.rooms):
+            x0, y0, x1, y1 = chamber.rectangle
             floor[s, q] = (x0, y0, 1 / (x1 - x0), 1 / (y1 - y0))
-            lamp[s, q] = made.light_m
+            lamp[s, q] = chamber.light_m
         look[s, :n, materials.COLUMNS : materials.COLUMNS + 3] = lamp[s, room[s, :n]]
         casts[s, :n] = [_casts_shadow(owner) for owner in owners]
         look[s, :n, -2] = [home.rooms[owner.room].brightness for owner in owners]
@@ -93,9 +93,9 @@ def tables(homes: Sequence[Home], arrays: Arrays) -> Tables:
     look = np.concatenate([look, centre, half, turn, travel, shape[..., None]], axis=-1)
     look = np.ascontiguousarray(look.reshape(-1, lit + PLACE_COLUMNS).T)
     columns = (shape, centre, half, turn, travel, item, room, look, floor)
-    made = Tables(*(arrays.asarray(column) for column in columns), None)
-    shadow = _shadows(arrays, made, arrays.asarray(casts), arrays.asarray(lamp))
-    return replace(made, shadow=shadow)
+    unlit = Tables(*(arrays.asarray(column) for column in columns), None)
+    shadow = _shadows(arrays, unlit, arrays.asarray(casts), arrays.asarray(lamp))
+    return replace(unlit, shadow=shadow)
 
 
 def _casts_shadow(item: Item) -> bool:

@@ -185,8 +185,8 @@ def sample_texts(scenes: int = 60) -> list[str]:
     """Questions and answers of some training homes, to learn the tokenizer from."""
     from g2vlm_ros.demo.sim.question_metrics import training_questions
 
-    asked = training_questions(scenes, views=4, each=30)
-    return [text for qa in asked for text in (qa.question, qa.answer)]
+    questions = training_questions(scenes, views=4, each=30)
+    return [text for qa in questions for text in (qa.question, qa.answer)]
 
 
 if __name__ == "__main__":

@@ -62,15 +62,15 @@ def attend_apart(
     shared, length = heads // k.shape[1], total // count
     q = (q * width**-0.5).unflatten(1, (-1, shared))
     before, before_v = (part.to(q.dtype) for part in past)
-    seen = q.flatten(2, 3) @ before.transpose(-1, -2)
-    own_k, own_v = (part.unflatten(2, (count, length))[:, :, None] for part in (k, v))
-    own = q.unflatten(3, (count, length)) @ own_k.transpose(-1, -2)
+    past_scores = q.flatten(2, 3) @ before.transpose(-1, -2)
+    new_keys, new_values = (part.unflatten(2, (count, length))[:, :, None] for part in (k, v))
+    new_scores = q.unflatten(3, (count, length)) @ new_keys.transpose(-1, -2)
     later = torch.ones(length, length, dtype=torch.bool, device=q.device).triu(1)
-    own = own.masked_fill(later, -torch.inf).flatten(3, 4)
-    scores = torch.cat((seen.view(*own.shape[:-1], -1), own), -1)
-    there, here = scores.softmax(-1).to(v.dtype).split([seen.shape[-1], length], -1)
+    new_scores = new_scores.masked_fill(later, -torch.inf).flatten(3, 4)
+    scores = torch.cat((past_scores.view(*new_scores.shape[:-1], -1), new_scores), -1)
+    there, here = scores.softmax(-1).to(v.dtype).split([past_scores.shape[-1], length], -1)
     out = (there.flatten(2, 3) @ before_v.to(v.dtype)).view(*q.shape[:-1], width)
-    out = out + (here.unflatten(3, (count, length)) @ own_v).flatten(3, 4)
+    out = out + (here.unflatten(3, (count, length)) @ new_values).flatten(3, 4)
     return out.flatten(1, 2).transpose(1, 2).flatten(2)
 
 

@@ -259,17 +259,17 @@ class BatchedModel(nn.Module):
                 image_looks[middle - 1].states,
             )
         )
-        asked = question_looks[middle]
+        question_look = question_looks[middle]
         scale = image_keys.shape[-1] ** -0.5
         return Answered(
             F.cross_entropy(logits, questions.labels.flatten()[questions.answered]),
             features,
             image_queries * scale,
             patch_keys,
-            asked.queries[:, 0].unflatten(1, (count, length)) * scale,
+            question_look.queries[:, 0].unflatten(1, (count, length)) * scale,
             image_keys,
             image_states,
-            asked.states.unflatten(1, (count, length)),
+            question_look.states.unflatten(1, (count, length)),
         )
 
     def _geometry(
@@ -436,9 +436,9 @@ def _encoded(
     tokenizer: Tokenizer, question: str, answer: str, length: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Ids and labels of one question with its answer, at most `length` of each."""
-    asked = question_ids(tokenizer, after_images(question))
-    told = answer_ids(tokenizer, answer)[: len(tokenizer.encode_user(answer)) + 2]
-    row = np.concatenate([asked, told])[: length + 1]
+    question_row = question_ids(tokenizer, after_images(question))
+    answer_row = answer_ids(tokenizer, answer)[: len(tokenizer.encode_user(answer)) + 2]
+    row = np.concatenate([question_row, answer_row])[: length + 1]
     labels = np.full(len(row) - 1, IGNORED, np.int64)
-    labels[len(asked) :] = row[len(asked) + 1 :]
+    labels[len(question_row) :] = row[len(question_row) + 1 :]
     return row[:-1], labels

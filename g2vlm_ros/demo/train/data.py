@@ -68,7 +68,7 @@ class Ring:
     def __init__(self, shards: Shards):
         self.shards = shards
         self.data = shards.data
-        self._held: set[int] = set()
+        self._resident: set[int] = set()
         self._worded: dict[int, dict[str, np.ndarray]] = {}
         """What dialogues are made of, on the host, for the shards that may be asked about."""
         self._pool: dict[str, Tensor] = {}
@@ -83,12 +83,12 @@ class Ring:
         self.shards.words = words
         last = data.shards_first + windows // (SHARD * data.windows_per_scene)
         due = range(max(0, last - data.shards_kept), last)
-        for number in self._held - set(due):
-            self._held.discard(number)
+        for number in self._resident - set(due):
+            self._resident.discard(number)
             self._worded.pop(number, None)
             self.shards.forget(number)
         for number in due:
-            if number not in self._held:
+            if number not in self._resident:
                 self._take(number)
             if words and number not in self._worded:
                 self._name(number)
@@ -102,7 +102,7 @@ class Ring:
     def _take(self, number: int) -> None:
         for name, part in self.shards.get(number).items():
             self._hold(name, number, part)
-        self._held.add(number)
+        self._resident.add(number)
 
     def _hold(self, name: str, number: int, part: Tensor) -> None:
         if name not in self._pool:
@@ -175,7 +175,7 @@ class Ring:
 
     def _draw(self, count: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         """Numbers of shards, and scenes of them, (count,) each."""
-        numbers = np.array(sorted(self._held))
+        numbers = np.array(sorted(self._resident))
         return numbers[rng.integers(len(numbers), size=count)], rng.integers(SHARD, size=count)
 
     def rows_and_views(
@@ -247,9 +247,9 @@ def classes_of(home: Home) -> np.ndarray:
 def squares(pixels: Tensor, side: int) -> Tensor:
     """uint8 (B, N, side, side, 3): the views as the semantic encoder gets them, bicubic."""
     flat = pixels.flatten(0, 1).permute(0, 3, 1, 2).float()
-    made = F.interpolate(flat, (side, side), mode="bicubic", antialias=True)
-    made = made.round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
-    return made.unflatten(0, pixels.shape[:2])
+    small = F.interpolate(flat, (side, side), mode="bicubic", antialias=True)
+    small = small.round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
+    return small.unflatten(0, pixels.shape[:2])
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -85,12 +85,12 @@ def pose_scores(poses: np.ndarray, true_poses: np.ndarray) -> dict[str, float]:
     rotation, direction = [], []
     for i in range(len(poses)):
         for j in range(i):
-            got = np.linalg.inv(poses[i].astype(float)) @ poses[j]
+            estimate = np.linalg.inv(poses[i].astype(float)) @ poses[j]
             want = np.linalg.inv(true_poses[i]) @ true_poses[j]
-            cosine = (np.trace(got[:3, :3].T @ want[:3, :3]) - 1) / 2
+            cosine = (np.trace(estimate[:3, :3].T @ want[:3, :3]) - 1) / 2
             rotation.append(np.degrees(np.arccos(np.clip(cosine, -1, 1))))
             if np.linalg.norm(want[:3, 3]) > MIN_BASELINE_M:
-                direction.append(_angle_deg(got[:3, 3], want[:3, 3]))
+                direction.append(_angle_deg(estimate[:3, 3], want[:3, 3]))
     return {
         "rotation_deg": float(np.mean(rotation)) if rotation else float("nan"),
         "direction_deg": float(np.mean(direction)) if direction else float("nan"),
@@ -130,9 +130,9 @@ def window_scores(
     focal = [abs(i.fx_px / camera.fx_px - 1) for i in result.intrinsics if i is not None]
     scores = depth_scores(depth, true_depth, things)
     for name, posed in (("", result), ("refined_", fuse_depth(refine_poses(result)))):
-        found = pose_scores(posed.window_from_camera, true_poses)
-        found["points_m"] = point_error_m(posed.points_u(), world)
-        scores |= {name + key: value for key, value in found.items()}
+        pose_errors = pose_scores(posed.window_from_camera, true_poses)
+        pose_errors["points_m"] = point_error_m(posed.points_u(), world)
+        scores |= {name + key: value for key, value in pose_errors.items()}
     scores["focal"] = float(np.mean(focal)) if focal else float("nan")
     return scores, depth
 
@@ -141,7 +141,7 @@ def geometry(
     perception: Perception, split: str, scenes: int, views: Sequence[int], batch: int = 10
 ) -> tuple[dict[str, dict[str, float]], list[Exhibit]]:
     """Mean scores by number of views, and what is to be shown of each window of the last one."""
-    found: dict[int, list[dict[str, float]]] = defaultdict(list)
+    by_views: dict[int, list[dict[str, float]]] = defaultdict(list)
     exhibits: list[Exhibit] = []
     for first in range(0, scenes, batch):
         clips = clips_of(split, first, min(batch, scenes - first))
@@ -155,14 +155,14 @@ def geometry(
                 scores, guess = window_scores(
                     perception, images, depth, things, poses[i, :count], camera
                 )
-                found[count].append(scores)
+                by_views[count].append(scores)
                 if count == 4 or len(views) == 1:
                     exhibits.append(
                         Exhibit(f"home {scene.home.seed}", scores["abs_rel"], images, depth, guess)
                     )
     means = {
         str(count): {name: float(np.nanmean([row[name] for row in rows])) for name in rows[0]}
-        for count, rows in found.items()
+        for count, rows in by_views.items()
     }
     return means, exhibits
 
@@ -170,20 +170,20 @@ def geometry(
 def asked(clips: Clips, views: int, count: int = QUESTIONS) -> list[list[QuestionAnswer]]:
     """Questions about the first views of each scene."""
     poses, times = clips.world_from_camera(), clips.time_s()
-    made = []
+    questions = []
     for i, scene in enumerate(clips.scenes):
         facts = truth(
             scene.home, shares(clips.items[i, :views]), poses[i, :views], times[i, :views]
         )
-        made.append(ask(facts, np.random.default_rng([scene.home.seed, 4]), count))
-    return made
+        questions.append(ask(facts, np.random.default_rng([scene.home.seed, 4]), count))
+    return questions
 
 
 def language(
     perception: Perception,
     split: str,
     scenes: int,
-    known: Baselines,
+    baselines: Baselines,
     views: int = LANGUAGE_VIEWS,
 ) -> tuple[dict[str, dict[str, float]], list[dict[str, str]]]:
     """Accuracy by kind of question with both baselines, and every question with its answer."""
@@ -201,8 +201,10 @@ def language(
                         "answer": answer,
                         "truth": qa.answer,
                         "right": correct(qa.kind, answer, qa.answer),
-                        "blind": correct(qa.kind, known.blind(qa.kind, qa.question), qa.answer),
-                        "majority": correct(qa.kind, known.majority(qa.kind), qa.answer),
+                        "blind": correct(
+                            qa.kind, baselines.blind(qa.kind, qa.question), qa.answer
+                        ),
+                        "majority": correct(qa.kind, baselines.majority(qa.kind), qa.answer),
                     }
                 )
     kinds = sorted({row["kind"] for row in rows})
@@ -250,13 +252,13 @@ def main(arguments: list[str] | None = None) -> None:
         perception, options.split, options.scenes, options.views
     )
     for other in others:
-        found, _ = geometry(other, options.split, options.scenes, options.views)
-        scores.setdefault("others", {})[other.backend] = found
+        scores_there, _ = geometry(other, options.split, options.scenes, options.views)
+        scores.setdefault("others", {})[other.backend] = scores_there
     options.out.mkdir(parents=True, exist_ok=True)
     page(exhibits).save(options.out / "pictures.png")
     if perception.speaks and not options.no_language:
-        known = Baselines(training_questions(TRAINING_SCENES, LANGUAGE_VIEWS))
-        scores["language"], rows = language(perception, options.split, options.scenes, known)
+        baselines = Baselines(training_questions(TRAINING_SCENES, LANGUAGE_VIEWS))
+        scores["language"], rows = language(perception, options.split, options.scenes, baselines)
         (options.out / "answers.json").write_text(json.dumps(rows, indent=1) + "\n")
     text = json.dumps(scores, indent=1)
     (options.out / "scores.json").write_text(text + "\n")

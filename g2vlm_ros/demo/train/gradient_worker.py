@@ -118,7 +118,7 @@ def _work(
         if exchange.state[_STAGE] < 0:
             time.sleep(_POLL_S)
             continue
-        stage, step, drawn = (int(exchange.state[i]) for i in (_STAGE, _STEP, _WINDOWS))
+        stage, step, windows_drawn = (int(exchange.state[i]) for i in (_STAGE, _STEP, _WINDOWS))
         with torch.no_grad():
             sizes = [parameter.numel() for parameter in parameters]
             for parameter, value in zip(parameters, exchange.weights.split(sizes), strict=True):
@@ -126,7 +126,7 @@ def _work(
         batches += 1
         # The training itself draws from (seed, step).
         rng = np.random.default_rng([config.steps.seed, step, batches])
-        count, loss, _ = objectives.backward(STAGES[stage], drawn, rng)
+        count, loss, _ = objectives.backward(STAGES[stage], windows_drawn, rng)
         windows += count
         finite = bool(torch.isfinite(loss))
         if finite and exchange.state[_FULL]:

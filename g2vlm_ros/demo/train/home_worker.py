@@ -52,15 +52,15 @@ def prepare(seed: int, data: Data, words: bool = False) -> PreparedHome:
     arrays, scene = Arrays(), make_scene(seed)
     steps = pick_steps([scene], data.views_per_scene, arrays)[0]
     pose, time_s = scene.walk.world_from_camera[steps], scene.walk.time_s[steps]
-    made = tables([scene.home], arrays)
+    home_tables = tables([scene.home], arrays)
     dialogues = {}
     if words:
         # One sample per pixel has the items of the training's views, which have two.
         camera, index = lens(data.width_px, data.height_px), np.zeros(len(steps), np.int64)
-        share = shares(render_tables(made, index, pose, time_s, camera, arrays, 1).items)
+        share = shares(render_tables(home_tables, index, pose, time_s, camera, arrays, 1).items)
         keys = [(views, variant) for views in data.views for variant in range(VARIANTS)]
         dialogues = {key: dialogue(scene.home, share, pose, time_s, data, key) for key in keys}
-    return PreparedHome(scene.home, made, pose, time_s, dialogues)
+    return PreparedHome(scene.home, home_tables, pose, time_s, dialogues)
 
 
 def dialogue(
@@ -80,11 +80,11 @@ def dialogue(
     rng = np.random.default_rng([home.seed, variant, views])
     facts = truth(home, share[steps], world_from_camera[steps], time_s[steps])
     most = 3 * data.questions
-    made = ask(facts, rng, most)
+    questions = ask(facts, rng, most)
     harder = ask(facts, rng, most, data.harder)
-    asked = {qa.question for qa in made}
-    made += [qa for qa in harder if qa.question not in asked]
-    return sorted(made, key=lambda qa: len(qa.question) + len(qa.answer))
+    wordings = {qa.question for qa in questions}
+    questions += [qa for qa in harder if qa.question not in wordings]
+    return sorted(questions, key=lambda qa: len(qa.question) + len(qa.answer))
 
 
 def dialogue_views(seed: int, data: Data, key: DialogueKey) -> np.ndarray:
@@ -113,14 +113,14 @@ def pick_views(
 
 def join(homes: Sequence[PreparedHome]) -> Tables:
     """The tables of several homes, padded as `scene_arrays.tables` pads them."""
-    made = [prepared.tables for prepared in homes]
-    solids = max(one.shape.shape[1] for one in made)
-    rooms = max(one.floor.shape[1] for one in made)
-    look = [one.look.reshape(len(one.look), 1, -1) for one in made]
+    parts = [prepared.tables for prepared in homes]
+    solids = max(one.shape.shape[1] for one in parts)
+    rooms = max(one.floor.shape[1] for one in parts)
+    look = [one.look.reshape(len(one.look), 1, -1) for one in parts]
     look = np.concatenate([_padded(part, 2, solids) for part in look], axis=1)
 
     def stacked(name: str, count: int, fill: float = 0) -> np.ndarray:
-        return np.concatenate([_padded(getattr(one, name), 1, count, fill) for one in made])
+        return np.concatenate([_padded(getattr(one, name), 1, count, fill) for one in parts])
 
     return Tables(
         stacked("shape", solids, -1),

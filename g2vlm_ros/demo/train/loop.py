@@ -130,17 +130,17 @@ class Training:
             progress.stage_windows, progress.stage_seconds = 0, 0.0
         progress.speaks |= stage == "language"
         bar = _bar(stage) if show else None
-        saved = last = seen = time.monotonic()
+        saved = last = last_report = time.monotonic()
         while budget.done(progress) < 1.0:
             self.step(budget.done(progress))
             now = time.monotonic()
-            spent = min(now - last, LONGEST_STEP_S)
-            progress.seconds += spent
-            progress.stage_seconds += spent
+            elapsed_s = min(now - last, LONGEST_STEP_S)
+            progress.seconds += elapsed_s
+            progress.stage_seconds += elapsed_s
             last = now
-            if bar is not None and now - seen > READ_S:
+            if bar is not None and now - last_report > READ_S:
                 bar(budget.done(progress), progress, self.read())
-                seen = now
+                last_report = now
             if now - saved > self.config.steps.save_s:
                 self.save()
                 saved = time.monotonic()

@@ -54,14 +54,14 @@ def geometry_terms(
     log_z, xy = raw.points[..., 2], raw.points[..., :2]
     scale = best_scale(log_z, target.depth_m)
     emphasis = 1.0 + (weights.object_weight - 1.0) * (target.important | edges(target.depth_m))
-    drawn = torch.rand_like(log_z) < weights.pixels
-    emphasis = emphasis * drawn
+    sample = torch.rand_like(log_z) < weights.pixels
+    emphasis = emphasis * sample
     emphasis = emphasis / emphasis.sum()
     points, metric, ray = _points(xy, log_z, target.depth_m, rays, scale)
     terms = {
         "points": (emphasis * points).sum(),
         "metric": (emphasis * metric).sum(),
-        "rays": (drawn * ray).sum() / drawn.sum(),
+        "rays": (sample * ray).sum() / sample.sum(),
         "normals": _normals(log_z, target.depth_m, rays),
         "slopes": _slopes(log_z - target.depth_m.log()),
     }
@@ -122,8 +122,10 @@ def _normals(log_z: Tensor, depth: Tensor, rays: Tensor) -> Tensor:
     ray = torch.cat((rays, torch.ones_like(rays[..., :1])), -1)[at[1:] + (slice(None),)]
     truth, predicted = depth[at], log_z[at].exp()
     want, smooth = _cross(truth, ray)
-    got, _ = _cross(predicted, ray)
-    cosine = (F.normalize(got, dim=-1, eps=1e-8) * F.normalize(want, dim=-1, eps=1e-8)).sum(-1)
+    estimate, _ = _cross(predicted, ray)
+    cosine = (F.normalize(estimate, dim=-1, eps=1e-8) * F.normalize(want, dim=-1, eps=1e-8)).sum(
+        -1
+    )
     return ((1.0 - cosine) * smooth).sum() / smooth.sum().clamp(min=1)
 
 
@@ -206,21 +208,21 @@ def matches(target: GeometryTarget, rays: Tensor, world: Tensor, other: Tensor) 
     inside = (u > 0) & (u < width - 1) & (v > 0) & (v < height - 1) & (points[..., 2] > 0.1)
     iu, iv = (x.nan_to_num().round().clamp(0, n - 1).long() for x, n in ((u, width), (v, height)))
     b = torch.arange(batch, device=u.device)[:, None, None]
-    seen = target.depth_m[b, other[None, :, None], iv, iu]
-    visible = inside & ((seen / z - 1).abs() < VISIBLE)
+    true_depth = target.depth_m[b, other[None, :, None], iv, iu]
+    visible = inside & ((true_depth / z - 1).abs() < VISIBLE)
     return Matches(other, (iv // PATCH_PX) * (width // PATCH_PX) + iu // PATCH_PX, visible)
 
 
-def matching_term(queries: Tensor, keys: Tensor, found: Matches) -> Tensor:
+def matching_term(queries: Tensor, keys: Tensor, matches: Matches) -> Tensor:
     """Cross-entropy of which patch of the other view shows what a patch of this view shows.
 
     queries and keys (B, N, P, F), scaled so that their products are logits. A training-only help:
     it makes the trunk compare views.
     """
-    logits = (queries @ keys[:, found.other].transpose(-1, -2)).flatten(0, 2).float()
-    label = torch.where(found.visible, found.label, HIDDEN).flatten()
+    logits = (queries @ keys[:, matches.other].transpose(-1, -2)).flatten(0, 2).float()
+    label = torch.where(matches.visible, matches.label, HIDDEN).flatten()
     total = F.cross_entropy(logits, label, ignore_index=HIDDEN, reduction="sum")
-    return total / found.visible.sum().clamp(min=1)
+    return total / matches.visible.sum().clamp(min=1)
 
 
 def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
@@ -228,13 +230,13 @@ def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
     return (values * mask).sum() / mask.sum().clamp(min=1)
 
 
-def looking_term(logits: Tensor, wanted: Tensor, mask: Tensor | None = None) -> Tensor:
+def looking_term(logits: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
     """Cross-entropy of where tokens look, logits (..., T), and where they should (sums to 1).
 
     A training-only help: to tell anything, a token must find what it is about. mask (...): the
     tokens that are to.
     """
-    off = -(wanted * logits.float().log_softmax(-1)).sum(-1)
+    off = -(target * logits.float().log_softmax(-1)).sum(-1)
     return off.mean() if mask is None else masked_mean(off, mask)
 
 
@@ -245,16 +247,16 @@ def same_place(queries: Tensor, keys: Tensor, grid: tuple[int, int]) -> tuple[Te
     of patches (rows, columns).
     """
     views, side = queries.shape[1], round(queries.shape[2] ** 0.5)
-    wanted = _covered(views, side, grid, queries.device)
+    share = _covered(views, side, grid, queries.device)
     logits = torch.einsum("bnsd,bmpd->bnsmp", queries, keys).flatten(3)
-    return logits, wanted
+    return logits, share
 
 
 @lru_cache(maxsize=64)
 def _covered(views: int, side: int, grid: tuple[int, int], device: torch.device) -> Tensor:
     """(N, S, N * P): how each cell of each view is covered by the patches of all."""
-    own = torch.kron(overlap(side, grid[0]), overlap(side, grid[1]))
-    return torch.einsum("nm,sp->nsmp", torch.eye(views), own).flatten(2).to(device)
+    share = torch.kron(overlap(side, grid[0]), overlap(side, grid[1]))
+    return torch.einsum("nm,sp->nsmp", torch.eye(views), share).flatten(2).to(device)
 
 
 def naming_term(logits: Tensor, cells: Tensor, classes: Tensor) -> Tensor:
@@ -263,8 +265,8 @@ def naming_term(logits: Tensor, cells: Tensor, classes: Tensor) -> Tensor:
     Binary cross-entropy, summed over the words. A training-only help: the encoder of the images
     learns names and colours before the language can use them.
     """
-    seen = (cells @ classes[:, None] > SHOWN).float()
-    return F.binary_cross_entropy_with_logits(logits, seen, reduction="none").sum(-1).mean()
+    labels = (cells @ classes[:, None] > SHOWN).float()
+    return F.binary_cross_entropy_with_logits(logits, labels, reduction="none").sum(-1).mean()
 
 
 def whereabouts_term(guess: Tensor, points: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -274,8 +276,8 @@ def whereabouts_term(guess: Tensor, points: Tensor, mask: Tensor | None = None) 
     (...): those that are anywhere.
     """
     distance = points.norm(dim=-1, keepdim=True).clamp(min=0.05)
-    wanted = torch.cat((points / distance, distance.log()), -1)
-    off = (guess.float() - wanted).abs().sum(-1)
+    truth = torch.cat((points / distance, distance.log()), -1)
+    off = (guess.float() - truth).abs().sum(-1)
     return off.mean() if mask is None else masked_mean(off, mask)
 
 

@@ -42,11 +42,11 @@ class Mentions(NamedTuple):
 
 
 def padded_mentions(
-    tokenizer: Tokenizer, asked: Sequence[Sequence[QuestionAnswer]], length: int
+    tokenizer: Tokenizer, windows: Sequence[Sequence[QuestionAnswer]], length: int
 ) -> tuple[np.ndarray, ...]:
     """The arrays of `Mentions`: every mention within the first `length` tokens of its question."""
     rows = []
-    for window in asked:
+    for window in windows:
         placed = [
             (q, _place(tokenizer, qa.question, mention.phrase), mention)
             for q, qa in enumerate(window)

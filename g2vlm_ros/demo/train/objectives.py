@@ -146,8 +146,8 @@ class Objectives:
         )
         sharp = features / TEMPERATURE
         total = matching_term(sharp, features, following)
-        for head, found in zip(MATCHING_HEADS, (following, first), strict=True):
-            total = total + matching_term(raw.queries[:, head], raw.keys[:, head], found)
+        for head, pair in zip(MATCHING_HEADS, (following, first), strict=True):
+            total = total + matching_term(raw.queries[:, head], raw.keys[:, head], pair)
         return total
 
     def _naming(self, batch: Batch) -> dict[str, Tensor]:
@@ -162,8 +162,8 @@ class Objectives:
         filled = []
         for window in batch.questions:
             # Where a window allows fewer questions, some are asked twice; weight, not truth.
-            asked = window or [QuestionAnswer("list", "What is there?", "Nothing.")]
-            filled.append([asked[i % len(asked)] for i in range(data.questions)])
+            questions = window or [QuestionAnswer("list", "What is there?", "Nothing.")]
+            filled.append([questions[i % len(questions)] for i in range(data.questions)])
         pairs = [[(qa.question, qa.answer) for qa in window] for window in filled]
         encoded = encode_questions(tokenizer, pairs, data.tokens)
         encoded = type(encoded)(*(part.to(self.device) for part in encoded))
@@ -182,12 +182,12 @@ class Objectives:
 
     def _sought(self, answered: Answered, mentions: Mentions, cells: Tensor) -> Tensor:
         """Of the words for things, that look for them among the views."""
-        shown = mentions.items @ cells.flatten(1, 2).transpose(1, 2)
-        total = shown.sum(-1, keepdim=True)
+        shares = mentions.items @ cells.flatten(1, 2).transpose(1, 2)
+        total = shares.sum(-1, keepdim=True)
         queries = mentions.of(answered.question_queries)
         logits = queries @ answered.image_keys.flatten(1, 2).transpose(1, 2).to(queries.dtype)
-        seen = mentions.there & (total[..., 0] > 0)
-        return looking_term(logits, shown / total.clamp(min=1e-9), seen)
+        visible = mentions.there & (total[..., 0] > 0)
+        return looking_term(logits, shares / total.clamp(min=1e-9), visible)
 
     def _named(self, answered: Answered, mentions: Mentions, batch: Batch) -> Tensor:
         """Of cells, twice, and of words for things: names and colours, none of what is absent."""
@@ -205,7 +205,7 @@ class Objectives:
         side = round(answered.image_states.shape[2] ** 0.5)
         world = grid_points(target, self.rays, (side, side))
         newest = target.poses[:, -1]
-        seen = (world - newest[:, None, None, :3, 3]) @ newest[:, None, :3, :3]
-        term = whereabouts_term(self.where(answered.image_states), seen)
+        in_view = (world - newest[:, None, None, :3, 3]) @ newest[:, None, :3, :3]
+        term = whereabouts_term(self.where(answered.image_states), in_view)
         guess = self.where(mentions.of(answered.question_states))
         return term + whereabouts_term(guess, mentions.viewer_m, mentions.placed)

@@ -84,13 +84,13 @@ class _Part:
         self._factor = torch.full((self._adam,), semantic_factor, device=device)
         at = 0
         for (name, parameter), size in zip(others, sizes, strict=True):
-            own = slice(at, at + parameter.numel())
-            self._move(parameter, own)
+            place = slice(at, at + parameter.numel())
+            self._move(parameter, place)
             for kind, values in (("first", self._first), ("second", self._second)):
-                self.state[f"{kind}.{name}"] = values[own].view(parameter.shape)
+                self.state[f"{kind}.{name}"] = values[place].view(parameter.shape)
             if stage_of(name) == "geometry":
                 gentle = any(part in name for part in _GENTLE)
-                self._factor[own] = _GENTLE_FACTOR if gentle else 1.0
+                self._factor[place] = _GENTLE_FACTOR if gentle else 1.0
             at += size
         self._groups = []
         for shape, group in grouped.items():
@@ -104,14 +104,14 @@ class _Part:
     def _room(parameter: nn.Parameter) -> int:
         return -(-parameter.numel() // _ALIGN) * _ALIGN
 
-    def _move(self, parameter: nn.Parameter, own: slice) -> None:
-        self.weights[own] = parameter.detach().flatten()
-        parameter.data = self.weights[own].view(parameter.shape)
+    def _move(self, parameter: nn.Parameter, place: slice) -> None:
+        self.weights[place] = parameter.detach().flatten()
+        parameter.data = self.weights[place].view(parameter.shape)
 
     def _stacked(
         self, at: int, shape: tuple[int, ...], group: list[tuple[str, nn.Parameter]], factor: float
     ) -> _Matrices:
-        whole = slice(at, at + len(group) * shape[0] * shape[1])
+        block = slice(at, at + len(group) * shape[0] * shape[1])
         for _, parameter in group:
             self._move(parameter, slice(at, at + parameter.numel()))
             at += parameter.numel()
@@ -119,7 +119,7 @@ class _Part:
         momenta = torch.zeros(stack, device=self.weights.device)
         for (name, _), momentum in zip(group, momenta, strict=True):
             self.state[f"momentum.{name}"] = momentum
-        weights, gradients = (part[whole].view(stack) for part in (self.weights, self.gradients))
+        weights, gradients = (part[block].view(stack) for part in (self.weights, self.gradients))
         return _Matrices(weights, gradients, momenta, factor)
 
     def gather(self) -> None:
@@ -127,12 +127,12 @@ class _Part:
         first = self.weights.data_ptr()
         for _, parameter in self._named:
             at = (parameter.data_ptr() - first) // self.weights.element_size()
-            own = self.gradients[at : at + parameter.numel()].view(parameter.shape)
+            gradient = self.gradients[at : at + parameter.numel()].view(parameter.shape)
             if parameter.grad is None:
-                parameter.grad = own
-            elif parameter.grad.data_ptr() != own.data_ptr():
-                own.copy_(parameter.grad)
-                parameter.grad = own
+                parameter.grad = gradient
+            elif parameter.grad.data_ptr() != gradient.data_ptr():
+                gradient.copy_(parameter.grad)
+                parameter.grad = gradient
 
     def step(
         self, muon_rate: Tensor, adam_rate: Tensor, decay: float, good: Tensor, count: Tensor
@@ -147,8 +147,8 @@ class _Part:
             change = orthogonal(ahead) if together else torch.stack([*map(orthogonal, ahead)])
             # Updates of all shapes get the root mean square that AdamW's have.
             grow = 0.2 * max(ahead.shape[1:]) ** 0.5
-            own = muon_rate * group.factor
-            group.weights.mul_(1.0 - own * decay).sub_(change * (own * grow))
+            rate = muon_rate * group.factor
+            group.weights.mul_(1.0 - rate * decay).sub_(change * (rate * grow))
 
     def _step_adam(self, rate: Tensor, decay: float, good: Tensor, count: Tensor) -> None:
         gradient, weights = self.gradients[: self._adam], self.weights[: self._adam]
@@ -206,7 +206,7 @@ class Optimizer:
         Gradients longer than `clip` together are shortened. Where they or the loss are not finite
         nothing changes but `skipped`.
         """
-        parts = [self._parts[own] for own in stages_trained(stage)]
+        parts = [self._parts[name] for name in stages_trained(stage)]
         for part in parts:
             part.gather()
         norms = [torch.linalg.vector_norm(part.gradients) for part in parts]

@@ -96,14 +96,16 @@ class Shards:
         if self._is_cached(number):
             shard = load_file(self.cache / self._name(number))
             return {name: part.to(self.device) for name, part in shard.items()}
-        made = self._render(self._prepared(number))
+        shard_arrays = self._render(self._prepared(number))
         if self.cache is not None:
             path = self.cache / self._name(number)
             path.parent.mkdir(parents=True, exist_ok=True)
             part = path.with_suffix(f".{os.getpid()}")
-            save_file({name: value.cpu().contiguous() for name, value in made.items()}, part)
+            save_file(
+                {name: value.cpu().contiguous() for name, value in shard_arrays.items()}, part
+            )
             part.replace(path)
-        return made
+        return shard_arrays
 
     def _render(self, homes: list[PreparedHome]) -> dict[str, Tensor]:
         for prepared in homes:

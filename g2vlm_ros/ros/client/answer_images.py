@@ -30,7 +30,7 @@ class AnswerImages:
         """discovery_s: how long to look for a publisher before UnreachableError."""
         self._node = node
         self._received: deque[Image] = deque(maxlen=PICTURES)
-        self._came = threading.Condition()
+        self._arrival = threading.Condition()
         qos = QoSProfile(depth=PICTURES, durability=DurabilityPolicy.TRANSIENT_LOCAL)
         self._subscription = node.create_subscription(Image, topic, self.keep, qos)
         deadline = time.monotonic() + discovery_s
@@ -54,8 +54,8 @@ class AnswerImages:
         def missed() -> bool:
             return any(_after_ns(p, instant_ns) > 0 for p in self._received)
 
-        with self._came:
-            self._came.wait_for(lambda: own() or missed(), timeout_s)
+        with self._arrival:
+            self._arrival.wait_for(lambda: own() or missed(), timeout_s)
             picture = own()
         if picture is None:
             raise PictureMissedError(
@@ -70,9 +70,9 @@ class AnswerImages:
 
     def keep(self, picture: Image) -> None:
         """A picture came; the oldest goes where PICTURES are kept."""
-        with self._came:
+        with self._arrival:
             self._received.append(picture)
-            self._came.notify_all()
+            self._arrival.notify_all()
 
 
 def _after_ns(picture: Image, instant_ns: int) -> int:

@@ -85,10 +85,10 @@ class _Connection:
                 f"{client.srv_name} is not offered; start and configure the perception node"
             )
         done: concurrent.futures.Future = concurrent.futures.Future()
-        sent = client.call_async(request)
-        sent.add_done_callback(lambda future: done.done() or done.set_result(future.result()))
+        reply = client.call_async(request)
+        reply.add_done_callback(lambda future: done.done() or done.set_result(future.result()))
         # A caller that stops waiting leaves nothing behind.
-        done.add_done_callback(lambda future: client.remove_pending_request(sent))
+        done.add_done_callback(lambda future: client.remove_pending_request(reply))
         return done
 
     def pictures(self) -> AnswerImages:
@@ -122,7 +122,7 @@ class _Goal:
         request: AnswerSpatialQuery.Goal,
         on_feedback: Callable[[Any], None] | None,
     ):
-        self._action, self._asked, self._on_feedback = action, request, on_feedback
+        self._action, self._request, self._on_feedback = action, request, on_feedback
         self._handle: Any = None
         self._unwanted = False
         self._lock = threading.Lock()
@@ -134,8 +134,8 @@ class _Goal:
         if not self._action.wait_for_server(DISCOVERY_S):
             raise UnreachableError("the action is not offered; start and configure the node")
         hear = self._on_feedback and (lambda message: self._on_feedback(message.feedback))
-        sent = self._action.send_goal_async(self._asked, feedback_callback=hear)
-        sent.add_done_callback(self._accepted)
+        acceptance = self._action.send_goal_async(self._request, feedback_callback=hear)
+        acceptance.add_done_callback(self._accepted)
 
     def cancel(self) -> None:
         """Ask the node to stop; a goal that is not accepted yet is cancelled once it is."""
@@ -144,8 +144,8 @@ class _Goal:
             if self._handle is not None:
                 self._handle.cancel_goal_async()
 
-    def _accepted(self, sent: Any) -> None:
-        handle = sent.result()
+    def _accepted(self, acceptance: Any) -> None:
+        handle = acceptance.result()
         if not handle.accepted:
             self._end(UnreachableError("the node takes no goals; is it shutting down?"))
             return
@@ -314,8 +314,8 @@ class AsyncSpatialClient:
 
     async def _call(self, client: Any, request: Any, timeout_s: float) -> Any:
         loop = asyncio.get_running_loop()
-        sent = await loop.run_in_executor(None, self._connection.send, client, request)
+        reply = await loop.run_in_executor(None, self._connection.send, client, request)
         try:
-            return await asyncio.wait_for(asyncio.wrap_future(sent), timeout_s)
+            return await asyncio.wait_for(asyncio.wrap_future(reply), timeout_s)
         except asyncio.TimeoutError:
             raise _silent(timeout_s) from None

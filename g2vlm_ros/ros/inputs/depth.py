@@ -56,7 +56,7 @@ class DepthImages:
         self._newest: tuple[int, str] | None = None
         self._last: _Wanted | None = None
         self._early: deque[tuple[int, str, Read]] = deque(maxlen=EARLY_IMAGES)
-        self._wanted: deque[weakref.ref[_Wanted]] = deque(maxlen=WAITING_FRAMES)
+        self._requests: deque[weakref.ref[_Wanted]] = deque(maxlen=WAITING_FRAMES)
 
     def update(self, message: Image) -> None:
         """Take a depth image in."""
@@ -69,7 +69,7 @@ class DepthImages:
         image = (stamp_ns, frame_id, lambda: self._in_metres(read(), frame_id))
         self._early.append(image)
         self._newest = image[:2]
-        for request in filter(None, (each() for each in self._wanted)):
+        for request in filter(None, (each() for each in self._requests)):
             request.take(*image)
 
     def of(self, stamp_ns: int, frame_id: str) -> Read:
@@ -82,13 +82,13 @@ class DepthImages:
         request = _Wanted(stamp_ns, frame_id, self._slop_ns)
         for image in self._early:
             request.take(*image)
-        self._wanted.append(weakref.ref(request))
+        self._requests.append(weakref.ref(request))
         self._last = request
         return request.depth
 
     def frames_waiting(self) -> int:
         """How many frames that may still get an image are remembered."""
-        return sum(request() is not None for request in self._wanted)
+        return sum(request() is not None for request in self._requests)
 
     def images_kept(self) -> int:
         """How many images are kept for frames that come after them."""

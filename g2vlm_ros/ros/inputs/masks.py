@@ -28,7 +28,7 @@ class MaskImages:
         self._slop_ns, self._warn = slop_s * 1e9, warn
         self._unmatched = UnmatchedFrames(warn)
         self._masks: deque[tuple[int, str, np.ndarray]] = deque(maxlen=KEPT)
-        self._asked: deque[tuple[int, str]] = deque(maxlen=2)
+        self._requests: deque[tuple[int, str]] = deque(maxlen=2)
 
     def update(self, message: Image) -> None:
         """Take a mask in: sensor_msgs/Image mono8 of any size with the frame's aspect."""
@@ -47,12 +47,12 @@ class MaskImages:
 
     def of(self, stamp_ns: int, frame_id: str) -> Callable[[], np.ndarray | None]:
         """What `Frame.ignored` of a frame is."""
-        if len(self._asked) == self._asked.maxlen:
+        if len(self._requests) == self._requests.maxlen:
             # The mask of a frame comes after it: the frame before the last is looked at.
-            earlier = self._asked[0]
+            earlier = self._requests[0]
             matched = self._nearest(*earlier) is not None
             self._unmatched.note(matched, lambda: self._why_unmatched(*earlier))
-        self._asked.append((stamp_ns, frame_id))
+        self._requests.append((stamp_ns, frame_id))
         return lambda: self._nearest(stamp_ns, frame_id)
 
     def _nearest(self, stamp_ns: int, frame_id: str) -> np.ndarray | None:

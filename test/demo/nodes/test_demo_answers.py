@@ -28,9 +28,9 @@ def demo():
         "query.max_tokens": 24,
         "map.metres_per_unit": 1.0,
     }
-    with bench(**settings) as made:
-        feed(made)
-        yield made
+    with bench(**settings) as testbed:
+        feed(testbed)
+        yield testbed
 
 
 @pytest.fixture

@@ -67,12 +67,12 @@ def test_the_summary_counts_by_kind_beside_blind_guesses():
         asked("size", "wrong", 0.9, "9.9 metres."),
         asked("colour", "right", -1.0),
     ]
-    made = summary(rows, homes=3)
-    size = made["by_kind"]["size"]
+    report = summary(rows, homes=3)
+    size = report["by_kind"]["size"]
     assert (size["asked"], size["right"], size["bounds"]) == (3, 1, 1) and size["blind"] < 3
-    assert made["by_kind"]["colour"]["right"] == 1
-    assert made["calibration"] == [{"confidence": 0.9, "right": 0.5, "count": 2}]
-    assert made["calibration_error"] == pytest.approx(0.4), "neither bounds nor uncalibrated"
+    assert report["by_kind"]["colour"]["right"] == 1
+    assert report["calibration"] == [{"confidence": 0.9, "right": 0.5, "count": 2}]
+    assert report["calibration_error"] == pytest.approx(0.4), "neither bounds nor uncalibrated"
     assert "calibration" not in summary([asked("colour", "right", -1.0)], homes=1)
 
 
@@ -119,7 +119,7 @@ def interviewed(walk, count, monkeypatch, speaks):
     monkeypatch.setattr(Perception, "ask", answers)
     monkeypatch.setattr(Perception, "speaks", property(lambda self: speaks))
     monkeypatch.setattr(demo_questions, "PAUSE_S", 0.05)
-    with bench(**SMALL_QUERY, **{"map.metres_per_unit": 1.0, "window.max_age_s": 5.0}) as made:
+    with bench(**SMALL_QUERY, **{"map.metres_per_unit": 1.0, "window.max_age_s": 5.0}) as testbed:
         moments, start_ns = {}, time.time_ns()
         for i, pixels in enumerate(clips.images[0]):
             stamp_ns = start_ns + i * 100_000_000
@@ -132,9 +132,9 @@ def interviewed(walk, count, monkeypatch, speaks):
                 step=3 * pixels.shape[1],
                 data=pixels.tobytes(),
             )
-            made.send("/camera/image_raw", message)
-        made.node.refresh(60)
-        views = made.node.newest_views_ns()
+            testbed.send("/camera/image_raw", message)
+        testbed.node.refresh(60)
+        views = testbed.node.newest_views_ns()
         assert views == tuple(moments)
 
         def newest():
@@ -144,7 +144,7 @@ def interviewed(walk, count, monkeypatch, speaks):
 
         asking = demo_questions.DemoQuestions(home, moments, newest)
         asking.start()
-        made.until(lambda: len(asking.asked) >= count, f"{count} answers", timeout_s=120)
+        testbed.until(lambda: len(asking.asked) >= count, f"{count} answers", timeout_s=120)
         asking.stop()
     return asking, heard
 

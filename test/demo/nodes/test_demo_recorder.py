@@ -15,9 +15,9 @@ from g2vlm_ros.demo.nodes.demo_recorder import DemoRecorder
 @pytest.fixture
 def recorder():
     rclpy.init()
-    made = DemoRecorder()
-    yield made
-    made.destroy_node()
+    node = DemoRecorder()
+    yield node
+    node.destroy_node()
     rclpy.shutdown()
 
 

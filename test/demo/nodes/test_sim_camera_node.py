@@ -133,10 +133,10 @@ def test_odometry_and_mount_give_the_pose_of_each_camera(drive):
         odometry.update(message)
     poses = by_stamp(received["/sim_camera/truth/pose"])
     for stamp in poses.keys() & by_stamp(received["/odom"]).keys():
-        found = odometry.camera_at(stamp, "left_optical_frame")["odom_from_camera"]
+        pose = odometry.camera_at(stamp, "left_optical_frame")["odom_from_camera"]
         true = geometry.pose_matrix(poses[stamp].pose)
-        np.testing.assert_allclose(found[:3, 3], true[:3, 3], atol=1e-6)
-        assert np.trace(found[:3, :3].T @ true[:3, :3]) > 1 + 2 * np.cos(np.deg2rad(2))
+        np.testing.assert_allclose(pose[:3, 3], true[:3, 3], atol=1e-6)
+        assert np.trace(pose[:3, :3].T @ true[:3, :3]) > 1 + 2 * np.cos(np.deg2rad(2))
     left_from_right = frames.between("left_optical_frame", "right_optical_frame")
     assert np.degrees(np.arccos(left_from_right[2, 2])) == pytest.approx(80, abs=3)
     assert not warnings

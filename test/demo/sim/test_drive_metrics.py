@@ -92,14 +92,14 @@ def test_depth_scores_tell_scale_from_shape():
 def test_a_map_of_what_was_seen_is_near_and_complete():
     camera = lens(28, 21)
     depth = {0: np.full((21, 28), 2.0, np.float32)}
-    seen = drive_metrics.surfaces(depth, {0: np.eye(4)}, camera)
-    np.testing.assert_allclose(seen[:, 2], 2.0)
-    perfect = drive_metrics.map_scores(seen, seen)
+    surface = drive_metrics.surfaces(depth, {0: np.eye(4)}, camera)
+    np.testing.assert_allclose(surface[:, 2], 2.0)
+    perfect = drive_metrics.map_scores(surface, surface)
     assert perfect == {"map_accuracy_m": 0.0, "map_completeness": 1.0}
-    shifted = drive_metrics.map_scores(seen + [0, 0, 0.5], seen)
+    shifted = drive_metrics.map_scores(surface + [0, 0, 0.5], surface)
     assert shifted["map_accuracy_m"] == pytest.approx(0.5, abs=0.01)
     assert shifted["map_completeness"] == 0.0
-    half = drive_metrics.map_scores(seen[seen[:, 0] > 0.2], seen)
+    half = drive_metrics.map_scores(surface[surface[:, 0] > 0.2], surface)
     assert half["map_accuracy_m"] < 0.01 and 0.3 < half["map_completeness"] < 0.8
 
 

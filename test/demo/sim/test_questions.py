@@ -30,12 +30,14 @@ def windows():
     scenes = [make_scene(seed) for seed in SEEDS]
     clips = make_clips(scenes, 4, lens(112, 84), samples=1)
     poses, times = clips.world_from_camera(), clips.time_s()
-    made = []
+    questions = []
     for i, scene in enumerate(scenes):
         facts = truth(scene.home, shares(clips.items[i]), poses[i], times[i])
         answers = ask(facts, np.random.default_rng(i), 24)
-        made.append((scene.home, clips.items[i], clips.depth_m[i], poses[i], times[i], answers))
-    return made
+        questions.append(
+            (scene.home, clips.items[i], clips.depth_m[i], poses[i], times[i], answers)
+        )
+    return questions
 
 
 def answers_of(windows, kind):
@@ -53,9 +55,9 @@ def shown(home, items):
 
 def named(home, items, phrase):
     """The one item that a phrase fits."""
-    found = [i for i in shown(home, items) if phrase in (i.name, f"{i.colour} {i.name}")]
-    assert len(found) == 1, phrase
-    return found[0]
+    matches = [i for i in shown(home, items) if phrase in (i.name, f"{i.colour} {i.name}")]
+    assert len(matches) == 1, phrase
+    return matches[0]
 
 
 def test_all_kinds_are_asked_and_no_question_twice(windows):
@@ -82,8 +84,8 @@ def test_count_and_colour(windows):
         single = {"shelves": "shelf", "boxes": "box"}.get(plural, plural[:-1])
         assert qa.answer == f"{sum(i.name == single for i in shown(home, items))}."
     for home, items, *_, qa in answers_of(windows, "colour"):
-        found = [i for i in shown(home, items) if re.search(rf"\b{i.name}\b", qa.question)]
-        assert [f"It is {i.colour}." for i in found] == [qa.answer]
+        matches = [i for i in shown(home, items) if re.search(rf"\b{i.name}\b", qa.question)]
+        assert [f"It is {i.colour}." for i in matches] == [qa.answer]
 
 
 def phrase_in(home, items, question):
@@ -95,7 +97,7 @@ def test_distance_agrees_with_depth(windows):
     checked = 0
     for home, items, depth, _, _, qa in answers_of(windows, "distance"):
         item = named(home, items, phrase_in(home, items, qa.question))
-        told = float(re.search(r"[\d.]+(?= metres)", qa.answer)[0])
+        sentence = float(re.search(r"[\d.]+(?= metres)", qa.answer)[0])
         rows, columns = np.nonzero(items[-1] == item.id)
         camera = lens(112, 84)
         z = depth[-1][rows, columns]
@@ -106,7 +108,7 @@ def test_distance_agrees_with_depth(windows):
             1,
         )
         radius = np.linalg.norm(item.size_m) / 2
-        assert surface.min() - radius - 0.06 < told < surface.max() + radius + 0.06
+        assert surface.min() - radius - 0.06 < sentence < surface.max() + radius + 0.06
         checked += 1
     assert checked > 5
 
@@ -136,10 +138,10 @@ def test_beside_and_closer(windows):
             assert qa.answer == ("Right." if u[0] > u[1] else "Left.")
     for home, items, _, poses, times, qa in answers_of(windows, "closer"):
         near = re.fullmatch(r"The (.*)\.", qa.answer)[1]
-        found = [p for p in re.findall(r"the ((?:\w+ )?\w+?)(?= or |\?| closer)", qa.question)]
+        matches = [p for p in re.findall(r"the ((?:\w+ )?\w+?)(?= or |\?| closer)", qa.question)]
         eye = poses[-1][:3, 3]
         distance = {}
-        for phrase in found:
+        for phrase in matches:
             if phrase == "camera":
                 continue
             item = named(home, items, phrase)

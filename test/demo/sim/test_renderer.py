@@ -90,8 +90,8 @@ def test_rays_parallel_to_a_side_are_finite(kind):
     zero, one = np.zeros((1, 1)), np.ones((1, 1))
     origin = (np.float32(-3) * one, zero + 1.0, zero)
     for direction in ((one, zero, zero), (zero, one, zero), (zero, zero, zero)):
-        found = intersect(Arrays(), kind, origin, direction, 9.0)
-        assert np.isfinite(found).all() and (found <= 9.0).all()
+        distance = intersect(Arrays(), kind, origin, direction, 9.0)
+        assert np.isfinite(distance).all() and (distance <= 9.0).all()
 
 
 @pytest.mark.parametrize("seed", range(4))

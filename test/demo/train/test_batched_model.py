@@ -71,7 +71,7 @@ def test_answer_loss_equals_the_stages(trainee):
     )
     asked = [("Is there a bed?", "No."), ("What colour is the lamp?", "It is red.")]
     encoded = encode_questions(trainee.tokenizer, [asked], 40)
-    got = float(trainee.answers(batch, squares, encoded).loss)
+    actual = float(trainee.answers(batch, squares, encoded).loss)
     stages, losses = TorchBackend(trainee.network), []
     features = stages.encode_geometry(batch[0].numpy())
     for question, answer in asked:
@@ -93,7 +93,7 @@ def test_answer_loss_equals_the_stages(trainee):
             logits = torch.from_numpy(stages.logits(hidden))
             losses.append(float(-logits.log_softmax(-1)[following]))
             position += 1
-    assert got == pytest.approx(np.mean(losses), rel=1e-3)
+    assert actual == pytest.approx(np.mean(losses), rel=1e-3)
 
 
 @torch.no_grad()
@@ -124,8 +124,8 @@ def test_labels_are_the_answer_and_its_end(trainee):
     tokenizer = trainee.tokenizer
     encoded = encode_questions(tokenizer, [[("Is there a bed?", "No.")]], 40)
     labels = encoded.labels[0, 0]
-    wanted = [int(x) for x in labels if x != IGNORED]
-    assert tokenizer.decode(wanted) == "No.<|im_end|>"
+    expected = [int(x) for x in labels if x != IGNORED]
+    assert tokenizer.decode(expected) == "No.<|im_end|>"
     starts = encoded.ids[0, 0][labels != IGNORED]
     assert int(starts[0]) == tokenizer.special.newline
 

@@ -104,9 +104,9 @@ def test_workers_prepare_what_the_training_would(shard_cache):
     ring.advance(0, words=True)
     rng = np.random.default_rng(0)
     for scene in (0, SHARD - 1):
-        made = theirs.dialogues(0, scene)
-        assert len(made) == VARIANTS * len(TINY.data.views)
-        for key, dialogue in made.items():
+        dialogues = theirs.dialogues(0, scene)
+        assert len(dialogues) == VARIANTS * len(TINY.data.views)
+        for key, dialogue in dialogues.items():
             ring.questions(0, scene, key, 0, rng)
             assert own.dialogues(0, scene)[key] == dialogue
 
@@ -239,14 +239,14 @@ def test_workers_need_not_load_torch():
 def test_hidden_patches_do_not_count():
     torch.manual_seed(0)
     queries, keys = torch.randn(2, 3, 5, 4), torch.randn(2, 3, 5, 4)
-    seen = torch.rand(2, 3, 5) > 0.5
+    mask = torch.rand(2, 3, 5) > 0.5
     other = torch.tensor([1, 2, 0])
-    found = Matches(other, torch.randint(5, (2, 3, 5)), seen)
+    matches = Matches(other, torch.randint(5, (2, 3, 5)), mask)
     logits = queries @ keys[:, other].transpose(-1, -2)
-    plain = F.cross_entropy(logits[seen], found.label[seen])
-    torch.testing.assert_close(matching_term(queries, keys, found), plain)
+    plain = F.cross_entropy(logits[mask], matches.label[mask])
+    torch.testing.assert_close(matching_term(queries, keys, matches), plain)
     assert HIDDEN < 0
-    nothing = found._replace(visible=torch.zeros_like(seen))
+    nothing = matches._replace(visible=torch.zeros_like(mask))
     assert float(matching_term(queries, keys, nothing)) == 0.0
 
 

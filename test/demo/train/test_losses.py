@@ -112,8 +112,8 @@ def test_matching_rewards_features_of_the_place(target):
     phases = world @ frequencies
     good = torch.nn.functional.normalize(torch.cat((phases.sin(), phases.cos()), -1), dim=-1)
     random = torch.nn.functional.normalize(torch.randn_like(good), dim=-1)
-    found = matches(target, RAYS, world, torch.arange(world.shape[1]).roll(-1))
-    terms = [matching_term(features / 0.07, features, found) for features in (good, random)]
+    pairs = matches(target, RAYS, world, torch.arange(world.shape[1]).roll(-1))
+    terms = [matching_term(features / 0.07, features, pairs) for features in (good, random)]
     assert terms[0] < 0.5 * terms[1]
 
 
@@ -129,11 +129,11 @@ def test_cells_and_patches_cover_the_same_picture():
     """A cell looks at the patches that lie on it, of its own view alone, by their share."""
     assert torch.equal(overlap(2, 4), torch.tensor([[0.5, 0.5, 0, 0], [0, 0, 0.5, 0.5]]))
     queries, keys = torch.zeros(1, 2, 4, 3), torch.zeros(1, 2, 12, 3)
-    logits, wanted = same_place(queries, keys, (3, 4))
-    assert logits.shape == (1, 2, 4, 24) and wanted.shape == (2, 4, 24)
-    torch.testing.assert_close(wanted.sum(-1), torch.ones(2, 4))
-    assert not wanted[0, :, 12:].any() and not wanted[1, :, :12].any()
+    logits, expected = same_place(queries, keys, (3, 4))
+    assert logits.shape == (1, 2, 4, 24) and expected.shape == (2, 4, 24)
+    torch.testing.assert_close(expected.sum(-1), torch.ones(2, 4))
+    assert not expected[0, :, 12:].any() and not expected[1, :, :12].any()
     shares = torch.tensor([[1 / 3, 1 / 3, 0, 0], [1 / 6, 1 / 6, 0, 0], [0, 0, 0, 0]])
-    torch.testing.assert_close(wanted[0, 0, :12], shares.flatten())
-    perfect = (wanted + 1e-9).log()
-    assert float(looking_term(perfect, wanted)) < float(looking_term(logits, wanted))
+    torch.testing.assert_close(expected[0, 0, :12], shares.flatten())
+    perfect = (expected + 1e-9).log()
+    assert float(looking_term(perfect, expected)) < float(looking_term(logits, expected))

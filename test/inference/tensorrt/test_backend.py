@@ -104,24 +104,26 @@ def test_reconstruction_equals_torch(
     stages: TensorRTBackend, torch_stages: TorchBackend, views: np.ndarray
 ) -> None:
     for count in (1, 4):
-        got, want = (reconstruct(s, views[:count]) for s in (stages, torch_stages))
-        np.testing.assert_allclose(got.local_points_u, want.local_points_u, rtol=2e-3, atol=1e-3)
-        np.testing.assert_allclose(got.window_from_camera, want.window_from_camera, atol=1e-3)
+        actual, want = (reconstruct(s, views[:count]) for s in (stages, torch_stages))
+        np.testing.assert_allclose(
+            actual.local_points_u, want.local_points_u, rtol=2e-3, atol=1e-3
+        )
+        np.testing.assert_allclose(actual.window_from_camera, want.window_from_camera, atol=1e-3)
 
 
 def test_questions_with_forks_equal_torch(
     stages: TensorRTBackend, torch_stages: TorchBackend, views: np.ndarray
 ) -> None:
-    for got, want in zip(answers(stages, views), answers(torch_stages, views), strict=True):
-        np.testing.assert_allclose(got, want, rtol=1e-3, atol=1e-3)
+    for actual, want in zip(answers(stages, views), answers(torch_stages, views), strict=True):
+        np.testing.assert_allclose(actual, want, rtol=1e-3, atol=1e-3)
 
 
 def test_descriptions_equal_torch(
     stages: TensorRTBackend, torch_stages: TorchBackend, views: np.ndarray
 ) -> None:
-    got, want = (s.describe(s.encode_geometry(views)) for s in (stages, torch_stages))
-    assert got.dtype == np.float32
-    np.testing.assert_allclose(got, want, rtol=1e-3, atol=1e-4)
+    actual, want = (s.describe(s.encode_geometry(views)) for s in (stages, torch_stages))
+    assert actual.dtype == np.float32
+    np.testing.assert_allclose(actual, want, rtol=1e-3, atol=1e-4)
 
 
 def test_a_long_cache_moves_to_a_larger_buffer(
@@ -345,13 +347,13 @@ def test_clouds_are_packed_from_the_points_on_the_device(
     confidence = np.random.default_rng(0).random(local.shape[:3]).astype(np.float32)
     poses = first.window_from_camera[chosen]
     before = built.cuda.bytes_down
-    got = first.pack(chosen, colours, confidence, point_cloud.affines(3, poses), *limits)
+    actual = first.pack(chosen, colours, confidence, point_cloud.affines(3, poses), *limits)
     valid = point_cloud.valid_points(local, confidence, *limits)
     want = np.frombuffer(
         point_cloud.pack(local, colours, confidence, valid, poses=poses), np.float32
     )
     assert 0 < len(want) < 5 * valid.size
-    np.testing.assert_allclose(got.view(np.float32), want, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(actual.view(np.float32), want, rtol=1e-5, atol=1e-5)
     assert built.cuda.bytes_down - before == want.nbytes + 4
 
 
@@ -367,8 +369,8 @@ def test_without_a_compiler_clouds_are_packed_elsewhere(
 
 def test_stage_times(stages: TensorRTBackend, views: np.ndarray) -> None:
     reconstruct(stages, views)
-    wanted = {"encode_geometry", "geometry", "heads", "language"}
-    assert wanted <= set(stages.device.times_s)
+    expected = {"encode_geometry", "geometry", "heads", "language"}
+    assert expected <= set(stages.device.times_s)
 
 
 def test_nan_names_the_stage_that_made_it(built: Built, views: np.ndarray) -> None:

@@ -244,16 +244,16 @@ def test_a_block_used_again_waits_for_who_had_it(device: DeviceMemory) -> None:
     del source
     again = device.upload(np.full(64, 2.0, np.float32), "FLOAT", "second")
     assert again.address == address
-    (got,) = device.download([kept])
-    assert np.all(got == 1.0)
+    (actual,) = device.download([kept])
+    assert np.all(actual == 1.0)
 
 
 def test_many_uploads_before_anything_runs(device: DeviceMemory) -> None:
     """Staging memory is not written over while an upload still has to read it."""
     arrays = [np.full(1000 + n, n, np.int64) for n in range(50)]
     uploaded = [device.upload(a, "INT64", "ids") for a in arrays]
-    for got, want in zip(device.download(uploaded), arrays, strict=True):
-        assert np.array_equal(got, want)
+    for actual, want in zip(device.download(uploaded), arrays, strict=True):
+        assert np.array_equal(actual, want)
 
 
 def test_idle_memory_is_given_back_before_a_refusal() -> None:

@@ -81,7 +81,7 @@ def test_arithmetic_equals_numpy(
     assert 100 < np.count_nonzero(valid) < valid.size
     want = np.frombuffer(pack(points, colours, confidence, valid, poses=poses, scale=1.7), "V20")
     moves = affines(3, poses, 1.7).astype(np.float32)
-    got = np.zeros((valid.size, POINT_BYTES), np.uint8)
+    actual = np.zeros((valid.size, POINT_BYTES), np.uint8)
     pointers = [a.ctypes.data_as(ctypes.c_void_p) for a in (points, colours, confidence, moves)]
     count = library.pack(
         *pointers,
@@ -89,14 +89,14 @@ def test_arithmetic_equals_numpy(
         valid.shape[2],
         valid.shape[1],
         *map(ctypes.c_float, limits),
-        got.ctypes.data_as(ctypes.c_void_p),
+        actual.ctypes.data_as(ctypes.c_void_p),
     )
     assert count == np.count_nonzero(valid) == len(want)
     fields = np.dtype([("xyz", "<f4", 3), ("rgb", "<u4"), ("confidence", "<f4")])
-    got, want = got[:count].reshape(-1).view(fields), want.view(fields)
-    assert np.array_equal(got["rgb"], want["rgb"])
-    np.testing.assert_array_equal(got["confidence"], want["confidence"])
-    np.testing.assert_allclose(got["xyz"], want["xyz"], rtol=1e-5, atol=2e-6)
+    actual, want = actual[:count].reshape(-1).view(fields), want.view(fields)
+    assert np.array_equal(actual["rgb"], want["rgb"])
+    np.testing.assert_array_equal(actual["confidence"], want["confidence"])
+    np.testing.assert_allclose(actual["xyz"], want["xyz"], rtol=1e-5, atol=2e-6)
 
 
 @pytest.mark.parametrize("architecture", ["sm_87", "sm_89", "sm_90", "sm_120"])
@@ -137,12 +137,12 @@ def test_the_packer_passes_the_right_memory(
     points, (colours, confidence, poses) = maps[0], (each[chosen] for each in maps[1:])
     device = DeviceMemory(StandInCuda())
     on_device = device.upload(points, "FLOAT", "points")
-    got = PointPacker(device).pack(
+    actual = PointPacker(device).pack(
         on_device, views, colours, confidence, affines(len(views), poses, 1.7), 0.3, 0.05
     )
     valid = valid_points(points[chosen], confidence, 0.3, 0.05)
     want = pack(points[chosen], colours, confidence, valid, poses=poses, scale=1.7)
-    got, want = got.view("<f4").reshape(-1, 5), np.frombuffer(want, "<f4").reshape(-1, 5)
-    np.testing.assert_allclose(got[:, :3], want[:, :3], rtol=1e-5, atol=2e-6)
-    assert np.array_equal(got[:, 3:].view(np.uint32), want[:, 3:].view(np.uint32))
+    actual, want = actual.view("<f4").reshape(-1, 5), np.frombuffer(want, "<f4").reshape(-1, 5)
+    np.testing.assert_allclose(actual[:, :3], want[:, :3], rtol=1e-5, atol=2e-6)
+    assert np.array_equal(actual[:, 3:].view(np.uint32), want[:, 3:].view(np.uint32))
     assert "pack_points" in device.times_s

@@ -160,7 +160,7 @@ def test_everything_that_building_calls_exists_and_converts(
 ) -> None:
     (line,) = run(BUILD, version, libraries, tmp_path)
     calls = set(json.loads(line))
-    wanted = {"Builder.create_network", "OnnxParser.parse", "IOptimizationProfile.set_shape",
+    expected = {"Builder.create_network", "OnnxParser.parse", "IOptimizationProfile.set_shape",
               "IBuilderConfig.progress_monitor=", "INetworkDefinition.mark_debug",
               "Builder.build_serialized_network"}  # fmt: skip
     only = (
@@ -168,7 +168,7 @@ def test_everything_that_building_calls_exists_and_converts(
         if version == "rtx"
         else {"IBuilderConfig.set_timing_cache", "IBuilderConfig.profiling_verbosity="}
     )
-    assert wanted | only <= calls
+    assert expected | only <= calls
 
 
 @pytest.mark.parametrize("version", VERSIONS)
@@ -178,7 +178,7 @@ def test_everything_that_running_calls_exists_and_converts(
     fused, line = run(RUN, version, libraries, tmp_path)
     assert fused == ("None" if version == "rtx" else "0")
     calls = set(json.loads(line))
-    wanted = {"Runtime.deserialize_cuda_engine", "ICudaEngine.device_memory_size_v2",
+    expected = {"Runtime.deserialize_cuda_engine", "ICudaEngine.device_memory_size_v2",
               "IExecutionContext.set_optimization_profile_async",
               "IExecutionContext.execute_async_v3"}  # fmt: skip
     only = (
@@ -187,7 +187,7 @@ def test_everything_that_running_calls_exists_and_converts(
         if version == "rtx"
         else {"ICudaEngine.create_engine_inspector"}
     )  # fmt: skip
-    assert wanted | only <= calls
+    assert expected | only <= calls
 
 
 @pytest.mark.parametrize("version", VERSIONS)
