@@ -18,7 +18,7 @@ from g2vlm_ros.query import answer_agreement as agreement
 from g2vlm_ros.query import answer_measures as measures
 from g2vlm_ros.query import answer_parser, relations
 from g2vlm_ros.query import answer_texts as texts
-from g2vlm_ros.query.answer_agreement import ALIKE, Agreement, AskModel
+from g2vlm_ros.query.answer_agreement import Agreement, AskModel
 from g2vlm_ros.query.answer_measures import (
     CLOSE,
     MeasureContext,
@@ -46,6 +46,13 @@ PASSAGE = 0.9
 MODEL_SIZE_CONFIDENCE = 0.75
 """The confidence of a size by the model's words, where the image cuts the object: how often they
 are right there on homes of the validation split."""
+MIN_OF_MEASURE = 0.6
+"""What is measured of a size that the image cuts, or how wide a thing looks, is at most so much
+too long: smaller sizes by the words are taken for errors. These three are chosen on homes of the
+validation split, where they make 87 % of 565 sizes right instead of 82."""
+SHORTER, LONGER = 0.85, 1.3
+"""Widths by words below SHORTER of the measure are taken in its place, since smears along the line
+of sight lengthen it; heights beyond LONGER of it, since other things hide parts."""
 DETECTOR, POINT_MAP = "Seen by the detector", "Measured in the point map"
 
 
@@ -89,10 +96,9 @@ class AnswerBuilder:
             cut = things[0].cut_upright if plan.word == "height" else things[0].cut_across
             if cut:
                 return self._cut_size(plan, things, model_answer)
-            if plan.word in ("width", "length"):
-                ragged = self._ragged_width(plan, things, model_answer)
-                if ragged is not None:
-                    return ragged
+            by_words = self._size_by_words(plan, things, model_answer)
+            if by_words is not None:
+                return by_words
         builder = BUILDERS[plan.question_type]
         value = builder.measure(self._context, plan, things)
         statement = builder.text(plan, things, value)
@@ -123,31 +129,31 @@ class AnswerBuilder:
         result.confidence = min(size.within(CLOSE) for size in sizes) * certainty([thing])
         return result
 
-    def _ragged_width(self, plan: Plan, things: Objects, model_answer: str) -> Result | None:
-        """The model's width where it contradicts the measure but not what the images show.
+    def _size_by_words(self, plan: Plan, things: Objects, model_answer: str) -> Result | None:
+        """The model's width or height where it contradicts the measure but not what is seen.
 
-        Smears along the line of sight lengthen what is measured, never shorten it; and a thing
-        wider than deep cannot look wider than sqrt(2) of its width. None where the words are as
-        long as the measure, or impossible.
+        Smears along the line of sight lengthen a width, never shorten it; and a thing wider than
+        deep cannot look wider than sqrt(2) of its width. A height is shortened by what stands in
+        front. None where the words fit the measure, or are impossible.
         """
         (thing,) = things
-        measure = relations.extent(self._points, thing, plan.word)
         size = answer_parser.length(model_answer, default_unit="m") if model_answer else None
         if size is None or not self._points.metric:
             return None
-        least = _least_width(thing)
-        if not (1 - CLOSE) * least <= size.value < (1 - ALIKE) * measure.value:
+        measure = relations.extent(self._points, thing, plan.word)
+        if plan.word == "height":
+            if size.value <= LONGER * measure.value:
+                return None
+            why = f"{metres(measure)} of it can be seen"
+        elif plan.word in ("width", "length"):
+            least = MIN_OF_MEASURE * _least_width(thing)
+            if not least <= size.value < SHORTER * measure.value:
+                return None
+            why = f"its points reach over {metres(measure)}, along the line of sight too"
+        else:
             return None
-        text = (
-            f"The {plan.word} of the {thing.label} is {size.value:.2f} m by the model's words; "
-            f"its points reach over {metres(measure)}, along the line of sight too."
-        )
-        self._steps.append(f"{POINT_MAP}: at least {least:.2f} m, at most {metres(measure)}.")
-        number = Measure(size.value, math.nan, "m")
-        confidence = MODEL_SIZE_CONFIDENCE * certainty(things)
-        return Result(
-            AnswerType.NUMBER, text, number=number, things=tuple(things), confidence=confidence
-        )
+        self._steps.append(f"{POINT_MAP}: {why}.")
+        return _spoken_size(plan, things, size.value, f"; {why}.")
 
     def _cut_size(self, plan: Plan, things: Objects, model_answer: str) -> Result:
         """A size of which the measure is a lower bound: the model's words, where they fit it."""
@@ -160,7 +166,7 @@ class AnswerBuilder:
         self._steps.append(f"{POINT_MAP}: {bound}")
         size = answer_parser.length(model_answer, default_unit="m") if model_answer else None
         least = measure.value if plan.word == "height" else _least_width(thing)
-        if size is None or size.value < (1 - ALIKE) * least:
+        if size is None or size.value < MIN_OF_MEASURE * least:
             result = _result(measure, bound, things)
             result.confidence = measure.within(CLOSE) * CUT * certainty(things)
 
@@ -169,15 +175,20 @@ class AnswerBuilder:
 
             return self._agreement.compare(result, bound, agrees, model_answer)
         self._steps.append("The model's words fit it, and the image does not show the rest.")
-        text = (
-            f"The {plan.word} of the {thing.label} is {size.value:.2f} m by the model's "
-            f"words; measured up to where the image cuts it: {metres(measure)}."
-        )
-        number = Measure(size.value, math.nan, "m")
-        confidence = MODEL_SIZE_CONFIDENCE * certainty(things)
-        return Result(
-            AnswerType.NUMBER, text, number=number, things=tuple(things), confidence=confidence
-        )
+        why = f"; measured up to where the image cuts it: {metres(measure)}."
+        return _spoken_size(plan, things, size.value, why)
+
+
+def _spoken_size(plan: Plan, things: Objects, size_m: float, why: str) -> Result:
+    """A size by the model's words, with what was measured beside it."""
+    (thing,) = things
+    return Result(
+        AnswerType.NUMBER,
+        f"The {plan.word} of the {thing.label} is {size_m:.2f} m by the model's words{why}",
+        number=Measure(size_m, math.nan, "m"),
+        things=tuple(things),
+        confidence=MODEL_SIZE_CONFIDENCE * certainty(things),
+    )
 
 
 def _least_width(thing: Object3D) -> float:

@@ -102,7 +102,7 @@ def test_what_the_border_cuts_has_a_lower_bound_in_that_direction_only():
 
 @pytest.mark.parametrize(
     "words, metres",
-    [("0.8 metres.", 0.8), ("1.1 metres.", None), ("0.3 metres.", None), ("A red one.", None)],
+    [("0.8 metres.", 0.8), ("1.1 metres.", None), ("0.2 metres.", None), ("A red one.", None)],
 )
 def test_a_width_in_words_counts_where_the_images_allow_it(words, metres):
     """The table measures 1.2 m; what it looks like allows a little less, not a quarter."""
@@ -114,6 +114,21 @@ def test_a_width_in_words_counts_where_the_images_allow_it(words, metres):
     else:
         assert result.number.value == metres and np.isnan(result.number.std)
         assert "by the model's words" in result.text
+
+
+@pytest.mark.parametrize(
+    "words, metres",
+    [("1.4 metres.", 1.4), ("0.9 metres.", None), ("0.4 metres.", None), ("A red one.", None)],
+)
+def test_a_height_in_words_counts_where_it_is_longer_than_what_is_seen(words, metres):
+    """The table measures .8 m: others may hide some of it, but nothing makes it look taller."""
+    question = "How tall is the table?"
+    silent, made = ask(question), ask(question, Model(default=words))
+    assert silent.number.value == pytest.approx(0.8, abs=0.1)
+    if metres is None:
+        assert made.number.value == silent.number.value and made.measured
+    else:
+        assert made.number.value == metres and "of it can be seen" in made.text
 
 
 @pytest.mark.parametrize(
