@@ -6,6 +6,7 @@ from __future__ import annotations
 import io
 import json
 import zipfile
+from functools import partial
 
 import numpy as np
 from g2vlm_tests.fuzz.door import Door, damaged
@@ -39,7 +40,8 @@ def two_keyframes() -> bytes:
     for number in range(2):
         image = rng.integers(0, 255, (24, 32, 3), np.uint8)
         jpeg = compressed(image, 32)
-        features = ViewFeatures(
+        features = partial(
+            ViewFeatures,
             rng.uniform(0, 24, (20, 2)),
             rng.uniform(0, 1, (20, 128)).astype(np.float32),
             rng.normal(size=(20, 3)),
