@@ -14,7 +14,8 @@ import numpy as np
 from g2vlm_ros.datasets.sequence import SequenceFrame
 from g2vlm_ros.evaluation.map_record import MapRecord, ViewKey
 from g2vlm_ros.evaluation.trajectory_metrics import consistency, rms
-from g2vlm_ros.mapping.camera_tracker import CameraTracker, TrackedPose, tracking_reference
+from g2vlm_ros.mapping.camera_tracker import CameraTracker, TrackedPose
+from g2vlm_ros.mapping.tracking_template import tracking_reference
 from g2vlm_ros.mapping.window_pose import MappedWindow
 
 LATENCY_NS = 400_000_000

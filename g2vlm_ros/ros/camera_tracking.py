@@ -19,9 +19,9 @@ from g2vlm_ros.mapping.camera_tracker import (
     CameraTracker,
     TrackedPose,
     TrackingFailure,
-    tracking_reference,
 )
 from g2vlm_ros.mapping.continuous_odometry import ContinuousOdometry, OdometryEstimate
+from g2vlm_ros.mapping.tracking_template import tracking_reference
 from g2vlm_ros.mapping.window_pose import MappedWindow
 from g2vlm_ros.records import Frame, ScaleState
 from g2vlm_ros.settings import Settings

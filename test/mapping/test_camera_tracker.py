@@ -15,9 +15,9 @@ from g2vlm_ros.mapping.camera_tracker import (
     CameraTracker,
     TrackedPose,
     TrackingFailure,
-    TrackingReference,
 )
 from g2vlm_ros.mapping.continuous_odometry import ContinuousOdometry
+from g2vlm_ros.mapping.tracking_template import TrackingReference
 
 COVARIANCE = np.diag([1e-4] * 3 + [1e-5] * 3)
 
@@ -63,6 +63,22 @@ def test_a_walk_is_followed_and_grows_less_sure() -> None:
         np.linalg.cholesky(pose.covariance)
     traces = [np.trace(pose.covariance) for pose in poses]
     assert traces[-1] > traces[len(traces) // 2] > traces[0] > np.trace(COVARIANCE)
+
+
+def test_exposure_that_hunts_vignetting_and_noise_do_not_lose_the_camera() -> None:
+    frames, rng = walk_views(), np.random.default_rng(0)
+    tracker = CameraTracker()
+    tracker.set_reference(reference(frames[0]))
+    gains = 0.65 + 0.6 * (np.arange(len(frames)) % 2)
+    for frame, gain in zip(frames[1:], gains[1:], strict=True):
+        image = grey(frame).astype(float)
+        rows, columns = (np.linspace(-1, 1, length) for length in image.shape)
+        image *= gain * (1 - 0.3 * (rows[:, None] ** 2 + columns**2) / 2)
+        image = np.clip(image + rng.normal(0, 6, image.shape), 0, 255).astype(np.uint8)
+        tracked = tracker.track(image, frame.stamp_ns)
+        assert isinstance(tracked, TrackedPose), tracked
+        shift_m, turn_deg = errors(tracked, frame)
+        assert shift_m < 0.05 and turn_deg < 1.0
 
 
 def test_a_new_reference_moves_the_map_but_not_the_odometry() -> None:

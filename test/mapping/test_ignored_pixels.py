@@ -11,8 +11,8 @@ from g2vlm_tests.walk_views import walk_views
 
 from g2vlm_ros.dense_map.dense_map import DenseMap
 from g2vlm_ros.evaluation.stand_in import StandInErrors, StandInPerception
-from g2vlm_ros.mapping.camera_tracker import tracking_reference
 from g2vlm_ros.mapping.ignored_pixels import united, with_ignored
+from g2vlm_ros.mapping.tracking_template import tracking_reference
 from g2vlm_ros.mapping.view_images import FEATURE_WIDTH_PX, ViewImage
 from g2vlm_ros.mapping.view_tracks import TrackedViews, follow_corners
 from g2vlm_ros.pipeline import MappingPipeline
