@@ -16,6 +16,7 @@ NOT_BENCHMARKS = {
     "__main__",
     "record",
     "eager_reference",
+    "peers",
     "gpu",
     "export_size",
     "fleet",

@@ -5,7 +5,8 @@ Four views at 518x392 of a walk through a simulated home. The engines are a STAN
 true geometry and whose time does not count; everything else is the node's own: images to model
 size, confidence, placing, map, and the bytes of `~/points` (which a backend that packs clouds
 itself does on the device). The result is the ratio to an earlier commit, run in turns with it.
-Messages are made, but not sent. Needs git.
+Messages are made, but not sent. Beside it `peers`: what other libraries take for a joint and for
+voxels, where they are installed. Needs git.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ import cv2
 import numpy as np
 
 from benchmarks.home_map import ExactPerception
+from benchmarks.peers import peers
 from benchmarks.question_cost import GOLDEN
 from benchmarks.record import record
 from g2vlm_ros.checkpoint.config import PATCH_PX, ModelConfig
@@ -327,6 +329,7 @@ def main() -> int:
         result = compared(options.home, options.views, options.base, options.rounds)
     else:
         result = in_process(ROOT, options.home, options.views)
+    result["peers"] = peers(options.home, CAMERA_PX)
     result |= {"goal_ms": GOAL_MS, "within_goal": result["processor_ms"]["all"] <= GOAL_MS}
     print(record("overhead", result).read_text())
     return 0

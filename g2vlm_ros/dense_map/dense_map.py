@@ -268,23 +268,29 @@ class DenseMap:
         with self._lock:
             if self._current.voxels is None:
                 return None
-            points = self.points()
-            positions = np.stack([points[axis] for axis in "xyz"], axis=-1)
-            return self._current.occupancy.grid(
-                positions, self._current.camera, self._current.floor
-            )
+            return self._grid(self._positions())
 
-    def walls(self) -> np.ndarray:
-        """float (n, 2): x and y of what stands at the heights of walls alone, map frame."""
+    def floor_plan(self) -> tuple[Occupancy, np.ndarray] | None:
+        """`occupancy`, and float32 (n, 2) x and y of what stands at the heights of walls alone,
+        map frame; None for an empty map."""
         with self._lock:
             if self._current.voxels is None:
-                return np.zeros((0, 2), np.float32)
-            points = self.points()
-            positions = np.stack([points[axis] for axis in "xyz"], axis=-1)
+                return None
+            positions = self._positions()
             plane = np.asarray(self._current.floor, np.float32)
             heights = positions @ plane[:3] + plane[3]
             low, high = WALL_BAND_M
-            return positions[(heights > low) & (heights < high), :2]
+            walls = positions[(heights > low) & (heights < high), :2]
+            return self._grid(positions), walls
+
+    def _positions(self) -> np.ndarray:
+        """float32 (n, 3): the voxels."""
+        points = self.points()
+        return np.stack([points[axis] for axis in "xyz"], axis=-1)
+
+    def _grid(self, positions: np.ndarray) -> Occupancy:
+        current = self._current
+        return current.occupancy.grid(positions, current.camera, current.floor)
 
     def save(self, path: Path, objects: bytes = b"", keyframes: bytes = b"") -> int:
         """Write the map as .npz, .ply or .pcd; returns the voxel count. Raises MapFileError.

@@ -102,9 +102,9 @@ class ObjectServices:
         version, now_s = self._map.version, time.monotonic()
         changed = version != self._cut_version and now_s - self._cut_s >= ROOMS_PERIOD_S
         if changed and self._memory.objects():
-            grid = self._map.occupancy()
-            if grid is not None:
-                self._rooms.update(grid, self._map.walls())
+            plan = self._map.floor_plan()
+            if plan is not None:
+                self._rooms.update(*plan)
             self._cut_version, self._cut_s = version, now_s
         self._memory.locate(self._room_of)
 

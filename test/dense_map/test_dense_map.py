@@ -139,6 +139,10 @@ def test_occupancy_has_walls_free_floor_and_unknown(lap):
     wall = world_from_map.apply(cells)
     wall[:, 2] = 1.0
     assert np.percentile(distance_to_surfaces(wall), 90) < 0.2
+    plan, walls = dense_map.floor_plan()
+    np.testing.assert_array_equal(plan.data, grid.data)
+    column, row = ((walls - [grid.origin_x, grid.origin_y]) / grid.resolution).astype(int).T
+    assert len(walls) > 500 and (grid.data[row, column] == 100).mean() > 0.9
     camera = updates[-1].map_from_camera[-1][:2, 3]
     column, row = ((camera - [grid.origin_x, grid.origin_y]) / grid.resolution).astype(int)
     near = grid.data[row - 1 : row + 2, column - 1 : column + 2]
