@@ -13,13 +13,13 @@ from g2vlm_ros.dense_map.rooms import Room
 from g2vlm_ros.geometry.sim3 import Sim3
 from g2vlm_ros.mapping.window_pose import ScaleUpdate
 from g2vlm_ros.query.answerer import Answerer
-from g2vlm_ros.query.grounding import OutOfTimeError
+from g2vlm_ros.query.grounding import OutOfTimeError, measure_detections
 from g2vlm_ros.query.map_object import ObjectState, age_in_words, matching
 from g2vlm_ros.query.object_association import sightings_of
 from g2vlm_ros.query.object_file import ObjectMemoryError, from_bytes, to_bytes
 from g2vlm_ros.query.object_measurement import locate
 from g2vlm_ros.query.object_memory import ObjectMemory
-from g2vlm_ros.query.types import Abstention, Query
+from g2vlm_ros.query.types import Abstention, Detection, Query
 from g2vlm_ros.records import Intrinsics, ScaleState
 
 CHAIR, TABLE = box(3.0, 0.7), box(4.0, -0.9, size=(0.8, 1.2, 0.7))
@@ -330,3 +330,34 @@ def test_a_room_that_nobody_named_is_left_to_the_model():
     assert result.text == "A sink." and not result.measured
     with pytest.raises(Abstention, match="no sink is remembered in a room"):
         answer("Which room is the sink in?", furnished(), says="")
+
+
+def test_time_that_goes_back_changes_nothing():
+    drive = Drive()
+    for _ in range(4):
+        drive.see([CHAIR], ["chair"])
+    before = drive.memory.objects()
+    drive.windows = 1  # a bag that is played again
+    drive.see([CHAIR], ["chair"])
+    assert drive.memory.objects() == before
+
+
+def test_detections_without_depth_are_no_objects():
+    drive = Drive()
+    points, regions = room([CHAIR], [camera()])
+    blind = dataclasses.replace(
+        points, points=np.full_like(points.points, np.nan), depth=np.zeros_like(points.depth)
+    )
+    assert locate(blind, regions[0][0], "chair", "detection") is None
+    drive.see([CHAIR], ["chair"])
+    things = measure_detections(blind, [Detection(regions[0][0], "chair", 0.9)] * 3)
+    assert sightings_of(drive.update, blind, things, tuple) == []
+
+
+def test_labels_that_are_no_words_are_things_of_their_own():
+    drive = Drive()
+    for _ in range(3):
+        drive.see([CHAIR, TABLE], ["🪑", "x" * 5000])
+    assert sorted(len(each.label) for each in drive.memory.objects()) == [1, 128]
+    assert [each.label for each in drive.memory.find("🪑")] == ["🪑"]
+    assert drive.memory.find("?!") == []

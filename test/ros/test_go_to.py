@@ -67,11 +67,11 @@ def goals(made):
     server.destroy()
 
 
-def go_to(*arguments):
+def go_to(*arguments, **fields):
     spec = importlib.util.spec_from_file_location("go_to", EXAMPLES / "go_to.py")
     example = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(example)
-    return example.main(list(arguments), **OLD)
+    return example.main(list(arguments), **{**OLD, **fields})
 
 
 def test_the_goal_is_the_pose_of_the_answer(made, goals, capsys):
@@ -102,6 +102,51 @@ def test_no_goal_is_sent_without_a_place(made, goals, capsys):
 def test_a_goal_that_nav2_aborts_is_a_failure(made, goals):
     made.queries.worker.detections.receive(chair())
     assert go_to("red", "chair", "--tree", "") == 1 and len(goals) == 1
+
+
+@pytest.fixture
+def cup(made):
+    """A cup that was seen long ago, from (2, -1)."""
+    from g2vlm_ros.query.map_object import MapObject
+
+    thing = MapObject(
+        id=4,
+        label="blue cup",
+        centre=np.array([2.0, 1.0, 0.1]),
+        size=np.array([0.1, 0.1, 0.12]),
+        yaw_rad=0.0,
+        covariance=np.eye(3) * 0.01,
+        map_id=0,
+        window_id=0,
+        first_seen_ns=10**9,
+        last_seen_ns=2 * 10**9,
+        sightings=3,
+        evidence=4.0,
+        seen_from=np.array([2.0, -1.0, 0.8]),
+    )
+    made.queries.worker.detections.clear()
+    made.node.objects.replace_all([thing])
+    yield thing
+    made.node.objects.clear()
+
+
+def test_a_thing_that_is_in_no_view_is_driven_to_from_memory(cup, goals, capsys):
+    assert go_to("blue", "cup") == 0
+    assert "the blue cup was seen" in capsys.readouterr().out
+    (goal,) = goals
+    away = np.subtract(cup.centre[:2], (goal.pose.pose.position.x, goal.pose.pose.position.y))
+    assert 0.5 < np.hypot(*away) < 0.9, "stands before it"
+
+
+def test_the_robot_looks_again_from_where_it_saw_the_thing_last(made, cup, goals, capsys):
+    assert go_to("blue", "cup", "--look-again", max_wait_s=2.0) == 1, "no view shows it"
+    (goal,) = goals
+    place = goal.pose.pose.position
+    assert (place.x, place.y, place.z) == pytest.approx((2.0, -1.0, 0.0))
+    assert goal.pose.pose.orientation.z == pytest.approx(0.5**0.5), "towards it"
+    assert "Go back to where the blue cup" in capsys.readouterr().out
+    made.node.objects.clear()
+    assert go_to("blue", "cup", "--look-again") == 1 and len(goals) == 1
 
 
 def test_the_tree_uses_nodes_of_nav2_and_one_goal():

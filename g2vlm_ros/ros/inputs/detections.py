@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import heapq
+import math
 import threading
 from collections import deque
 from typing import Any, NamedTuple
@@ -18,6 +20,12 @@ KEPT = 64
 """Messages kept: of two cameras at 10 Hz those of three seconds."""
 MAX_GAP_NS = 50_000_000
 """A detection this far from a view's stamp is not of that view."""
+
+
+MAX_BOXES = 64
+"""Boxes kept of a message, the surest: each is measured in the points, some 1 ms."""
+MAX_LABEL = 128
+"""Characters of a label that are kept."""
 
 
 class DetectionBox(NamedTuple):
@@ -60,8 +68,9 @@ class Detections:
             self._node.destroy_subscription(self._subscription)
 
     def receive(self, message: Any) -> None:
-        """Keep the boxes of a Detection2DArray; boxes without a label or a size are left out."""
-        detections = boxes_of(message)
+        """Keep the MAX_BOXES surest boxes of a Detection2DArray; those without a label, a size or
+        a finite place are left out."""
+        detections = heapq.nlargest(MAX_BOXES, boxes_of(message), key=lambda box: box.score)
         with self._lock:
             header = message.header
             self._messages.append((header.frame_id, geometry.stamp_ns(header.stamp), detections))
@@ -100,9 +109,11 @@ def boxes_of(message: Any) -> list[DetectionBox]:
         centre = detection.bbox.center
         centre = getattr(centre, "position", centre)
         half_u, half_v = detection.bbox.size_x / 2, detection.bbox.size_y / 2
-        if label and half_u > 0 and half_v > 0:
-            corners = (centre.x - half_u, centre.y - half_v, centre.x + half_u, centre.y + half_v)
-            detections.append(DetectionBox(corners, label, min(max(score, 0.0), 1.0)))
+        corners = (centre.x - half_u, centre.y - half_v, centre.x + half_u, centre.y + half_v)
+        finite = all(map(math.isfinite, (*corners, score)))
+        if label.strip() and half_u > 0 and half_v > 0 and finite:
+            name = " ".join(label.split())[:MAX_LABEL]
+            detections.append(DetectionBox(corners, name, min(max(score, 0.0), 1.0)))
     return detections
 
 

@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What detectors send that nobody should rely on: labels of any kind, broken boxes, a flood."""
+
+from types import SimpleNamespace as N
+
+import pytest
+
+pytestmark = pytest.mark.ros
+pytest.importorskip("rclpy", reason="needs rclpy")
+
+from g2vlm_ros.ros.inputs.detections import (  # noqa: E402
+    MAX_BOXES,
+    MAX_LABEL,
+    Detections,
+    boxes_of,
+)
+
+
+def detection(label, score=0.9, u=32.0, width=12.0):
+    result = N(hypothesis=N(class_id=label, score=score))
+    centre = N(position=N(x=u, y=24.0), theta=0.0)
+    return N(bbox=N(center=centre, size_x=width, size_y=10.0), results=[result])
+
+
+def message(detections, stamp_s=1000):
+    return N(header=N(frame_id="optical", stamp=N(sec=stamp_s, nanosec=0)), detections=detections)
+
+
+def views(stamp_s=1000):
+    frame = N(frame_id="optical", stamp_ns=stamp_s * 10**9)
+    return N(frames=[frame], region=lambda view, corners: (view, corners))
+
+
+@pytest.mark.parametrize(
+    ("label", "kept"),
+    [
+        ("", None),
+        (" \t\n", None),
+        ("  coffee\nmaker ", "coffee maker"),
+        ("стул 椅子 🪑", "стул 椅子 🪑"),
+        ("x" * 10_000, "x" * MAX_LABEL),
+        ("0", "0"),
+    ],
+)
+def test_labels_of_any_kind_and_length(label, kept):
+    names = [box.label for box in boxes_of(message([detection(label)]))]
+    assert names == ([] if kept is None else [kept])
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [{"u": float("nan")}, {"u": float("inf")}, {"width": float("nan")}, {"width": -1.0}]
+    + [{"score": float("nan")}, {"width": float("inf")}],
+)
+def test_boxes_without_a_finite_place_are_left_out(broken):
+    assert boxes_of(message([detection("chair", **broken)])) == []
+
+
+def test_a_flood_keeps_the_surest_boxes_of_the_newest_messages():
+    detector = Detections(None, "")
+    for k in range(100):  # ten seconds of 1000 boxes at 10 Hz
+        many = [detection("chair", score=n / 1000) for n in range(1000)]
+        detector.receive(message(many, 1000 + k))
+    (first, *rest) = detector.of(views(1099))
+    assert len(rest) + 1 == MAX_BOXES and first.score == pytest.approx(0.999)
+    assert detector.of(views(1000)) == (), "old messages went"
+
+
+def test_time_that_goes_back_is_no_view_of_now():
+    detector = Detections(None, "")
+    detector.receive(message([detection("chair")], 1000))
+    detector.receive(message([detection("table")], 900))
+    assert [each.label for each in detector.of(views(1000))] == ["chair"]
+    assert [each.label for each in detector.of(views(900))] == ["table"]
