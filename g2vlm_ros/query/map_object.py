@@ -18,10 +18,10 @@ from g2vlm_ros.query.object_measurement import Object3D
 
 MIN_SIGHTINGS = 3
 """Windows that must show an object before it counts: a detector's error rarely comes thrice."""
-SIGHTING, SEEN_THROUGH, NOT_DETECTED = 1.5, -1.2, -0.3
+SIGHTING, SEEN_THROUGH, LEAST_SILENCE = 1.5, -1.2, -1.2
 """Evidence in log odds of a window that shows an object, one whose rays go through its place, and
-one that sees its place while the detector shows nothing there. Rays are the surer ones: a detector
-overlooks things for many windows in a row."""
+the least of one that sees its place while the detector shows nothing there: windows share views,
+and a detector that overlooks a thing overlooks it for some of them in a row."""
 MAX_EVIDENCE = 4.0
 """Bound of the sum: after 5 windows of seeing through its place any object is gone."""
 MIN_PRESENT, MIN_UNCERTAIN = 0.7, 0.15
@@ -69,6 +69,8 @@ class MapObject:
     """Log odds that it is there."""
     sightings: int = 1
     misses: int = 0
+    overlooked: int = 0
+    """Windows whose detector looked at its place and did not show it."""
     name: str = ""
     """Given by a person."""
     moved: bool = False

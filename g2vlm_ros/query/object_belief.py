@@ -10,12 +10,14 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from enum import Enum
 
 import numpy as np
 
 from g2vlm_ros.pipeline import PerceivedWindow
-from g2vlm_ros.query.map_object import NOT_DETECTED, SEEN_THROUGH, MapObject
+from g2vlm_ros.query.map_object import LEAST_SILENCE, SEEN_THROUGH, MapObject
+from g2vlm_ros.query.object_views import Box, image_box, pixels
 from g2vlm_ros.query.point_map import PointMap
 
 DEPTH_ERROR = 0.06
@@ -26,6 +28,10 @@ MIN_RAYS = 5
 """Of the 9 sample points of an object, those that must lie inside an image to say anything."""
 MIN_UPPER_RAYS = 3
 """Of the 5 in its upper half, those that must pass to say that it is gone."""
+MIN_SHARE = 0.6
+"""Of an object's box that an image must show for a detector to be expected to show the object."""
+MIN_AREA_PX = 100.0
+"""The same for the box's area, in model pixels."""
 SAMPLES = np.array([(0, 0, 0), *itertools.product((-0.3, 0.3), repeat=3)])
 """Points inside a box, in fractions of its extents."""
 
@@ -37,67 +43,92 @@ class Look(Enum):
     """A surface behind it: the object is gone."""
     AT = "at"
     """A surface there, of the object or of another one."""
-    UNCERTAIN = "uncertain"
+    BESIDE = "beside"
+    """Partly behind it: a detector would see the object, rays alone do not tell."""
+    HIDDEN = "hidden"
+    """Something before it, or not in the image: nothing is known."""
 
 
-def change_of_evidence(
+@dataclass(frozen=True)
+class Absence:
+    """What a window in which an object was not seen says against it."""
+
+    change: float = 0.0
+    """Log odds, at most 0."""
+    silent: bool = False
+    """Whether a detector looked at its place and did not show it."""
+
+
+def absence(
     update: PerceivedWindow,
     points: PointMap,
     views: Sequence[int],
     detected_views: set[int],
     other: MapObject,
-) -> float:
-    """Log odds, at most 0, that views of a window in which an object was not seen add to it."""
-    changes = []
-    for view in views:
-        look = _look(update, points, view, other)
-        if look is Look.THROUGH:
-            changes.append(SEEN_THROUGH)
-        elif look is Look.AT:
-            changes.append(NOT_DETECTED if view in detected_views else 0.0)
-    if not changes:
-        return 0.0
+) -> Absence:
+    """What views of a window say against an object that none of them showed."""
+    if not other.confirmed:
+        return Absence()
+    looks = {view: _look(update, points, view, other) for view in views}
+    looks = {view: look for view, look in looks.items() if look is not Look.HIDDEN}
+    silent = any(view in detected_views for view in looks)
+    change = silence(other) if silent else 0.0
     # A view that ends at the place outweighs one whose ray misses the thing by a little.
-    if min(changes) == SEEN_THROUGH and max(changes) > SEEN_THROUGH:
-        return 0.0
-    return min(changes)
+    if Look.THROUGH in looks.values() and Look.AT not in looks.values():
+        change += SEEN_THROUGH
+    return Absence(change, silent)
+
+
+def silence(other: MapObject) -> float:
+    """Log odds of a window whose detector does not show an object: the surer it was until now to
+    show it there, the more it says."""
+    before = max(0, other.overlooked - other.misses)
+    shown = (other.sightings + 1) / (other.sightings + before + 2)
+    return max(LEAST_SILENCE, math.log1p(-shown))
 
 
 def _look(update: PerceivedWindow, points: PointMap, view: int, other: MapObject) -> Look:
     """What a view shows of an object's place."""
     camera = update.result.intrinsics[view]
-    if camera is None or not other.confirmed:
-        return Look.UNCERTAIN
+    box = image_box(points, camera, view, other)
+    if box is None or box[1] < MIN_SHARE or _area(box[0]) < MIN_AREA_PX:
+        return Look.HIDDEN
     samples = other.centre + (SAMPLES * other.size) @ other.axes.T
-    pose = points.map_from_camera[view]
-    local = (samples - pose[:3, 3]) @ pose[:3, :3]
-    ahead = local[:, 2] > RAY_MARGIN_M
-    if not ahead.all():
-        return Look.UNCERTAIN
-    u = np.rint(camera.fx_px * local[:, 0] / local[:, 2] + camera.cx_px).astype(int)
-    v = np.rint(camera.fy_px * local[:, 1] / local[:, 2] + camera.cy_px).astype(int)
+    u, v, far = pixels(points, camera, view, samples)
     width, height = points.size_px
-    inside = (u >= 0) & (u < width) & (v >= 0) & (v < height)
-    if np.count_nonzero(inside) < MIN_RAYS:
-        return Look.UNCERTAIN
-    depth = points.depth[view, v[inside], u[inside]]
-    far = local[inside, 2]
-    spread = math.sqrt(max(float(np.linalg.eigvalsh(other.covariance)[-1]), 0.0))
-    half = float(other.size.max()) / 2
-    margin = RAY_MARGIN_M + DEPTH_ERROR * far + 2 * spread
+    inside = (u > -0.5) & (u < width - 0.5) & (v > -0.5) & (v < height - 0.5)
+    rows, columns = np.rint(v[inside]).astype(int), np.rint(u[inside]).astype(int)
+    depth, far = points.depth[view, rows, columns], far[inside]
     usable = np.isfinite(depth) & (depth > 0)
     if np.count_nonzero(usable) < MIN_RAYS:
-        return Look.UNCERTAIN
-    passes = depth > far + half + margin
-    blocked = depth < far - half - margin
-    if blocked[usable].any():
-        return Look.UNCERTAIN
+        return Look.HIDDEN
+    margin = _half_along(points, view, other) + _margin(far, other)
+    if (depth < far - margin)[usable].any():
+        return Look.HIDDEN
+    passes = depth > far + margin
     # Behind the lower part lies the floor that it stands on: only what looks through the upper
     # one tells.
     upper = usable & (samples[inside, 2] >= other.centre[2])
     if np.count_nonzero(upper) >= MIN_UPPER_RAYS and passes[upper].all():
         return Look.THROUGH
-    return Look.UNCERTAIN if passes[usable].any() else Look.AT
+    return Look.BESIDE if passes[usable].any() else Look.AT
+
+
+def _half_along(points: PointMap, view: int, other: MapObject) -> float:
+    """Half the object's extent along the line of sight."""
+    ray = other.centre - points.map_from_camera[view][:3, 3]
+    ray = ray / max(float(np.linalg.norm(ray)), 1e-9)
+    return float(np.abs(other.axes.T @ ray) @ other.size) / 2
+
+
+def _margin(far: np.ndarray, other: MapObject) -> np.ndarray:
+    """Error of depths (n,) and of the object's place."""
+    spread = math.sqrt(max(float(np.linalg.eigvalsh(other.covariance)[-1]), 0.0))
+    return RAY_MARGIN_M + DEPTH_ERROR * far + 2 * spread
+
+
+def _area(box: Box) -> float:
+    return (box[2] - box[0]) * (box[3] - box[1])
 
 
 def successor(former: MapObject, objects: Sequence[MapObject]) -> MapObject | None:

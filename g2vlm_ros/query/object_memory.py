@@ -138,7 +138,7 @@ class ObjectMemory:
                 self._merge_maps(placement.merged_map_id, placement.map_id)
             self._correct(dict(placement.corrections))
             self._places[update.window.id] = placement.map_from_window
-            ids = self._associate(sightings, update)
+            ids = self._associate(sightings, update, points)
             views = [view for view in update.new_views if view in update.trusted_views]
             self._look_for_missing(update, points, views, set(detected_views), ids)
             self._mark_moved()
@@ -167,9 +167,11 @@ class ObjectMemory:
             if motion is not None:
                 self._objects[each.id] = transformed(each, motion)
 
-    def _associate(self, sightings: Sequence[Sighting], update: PerceivedWindow) -> set[int]:
+    def _associate(
+        self, sightings: Sequence[Sighting], update: PerceivedWindow, points: PointMap
+    ) -> set[int]:
         """Fuse sightings with the objects that they are of; new ones for the rest. Their ids."""
-        partner = object_association.match(sightings, self._here())
+        partner = object_association.match(sightings, self._here(), update, points)
         ids = set()
         for index, sighting in enumerate(sightings):
             if index in partner:
@@ -211,10 +213,14 @@ class ObjectMemory:
         for each in self._here():
             if each.id in ids:
                 continue
-            change = object_belief.change_of_evidence(update, points, views, detected_views, each)
-            if change:
-                evidence = max(-MAX_EVIDENCE, each.evidence + change)
-                self._objects[each.id] = replace(each, evidence=evidence, misses=each.misses + 1)
+            absence = object_belief.absence(update, points, views, detected_views, each)
+            if absence.change:
+                self._objects[each.id] = replace(
+                    each,
+                    evidence=max(-MAX_EVIDENCE, each.evidence + absence.change),
+                    misses=each.misses + 1,
+                    overlooked=each.overlooked + absence.silent,
+                )
 
     def _mark_moved(self) -> None:
         """What is gone is taken as moved where another of its kind was first seen later."""
