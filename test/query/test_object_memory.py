@@ -15,9 +15,9 @@ from g2vlm_ros.mapping.window_pose import ScaleUpdate
 from g2vlm_ros.query.answerer import Answerer
 from g2vlm_ros.query.grounding import OutOfTimeError, measure_detections
 from g2vlm_ros.query.map_object import ObjectState, age_in_words, matching
-from g2vlm_ros.query.object_association import sightings_of
+from g2vlm_ros.query.object_association import match, sightings_of
 from g2vlm_ros.query.object_file import ObjectMemoryError, from_bytes, to_bytes
-from g2vlm_ros.query.object_measurement import locate
+from g2vlm_ros.query.object_measurement import compact, locate
 from g2vlm_ros.query.object_memory import ObjectMemory
 from g2vlm_ros.query.types import Abstention, Detection, Query
 from g2vlm_ros.records import Intrinsics, ScaleState
@@ -361,3 +361,66 @@ def test_labels_that_are_no_words_are_things_of_their_own():
     assert sorted(len(each.label) for each in drive.memory.objects()) == [1, 128]
     assert [each.label for each in drive.memory.find("🪑")] == ["🪑"]
     assert drive.memory.find("?!") == []
+
+
+def test_a_detector_that_falls_silent_speaks_against_a_thing_that_it_always_showed():
+    drive, often = Drive(), Drive()
+    for k in range(16):
+        drive.see([CHAIR, TABLE], ["chair", "table"])
+        often.see([CHAIR, TABLE], ["chair" if k % 2 else "", "table"])
+    for memory in (drive, often):
+        for _ in range(5):
+            memory.see([CHAIR, TABLE], ["", "table"])
+    assert drive.states() == {"chair": ObjectState.GONE, "table": ObjectState.PRESENT}
+    beliefs = [
+        {each.label: each.belief for each in memory.memory.objects()}["chair"]
+        for memory in (drive, often)
+    ]
+    assert beliefs[0] < beliefs[1], "it was overlooked before, too"
+    blind = Drive()
+    for k in range(10):
+        blind.see([CHAIR, TABLE], ["chair", "table"] if k < 4 else ["", ""])
+    assert blind.states()["chair"] == ObjectState.PRESENT, "nobody looked: no detector ran"
+
+
+def test_what_lies_elsewhere_along_the_line_of_sight_but_covers_it_is_the_same_thing():
+    """Depth is what the network errs in most; a box in the image is known well."""
+    drive = Drive()
+    for _ in range(3):
+        drive.see([CHAIR], ["chair"])
+    points, regions = room([CHAIR], [camera()])
+    (thing,) = drive.memory.objects()
+    nearer = locate(points, regions[0][0], "chair", "detection", 0.9)
+    place = nearer.seen_from + 0.8 * (nearer.centre - nearer.seen_from)
+    sure = dataclasses.replace(nearer, centre=place, covariance=np.eye(3) * 1e-6)
+    (sighting,) = sightings_of(drive.update, points, [sure], lambda r: (*r.low_px, *r.high_px))
+    elsewhere = dataclasses.replace(thing, covariance=np.eye(3) * 1e-6)
+    assert match([sighting], [elsewhere], drive.update, points) == {0: thing.id}
+    table = dataclasses.replace(elsewhere, label="table")
+    assert match([sighting], [table], drive.update, points) == {}
+
+
+def test_a_thing_is_about_as_deep_as_it_looks_wide():
+    points, regions = room([CHAIR], [camera()])
+    thing = locate(points, regions[0][0], "chair", "detection", 0.9)
+    rng = np.random.default_rng(0)
+    ray = (thing.position - thing.seen_from) * [1, 1, 0]
+    smear = thing.points[:200] + rng.uniform(0.3, 1.0, (200, 1)) * ray / np.linalg.norm(ray)
+    smeared = dataclasses.replace(
+        thing, points=np.concatenate([thing.points, smear]), size=thing.size + [0.8, 0, 0]
+    )
+    again = compact(smeared)
+    truth = np.mean(CHAIR, axis=0)
+    assert np.linalg.norm(again.centre - truth) < 0.15 and again.size[0] < 0.8
+    pixel = dataclasses.replace(thing, across=float("nan"))
+    assert compact(pixel) is pixel
+
+
+def test_the_border_of_an_image_hides_where_the_middle_is():
+    drive = Drive()
+    points, regions = room([CHAIR], [camera(yaw=0.78)])
+    thing = locate(points, regions[0][0], "chair", "detection", 0.9)
+    drive.see([CHAIR], [""])
+    (cut,) = sightings_of(drive.update, points, [thing], lambda r: (*r.low_px, *r.high_px))
+    across = np.array([-np.sin(0.78), np.cos(0.78), 0.0])
+    assert cut.thing.cut_across and across @ cut.covariance @ across > 0.3**2
