@@ -26,10 +26,13 @@ from lifecycle_msgs.msg import Transition
 from lifecycle_msgs.srv import ChangeState, GetState
 from nav_msgs.msg import Odometry
 from rclpy.executors import SingleThreadedExecutor
+from rclpy.node import Node
 from rclpy.qos import DurabilityPolicy, QoSProfile
 from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import CameraInfo, Image, PointCloud2
 from tf2_msgs.msg import TFMessage
+
+from g2vlm_ros.ros.rclpy_workarounds import SafeEntities
 
 ROOT = Path(__file__).resolve().parents[3]
 CHECKPOINT = ROOT / "engines" / "demo"
@@ -62,6 +65,10 @@ class Case(NamedTuple):
     run: Callable[..., Seen]
 
 
+class Operator(SafeEntities, Node):
+    """Its clients and subscriptions come and go while a thread spins it."""
+
+
 class Robot:
     """The node's process, a camera, a listener, and an operator who changes states.
 
@@ -83,7 +90,7 @@ class Robot:
         """For maps, and for what tells the process to fail."""
         self.context = rclpy.Context()
         rclpy.init(args=[], context=self.context)
-        self.node = rclpy.create_node("operator", context=self.context)
+        self.node = Operator("operator", context=self.context)
         self.status: ReconstructionStatus | None = None
         self.diagnostics = ""
         node = self.node
