@@ -19,9 +19,13 @@ def writable_by_others(folder: str | Path) -> Path | None:
     folder = Path(folder).expanduser()
     if not folder.is_dir():
         return None
-    above = [path for path in folder.resolve().parents if not _mode(path) & stat.S_ISVTX]
-    inside = sorted(path for path in folder.iterdir() if not path.is_symlink())
-    return next((path for path in [folder, *inside, *above] if _mode(path) & stat.S_IWOTH), None)
+    candidates = [folder]
+    candidates += sorted(path for path in folder.iterdir() if not path.is_symlink())
+    candidates += [path for path in folder.resolve().parents if not _mode(path) & stat.S_ISVTX]
+    for path in candidates:
+        if _mode(path) & stat.S_IWOTH:
+            return path
+    return None
 
 
 def permission_warning(what: str, folder: str | Path) -> str:

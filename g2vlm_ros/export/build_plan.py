@@ -224,13 +224,19 @@ def _shapes(graph: GraphFile, free: dict[str, Range]) -> dict[str, list[list[int
     """Least, usual and largest shape of each input; PlanError for a dimension without a range."""
     shapes = {}
     for name, (_, sizes) in graph.inputs.items():
-        unknown = [size for size in sizes if isinstance(size, str) and size not in free]
-        if unknown:
-            raise PlanError(
-                f"{graph.file} has dimensions that the plan does not know: {', '.join(unknown)}"
-            )
-        ranges = [free[size] if isinstance(size, str) else (size, size, size) for size in sizes]
-        shapes[name] = [list(shape) for shape in zip(*ranges, strict=True)] or [[], [], []]
+        least: list[int] = []
+        usual: list[int] = []
+        largest: list[int] = []
+        for size in sizes:
+            if isinstance(size, str) and size not in free:
+                raise PlanError(
+                    f"{graph.file} has the dimension {size}, which the plan does not know"
+                )
+            bounds = free[size] if isinstance(size, str) else (size, size, size)
+            least.append(bounds[0])
+            usual.append(bounds[1])
+            largest.append(bounds[2])
+        shapes[name] = [least, usual, largest]
     return shapes
 
 

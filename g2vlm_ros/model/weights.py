@@ -277,12 +277,18 @@ def _trunk_part(name: str) -> str:
 
 
 def _table(tensors: dict[str, StoredTensor]) -> list[str]:
-    counts = parameters_per_part({name: prod(t.shape) for name, t in tensors.items()})
+    sizes, types, size_bytes = {}, set(), 0
+    for name, tensor in tensors.items():
+        sizes[name] = prod(tensor.shape)
+        types.add(str(tensor.dtype).removeprefix("torch."))
+        size_bytes += tensor.bytes
+    counts = parameters_per_part(sizes)
     lines = [f"{part:30} {count / 1e6:10.2f} M" for part, count in counts.items()]
-    dtypes = sorted({str(t.dtype).removeprefix("torch.") for t in tensors.values()})
-    gigabytes = sum(t.bytes for t in tensors.values()) / 1e9
-    total = f"{'total':30} {sum(counts.values()) / 1e6:10.2f} M"
-    return [*lines, f"{total} in {len(tensors)} tensors, {gigabytes:.2f} GB, {', '.join(dtypes)}"]
+    lines.append(
+        f"{'total':30} {sum(counts.values()) / 1e6:10.2f} M in {len(tensors)} tensors, "
+        f"{size_bytes / 1e9:.2f} GB, {', '.join(sorted(types))}"
+    )
+    return lines
 
 
 def _some(names: list[str], most: int = 3) -> str:

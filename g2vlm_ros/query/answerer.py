@@ -200,9 +200,11 @@ class Answerer:
             return objects
         if self._plan.things[1] == VIEWER:
             return [each for each in objects if self._in_newest(each)] or objects
-        anchor = self._one(self._plan.things[1])
-        others = [each for each in objects if anchor and each.label != anchor[0].label]
-        return [*others, *anchor] if others else []
+        anchors = self._one(self._plan.things[1])
+        if not anchors:
+            return []
+        others = [each for each in objects if each.label != anchors[0].label]
+        return [*others, anchors[0]] if others else []
 
     def _in_newest(self, thing: Object3D) -> bool:
         return any(region.view == self._points.viewer for region in thing.regions)

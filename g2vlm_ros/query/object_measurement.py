@@ -315,8 +315,9 @@ def _cut_by_border(points: PointMap, region: Region) -> tuple[bool, bool]:
     """Whether a box touches the left or right border of its image, and the upper or lower one."""
     width, height = points.size_px
     (left, top), (right, bottom) = region.low_px, region.high_px
-    box = not region.is_pixel
-    return box and (left < 1 or right > width - 2), box and (top < 1 or bottom > height - 2)
+    if region.is_pixel:
+        return False, False
+    return left < 1 or right > width - 2, top < 1 or bottom > height - 2
 
 
 def _shape(

@@ -8,6 +8,7 @@ thousandths of the image; in prose they are pixels of it.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from g2vlm_ros.query.number_parser import plain
@@ -63,15 +64,20 @@ class Pointed:
 
 def pointed(text: str) -> tuple[Pointed, ...]:
     """Every box, point and pixel that a text gives, in order; malformed ones are left out."""
-    marked = [_from_qwen(text, match) for match in _QWEN.finditer(text)]
-    places = [place for place in marked if place is not None]
+    places = _places(_QWEN, text, _from_qwen)
     if places or "<|box_start|>" in text or "<|point_start|>" in text:
-        return tuple(places)
+        return places
     simple = plain(text)
-    boxes = [_from_prose(simple, match) for match in _BOX.finditer(simple)]
-    if not boxes:
-        boxes = [_from_prose(simple, match) for match in _PIXEL.finditer(simple)]
-    return tuple(place for place in boxes if place is not None)
+    pattern = _BOX if _BOX.search(simple) else _PIXEL
+    return _places(pattern, simple, _from_prose)
+
+
+def _places(
+    pattern: re.Pattern, text: str, read: Callable[[str, re.Match], Pointed | None]
+) -> tuple[Pointed, ...]:
+    """What `read` makes of every match in a text, without what is malformed."""
+    places = (read(text, match) for match in pattern.finditer(text))
+    return tuple(place for place in places if place is not None)
 
 
 def _from_qwen(text: str, match: re.Match) -> Pointed | None:

@@ -8,7 +8,7 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -18,22 +18,30 @@ import pytest
 
 onnxruntime = pytest.importorskip("onnxruntime", reason="the backend needs onnxruntime")
 
+from g2vlm_tests.backend_laws import (  # noqa: E402
+    GOLDEN,
+    PROMPT,
+    SPECIAL,
+    answer,
+    check_bad_images,
+    check_bad_segments,
+    check_pieces,
+    random_views,
+    reconstruct,
+)
+
 from g2vlm_ros.checkpoint.config import ModelConfig  # noqa: E402
 from g2vlm_ros.checkpoint.digest import digest  # noqa: E402
 from g2vlm_ros.checkpoint.onnx_manifest import MANIFEST, Manifest, ManifestError, has_all  # noqa: E402
-from g2vlm_ros.checkpoint.prompt_layout import SpecialTokens, TokenCursor, text_segment  # noqa: E402
+from g2vlm_ros.checkpoint.prompt_layout import TokenCursor, text_segment  # noqa: E402
 from g2vlm_ros.export.parity import check  # noqa: E402
 from g2vlm_ros.inference import backend as door  # noqa: E402
 from g2vlm_ros.inference import kv_buffer, onnx_backend  # noqa: E402
 from g2vlm_ros.inference.backend import open_backend  # noqa: E402
 from g2vlm_ros.inference.onnx_backend import OnnxBackend  # noqa: E402
 from g2vlm_ros.inference.onnx_cache import DeviceCache, OnnxCache  # noqa: E402
-from g2vlm_ros.records import BackendGoneError, NonFiniteError, RawGeometry, UnfitError  # noqa: E402
+from g2vlm_ros.records import BackendGoneError, NonFiniteError, UnfitError  # noqa: E402
 
-GOLDEN = Path(__file__).parents[1] / "data" / "golden" / "A"
-SPECIAL = SpecialTokens(401, 402, 409, 410, 198)
-GRID = (6, 10)
-PROMPT = np.arange(20, 31)
 NEEDED = ("model.safetensors", "*_config.json", "tokenizer.json", "*.onnx", MANIFEST)
 
 
@@ -44,7 +52,7 @@ def stages() -> OnnxBackend:
 
 @pytest.fixture(scope="module")
 def views() -> np.ndarray:
-    return np.random.default_rng(5).integers(0, 256, (4, 84, 140, 3), dtype=np.uint8)
+    return random_views()
 
 
 @pytest.fixture
@@ -67,29 +75,6 @@ def poison(folder: Path, parameter: str) -> None:
     replace(Manifest.read(folder), weights=digest(folder)).write(folder)
 
 
-def reconstruct(stages: OnnxBackend, views: np.ndarray) -> RawGeometry:
-    cache, walk = stages.new_cache(), TokenCursor(SPECIAL)
-    stages.language(walk.text(PROMPT), cache)
-    features = stages.encode_geometry(views)
-    hidden = stages.geometry(features, walk.geometry(len(views), GRID), cache)
-    return stages.heads(hidden, GRID)
-
-
-def answer(stages: OnnxBackend, views: np.ndarray, pieces: Sequence[int]) -> np.ndarray:
-    """Logits after prompt, views, one semantic image and a question fed in pieces."""
-    cache, walk = stages.new_cache(), TokenCursor(SPECIAL)
-    features = stages.encode_geometry(views[:2])
-    for part in np.split(PROMPT, [n for n in pieces if n < len(PROMPT)]):
-        stages.language(walk.text(part), cache)
-    stages.geometry(features, walk.geometry(2, GRID), cache)
-    semantic = stages.encode_semantics(views[0, :84, :84])
-    stages.language(walk.semantic((3, 3)), cache, semantic)
-    for part in np.split(np.arange(100, 112), pieces):
-        logits = stages.logits(stages.language(walk.text(part), cache))
-    assert cache.length == 11 + 2 * 62 + 11 + 12
-    return logits
-
-
 # --- right answers -------------------------------------------------------------------------------
 
 
@@ -104,9 +89,7 @@ def test_every_array_of_the_reference_is_within_tolerance() -> None:
 def test_text_in_one_piece_in_pieces_and_token_by_token(
     stages: OnnxBackend, views: np.ndarray
 ) -> None:
-    whole = answer(stages, views, [])
-    for pieces in ([3, 5], range(1, 12)):
-        np.testing.assert_allclose(answer(stages, views, pieces), whole, atol=1e-4, rtol=1e-4)
+    check_pieces(stages, views)
 
 
 def test_two_calls_give_the_same_bits(stages: OnnxBackend, views: np.ndarray) -> None:
@@ -301,13 +284,7 @@ def test_auto_without_any_backend_names_every_reason(
 
 
 def test_bad_images_are_refused(stages: OnnxBackend, views: np.ndarray) -> None:
-    for bad in (views.astype(np.float32), views[..., :2], views[0], views[:0]):
-        with pytest.raises(ValueError, match="must be uint8"):
-            stages.encode_geometry(bad)
-    with pytest.raises(ValueError, match="multiples of 14"):
-        stages.encode_geometry(views[:, :80])
-    with pytest.raises(ValueError, match="multiples of 28"):
-        stages.encode_semantics(views[0, :70, :70])
+    check_bad_images(stages, views)
     with pytest.raises(ManifestError, match="33 views; .* take 1 to 32; .*--views 1..33"):
         stages.encode_geometry(np.zeros((33, 28, 28, 3), np.uint8))
 
@@ -315,17 +292,7 @@ def test_bad_images_are_refused(stages: OnnxBackend, views: np.ndarray) -> None:
 def test_segments_that_do_not_belong_to_the_images_are_refused(
     stages: OnnxBackend, views: np.ndarray
 ) -> None:
-    features, cache = stages.encode_geometry(views), stages.new_cache()
-    for segment in (TokenCursor(SPECIAL).geometry(3, GRID), TokenCursor(SPECIAL).text(PROMPT)):
-        with pytest.raises(ValueError, match="does not belong to 4 views of 60 tokens"):
-            stages.geometry(features, segment, cache)
-    with pytest.raises(ValueError, match="needs the features"):
-        stages.language(TokenCursor(SPECIAL).semantic((3, 3)), cache)
-    with pytest.raises(ValueError, match="token id 512 is outside"):
-        stages.language(TokenCursor(SPECIAL).text([3, 512]), cache)
-    hidden = stages.geometry(features, TokenCursor(SPECIAL).geometry(4, GRID), cache)
-    with pytest.raises(ValueError, match="63 patches"):
-        stages.heads(hidden, (7, 9))
+    check_bad_segments(stages, views)
 
 
 @pytest.mark.parametrize(

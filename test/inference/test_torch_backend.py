@@ -4,18 +4,29 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
 from itertools import islice
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from g2vlm_tests.backend_laws import (
+    GOLDEN,
+    GRID,
+    PROMPT,
+    SPECIAL,
+    answer,
+    check_bad_images,
+    check_bad_segments,
+    check_pieces,
+    random_views,
+    reconstruct,
+)
 from torch.overrides import TorchFunctionMode
 
-from g2vlm_ros.checkpoint.prompt_layout import SpecialTokens, TokenCursor, text_segment
+from g2vlm_ros.checkpoint.prompt_layout import TokenCursor, text_segment
 from g2vlm_ros.inference import (
     kv_buffer,
     torch_backend,
@@ -27,12 +38,7 @@ from g2vlm_ros.inference.backend import Backend, open_backend
 from g2vlm_ros.inference.torch_backend import TorchBackend
 from g2vlm_ros.inference.torch_cache import PastTokens
 from g2vlm_ros.model import fusion, network
-from g2vlm_ros.records import BackendGoneError, NonFiniteError, RawGeometry
-
-GOLDEN = Path(__file__).parents[1] / "data" / "golden" / "A"
-SPECIAL = SpecialTokens(401, 402, 409, 410, 198)
-GRID = (6, 10)
-PROMPT = np.arange(20, 31)
+from g2vlm_ros.records import BackendGoneError, NonFiniteError
 
 
 @pytest.fixture(scope="module", params=["released", "aligned"])
@@ -42,42 +48,13 @@ def stages(request: pytest.FixtureRequest) -> TorchBackend:
 
 @pytest.fixture(scope="module")
 def views() -> np.ndarray:
-    return np.random.default_rng(5).integers(0, 256, (4, 84, 140, 3), dtype=np.uint8)
-
-
-def reconstruct(
-    stages: TorchBackend, views: np.ndarray, global_points: bool = False
-) -> RawGeometry:
-    cache, walk = stages.new_cache(), TokenCursor(SPECIAL)
-    stages.language(walk.text(PROMPT), cache)
-    features = stages.encode_geometry(views)
-    hidden = stages.geometry(features, walk.geometry(len(views), GRID), cache)
-    return stages.heads(hidden, GRID, global_points)
-
-
-def answer(stages: TorchBackend, views: np.ndarray, pieces: Sequence[int]) -> np.ndarray:
-    """Logits after prompt, views, one semantic image and a question fed in pieces."""
-    cache, walk = stages.new_cache(), TokenCursor(SPECIAL)
-    question, logits = np.arange(100, 112), []
-    for part in np.split(PROMPT, [n for n in pieces if n < len(PROMPT)]):
-        stages.language(walk.text(part), cache)
-    features = stages.encode_geometry(views[:2])
-    stages.geometry(features, walk.geometry(2, GRID), cache)
-    semantic = stages.encode_semantics(views[0, :84, :84])
-    stages.language(walk.semantic((3, 3)), cache, semantic)
-    for part in np.split(question, pieces):
-        logits.append(stages.logits(stages.language(walk.text(part), cache)))
-    assert cache.length == 11 + 2 * 62 + 11 + 12
-    return logits[-1]
+    return random_views()
 
 
 def test_text_in_one_piece_in_pieces_and_token_by_token(
     stages: TorchBackend, views: np.ndarray
 ) -> None:
-    whole = answer(stages, views, [])
-    np.testing.assert_allclose(answer(stages, views, [3, 5]), whole, atol=1e-4, rtol=1e-4)
-    by_token = answer(stages, views, range(1, 12))
-    np.testing.assert_allclose(by_token, whole, atol=1e-4, rtol=1e-4)
+    check_pieces(stages, views)
 
 
 def test_two_calls_give_the_same_bits(stages: TorchBackend, views: np.ndarray) -> None:
@@ -180,29 +157,13 @@ def test_nan_is_an_error_with_the_name_of_its_stage(
 
 
 def test_bad_images_are_refused(stages: TorchBackend, views: np.ndarray) -> None:
-    for bad in (views.astype(np.float32), views[..., :2], views[0], views[:0]):
-        with pytest.raises(ValueError, match="must be uint8"):
-            stages.encode_geometry(bad)
-    with pytest.raises(ValueError, match="multiples of 14"):
-        stages.encode_geometry(views[:, :80])
-    with pytest.raises(ValueError, match="multiples of 28"):
-        stages.encode_semantics(views[0, :70, :70])
+    check_bad_images(stages, views)
 
 
 def test_segments_that_do_not_belong_to_the_images_are_refused(
     stages: TorchBackend, views: np.ndarray
 ) -> None:
-    features, cache = stages.encode_geometry(views), stages.new_cache()
-    for segment in (TokenCursor(SPECIAL).geometry(3, GRID), TokenCursor(SPECIAL).text(PROMPT)):
-        with pytest.raises(ValueError, match="does not belong to 4 views of 60 tokens"):
-            stages.geometry(features, segment, cache)
-    with pytest.raises(ValueError, match="needs the features"):
-        stages.language(TokenCursor(SPECIAL).semantic((3, 3)), cache)
-    with pytest.raises(ValueError, match="token id 512 is outside"):
-        stages.language(TokenCursor(SPECIAL).text([3, 512]), cache)
-    hidden = stages.geometry(features, TokenCursor(SPECIAL).geometry(4, GRID), cache)
-    with pytest.raises(ValueError, match="63 patches"):
-        stages.heads(hidden, (7, 9))
+    check_bad_segments(stages, views)
 
 
 def conversation(stages: Backend) -> list[np.ndarray]:

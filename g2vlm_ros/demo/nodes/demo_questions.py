@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import re
 import threading
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -148,14 +149,13 @@ class DemoQuestions(threading.Thread):
 
     def _question(self, facts: VisibleFacts, kinds: Sequence[str]) -> QuestionAnswer | None:
         """A question not asked before, of the kind asked least; measured things are well seen."""
-        done = {each.question for each in self.asked}
-        counts = {kind: sum(a.kind == kind for a in self.asked) for kind in kinds}
-        for qa in sorted(ask(facts, self._rng, 36), key=lambda qa: counts.get(qa.kind, 0)):
-            if qa.kind not in kinds or qa.question in done:
+        former = {each.question for each in self.asked}
+        counts = Counter(each.kind for each in self.asked)
+        for qa in sorted(ask(facts, self._rng, 36), key=lambda qa: counts[qa.kind]):
+            if qa.kind not in kinds or qa.question in former:
                 continue
             things = named(facts, qa.question)
-            visible = things and all(thing.share[-1] >= MIN_SHARE for thing in things)
-            if visible or qa.kind in WORDS:
+            if qa.kind in WORDS or (things and _well_seen(things)):
                 return qa
         return None
 
@@ -181,6 +181,11 @@ def named(facts: VisibleFacts, question: str) -> list[Seen]:
         if at:
             names.append((at.start(), thing))
     return [thing for _, thing in sorted(names, key=lambda pair: pair[0])]
+
+
+def _well_seen(things: Sequence[Seen]) -> bool:
+    """Whether the newest view shows enough of each to measure it."""
+    return all(thing.share[-1] >= MIN_SHARE for thing in things)
 
 
 def verdict(qa: QuestionAnswer, response: SpatialQuery.Response) -> str:

@@ -120,16 +120,18 @@ def truth(
     things = [item for item in home.items if item.name not in STRUCTURE]
     best = {item.id: share[:, item.id].max() for item in things}
     visible = [item for item in things if best[item.id] >= MIN_SHARE]
-    names = Counter(item.name for item in visible)
-    both = Counter((item.colour, item.name) for item in visible)
     glimpsed = {item.name for item in things if 0 < best[item.id] < MIN_SHARE}
+    names = Counter(item.name for item in visible)
+    phrases = Counter(f"{item.colour} {item.name}" for item in visible)
     things_seen = []
     for item in visible:
         centre = item.centre_m + item.offset_m(float(time_s[-1]))
         viewer = camera_from_world[:3, :3] @ centre + camera_from_world[:3, 3]
-        alone = names[item.name] == 1 and item.name not in glimpsed
-        phrase = item.name if alone else f"{item.colour} {item.name}"
-        unique = alone or (both[item.colour, item.name] == 1 and item.name not in glimpsed)
+        phrase, unique = f"{item.colour} {item.name}", False
+        if item.name not in glimpsed:
+            unique = phrases[phrase] == 1
+            if names[item.name] == 1:
+                phrase, unique = item.name, True
         things_seen.append(Seen(item, phrase, unique, share[:, item.id], viewer, centre))
     return VisibleFacts(tuple(things_seen), frozenset(glimpsed), home.obstacles())
 

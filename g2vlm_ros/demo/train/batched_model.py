@@ -107,8 +107,12 @@ def stage_of(name: str) -> str:
     """Which stage trains a parameter, by its name."""
     if "vit_" in name or name.startswith("names."):
         return "naming"
-    semantic = "language_model" in name and "_moe_geo" not in name and ".ls" not in name
-    return "language" if semantic or name.startswith(("where.", "what.")) else "geometry"
+    if name.startswith(("where.", "what.")):
+        return "language"
+    if "language_model" not in name:
+        return "geometry"
+    geometric_expert = "_moe_geo" in name or ".ls" in name
+    return "geometry" if geometric_expert else "language"
 
 
 def stages_trained(stage: str) -> tuple[str, ...]:
@@ -422,13 +426,22 @@ def encode_questions(
     tokenizer: Tokenizer, windows: list[list[tuple[str, str]]], longest: int
 ) -> Questions:
     """Q (question, answer) pairs per window as ids and labels; too long ones are cut off."""
-    rows = [_encoded(tokenizer, *pair, longest) for pairs in windows for pair in pairs]
-    ids, labels = zip(*rows, strict=True)
-    length = max(len(row) for row in ids)
-    padded = pad(list(ids), length, tokenizer.special.im_end), pad(list(labels), length, IGNORED)
-    shape, answered = (len(windows), -1, length), np.flatnonzero(padded[1] != IGNORED)
-    parts = (torch.from_numpy(part).view(shape) for part in padded)
-    return Questions(*parts, torch.from_numpy(answered))
+    ids: list[np.ndarray] = []
+    labels: list[np.ndarray] = []
+    for pairs in windows:
+        for question, answer in pairs:
+            question_ids, question_labels = _encoded(tokenizer, question, answer, longest)
+            ids.append(question_ids)
+            labels.append(question_labels)
+    length = max(map(len, ids))
+    shape = (len(windows), -1, length)
+    padded_ids = pad(ids, length, tokenizer.special.im_end)
+    padded_labels = pad(labels, length, IGNORED)
+    return Questions(
+        torch.from_numpy(padded_ids).view(shape),
+        torch.from_numpy(padded_labels).view(shape),
+        torch.from_numpy(np.flatnonzero(padded_labels != IGNORED)),
+    )
 
 
 @lru_cache(maxsize=200_000)

@@ -42,13 +42,18 @@ CONTROL = (
 """Control tokens of the released tokenizer, in its order."""
 
 
+REPEATS = 40
+"""How often a word or prompt stands in the corpus, so that it becomes one token."""
+
+
 def corpus(questions: Iterable[str]) -> list[str]:
     """Text to learn merges from: the questions given, every name and colour, the prompts."""
-    words = [f" {word}" for word in (*furniture.NAMES, *materials.COLOURS, "meters")]
-    words += [f" {plural(name)}" for name in furniture.NAMES]
-    prompts = [RECONSTRUCTION, SYSTEM, USER, ASSISTANT]
-    bare = [prompt.replace("<|im_start|>", "").replace("<|im_end|>", "") for prompt in prompts]
-    return [*questions, *(words * 40), *(bare * 40)]
+    words = [*furniture.NAMES, *materials.COLOURS, "meters"]
+    words += map(plural, furniture.NAMES)
+    texts = [f" {word}" for word in words]
+    for prompt in (RECONSTRUCTION, SYSTEM, USER, ASSISTANT):
+        texts.append(prompt.replace("<|im_start|>", "").replace("<|im_end|>", ""))
+    return [*questions, *(texts * REPEATS)]
 
 
 def write_tokenizer(folder: Path, texts: list[str], vocabulary: int) -> None:

@@ -381,10 +381,14 @@ class TensorRTBackend:
         for engine in engines:
             if engine.metadata.size == size and engine.metadata.places in (None, places):
                 return engine
-        sizes = ["{}x{}".format(*e.metadata.size) for e in engines if e.metadata.size]
-        wish = f" for images of {size[0]}x{size[1]} pixels" if size else ""
-        there = f" (there are engines for {', '.join(sizes)})" if sizes else ""
-        raise EngineError(f"no engine of stage {stage}{wish}{there}; run `{self._remedy}`")
+        sentence = f"no engine of stage {stage}"
+        if size:
+            sentence += f" for images of {size[0]}x{size[1]} pixels"
+        sizes = [engine.metadata.size for engine in engines if engine.metadata.size]
+        if sizes:
+            listed = ", ".join(f"{width}x{height}" for width, height in sizes)
+            sentence += f" (there are engines for {listed})"
+        raise EngineError(f"{sentence}; run `{self._remedy}`")
 
     def _check(self, stage: str, arrays: Any, source: DeviceArray | None) -> None:
         """NonFiniteError with the first stage that made a value that is not finite."""

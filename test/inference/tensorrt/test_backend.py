@@ -20,6 +20,7 @@ import pytest
 pytest.importorskip("onnxruntime", reason="the stand-in computes with onnxruntime")
 pytest.importorskip("torch", reason="golden values are made by torch")
 
+from g2vlm_tests.backend_laws import GRID, PROMPT, SPECIAL, reconstruct  # noqa: E402
 from g2vlm_tests.built_engines import (  # noqa: E402
     GOLDEN,
     SIZE,
@@ -29,7 +30,7 @@ from g2vlm_tests.built_engines import (  # noqa: E402
 )
 from g2vlm_tests.gpu_stand_in import StandInCuda, StandInEngine, Stream, stand_in_version  # noqa: E402
 
-from g2vlm_ros.checkpoint.prompt_layout import SpecialTokens, TokenCursor, text_segment  # noqa: E402
+from g2vlm_ros.checkpoint.prompt_layout import TokenCursor, text_segment  # noqa: E402
 from g2vlm_ros.geometry import point_cloud  # noqa: E402
 from g2vlm_ros.inference.backend import Backend, Cache, open_backend  # noqa: E402
 from g2vlm_ros.inference.decoding_state import STEPS_AHEAD  # noqa: E402
@@ -43,11 +44,7 @@ from g2vlm_ros.inference.tensorrt.cuda import (  # noqa: E402
 from g2vlm_ros.inference.tensorrt.engine import Engine  # noqa: E402
 from g2vlm_ros.inference.tensorrt.engine_metadata import EngineError  # noqa: E402
 from g2vlm_ros.inference.torch_backend import TorchBackend  # noqa: E402
-from g2vlm_ros.records import BackendGoneError, NonFiniteError, RawGeometry, UnfitError  # noqa: E402
-
-SPECIAL = SpecialTokens(401, 402, 409, 410, 198)
-GRID = (6, 10)
-PROMPT = np.arange(20, 31)
+from g2vlm_ros.records import BackendGoneError, NonFiniteError, UnfitError  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -69,14 +66,6 @@ def torch_stages() -> TorchBackend:
 def views() -> np.ndarray:
     width, height = SIZE
     return np.random.default_rng(5).integers(0, 256, (4, height, width, 3), dtype=np.uint8)
-
-
-def reconstruct(stages: Backend, views: np.ndarray) -> RawGeometry:
-    cache, walk = stages.new_cache(), TokenCursor(SPECIAL)
-    stages.language(walk.text(PROMPT), cache)
-    features = stages.encode_geometry(views)
-    hidden = stages.geometry(features, walk.geometry(len(views), GRID), cache)
-    return stages.heads(hidden, GRID)
 
 
 def answers(stages: Backend, views: np.ndarray) -> list[np.ndarray]:
