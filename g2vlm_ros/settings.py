@@ -383,6 +383,11 @@ class Settings:
     cameras: list[str] = parameter(
         ["camera"], "Namespaces of the cameras: <camera>/image_raw.", name=TOPIC
     )
+    autostart: bool = parameter(
+        False,
+        "Configure and activate at start, as the launch file has it; false leaves both to a "
+        "lifecycle manager or `ros2 lifecycle`.",
+    )
     image_transport: str = parameter(
         "raw", "raw or compressed images.", choices=("raw", "compressed")
     )

@@ -6,20 +6,15 @@ from pathlib import Path
 
 from launch.actions import (
     DeclareLaunchArgument,
-    EmitEvent,
     LogInfo,
     OpaqueFunction,
     RegisterEventHandler,
     TimerAction,
 )
 from launch.event_handlers import OnProcessExit
-from launch.events import matches_action
 from launch.substitutions.substitution_failure import SubstitutionFailure
-from launch_ros.actions import LifecycleNode, Node
-from launch_ros.event_handlers import OnStateTransition
-from launch_ros.events.lifecycle import ChangeState
+from launch_ros.actions import Node
 from launch_ros.substitutions import FindPackagePrefix
-from lifecycle_msgs.msg import Transition
 
 from launch import LaunchDescription
 
@@ -72,15 +67,16 @@ def launch_nodes(context):
         files.insert(0, "demo")
         arguments["checkpoint"] = arguments["checkpoint"] or f"{SHARE}/engines/demo"
     env = {n: f"{SHARE}/config/fastdds.xml" for n in PROFILES if n not in context.environment}
+    env["G2VLM_ROS_END_WITH_PARENT"] = "1"
     common = {"package": "g2vlm_ros", "namespace": arguments["namespace"], "additional_env": env}
     overrides = {
         "model.checkpoint": arguments["checkpoint"],
         "model.backend": arguments["backend"],
     }
     overrides = {name: value for name, value in {**overrides, "cameras": cameras}.items() if value}
-    overrides["use_sim_time"] = on["use_sim_time"]
+    overrides |= {name: on[name] for name in ("use_sim_time", "autostart")}
     common["parameters"] = [*map(existing, ["perception", *files]), overrides]
-    actions = perception(common, on["autostart"])
+    actions = perception(common)
     if arguments["replay"]:
         common["parameters"] = [{"path": arguments["replay"], "sim_time": on["use_sim_time"]}]
         common["parameters"] += [{"camera": camera} for camera in cameras[:1]]
@@ -115,45 +111,23 @@ def rviz(context, namespace, clock):
     )
 
 
-def perception(common, autostart):
+def perception(common):
     """The node; after DEVICE_GONE it is started again, because a CUDA context is lost for good.
 
-    Where it ends with another code than 0, or cannot be configured, the launch ends with code 1.
+    Where it ends with another code than 0, as one does that cannot be configured, the launch ends
+    with code 1.
     """
-    node = LifecycleNode(name="perception", executable="perception", **common)
+    node = Node(name="perception", executable="perception", **common)
 
     def again(event, context):
         if context.is_shutdown or event.returncode == 0:
             return None
         if event.returncode != DEVICE_GONE:
             give_up(f"perception ended with code {event.returncode}")
-        return [TimerAction(period=5.0, actions=perception(common, autostart))]
+        return [TimerAction(period=5.0, actions=perception(common))]
 
     ended = RegisterEventHandler(OnProcessExit(target_action=node, on_exit=again))
-    return [node, ended, *(bring_up(node) if autostart else [])]
-
-
-def bring_up(node):
-    def change(transition):
-        event = ChangeState(lifecycle_node_matcher=matches_action(node), transition_id=transition)
-        return EmitEvent(event=event)
-
-    def after(start, goal, *entities):
-        return RegisterEventHandler(
-            OnStateTransition(
-                target_lifecycle_node=node, start_state=start, goal_state=goal, entities=entities
-            )
-        )
-
-    def failure(sentence):
-        return OpaqueFunction(function=lambda _: give_up(sentence))
-
-    return [
-        after("configuring", "inactive", change(Transition.TRANSITION_ACTIVATE)),
-        after("configuring", "unconfigured", failure("perception cannot be configured")),
-        after("activating", "inactive", failure("perception cannot be activated")),
-        change(Transition.TRANSITION_CONFIGURE),
-    ]
+    return [node, ended]
 
 
 def give_up(sentence):

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 FILE = Path(__file__).parents[1] / "launch" / "perception.launch.py"
+END_WITH_PARENT = "G2VLM_ROS_END_WITH_PARENT"
 TEXTS = {"params_file", "checkpoint", "backend", "cameras", "namespace", "replay"}
 SWITCHES = {
     "use_sim_time": "false",
@@ -102,9 +103,21 @@ def test_nodes_by_argument(actions):
     assert executables(actions(demo="true")) == ["perception", "sim_camera"]
 
 
-def test_autostart_adds_transitions(actions):
-    assert len(actions()) == 6
-    assert len(actions(autostart="false")) == 2
+def test_the_node_is_told_whether_to_start_by_itself(module, actions, monkeypatch):
+    """And every node, to end with a launch that was killed."""
+    started = []
+    monkeypatch.setattr(module, "Node", lambda **options: started.append(options) or Stand())
+    monkeypatch.setattr(module, "RegisterEventHandler", lambda _: None)
+    monkeypatch.setattr(module, "OnProcessExit", lambda **_: None)
+    for value in ("true", "false"):
+        actions(autostart=value, demo="true")
+    perception = [each["parameters"][-1] for each in started if each["name"] == "perception"]
+    assert [each["autostart"] for each in perception] == [True, False]
+    assert all(e["additional_env"][END_WITH_PARENT] == "1" for e in started)
+
+
+class Stand:
+    """Where a node would be."""
 
 
 def test_the_exit_code_of_a_lost_device_is_the_node_s(tree):
@@ -125,7 +138,7 @@ def test_large_messages_profile_unless_the_user_has_one(actions, monkeypatch):
         monkeypatch.delenv(name, raising=False)
     assert profiles(actions()[0])[new].is_file()
     monkeypatch.setenv(new, "/mine.xml")
-    assert set(profiles(actions()[0])) == {old}
+    assert set(profiles(actions()[0])) - {END_WITH_PARENT} == {old}
 
 
 def test_without_rviz2_a_sentence_stands_in_for_it(actions):

@@ -16,6 +16,8 @@ from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackRet
 
 from g2vlm_ros.ros.rclpy_workarounds import SafeEntities
 
+END_WAIT_S = 2.0
+"""How long the end of the process waits for a transition that runs; a model may load minutes."""
 SUCCESS, FAILURE = TransitionCallbackReturn.SUCCESS, TransitionCallbackReturn.FAILURE
 
 
@@ -50,6 +52,9 @@ class SafeLifecycleNode(SafeEntities, LifecycleNode):
 
     def __init__(self, name: str, **node_arguments):
         self._transition = threading.RLock()
+        self._ending = threading.Event()
+        self.bring_up_failed = False
+        """Whether `bring_up` was tried in vain."""
         super().__init__(name, **node_arguments)
 
     def possible_transitions(self) -> dict[int, str]:
@@ -74,6 +79,28 @@ class SafeLifecycleNode(SafeEntities, LifecycleNode):
                 )
                 return FAILURE
             return super()._LifecycleNodeMixin__change_state(transition_id)
+        finally:
+            self._transition.release()
+
+    def bring_up(self) -> None:
+        """Configure and activate, unless the end comes before."""
+        for transition in (self.trigger_configure, self.trigger_activate):
+            if self._ending.is_set():
+                return
+            if transition() != SUCCESS:
+                self.bring_up_failed = not self._ending.is_set()
+                return
+
+    def end(self) -> bool:
+        """Shut down at the end of the process; False where a transition does not come to its end
+        within END_WAIT_S."""
+        self._ending.set()
+        if not self._transition.acquire(timeout=END_WAIT_S):
+            self.get_logger().warning("ends while a transition is running; its work is lost")
+            return False
+        try:
+            self.trigger_shutdown()
+            return True
         finally:
             self._transition.release()
 

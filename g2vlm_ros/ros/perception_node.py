@@ -361,6 +361,17 @@ class PerceptionNode(SafeLifecycleNode):
 
     # Seen from outside -----------------------------------------------------------------------
 
+    def begin(self) -> None:
+        """Become active where the parameter autostart says so."""
+        if self.get_parameter("autostart").value:
+            self.bring_up()
+
+    def exit_code(self) -> int:
+        """Of the process, when it ends now."""
+        if self.device_gone():
+            return DEVICE_GONE_EXIT_CODE
+        return int(self.bring_up_failed)
+
     def device_gone(self) -> bool:
         """Whether nothing can run on the device in this process any more, and all is put down."""
         return self._device_gone and not self._is_active()
@@ -427,15 +438,19 @@ def open_and_warm_up(settings: Settings) -> Perception:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """``ros2 run g2vlm_ros perception``: starts unconfigured; a launch file drives it."""
+    """``ros2 run g2vlm_ros perception``: unconfigured, or with autostart active by itself.
+
+    Exit code 1 where it should become active and cannot.
+    """
     return run(
         "perception",
         PerceptionNode,
         arguments,
         threads=THREADS,
-        ended=PerceptionNode.device_gone,
-        end=lambda node: node.trigger_shutdown(),
-        exit_code=lambda node: DEVICE_GONE_EXIT_CODE if node.device_gone() else 0,
+        begin=PerceptionNode.begin,
+        ended=lambda node: node.device_gone() or node.bring_up_failed,
+        end=PerceptionNode.end,
+        exit_code=PerceptionNode.exit_code,
     )
 
 

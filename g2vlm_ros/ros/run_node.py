@@ -1,15 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """The life of a node's process: one main() for all nodes of the package.
 
-A callback that fails is logged and counted, and the node goes on. SIGINT and SIGTERM, however
-often they come, end the process in order while its context is still valid; what does not end
-within END_S is cut off.
+A callback that fails is logged and counted, and the node goes on. SIGINT, SIGTERM and SIGHUP,
+however often they come, end the process in order while its context is still valid; what does not
+end within END_S is cut off.
 """
 
 from __future__ import annotations
 
 import os
-import signal
 import sys
 import threading
 import traceback
@@ -17,6 +16,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import rclpy
+from rclpy.exceptions import NameValidationException
 from rclpy.executors import (
     Executor,
     ExternalShutdownException,
@@ -27,6 +27,7 @@ from rclpy.executors import (
 from rclpy.node import Node
 from rclpy.signals import SignalHandlerOptions
 
+from g2vlm_ros.ros.end_signals import EndSignals, leave_signals_to_the_system
 from g2vlm_ros.ros.security import SecurityError, security_errors
 
 END_S = 4.5
@@ -111,18 +112,20 @@ def run(
     arguments: list[str] | None = None,
     *,
     threads: int = 1,
+    begin: Callable[[AnyNode], None] | None = None,
     ended: Callable[[AnyNode], bool] = lambda node: False,
-    end: Callable[[AnyNode], None] = lambda node: None,
+    end: Callable[[AnyNode], bool | None] = lambda node: None,
     exit_code: Callable[[AnyNode], int] = lambda node: 0,
 ) -> int:
     """Run a node until a signal comes or it has `ended`; returns the exit code of the process.
 
-    end: called while the node still spins and its context is valid. Exit code 2, with one
-    sentence in the log, where the node cannot be made (SettingError, ValueError, OSError,
-    RuntimeError); 1 where its executor gave up.
+    begin: what the node does at first, on a thread of its own while it spins already. end: called
+    while the node still spins and its context is valid; False where something runs that nobody
+    can wait for, and the process ends there and then. Exit code 2, with one sentence in the log,
+    where the node cannot be made (SettingError, ValueError, OSError, RuntimeError, a name that is
+    none of ROS); 1 where its executor gave up.
     """
-    signalled = threading.Event()
-    _on_signals(signalled.set)
+    signals = EndSignals()
     try:
         with security_errors():
             rclpy.init(args=arguments, signal_handler_options=SignalHandlerOptions.NO)
@@ -132,51 +135,39 @@ def run(
         print(f"{name}: {error}", file=sys.stderr, flush=True)
         rclpy.try_shutdown()
         return 2
-    except (ValueError, OSError, RuntimeError) as error:
-        rclpy.logging.get_logger(name).fatal(str(error))
+    except (ValueError, OSError, RuntimeError, NameValidationException) as error:
+        rclpy.logging.get_logger(name).fatal(" ".join(str(error).split()))
         rclpy.try_shutdown()
         return 2
     executor = MultiThreadedExecutor(threads) if threads > 1 else SingleThreadedExecutor()
     executor.add_node(node)
     spinner = Spinner(executor, log_failure(node)).start()
-    while not signalled.wait(POLL_S) and spinner.alive and not ended(node):
+    if begin is not None:
+        threading.Thread(target=begin, args=[node], name="begin", daemon=True).start()
+    while not signals.wait(POLL_S) and spinner.alive and not ended(node):
         pass
-    gave_up = not spinner.alive and rclpy.ok() and not signalled.is_set()
+    gave_up = not spinner.alive and rclpy.ok() and not signals.asked
     watchdog = threading.Timer(END_S, _cut_off, [name])
     watchdog.daemon = True
     watchdog.start()
-    for step in (lambda: end(node), lambda: spinner.stop(1.0), node.destroy_node):
+    if _attempt(lambda: end(node)) is False:
+        _leave()
+    for step in (lambda: spinner.stop(1.0), node.destroy_node):
         _attempt(step)
     rclpy.try_shutdown()
     if not _callbacks_running(executor):
         watchdog.cancel()
-    _leave_signals_to_the_system()
+    leave_signals_to_the_system()
     return 1 if gave_up else exit_code(node)
 
 
-def _on_signals(handler: Callable[[], None]) -> None:
-    """From now on SIGINT and SIGTERM only call `handler`; a second one interrupts no clean-up."""
-    if threading.current_thread() is threading.main_thread():
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, lambda *_: handler())
-
-
-def _leave_signals_to_the_system() -> None:
-    """While the interpreter ends, SIGINT is ignored, and SIGTERM ends it at once.
-
-    A handler of Python's would be replaced by death through the signal.
-    """
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-
-
-def _attempt(step: Callable[[], Any]) -> None:
+def _attempt(step: Callable[[], Any]) -> Any:
     """One step of the end; that it failed must not keep the next from being done."""
     try:
-        step()
+        return step()
     except Exception:
         traceback.print_exc()
+        return None
 
 
 def _callbacks_running(executor: Executor) -> bool:
@@ -189,6 +180,13 @@ def _callbacks_running(executor: Executor) -> bool:
     for thread in threads:
         thread.join(0.5)
     return any(thread.is_alive() for thread in threads)
+
+
+def _leave() -> None:
+    """End the process without taking down what still runs in it; nothing of it is half written."""
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    os._exit(0)
 
 
 def _cut_off(name: str) -> None:

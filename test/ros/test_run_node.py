@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from g2vlm_tests.harness import SMALL
@@ -39,15 +40,41 @@ class Steady(Node):
 
 sys.exit(run("steady", Steady, []))
 """
+STARTER = """
+import os, subprocess, sys
+code = sys.stdin.read()
+child = subprocess.Popen([sys.executable, "-c", code], env={**os.environ, "G2VLM_ROS_END_WITH_PARENT": "1"})
+child.wait()
+"""
+
+
+SLOW_MODEL = """
+import sys, time
+from g2vlm_ros.ros import perception_node
+
+def load(settings):
+    print("loading", flush=True)
+    time.sleep(60)
+
+perception_node.open_and_warm_up = load
+arguments = ["--ros-args", "-p", "autostart:=true", "-p", "model.checkpoint:=/"]
+sys.exit(perception_node.main([*sys.argv[:1], *arguments]))
+"""
+ROOT = Path(__file__).parents[2]
 
 
 class Process:
     """A node's process; its output is read to the end."""
 
-    def __init__(self, *command):
-        environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    def __init__(self, *command, **options):
+        environment = {**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONPATH": str(ROOT)}
         self.popen = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env=environment,
+            **options,
         )
 
     def wait_for(self, text):
@@ -81,13 +108,53 @@ def test_a_callback_that_raises_is_logged_and_the_node_goes_on():
     assert code == 0 and "Traceback" not in output
 
 
-@pytest.mark.parametrize("signals", [[signal.SIGINT] * 3, [signal.SIGTERM] * 2])
+@pytest.mark.parametrize(
+    "signals", [[signal.SIGINT] * 3, [signal.SIGTERM] * 2, [signal.SIGHUP, signal.SIGINT]]
+)
 def test_signals_that_come_again_interrupt_no_clean_up(signals):
     process = steady(destroy="time.sleep(0.5); print('cleaned up', flush=True)")
     process.wait_for("alive")
     process.signal(*signals)
     code, output = process.end()
     assert code == 0 and "cleaned up" in output and "Traceback" not in output
+
+
+def test_a_node_ends_in_order_with_the_launch_that_was_killed():
+    """`ros2 launch` dies of SIGTERM without telling its nodes."""
+    process = Process(sys.executable, "-c", STARTER, stdin=-1)
+    code = STEADY.format(tick="pass", destroy="print('cleaned up', flush=True)")
+    process.popen.stdin.write(code)
+    process.popen.stdin.close()
+    process.wait_for("alive")
+    process.popen.kill()
+    assert "cleaned up" in process.popen.stdout.read(), "its output ends when it does"
+
+
+def test_an_executable_that_still_imports_ends_without_a_traceback(tmp_path):
+    script = tmp_path / "lib" / "g2vlm_ros" / "replay"
+    script.parent.mkdir(parents=True)
+    script.write_text("import time, g2vlm_ros.ros\nprint('importing', flush=True)\ntime.sleep(60)")
+    process = Process(sys.executable, str(script), cwd=ROOT)
+    process.wait_for("importing")
+    process.signal(signal.SIGINT)
+    assert process.end() == (0, "")
+
+
+def test_a_node_that_should_start_by_itself_and_cannot_ends_with_code_1():
+    wrong = ["-p", "autostart:=true", "-p", "model.checkpoint:=/nowhere"]
+    code, output = Process(*PERCEPTION, *wrong).end(60)
+    assert code == 1 and "Traceback" not in output, output
+    assert "/nowhere is not a folder" in output
+
+
+def test_sigint_while_a_model_loads_ends_the_node_in_time():
+    slow = Process(sys.executable, "-c", SLOW_MODEL)
+    slow.wait_for("loading")
+    start = time.monotonic()
+    slow.signal(signal.SIGINT, signal.SIGINT)
+    code, output = slow.end()
+    assert code == 0 and "Traceback" not in output, output
+    assert time.monotonic() - start < 4.5 and "a transition is running" in output
 
 
 @pytest.mark.parametrize("what", ["tick", "destroy"])

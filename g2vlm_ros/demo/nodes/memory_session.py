@@ -26,6 +26,7 @@ from g2vlm_ros.srv import LoadMap, SaveMap
 from geometry_msgs.msg import PoseWithCovarianceStamped
 from rclpy.executors import MultiThreadedExecutor
 from rclpy.node import Node
+from rclpy.signals import SignalHandlerOptions
 from std_msgs.msg import Header
 
 from g2vlm_ros.demo.nodes.run_demo import activate, demo_parameters, follow, parameters
@@ -35,6 +36,7 @@ from g2vlm_ros.demo.sim.home import STRUCTURE, Home
 from g2vlm_ros.geometry.sim3 import Sim3
 from g2vlm_ros.ros.client.client import SpatialClient
 from g2vlm_ros.ros.conversions import geometry
+from g2vlm_ros.ros.end_signals import EndSignals
 from g2vlm_ros.ros.perception_node import PerceptionNode
 from g2vlm_ros.ros.publishers import LATCHED
 
@@ -153,7 +155,7 @@ class Session:
     """Node, onlooker and, once it drives, camera and detector, spun by one executor."""
 
     def __init__(self, options: argparse.Namespace):
-        self.options = options
+        self.options, self._signals = options, EndSignals()
         self.perception = PerceptionNode(parameter_overrides=parameters(demo_parameters(options)))
         self.onlooker = Onlooker()
         self._executor = MultiThreadedExecutor(num_threads=6)
@@ -163,7 +165,7 @@ class Session:
         self._spinning.start()
         self.camera: SimCamera | None = None
         self._detector: TrueDetector | None = None
-        activate(self.perception)
+        activate(self.perception, self._signals)
 
     def start_driving(self, start_s: float = 0.0) -> SimCamera:
         """Along the walk from there on."""
@@ -180,7 +182,8 @@ class Session:
 
     def finish_drive(self) -> None:
         """Wait for its end."""
-        if not follow(self.perception, self.camera, time.monotonic(), LIMIT_S):
+        start_s = time.monotonic()
+        if not follow(self.perception, self.camera, start_s, LIMIT_S, self._signals):
             raise SystemExit("the drive was cut short")
 
     def close(self) -> None:
@@ -198,7 +201,7 @@ class Session:
 @contextmanager
 def session(options: argparse.Namespace):
     """A Session in a context of rclpy of its own."""
-    rclpy.init(args=[])
+    rclpy.init(args=[], signal_handler_options=SignalHandlerOptions.NO)
     live = Session(options)
     try:
         yield live

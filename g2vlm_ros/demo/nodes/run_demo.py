@@ -3,6 +3,7 @@
 
 `sim_camera` (or `replay`, for photographs) and `perception` run in this process, the recorder in
 one of its own: what it writes was received over DDS. Exit code 0 only if clouds and poses were.
+SIGINT, SIGTERM and SIGHUP end the drive: the report is of its first part, the code 128 + signal.
 """
 
 from __future__ import annotations
@@ -11,19 +12,24 @@ import argparse
 import json
 import os
 import resource
+import select
 import subprocess
 import sys
 import threading
 import time
-from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
 import yaml
 
+from g2vlm_ros.ros.end_signals import EndSignals
+
 ROOT = Path(__file__).resolve().parents[3]
+WRITE_S = 60.0
+"""How long the recorder may take for its map, its pictures and its judgement."""
 PROGRESS_S = 10.0
 """Between two lines of progress where nobody looks on at a terminal."""
+INTERRUPTED = "interrupted (again: no report)"
 CLOUD, POSE = "/perception/points", "/perception/pose"
 
 
@@ -60,14 +66,18 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     return options
 
 
-def run(options: argparse.Namespace) -> dict:
-    """Drive the camera through the node; returns the report. Needs a ROS 2 environment."""
+def run(options: argparse.Namespace, signals: EndSignals) -> dict:
+    """Drive the camera through the node; returns the report. Needs a ROS 2 environment.
+
+    SystemExit where the drive cannot begin, or a signal came before it did.
+    """
     import rclpy
     from rclpy.executors import MultiThreadedExecutor
+    from rclpy.signals import SignalHandlerOptions
 
     from g2vlm_ros.ros.perception_node import PerceptionNode
 
-    rclpy.init(args=[])
+    rclpy.init(args=[], signal_handler_options=SignalHandlerOptions.NO)
     perception = PerceptionNode(parameter_overrides=parameters(demo_parameters(options)))
     executor = MultiThreadedExecutor(num_threads=4)
     executor.add_node(perception)
@@ -76,26 +86,26 @@ def run(options: argparse.Namespace) -> dict:
     recorder = subprocess.Popen(
         [sys.executable, "-m", "g2vlm_ros.demo.nodes.demo_recorder", str(options.out)],
         stdin=subprocess.PIPE,
+        start_new_session=True,  # ends when its input closes, not by the terminal's Ctrl-C
     )
     view = _view() if options.view else None
     started = time.monotonic()
     questions = camera = None
     complete = True
     try:
-        activate(perception)
-        _wait_for_recorder(perception, recorder)
+        activate(perception, signals)
+        _wait_for_recorder(perception, recorder, signals)
         camera = _camera(options)
         executor.add_node(camera)
         if options.images is None:
             questions = _interview(perception, camera)
-        complete = follow(perception, camera, started, options.limit_s)
+        complete = follow(perception, camera, started, options.limit_s, signals)
+    finally:
         if questions is not None:
             questions.stop()
-    finally:
-        recorder.communicate(timeout=60)
+        _close(recorder, signals)
         if view is not None:
-            with suppress(EOFError):  # nobody is there to press it
-                input("the page stays until you press Enter")
+            _wait_for_enter("the page stays until you press Enter", signals)
             view.terminate()
         perception.trigger_shutdown()
         if camera is not None:
@@ -106,6 +116,8 @@ def run(options: argparse.Namespace) -> dict:
         spinning.join(timeout=5)
         rclpy.try_shutdown()
     if not (options.out / "recorder.json").exists():
+        if signals.again:
+            raise SystemExit(signals.exit_code)
         raise SystemExit("the recorder failed; its error is above")
     report = json.loads((options.out / "recorder.json").read_text())
     (options.out / "recorder.json").unlink()
@@ -120,6 +132,17 @@ def run(options: argparse.Namespace) -> dict:
         "run_s": round(time.monotonic() - started, 1),
         "peak_memory_mb": round(peak_mb),
     }
+
+
+def _close(recorder: subprocess.Popen, signals: EndSignals) -> None:
+    """Let the recorder write what it has; a second signal leaves without it."""
+    recorder.stdin.close()
+    deadline = time.monotonic() + WRITE_S
+    while recorder.poll() is None and not signals.again and time.monotonic() < deadline:
+        time.sleep(0.05)
+    if recorder.poll() is None:
+        recorder.kill()
+        recorder.wait()
 
 
 def _questions(questions, out: Path) -> dict:
@@ -200,27 +223,47 @@ def _view() -> subprocess.Popen:
         raise SystemExit(str(error)) from None
 
 
-def activate(perception) -> None:
+def _wait_for_enter(sentence: str, signals: EndSignals) -> None:
+    """Until somebody presses Enter, nobody is there who could, or the end is asked for."""
+    if signals.asked:
+        return
+    print(sentence, end="", flush=True)
+    while not signals.asked:
+        if select.select([sys.stdin], [], [], 0.2)[0]:
+            sys.stdin.readline()
+            return
+
+
+def _go_on(signals: EndSignals) -> None:
+    """SystemExit with the signal's code where one has come."""
+    if signals.asked:
+        print("ended before the drive began", file=sys.stderr)
+        raise SystemExit(signals.exit_code)
+
+
+def activate(perception, signals: EndSignals) -> None:
     from rclpy.lifecycle import TransitionCallbackReturn
 
     for transition in (perception.trigger_configure, perception.trigger_activate):
         if transition() != TransitionCallbackReturn.SUCCESS:
             raise SystemExit("the perception node did not start; its log above says why")
+        _go_on(signals)
 
 
-def _wait_for_recorder(perception, recorder: subprocess.Popen) -> None:
+def _wait_for_recorder(perception, recorder: subprocess.Popen, signals: EndSignals) -> None:
     """Nothing may be published before the recorder listens."""
     deadline = time.monotonic() + 30
     while not perception.listened_to():
+        _go_on(signals)
         if time.monotonic() > deadline or recorder.poll() is not None:
             raise SystemExit("the recorder did not connect over DDS within 30 s")
         time.sleep(0.05)
 
 
-def follow(perception, camera, started: float, limit_s: float) -> bool:
+def follow(perception, camera, started: float, limit_s: float, signals: EndSignals) -> bool:
     """A progress line until the camera has ended and the device has rested for two seconds.
 
-    False, and said, where `limit_s` were over first.
+    False, and said, where `limit_s` were over or a signal came first.
     """
     quiet, on_screen = 0, sys.stderr.isatty()
     shown_s = 0.0
@@ -231,15 +274,15 @@ def follow(perception, camera, started: float, limit_s: float) -> bool:
             line = f"{spent_s:5.1f} s  frames {counts.received:4d}  windows {counts.windows:4d}"
             end = "" if on_screen else "\n"
             print("\r" * on_screen + line, end=end, flush=True, file=sys.stderr)
-        if spent_s >= limit_s:
+        if spent_s >= limit_s or signals.asked:
+            over = f"{limit_s:.0f} s are over (--limit-s)" if spent_s >= limit_s else INTERRUPTED
             print(
-                f"\nthe drive is cut short: {limit_s:.0f} s are over (--limit-s); what follows is "
-                "of its first part",
+                f"\nthe drive is cut short: {over}; what follows is of its first part",
                 file=sys.stderr,
             )
             return False
         quiet = quiet + 1 if camera.finished and perception.idle() else 0
-        time.sleep(0.2)
+        signals.wait(0.2)
     print(file=sys.stderr)
     return True
 
@@ -253,7 +296,8 @@ def main(arguments: list[str] | None = None) -> int:
         f"checkpoint {options.checkpoint.name}: a small one of ours. It knows simulated homes "
         "only; on anything else its geometry means nothing"
     )
-    report = run(options)
+    signals = EndSignals()
+    report = run(options, signals)
     path = options.out / "report.json"
     path.write_text(json.dumps(report, indent=1) + "\n")
     clouds, poses = report["received"].get(CLOUD, 0), report["received"].get(POSE, 0)
@@ -263,7 +307,7 @@ def main(arguments: list[str] | None = None) -> int:
     if report["questions"]:
         _show_questions(report["questions"], report["answers"], options.out)
     print(f"see {path}, and the maps and pictures beside it")
-    return 0 if clouds and poses else 1
+    return signals.exit_code or (0 if clouds and poses else 1)
 
 
 def _show_questions(questions: list[dict], answers: dict, out: Path) -> None:

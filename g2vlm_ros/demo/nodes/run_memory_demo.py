@@ -21,7 +21,9 @@ import numpy as np
 
 from g2vlm_ros.demo.nodes.run_demo import ROOT, prepare_environment
 from g2vlm_ros.geometry.sim3 import Sim3
+from g2vlm_ros.ros.end_signals import EndSignals
 
+POLL_S = 0.2
 SIZE_PX = 720
 MARGIN_M = 0.6
 SHADES = {"floor": 40, "thing": 90, "wall": 190}
@@ -44,15 +46,25 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     return options
 
 
-def run_session(name: str, options: argparse.Namespace) -> dict[str, Any]:
-    """In a process of its own: what one forgets, the next one cannot know."""
+def run_session(name: str, options: argparse.Namespace, signals: EndSignals) -> dict[str, Any]:
+    """In a process of its own: what one forgets, the next one cannot know.
+
+    A signal ends it, too: SystemExit with the signal's code.
+    """
     path = options.out / f"{name}.json"
     path.unlink(missing_ok=True)
     command = [sys.executable, "-m", "g2vlm_ros.demo.nodes.memory_session", name]
     command += [str(options.out), "--home", str(options.home), "--split", options.split]
     command += ["--legs", str(options.legs), "--backend", options.backend]
     command += ["--checkpoint", str(options.checkpoint.resolve())]
-    if subprocess.run(command, check=False).returncode or not path.exists():
+    with subprocess.Popen(command, start_new_session=True) as child:
+        while child.poll() is None:
+            if signals.wait(POLL_S):
+                child.terminate()
+                child.wait()
+    if signals.asked:
+        raise SystemExit(signals.exit_code)
+    if child.returncode or not path.exists():
         raise SystemExit(f"the session '{name}' failed; its error is above")
     return json.loads(path.read_text())
 
@@ -102,18 +114,18 @@ def _point(pixel: np.ndarray) -> tuple[int, int]:
 
 def main(arguments: list[str] | None = None) -> int:
     """Both sessions, and what came of them."""
-    options = parse(arguments)
+    options, signals = parse(arguments), EndSignals()
     options.out.mkdir(parents=True, exist_ok=True)
     prepare_environment()
     print("first session: a drive, and its map in a file")
-    first = run_session("drive", options)
+    first = run_session("drive", options, signals)
     print(
         f"  {first['points']} points and {len(first['things'])} things in home.npz "
         f"({first['file_mib']} MiB); trajectory {first['trajectory']['trajectory_error_m']} m off "
         f"over {first['trajectory']['path_m']} m"
     )
     print("second session: a new process, which knows nothing but that file")
-    second = run_session("return", options)
+    second = run_session("return", options, signals)
     print(f"  {', then '.join(second['localised'])}")
     if second["found_off"] is None:
         print("  it did not find itself")

@@ -30,7 +30,7 @@ from g2vlm_ros.demo.sim.robot_path import RATE_HZ
 from g2vlm_ros.demo.sim.scenes import make_scene
 from g2vlm_ros.demo.sim.splits import SPLITS, home_seed
 from g2vlm_ros.demo.sim.wheel_odometry import base_poses, mount, odometry
-from g2vlm_ros.parameter_schema import SettingError, parameter
+from g2vlm_ros.parameter_schema import TOPIC, SettingError, parameter
 from g2vlm_ros.ros import parameters
 from g2vlm_ros.ros.conversions import geometry, images
 from g2vlm_ros.ros.run_node import run
@@ -86,10 +86,13 @@ class SimCameraSettings:
         for camera in self.cameras:
             name, _, heading = camera.partition(":")
             try:
+                if not TOPIC.pattern.fullmatch(name):
+                    raise ValueError
                 mounts[name] = float(heading or 0.0)
             except ValueError:
                 raise SettingError(
-                    f"cameras has '{camera}'; write a name, or name:degrees such as left:30"
+                    f"cameras has {camera!r}; write a ROS name (letters, digits and _), or "
+                    "name:degrees such as left:30"
                 ) from None
         return mounts
 

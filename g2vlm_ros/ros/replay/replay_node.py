@@ -25,7 +25,7 @@ from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from std_msgs.msg import Bool
 from std_srvs.srv import SetBool
 
-from g2vlm_ros.parameter_schema import SettingError, parameter
+from g2vlm_ros.parameter_schema import FRAME, TOPIC, SettingError, parameter
 from g2vlm_ros.ros import parameters
 from g2vlm_ros.ros.conversions import geometry
 from g2vlm_ros.ros.replay.source import CameraFrame, Recording
@@ -44,9 +44,11 @@ class ReplaySettings:
     path: str = parameter(
         "", "Folder of images, image, video, rosbag2 folder, .mcap or .db3. Required."
     )
-    camera: str = parameter("camera", "Namespace of the camera: <camera>/image_raw.")
+    camera: str = parameter("camera", "Namespace of the camera: <camera>/image_raw.", name=TOPIC)
     frame_id: str = parameter(
-        "", "Optical frame; empty takes the recorded one, without one <camera>_optical_frame."
+        "",
+        "Optical frame; empty takes the recorded one, without one <camera>_optical_frame.",
+        name=FRAME,
     )
     topic: str = parameter("", "Image topic of a recording; empty takes the only one there is.")
     transport: str = parameter("raw", "raw or compressed (JPEG).", choices=("raw", "compressed"))

@@ -12,6 +12,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 import logging
+import os
 import socket
 import subprocess
 import sys
@@ -31,6 +32,7 @@ from g2vlm_ros.geometry.sim3 import quaternion_xyzw
 from g2vlm_ros.parameter_schema import SettingError, parameter
 from g2vlm_ros.ros import parameters
 from g2vlm_ros.ros.conversions import geometry, images
+from g2vlm_ros.ros.end_signals import END_WITH_PARENT
 from g2vlm_ros.ros.publishers import LATCHED
 from g2vlm_ros.ros.run_node import run
 from g2vlm_ros.ros.viewer.scene import (
@@ -362,7 +364,9 @@ def start(port: int) -> subprocess.Popen:
         "-p",
         f"port:={port}",
     ]
-    return subprocess.Popen(command)
+    environment = {**os.environ, END_WITH_PARENT: "1"}
+    # Away from the terminal's signals: whoever started it ends it.
+    return subprocess.Popen(command, env=environment, start_new_session=True)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -3,6 +3,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 
@@ -17,21 +18,21 @@ from g2vlm_tests.harness import GOLDEN  # noqa: E402
 FRAMES = GOLDEN.parents[1] / "frames"
 
 
-def run(out, *arguments):
+def start(out, *arguments):
     environment = {**os.environ, "ROS_LOG_DIR": str(out / "log")}
     # As a newcomer has it: inside the demo's process its large images need the shortcut that the
     # tests' profile turns off; over UDP, best-effort, fragments of them get lost.
     for name in PROFILE_VARIABLES:
         environment.pop(name, None)
-    command = [
-        sys.executable,
-        "-m",
-        "g2vlm_ros.demo.nodes.run_demo",
-        "--out",
-        str(out),
-        *arguments,
-    ]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment)
+    command = [sys.executable, "-m", "g2vlm_ros.demo.nodes.run_demo", "--out", str(out)]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.Popen([*command, *arguments], text=True, env=environment, **pipes)
+
+
+def run(out, *arguments):
+    process = start(out, *arguments)
+    output, errors = process.communicate(timeout=120)
+    return subprocess.CompletedProcess(process.args, process.returncode, output, errors)
 
 
 def test_demo_leaves_a_report_of_what_was_received(tmp_path):
@@ -95,3 +96,15 @@ def test_a_drive_that_is_cut_short_is_called_so(tmp_path):
     assert "Traceback" not in result.stderr
     assert json.loads((tmp_path / "report.json").read_text())["drive_complete"] is False
     assert result.stderr.count("windows") < 10, "no line five times a second in a log"
+
+
+def test_a_drive_that_is_interrupted_ends_in_order_with_a_report(tmp_path):
+    small = ["--checkpoint", str(GOLDEN), "--width", "56", "--backend", "torch", "--rate-hz", "1"]
+    process = start(tmp_path, "--images", str(FRAMES), *small, "--limit-s", "60")
+    while "windows" not in (line := process.stderr.readline()):
+        assert line, "it ended by itself"
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGINT
+    assert "cut short: interrupted" in errors and "Traceback" not in errors, errors
+    assert json.loads((tmp_path / "report.json").read_text())["drive_complete"] is False
