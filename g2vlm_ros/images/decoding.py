@@ -154,7 +154,9 @@ def check_compressed(data: bytes, format: str, max_px: int | None = None) -> tup
         )
     if codec and not re.match(r"(jpe?g|png|rgb8|bgr8|mono8)\b", codec):
         raise ImageError(
-            DropReason.ENCODING, f"compressed format '{format}' is neither jpeg nor png"
+            DropReason.ENCODING,
+            f"compressed format '{format}' is neither jpeg nor png; a video needs its "
+            "transport's decoder: ros2 run image_transport republish",
         )
     if data[:2] == b"\xff\xd8":
         size, complete = _jpeg_size(data), data.rfind(b"\xff\xd9") > data.rfind(b"\xff\xda")

@@ -24,8 +24,13 @@ from g2vlm_ros.ros.camera_tracking import TrackingCounts
 from g2vlm_ros.ros.conversions import geometry
 from g2vlm_ros.settings import Settings
 
-EXPECTED_DROPS = (DropReason.TOO_CLOSE, DropReason.SUPERSEDED, DropReason.RESET)
-"""Reasons that belong to normal work: more frames came than windows need."""
+EXPECTED_DROPS = (
+    DropReason.TOO_CLOSE,
+    DropReason.SUPERSEDED,
+    DropReason.RESET,
+    DropReason.STILL,
+)
+"""Reasons that belong to normal work: more frames came than windows need, or nothing moved."""
 MAX_CLOCK_LEAD_S = 0.5
 """A stamp further ahead of the node's clock than this is an error of clocks."""
 CLOCK_AGE_S = 86_400.0
@@ -366,6 +371,8 @@ class Diagnostics:
         bad = {r: n for r, n in drops.items() if n and r not in EXPECTED_DROPS}
         if bad:
             return self._task("drops", WARN, "frames are unusable: " + ", ".join(bad), **drops)
+        if drops.get(DropReason.STILL):
+            return self._task("drops", OK, "a camera stands still: its view stays", **drops)
         return self._task("drops", OK, "only surplus frames are left out", **drops)
 
     def _latency(self, update: MappedWindow | None, latency_s: float) -> DiagnosticStatus:

@@ -110,6 +110,15 @@ class SafeLifecycleNode(SafeEntities, LifecycleNode):
             return FAILURE
         return super().trigger_shutdown()
 
+    def destroy_node(self) -> None:
+        """Destroy it, and what rclpy leaves to the garbage collector.
+
+        The state machine holds on to the node below, and through it the DDS participant stays in
+        the graph.
+        """
+        super().destroy_node()
+        self._state_machine.destroy_when_not_in_use()
+
     def attempt(self, what: str, step: Callable[[], object]) -> None:
         """One step of taking things down; that it fails keeps no other from being done."""
         try:

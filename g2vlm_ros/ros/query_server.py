@@ -13,7 +13,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-from rclpy.action import ActionServer, CancelResponse
+from rclpy.action import CancelResponse
 from rclpy.callback_groups import ReentrantCallbackGroup
 from rclpy.lifecycle import LifecycleNode
 from rclpy.qos import QoSProfile
@@ -30,6 +30,7 @@ from g2vlm_ros.ros.inference_scheduler import BusyError, InferenceScheduler
 from g2vlm_ros.ros.query_response import Refusal
 from g2vlm_ros.ros.query_worker import QueryWorker
 from g2vlm_ros.ros.question import Deadline, Question
+from g2vlm_ros.ros.rclpy_workarounds import SafeActionServer
 from g2vlm_ros.ros.service_errors import Codes, RequestError, inactive
 from g2vlm_ros.ros.tf_lookup import TfLookupError
 from g2vlm_ros.ros.window_selection import Feedback, NotYetError
@@ -45,7 +46,7 @@ BURST = QoSProfile(depth=1000)
 """Requests that may arrive before the first is looked at; none is lost."""
 
 
-class ClientActionServer(ActionServer):
+class ClientActionServer(SafeActionServer):
     """An action server that knows which client a goal is of."""
 
     def __init__(self, *arguments: Any, **options: Any):
@@ -235,7 +236,7 @@ class QueryServer:
                 raise inactive()
             query_request.check(question.request, self._settings.cameras, self.worker.now_ns())
             newest = self._windows.newest_window()
-            question.after_window = newest[0].window.id if newest else 0
+            question.after = newest[0].window if newest else None
             self._queue(question)
             return True
         except Exception as error:  # a question that ends without a response would never end

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from g2vlm_ros.query.context import ViewSelection
+from g2vlm_ros.records import Window
 
 MAX_WAIT_S = 3600.0
 """No question waits longer, whatever its request says."""
@@ -98,7 +99,7 @@ class Question:
     fresh: bool = False
     """Whether it asks for a window newer than itself."""
     feedback: Callable[[int, str], None] = lambda phase, text: None
-    after_window: int = 0
+    after: Window | None = None
     """For `fresh`: the newest window when it was asked."""
     future: concurrent.futures.Future | None = None
     timer: threading.Timer | None = None

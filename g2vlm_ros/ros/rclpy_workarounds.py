@@ -13,9 +13,10 @@ response that comes in between is dropped ("Ignoring unexpected goal response").
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from typing import Any
 
-from rclpy.action import ActionClient
+from rclpy.action import ActionClient, ActionServer
 from rclpy.exceptions import InvalidHandle
 from rclpy.impl.implementation_singleton import rclpy_implementation
 
@@ -39,6 +40,17 @@ class SafeEntities:
         """Destroy it; transitions of a lifecycle node do not touch it any more."""
         getattr(self, "_managed_entities", set()).discard(publisher)
         return super().destroy_publisher(publisher)
+
+
+class SafeActionServer(ActionServer):
+    """An action server that may be destroyed while goals are executed."""
+
+    async def _execute_goal(self, execute_callback: Callable, goal_handle: Any) -> None:
+        try:
+            await super()._execute_goal(execute_callback, goal_handle)
+        except (*GONE, KeyError):  # rclpy forgets the goal, too
+            if not _destroyed(self):
+                raise
 
 
 class SafeActionClient(ActionClient):
@@ -116,8 +128,9 @@ def safe_waitable(waitable):
             return
         try:
             await run(data)
-        except InvalidHandle:
-            return
+        except GONE:
+            if not _destroyed(waitable):
+                raise
 
     waitable.add_to_wait_set, waitable.is_ready = add_to_wait_set, is_ready
     waitable.take_data, waitable.execute = take_data, execute
@@ -125,7 +138,7 @@ def safe_waitable(waitable):
 
 
 def _destroyed(handle: Any) -> bool:
-    """Whether a handle of rclpy cannot be used any more."""
+    """Whether a handle of rclpy, or a waitable, cannot be used any more."""
     try:
         with handle:
             return False

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from g2vlm_ros.action import AnswerSpatialQuery
 from g2vlm_ros.pipeline import PerceivedWindow
 from g2vlm_ros.query.context import CachedWindow, ContextStore
+from g2vlm_ros.records import Window
 from g2vlm_ros.ros.conversions import geometry
 from g2vlm_ros.ros.question import Question
 from g2vlm_ros.ros.service_errors import Codes, RequestError, check_age
@@ -51,13 +52,16 @@ class WindowSelection:
         return window
 
     def _fresh_window(self, question: Question) -> CachedWindow:
-        """A window newer than the goal; NotYetError until there are frames for one."""
+        """A window newer than the goal; NotYetError until there are frames for one.
+
+        While the cameras stand still the last window comes again, with a newer stamp.
+        """
         question.feedback(Feedback.RECONSTRUCTING, "")
         window = self._newest()
-        if window is None or window.update.window.id <= question.after_window:
+        if not _newer(window, question.after):
             self._source.run_window()
             window = self._newest()
-        if window is None or window.update.window.id <= question.after_window:
+        if not _newer(window, question.after):
             raise NotYetError
         return window
 
@@ -91,3 +95,11 @@ class WindowSelection:
                 "for its frames",
             )
         return views
+
+
+def _newer(window: CachedWindow | None, before: Window | None) -> bool:
+    """Whether a window came after another, or came once more after it."""
+    if window is None or before is None:
+        return window is not None
+    newest = window.update.window
+    return (newest.id, newest.stamp_ns) > (before.id, before.stamp_ns)

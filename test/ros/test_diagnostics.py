@@ -141,6 +141,8 @@ def test_bad_frames_warn_and_surplus_ones_do_not(report):
     from diagnostic_msgs.msg import DiagnosticStatus
 
     assert report(0.0, dropped={"too_close": 9})["drops"].level == DiagnosticStatus.OK
+    standing = report(0.5, dropped={"too_close": 9, "still": 5})["drops"]
+    assert standing.level == DiagnosticStatus.OK and "stands still" in standing.message
     status = report(1.0, dropped={"too_close": 20, "encoding": 1})["drops"]
     assert status.level == DiagnosticStatus.WARN and "encoding" in status.message
     later = report(2.0, dropped={"too_close": 30, "encoding": 1})["drops"]

@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Transitions are all or nothing, whenever they come and whatever goes on meanwhile."""
 
+import gc
 import random
 import threading
 import time
+from pathlib import Path
 
 import pytest
-from g2vlm_tests.harness import Bench, bench, image
+from g2vlm_tests.harness import SMALL, Bench, bench, image
 
 rclpy = pytest.importorskip("rclpy")
 
@@ -173,28 +175,59 @@ def test_the_executor_survives_a_callback_that_raises_and_counts_it():
         assert isinstance(made.escaped[0], KeyError)
 
 
-def test_cleaning_up_while_goals_arrive_leaves_a_node_that_can_be_configured():
+def test_cleaning_up_while_goals_arrive_leaves_a_node_that_can_be_configured(monkeypatch):
     from g2vlm_ros.action import AnswerSpatialQuery
     from g2vlm_ros.srv import SpatialQuery
     from rclpy.lifecycle import TransitionCallbackReturn
 
+    from g2vlm_ros.ros import perception_node
     from g2vlm_ros.ros.rclpy_workarounds import SafeActionClient
 
     with bench() as made:
+        # Loaded once: what is tried here is what goes and comes around the model.
+        monkeypatch.setattr(perception_node, "open_and_warm_up", lambda _, it=made.perception: it)
         client = SafeActionClient(made.peer, AnswerSpatialQuery, "/perception/answer")
         service = made.peer.create_client(SpatialQuery, "/perception/query")
-        for _ in range(6):
+        for _ in range(20):
             made.until(client.server_is_ready, "the action")
             for k in range(6):
                 goal = AnswerSpatialQuery.Goal(question=f"What is there? {k}", max_wait_s=1.0)
                 client.send_goal_async(goal)
                 service.call_async(SpatialQuery.Request(question="What?", max_wait_s=1.0))
-            time.sleep(0.02)
+            time.sleep(random.uniform(0.0, 0.03))
             assert made.node.trigger_deactivate() == TransitionCallbackReturn.SUCCESS
             assert made.node.trigger_cleanup() == TransitionCallbackReturn.SUCCESS
             assert made.spinner.alive
             made.start()
-        assert not made.escaped
+        assert not made.escaped, made.escaped[0]
+
+
+def dds_threads():
+    """How many threads of DDS this process has: those of its participants."""
+    names = [path.read_text() for path in Path("/proc/self/task").glob("*/comm")]
+    return sum(name.startswith("dds") for name in names)
+
+
+def test_a_destroyed_node_leaves_the_graph_at_once_and_not_with_the_garbage():
+    from rclpy.parameter import Parameter
+
+    from g2vlm_ros.ros.perception_node import PerceptionNode
+
+    gc.collect()
+    gc.disable()
+    try:
+        before, context = dds_threads(), rclpy.Context()
+        rclpy.init(args=[], context=context)
+        overrides = [Parameter(k, value=v) for k, v in SMALL.items()]
+        node = PerceptionNode(context=context, parameter_overrides=overrides)
+        node.trigger_configure()
+        assert dds_threads() > before + 3
+        node.trigger_shutdown()
+        node.destroy_node()
+        assert dds_threads() <= before + 1, "one serves all participants of a process"
+        rclpy.shutdown(context=context)
+    finally:
+        gc.enable()
 
 
 def test_random_transitions_under_load_keep_node_and_executor_alive():

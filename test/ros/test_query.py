@@ -20,7 +20,7 @@ from g2vlm_tests.asking import (  # noqa: E402
     region,
     request,
 )
-from g2vlm_tests.harness import bench  # noqa: E402
+from g2vlm_tests.harness import bench, image  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -171,6 +171,7 @@ def test_a_bad_goal_is_aborted_with_its_code(made):
 
 def test_a_fresh_window_is_waited_for(made):
     heard = []
+    made.node.refresh(20)
     _, future, _ = goal(made, heard, question="What is there?", fresh_window=True)
     time.sleep(0.3)
     assert not future.done(), "no frames, no fresh window"
@@ -180,6 +181,19 @@ def test_a_fresh_window_is_waited_for(made):
     assert 1 in [f.phase for f in heard]
     _, late, _ = goal(made, question="And now?", fresh_window=True, max_wait_s=0.2)
     assert finish(made, late).result.error_code == 9901
+
+
+def test_a_fresh_window_is_also_the_last_one_again_while_the_robot_stands_still(made):
+    feed(made, start_s=START_S + 20)
+    made.node.refresh(20)
+    _, future, _ = goal(made, question="What is there?", fresh_window=True, max_wait_s=20.0)
+    last = made.node.windows.newest.window.frames[-1]
+    for k in range(1, 5):
+        number = round(last.stamp_ns * 1e-6)
+        made.send("/camera/image_raw", image(last.stamp_ns * 1e-9 + k, number))
+    got = finish(made, future)
+    assert got.result.success, got.result.error_msg
+    assert made.node.windows.newest.still
 
 
 def test_a_goal_can_be_cancelled_while_it_waits_and_while_it_is_answered(made):

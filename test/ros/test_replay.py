@@ -344,6 +344,15 @@ def test_a_picture_with_a_damaged_body_is_left_out_and_named(audience, tmp_path,
     assert "03.png is left out" in caplog.text
 
 
+def test_a_folder_without_one_good_picture_fails_and_says_so(audience, tmp_path):
+    folder = write_images(tmp_path / "i", 2)
+    for picture in folder.iterdir():
+        picture.write_bytes(picture.read_bytes()[:60])
+    seen = audience({"path": folder, "rate_hz": 50.0})
+    seen.until_finished()
+    assert "none of its pictures can be decoded" in seen.replay.failure
+
+
 def test_recordings_that_cannot_be_played_name_the_remedy(ros, tmp_path):
     (tmp_path / "old.bag").write_bytes(b"#ROSBAG V2.0\n")
     (tmp_path / "a.db3.zstd").write_bytes(b"x")
@@ -406,6 +415,14 @@ def test_truncated_recording(audience, tmp_path):
     file.write_bytes(file.read_bytes()[:-2000])
     message = refusal({"path": file})
     assert "cannot be read as a recording" in message
+    message = refusal({"path": bag})
+    assert f"mcap recover {file}" in message, "also where metadata.yaml was written"
+
+
+def test_a_recording_whose_file_was_renamed_names_the_remedy(ros, tmp_path):
+    bag = write_bag(tmp_path / "bag")
+    next(bag.glob("*.db3")).rename(bag / "other.db3")
+    assert f"ros2 bag reindex {bag}" in refusal({"path": bag})
 
 
 @pytest.mark.parametrize(

@@ -42,9 +42,8 @@ sys.exit(run("steady", Steady, []))
 """
 STARTER = """
 import os, subprocess, sys
-code = sys.stdin.read()
-child = subprocess.Popen([sys.executable, "-c", code], env={**os.environ, "G2VLM_ROS_END_WITH_PARENT": "1"})
-child.wait()
+os.environ["G2VLM_ROS_END_WITH_PARENT"] = "1"
+subprocess.run([sys.executable, "-c", sys.stdin.read()])
 """
 
 

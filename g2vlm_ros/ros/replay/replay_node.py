@@ -233,6 +233,8 @@ class ReplayNode(Node):
             if time.monotonic() >= next_line_s:
                 next_line_s += PROGRESS_PERIOD_S
                 self._progress("playing")
+        if not self.published and not self._closing.is_set():
+            raise ValueError("none of its pictures can be decoded; the warnings above say why")
         self._gap_s = span_s or 1.0
         self._progress("played")
 

@@ -193,6 +193,10 @@ def _reader(path: Path) -> Iterator[Any]:
             yield reader
     except (ReaderError, *DAMAGE) as error:
         remedy = ""
-        if path.suffix == ".mcap":
-            remedy = f"; where it was cut off, run: mcap recover {path} -o recovered.mcap"
+        storage = [path] if path.is_file() else _storage_files(path)
+        cut = [file for file in storage if file.suffix == ".mcap"]
+        if "missing" in str(error):
+            remedy = f"; where files were renamed, run: ros2 bag reindex {path}"
+        elif cut:
+            remedy = f"; where it was cut off, run: mcap recover {cut[-1]} -o recovered.mcap"
         raise ValueError(f"{path} cannot be read as a recording: {error}{remedy}") from error
