@@ -24,12 +24,14 @@ import statistics
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 
-from benchmarks.demo_map import LEGS, ROOT, Drive, Log, Network, demo_settings
+from benchmarks.demo_map import LEGS, ROOT, Drive, Log, demo_settings
+from benchmarks.object_plan import write_plan
 from benchmarks.record import record
 from g2vlm_ros.demo.sim import drive_metrics
 from g2vlm_ros.demo.sim.home import STRUCTURE, Home, Item, overlaps
@@ -42,8 +44,8 @@ from g2vlm_ros.pipeline import MappingPipeline, PerceivedWindow
 from g2vlm_ros.query.context import ContextStore, ViewSelection
 from g2vlm_ros.query.grounding import measure_detections
 from g2vlm_ros.query.map_object import MIN_SIGHTINGS, MapObject
-from g2vlm_ros.query.object_association import sightings_of
 from g2vlm_ros.query.object_memory import LOADED, ObjectMemory
+from g2vlm_ros.query.object_sightings import sightings_of
 from g2vlm_ros.query.types import Detection
 from g2vlm_ros.settings import Settings
 
@@ -185,27 +187,32 @@ class Observer:
         self.memory.observe(update, selection.points, sightings, views)
 
 
-def drive(number: int, split: str, perception: Perception, settings: Settings) -> dict[str, Any]:
-    """One home, there and back."""
+def drive(
+    number: int,
+    split: str,
+    perception: Perception,
+    settings: Settings,
+    plan: Path | None = None,
+) -> dict[str, Any]:
+    """One home, there and back. plan: where to draw what is remembered at the turn."""
     scene = make_scene(home_seed(split, number), LEGS)
     home, walk = changed(scene.home, scene.walk), there_and_back(scene.walk)
     turn_s = scene.walk.time_s[-1]
     seen = Drive([home.before, home.after], walk, (walk.time_s > turn_s).astype(np.int64))
     again_s = _shown_again(home, seen, turn_s)
-    log, network, observer = Log(), Network(perception), Observer(home, seen, settings)
-    live = MappingPipeline(network, settings)
+    log, observer = Log(), Observer(home, seen, settings)
+    live = MappingPipeline(perception, settings)
     numbers = {seen.frame(n).stamp_ns: n for n in range(len(seen.images))}
     at_turn: dict[str, Any] = {}
     owners: dict[int, int] = {}
     noticed: dict[int, float] = {}
     for n in range(len(seen.images)):
         if not at_turn and seen.time_s[n] > turn_s:
-            at_turn, owners = _judge_memory(observer, home.before, log, seen)
+            at_turn, owners = _judge_memory(observer, home.before, log, seen, plan)
         live.offer(seen.frame(n))
         while (update := live.step()) is not None:
             views = [numbers[frame.stamp_ns] for frame in update.window.frames]
-            log.take(update, views, network.said[id(update.scene)])
-            network.said.clear()
+            log.take(update, views, update.result)
             observer.take(update, views)
             for each in observer.memory.objects():
                 if not each.there and each.id in owners:
@@ -233,7 +240,7 @@ def _shown_again(home: ChangedHome, seen: Drive, turn_s: float) -> dict[int, flo
 
 
 def _judge_memory(
-    observer: Observer, home: Home, log: Log, seen: Drive
+    observer: Observer, home: Home, log: Log, seen: Drive, plan: Path | None = None
 ) -> tuple[dict[str, Any], dict[int, int]]:
     """Scores of what is remembered, and the item that each object is of."""
     fit = drive_metrics.track(log.track(observer.memory.map_id), dict(enumerate(seen.poses)))
@@ -241,6 +248,8 @@ def _judge_memory(
     if fit is None or not objects:
         return {"objects": len(objects)}, {}
     home_from_map = fit.home_from_map
+    if plan is not None:
+        write_plan(plan, home, home_from_map, objects)
     owners, surprises, distances_m = {}, [], []
     for each in objects:
         place = home_from_map.apply(each.centre[None])[0]
@@ -355,12 +364,16 @@ def main() -> int:
     """Measure and record."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--homes", type=int, nargs="+", default=[3, 5, 8, 11])
+    parser.add_argument("--plan", type=Path, help="a picture of what is remembered at a turn")
     parser.add_argument("--split", choices=("heldout", "validation"), default="heldout")
     arguments = parser.parse_args()
     cv2.setNumThreads(1)
     settings = demo_settings({"model.checkpoint": str(ROOT / "engines" / "demo")})
     perception = Perception.open(settings)
-    rows = [drive(home, arguments.split, perception, settings) for home in arguments.homes]
+    rows = [
+        drive(home, arguments.split, perception, settings, arguments.plan)
+        for home in arguments.homes
+    ]
     result = {"split": arguments.split, "mean": summary(rows), "find_ms": find_ms(), "homes": rows}
     print(result["mean"], result["find_ms"])
     if arguments.split == "heldout":

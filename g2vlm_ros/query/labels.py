@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 COLOURS = frozenset(
     "red green blue yellow white black brown grey gray orange purple pink beige".split()
 )
@@ -28,11 +30,13 @@ def singular(word: str) -> str:
     return word[:-1] if word.endswith("s") and not word.endswith("ss") else word
 
 
+@lru_cache(maxsize=4096)
 def words_of(name: str) -> tuple[str, ...]:
     """The words of a name or label in lower case and singular."""
     return tuple(singular(word) for word in name.lower().replace("_", " ").split())
 
 
+@lru_cache(maxsize=4096)
 def label_fit(phrase: str, label: str) -> float:
     """1 where a label is the phrase, KIND_ONLY where it only names its kind, else 0."""
     phrase_words, label_words = words_of(phrase), words_of(label)

@@ -18,7 +18,7 @@ from g2vlm_ros.geometry.sim3 import Sim3
 from g2vlm_ros.pipeline import PerceivedWindow
 from g2vlm_ros.query import object_association, object_belief
 from g2vlm_ros.query.map_object import MAX_EVIDENCE, MapObject, in_room, matching, transformed
-from g2vlm_ros.query.object_association import Sighting
+from g2vlm_ros.query.object_sightings import Sighting
 from g2vlm_ros.query.point_map import PointMap
 from g2vlm_ros.records import ScaleState
 

@@ -14,8 +14,8 @@ from g2vlm_ros.pipeline import PerceivedWindow
 from g2vlm_ros.query.answerer import Answerer
 from g2vlm_ros.query.context import ContextStore, ViewSelection
 from g2vlm_ros.query.grounding import OutOfTimeError, measure_detections
-from g2vlm_ros.query.object_association import sightings_of
 from g2vlm_ros.query.object_memory import ObjectMemory
+from g2vlm_ros.query.object_sightings import sightings_of
 from g2vlm_ros.query.types import Query
 from g2vlm_ros.ros import query_request, query_response
 from g2vlm_ros.ros.answer_topics import AnswerTopics

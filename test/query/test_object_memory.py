@@ -15,10 +15,11 @@ from g2vlm_ros.mapping.window_pose import ScaleUpdate
 from g2vlm_ros.query.answerer import Answerer
 from g2vlm_ros.query.grounding import OutOfTimeError, measure_detections
 from g2vlm_ros.query.map_object import ObjectState, age_in_words, matching
-from g2vlm_ros.query.object_association import match, sightings_of
+from g2vlm_ros.query.object_association import match
 from g2vlm_ros.query.object_file import ObjectMemoryError, from_bytes, to_bytes
 from g2vlm_ros.query.object_measurement import compact, locate
 from g2vlm_ros.query.object_memory import ObjectMemory
+from g2vlm_ros.query.object_sightings import sightings_of
 from g2vlm_ros.query.types import Abstention, Detection, Query
 from g2vlm_ros.records import Intrinsics, ScaleState
 
