@@ -47,7 +47,7 @@ PARAMETERS = {
     "query.dialogues": "1",
 }
 """Two views a window: more windows in the time, for what would grow with each. The bounds are met
-in the warm-up; those of config/perception.yaml take hours to fill. What is held for questions comes
+in the warm-up; those of config/perception.yaml take hours. What is held for questions comes
 and goes with them (3 windows and 4 conversations, each with up to 3 scenes of 15 MiB), so that no
 ten minutes could tell growth from it."""
 QUESTIONS = (
