@@ -216,7 +216,7 @@ def noisy(depth_m: np.ndarray, poses: np.ndarray, rng: np.random.Generator) -> P
 def detected(true: VisibleFacts, items: np.ndarray) -> tuple[Detection, ...]:
     """Boxes around what is seen of each thing, by a detector that never errs."""
     detections = []
-    for thing in true.seen:
+    for thing in true.things:
         label = thing.phrase if thing.unique else f"{thing.item.colour} {thing.item.name}"
         for view, share in enumerate(thing.share):
             if share < MIN_SHARE:

@@ -30,6 +30,10 @@ ROS_PACKAGES = {"cv_bridge", "launch", "rclpy", "sensor_msgs_py", "tf2_ros"}
 MESSAGE_PACKAGES = ("_msgs", "_interfaces", "_srvs")
 PUBLIC_UNDERSCORES = {"_replace"}
 """Of a named tuple; the underscore only keeps it apart from the fields."""
+BARE_PARTICIPLES = set(
+    "made found told known seen chosen whole wanted heard got given drawn came kept own".split()
+)
+"""Say nothing of what a name holds; as adjectives of a noun (`fused_depth`) they are welcome."""
 LIGHT_ROOMS = ("checkpoint", "dense_map", "geometry", "images", "mapping", "query")
 LIGHT_LIBRARIES = {
     "PIL",
@@ -181,6 +185,23 @@ def test_rooms_without_a_network_need_no_heavy_library(room: str) -> None:
         others = {name.split(".")[0] for name in imported(file)} - sys.stdlib_module_names
         heavy = others - LIGHT_LIBRARIES
         assert not heavy, f"{name_of(file)} imports {sorted(heavy)}"
+
+
+@pytest.mark.parametrize("file", files(), ids=name_of)
+def test_data_has_nouns(file: Path) -> None:
+    """A local, a parameter or an attribute is called what it is, not what was done to it."""
+    bare = []
+    for node in ast.walk(ast.parse(file.read_text())):
+        name = ""
+        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            name = node.id
+        elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
+            name = node.attr
+        elif isinstance(node, ast.arg):
+            name = node.arg
+        if name.strip("_") in BARE_PARTICIPLES:
+            bare.append(f"line {node.lineno}: {name}")
+    assert not bare, f"{name_of(file)} names no thing in {bare}"
 
 
 def test_tests_use_what_is_public() -> None:

@@ -122,9 +122,9 @@ class Localiser:
         near = [saved[i] for i in np.argsort(gaps)[:NEAR_VIEWS] if gaps[i] < 1]
         if not near:
             return mapped
-        found = search(near, mapped.result, mapped.trusted_views, newest)
-        place = found.place
-        if found.outcome is not SearchOutcome.LOCALISED or not confirms(
+        search_result = search(near, mapped.result, mapped.trusted_views, newest)
+        place = search_result.place
+        if search_result.outcome is not SearchOutcome.LOCALISED or not confirms(
             mapped.placement.map_from_window, place.map_from_window, mapped.result
         ):
             return mapped
@@ -150,11 +150,13 @@ class Localiser:
                 others.setdefault(slam.map_id_of(keyframe.window_id), []).append(view)
         newest, best = _newest_trusted(mapped), SearchResult(SearchOutcome.NO_KEYFRAMES)
         for other in sorted(others):
-            found = search(others[other], mapped.result, mapped.trusted_views, newest, self._hint)
-            self.searches[found.outcome] += 1
-            if found.outcome is SearchOutcome.LOCALISED or other == home:
-                best = found
-            if found.outcome is SearchOutcome.LOCALISED:
+            search_result = search(
+                others[other], mapped.result, mapped.trusted_views, newest, self._hint
+            )
+            self.searches[search_result.outcome] += 1
+            if search_result.outcome is SearchOutcome.LOCALISED or other == home:
+                best = search_result
+            if search_result.outcome is SearchOutcome.LOCALISED:
                 break
         self._hint_windows -= self._hint is not None
         if self._hint_windows <= 0:
@@ -162,10 +164,10 @@ class Localiser:
         return self._follow(best, mapped, slam, home)
 
     def _follow(
-        self, found: SearchResult, mapped: MappedWindow, slam: GraphSlam, home: int
+        self, search_result: SearchResult, mapped: MappedWindow, slam: GraphSlam, home: int
     ) -> MappedWindow:
         """What a search changes."""
-        outcome, place = found.outcome, found.place
+        outcome, place = search_result.outcome, search_result.place
         sure = outcome is SearchOutcome.LOCALISED
         if outcome is SearchOutcome.UNCONFIRMED:
             sure = self._confirmed(place, mapped, slam)

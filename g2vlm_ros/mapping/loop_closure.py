@@ -137,8 +137,10 @@ class LoopDetector:
                 return expected
         if window.id - max(self._last_by_pose, self._last_by_appearance) >= gap:
             # Where a saved map is not known to be this one, looks alone must not join the two.
-            known = [k for k in old if k.window_id != SAVED_MAP or between(window.id, SAVED_MAP)]
-            best = by_appearance(known, view_descriptor(mapped.result, window.newest))
+            of_this_map = [
+                k for k in old if k.window_id != SAVED_MAP or between(window.id, SAVED_MAP)
+            ]
+            best = by_appearance(of_this_map, view_descriptor(mapped.result, window.newest))
             if best is not None and best[1] >= settings.loop_similarity:
                 self._last_by_appearance = window.id
                 return best[0]

@@ -88,9 +88,9 @@ def _determined(
     """By kind of error: sum of the squared changes, and how many unknowns were determined."""
     views, knots = len(change), change[:, 6:]
     blocks = covariance.reshape(views, PER_VIEW, views, PER_VIEW)
-    own = blocks[np.arange(views), :, np.arange(views), :]
-    middle, middle_variance = knots.mean(1), own[:, 6:, 6:].mean((1, 2))
-    spread = np.trace(own[:, 6:, 6:], axis1=1, axis2=2) - _KNOTS * middle_variance
+    diagonal = blocks[np.arange(views), :, np.arange(views), :]
+    middle, middle_variance = knots.mean(1), diagonal[:, 6:, 6:].mean((1, 2))
+    spread = np.trace(diagonal[:, 6:, 6:], axis1=1, axis2=2) - _KNOTS * middle_variance
     squares = (
         (change[:, :3] ** 2).sum(),
         (change[:, 3:6] ** 2).sum() / depth_u**2,
@@ -98,8 +98,8 @@ def _determined(
         ((knots - middle[:, None]) ** 2).sum(),
     )
     unknown = (
-        np.trace(own[:, :3, :3], axis1=1, axis2=2).sum() / prior.turn_rad**2,
-        np.trace(own[:, 3:6, 3:6], axis1=1, axis2=2).sum() / (prior.shift * depth_u) ** 2,
+        np.trace(diagonal[:, :3, :3], axis1=1, axis2=2).sum() / prior.turn_rad**2,
+        np.trace(diagonal[:, 3:6, 3:6], axis1=1, axis2=2).sum() / (prior.shift * depth_u) ** 2,
         middle_variance.sum() / (prior.scale**2 + prior.field**2 / _KNOTS),
         spread.sum() / prior.field**2,
     )

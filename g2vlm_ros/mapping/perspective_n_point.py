@@ -32,13 +32,13 @@ def perspective_n_point(
     rays = (pixels - (camera.cx_px, camera.cy_px)) / focal
     depth = float(np.median(points[:, 2]))
     for _ in range(STEPS):
-        seen = transformed(pose, points)
-        seen[:, 2] = np.maximum(seen[:, 2], NEAREST * depth)
-        residual = (seen[:, :2] / seen[:, 2:] - rays) * focal
+        in_camera = transformed(pose, points)
+        in_camera[:, 2] = np.maximum(in_camera[:, 2], NEAREST * depth)
+        residual = (in_camera[:, :2] / in_camera[:, 2:] - rays) * focal
         error_px = np.linalg.norm(residual, axis=1)
         std_px = max(MIN_TRACK_PX, float(np.median(error_px)) / 1.1774)
         weight = 1 / (1 + (error_px / (CAUCHY * std_px)) ** 2) / std_px**2
-        jacobian = _projection_rows(seen, focal)
+        jacobian = _projection_rows(in_camera, focal)
         weighted = jacobian * weight[:, None, None]
         information = np.einsum("nai,naj->ij", weighted, jacobian)
         gradient = np.einsum("nai,na->i", weighted, residual)
@@ -49,19 +49,19 @@ def perspective_n_point(
         pose = motion @ pose
         if max(np.abs(step[:3]).max(), np.abs(step[3:]).max() / depth) < SMALL_STEP:
             break
-    seen = transformed(pose, points)
-    seen[:, 2] = np.maximum(seen[:, 2], NEAREST * depth)
-    error_px = np.linalg.norm((seen[:, :2] / seen[:, 2:] - rays) * focal, axis=1)
+    in_camera = transformed(pose, points)
+    in_camera[:, 2] = np.maximum(in_camera[:, 2], NEAREST * depth)
+    error_px = np.linalg.norm((in_camera[:, :2] / in_camera[:, 2:] - rays) * focal, axis=1)
     return pose, information / ALIKE, error_px
 
 
-def _projection_rows(seen: np.ndarray, focal: np.ndarray) -> np.ndarray:
+def _projection_rows(in_camera: np.ndarray, focal: np.ndarray) -> np.ndarray:
     """(n, 2, 6): derivatives of pixels of points (n, 3) by their motion (turn, shift)."""
-    near = 1 / seen[:, 2]
-    slope = np.zeros((len(seen), 2, 3))
+    near = 1 / in_camera[:, 2]
+    slope = np.zeros((len(in_camera), 2, 3))
     slope[:, 0, 0], slope[:, 1, 1] = focal[0] * near, focal[1] * near
-    slope[:, :, 2] = -focal * seen[:, :2] * near[:, None] ** 2
-    return np.concatenate([np.cross(seen[:, None], slope), slope], -1)
+    slope[:, :, 2] = -focal * in_camera[:, :2] * near[:, None] ** 2
+    return np.concatenate([np.cross(in_camera[:, None], slope), slope], -1)
 
 
 def transformed(pose: np.ndarray, points: np.ndarray) -> np.ndarray:

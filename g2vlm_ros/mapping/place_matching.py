@@ -121,11 +121,11 @@ def _in_map(
 ) -> Sim3 | None:
     """map_from_window of a window whose view lies at a pose (4, 4); its unit by the depths."""
     depth = (points[matches[:, 0]] - pose[:3, 3]) @ pose[:3, 2]
-    seen = features.point_u[matches[:, 1], 2]
-    good = (depth > 0) & (seen > 0)
+    depth_u = features.point_u[matches[:, 1], 2]
+    good = (depth > 0) & (depth_u > 0)
     if good.sum() < MIN_MATCHES:
         return None
-    scale = float(np.exp(np.median(np.log(depth[good] / seen[good]))))
+    scale = float(np.exp(np.median(np.log(depth[good] / depth_u[good]))))
     local = result.window_from_camera[view].astype(np.float64)
     rotation = pose[:3, :3] @ local[:3, :3].T
     return Sim3(scale, rotation, pose[:3, 3] - scale * rotation @ local[:3, 3])

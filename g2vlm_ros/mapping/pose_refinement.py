@@ -152,9 +152,9 @@ def _found_tracks(
 
 def _turns(odometry: Sequence[np.ndarray | None]) -> list[Turn]:
     """Turns of odometry between successive views that it knows."""
-    known = [i for i, pose in enumerate(odometry) if pose is not None]
+    with_odometry = [i for i, pose in enumerate(odometry) if pose is not None]
     turns = []
-    for i, j in zip(known, known[1:], strict=False):
+    for i, j in zip(with_odometry, with_odometry[1:], strict=False):
         rotation = odometry[i][:3, :3].T @ odometry[j][:3, :3]
         angle = float(np.linalg.norm(cv2.Rodrigues(rotation)[0]))
         turns.append(Turn(i, j, rotation, TURN_RAD + TURN_SHARE * angle))
@@ -176,8 +176,8 @@ def _errors_px(adjustment: Adjustment, tracks: Tracks, size: tuple[int, int]) ->
     at, share = knot_weights(tracks.source_px, size)
     stretch = np.exp((adjustment.log_depth[tracks.source[:, None], at] * share).sum(1))
     points = tracks.point_u * stretch[:, None]
-    seen, _ = moved_points(adjustment.poses, tracks.source, tracks.target, points)
-    return np.linalg.norm(seen[:, :2] / seen[:, 2:] - tracks.ray, axis=1) / tracks.pixel
+    in_target, _ = moved_points(adjustment.poses, tracks.source, tracks.target, points)
+    return np.linalg.norm(in_target[:, :2] / in_target[:, 2:] - tracks.ray, axis=1) / tracks.pixel
 
 
 def _applied(result: Reconstruction, adjustment: Adjustment) -> Reconstruction:

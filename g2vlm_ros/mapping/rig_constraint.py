@@ -86,9 +86,9 @@ def rig_distance_m(one: Frame, other: Frame) -> float | None:
 
 def _instants(frames: Sequence[Frame]) -> list[list[int]]:
     """Views of one moment, two or more of different cameras whose place on the rig is known."""
-    known = [i for i, frame in enumerate(frames) if frame.rig_from_camera is not None]
+    mounted = [i for i, frame in enumerate(frames) if frame.rig_from_camera is not None]
     groups: list[list[int]] = []
-    for i in sorted(known, key=lambda i: frames[i].stamp_ns):
+    for i in sorted(mounted, key=lambda i: frames[i].stamp_ns):
         group = groups[-1] if groups else []
         near = group and frames[i].stamp_ns - frames[group[0]].stamp_ns <= MAX_SKEW_NS
         if near and frames[i].camera not in {frames[j].camera for j in group}:
@@ -113,16 +113,17 @@ def _units_per_metre(
     noise_u: float,
 ) -> float | None:
     """Of the whole window; None where the cameras are too near to each other to tell."""
-    along = known = 0.0
+    along = square = 0.0
     for views, turn in zip(instants, turns, strict=True):
         arms = np.stack([turn @ mounts[i][:3, 3] for i in views])
         places = poses[list(views), :3, 3]
         arms, places = arms - arms.mean(0), places - places.mean(0)
-        along, known = along + float((arms * places).sum()), known + float((arms**2).sum())
-    if known <= 0:
+        along += float((arms * places).sum())
+        square += float((arms**2).sum())
+    if square <= 0:
         return None
-    unit = along / known
-    return unit if unit * np.sqrt(known) > MIN_REACH * noise_u else None
+    unit = along / square
+    return unit if unit * np.sqrt(square) > MIN_REACH * noise_u else None
 
 
 def _angle_rad(rotation: np.ndarray) -> float:

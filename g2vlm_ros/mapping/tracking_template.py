@@ -151,11 +151,11 @@ class TrackingTemplate:
         frame: uint8 (h, w), treated as the template's image was. pose: camera_from_template as
         predicted.
         """
-        seen = cv2.transform(self._surface, self.view.camera.matrix() @ pose[:3])
-        behind = seen[..., 2] <= NEAREST * self.depth
-        seen[behind, 2] = 1.0
-        seen[behind, :2] = NOWHERE_PX
-        warp = seen[..., :2] / seen[..., 2:]
+        in_camera = cv2.transform(self._surface, self.view.camera.matrix() @ pose[:3])
+        behind = in_camera[..., 2] <= NEAREST * self.depth
+        in_camera[behind, 2] = 1.0
+        in_camera[behind, :2] = NOWHERE_PX
+        warp = in_camera[..., :2] / in_camera[..., 2:]
         expected = self._inside(warp[self._at])
         if expected.sum() < MIN_POINTS:
             return self.corners, expected, int(expected.sum())

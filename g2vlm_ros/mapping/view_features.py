@@ -47,9 +47,9 @@ def view_features(image: ViewImage, points: np.ndarray, camera: Intrinsics | Non
     at = ((pixel + 0.5) * (width / size[0], height / size[1])).astype(int)
     at = np.clip(at, 0, (width - 1, height - 1))
     point = points[at[:, 1], at[:, 0]].astype(np.float64)
-    known = np.isfinite(point).all(1)
+    has_point = np.isfinite(point).all(1)
     matrix = camera and camera.resized(*size).matrix()
-    return ViewFeatures(pixel[known], descriptor[known], point[known], matrix)
+    return ViewFeatures(pixel[has_point], descriptor[has_point], point[has_point], matrix)
 
 
 class FeatureSearch:
@@ -86,5 +86,5 @@ def match_features(source: ViewFeatures, target: ViewFeatures) -> np.ndarray:
     best = alike.argmax(1)
     first, second = -np.partition(-alike, 1, axis=1)[:, :2].T
     mutual = alike.argmax(0)[best] == np.arange(len(best))
-    kept = np.flatnonzero(mutual & (1 - first < RATIO**2 * (1 - second)))
-    return np.stack([kept, best[kept]], axis=1)
+    matched_rows = np.flatnonzero(mutual & (1 - first < RATIO**2 * (1 - second)))
+    return np.stack([matched_rows, best[matched_rows]], axis=1)

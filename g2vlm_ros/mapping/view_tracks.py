@@ -64,9 +64,9 @@ class Tracks:
     def __len__(self) -> int:
         return len(self.source)
 
-    def __getitem__(self, chosen: np.ndarray) -> Tracks:
+    def __getitem__(self, index: np.ndarray) -> Tracks:
         """Those of a mask or of indices."""
-        return Tracks(*(getattr(self, name)[chosen] for name in self.__dataclass_fields__))
+        return Tracks(*(getattr(self, name)[index] for name in self.__dataclass_fields__))
 
     def linked(self, views: int) -> np.ndarray:
         """bool (views, views): pairs of views that tracks connect."""
@@ -111,8 +111,8 @@ class TrackedViews:
 
     def pairs(self) -> list[tuple[int, int]]:
         """(earlier, later) views that may be compared."""
-        known = [i for i, camera in enumerate(self.cameras) if camera is not None]
-        return [(i, j) for j in known for i in known if 0 < j - i <= MAX_VIEWS_APART]
+        with_camera = [i for i, camera in enumerate(self.cameras) if camera is not None]
+        return [(i, j) for j in with_camera for i in with_camera if 0 < j - i <= MAX_VIEWS_APART]
 
     def inside(self, pixels: np.ndarray) -> np.ndarray:
         """bool (n,): pixels (n, 2) whose patch lies in the image."""

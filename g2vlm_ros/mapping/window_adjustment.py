@@ -194,11 +194,11 @@ class _Surfaces:
         )
         column, row = column.reshape(-1), row.reshape(-1)
         self._border_px = BORDER_PX / step
-        known = [i for i, camera in enumerate(cameras) if camera is not None]
+        with_camera = [i for i, camera in enumerate(cameras) if camera is not None]
         source, target, at = [], [], []
         for i in range(len(views)):
             smooth = np.flatnonzero(edges[i, row, column] == 0)
-            for j in known:
+            for j in with_camera:
                 if i != j and abs(i - j) <= MAX_VIEWS_APART:
                     source.append(np.full(len(smooth), i))
                     target.append(np.full(len(smooth), j))
@@ -257,10 +257,13 @@ def moved_points(
     poses: np.ndarray, source: np.ndarray, target: np.ndarray, points: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Points (k, 3) of source views as target views see them, and the turns (k, 3, 3)."""
-    chosen = relative_poses(poses)[target, source]
-    seen = np.einsum("kij,kj->ki", chosen[:, :3, :3], points) + chosen[:, :3, 3]
-    seen[:, 2] = np.maximum(seen[:, 2], NEAREST * points[:, 2])
-    return seen, chosen[:, :3, :3]
+    target_from_source = relative_poses(poses)[target, source]
+    in_target = (
+        np.einsum("kij,kj->ki", target_from_source[:, :3, :3], points)
+        + target_from_source[:, :3, 3]
+    )
+    in_target[:, 2] = np.maximum(in_target[:, 2], NEAREST * points[:, 2])
+    return in_target, target_from_source[:, :3, :3]
 
 
 def knot_weights(pixels: np.ndarray, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:

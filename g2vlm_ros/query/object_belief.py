@@ -83,8 +83,8 @@ def silence(other: MapObject) -> float:
     """Log odds of a window whose detector does not show an object: the surer it was until now to
     show it there, the more it says."""
     before = max(0, other.overlooked - other.misses)
-    shown = (other.sightings + 1) / (other.sightings + before + 2)
-    return max(LEAST_SILENCE, math.log1p(-shown))
+    share = (other.sightings + 1) / (other.sightings + before + 2)
+    return max(LEAST_SILENCE, math.log1p(-share))
 
 
 def _look(update: PerceivedWindow, points: PointMap, view: int, other: MapObject) -> Look:

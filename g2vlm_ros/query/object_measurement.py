@@ -210,9 +210,9 @@ def compact(thing: Object3D) -> Object3D:
     depth = max(LAYER_DEPTH * thing.across, MIN_LAYER)
     counts = np.searchsorted(order, order + depth, side="right") - np.arange(len(order))
     start = order[np.argmax(counts >= NEARLY * counts.max())]
-    kept = thing.points[(along >= start) & (along <= start + depth)]
-    centre, size, yaw = _box(kept)
-    return _completed(replace(thing, points=kept, centre=centre, size=size, yaw_rad=yaw))
+    points_inside = thing.points[(along >= start) & (along <= start + depth)]
+    centre, size, yaw = _box(points_inside)
+    return _completed(replace(thing, points=points_inside, centre=centre, size=size, yaw_rad=yaw))
 
 
 def map_covariance(points: PointMap, thing: Object3D) -> np.ndarray:

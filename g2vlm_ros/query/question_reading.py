@@ -128,15 +128,15 @@ def bare_name(words: str) -> str:
 
 def _named(names: list[Name]) -> list[Name]:
     """Names without scenes, and without pronouns where the thing is named."""
-    kept = [name for name in names if not _is_scene(name)]
+    objects = [name for name in names if not _is_scene(name)]
     things = [
         name
-        for name in kept
+        for name in objects
         if name.text != VIEWER and not re.fullmatch(lexicon.PRONOUNS, name.text)
     ]
     if not things:
-        return kept
-    return [name for name in kept if name.text == VIEWER or name in things]
+        return objects
+    return [name for name in objects if name.text == VIEWER or name in things]
 
 
 def _is_scene(name: Name) -> bool:

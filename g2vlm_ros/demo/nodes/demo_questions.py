@@ -217,7 +217,9 @@ def _said(qa: QuestionAnswer, response: SpatialQuery.Response) -> str:
     return response.answer
 
 
-def summary(asked: Sequence[Asked], homes: int = TRAINING_HOMES, views: int = 2) -> dict[str, Any]:
+def summary(
+    records: Sequence[Asked], homes: int = TRAINING_HOMES, views: int = 2
+) -> dict[str, Any]:
     """Accuracy by kind beside the best answer that never looks, and how far confidence is right.
 
     A bound is neither right nor wrong: it is counted by itself. The blind answers are learnt from
@@ -225,8 +227,8 @@ def summary(asked: Sequence[Asked], homes: int = TRAINING_HOMES, views: int = 2)
     """
     blind = Baselines(training_questions(homes, views))
     kinds = {}
-    for kind in [k for k in (*MEASURED, *WORDS) if any(a.kind == k for a in asked)]:
-        rows = [a for a in asked if a.kind == kind]
+    for kind in [k for k in (*MEASURED, *WORDS) if any(a.kind == k for a in records)]:
+        rows = [a for a in records if a.kind == kind]
         guesses = [correct(kind, blind.blind(kind, a.question), a.truth) for a in rows]
         kinds[kind] = {
             "asked": len(rows),
@@ -236,7 +238,7 @@ def summary(asked: Sequence[Asked], homes: int = TRAINING_HOMES, views: int = 2)
         }
     sure = [
         (a.confidence, a.verdict == "right")
-        for a in asked
+        for a in records
         if a.confidence >= 0 and a.verdict != "bound"
     ]
     scores: dict[str, Any] = {"by_kind": kinds}

@@ -103,8 +103,8 @@ def picture(options: argparse.Namespace, first: dict[str, Any], second: dict[str
     for path, colour in ((first["path"], FIRST), (second["path"], SECOND)):
         line = pixels(home_from_map.apply(np.array(path)))
         cv2.polylines(image, [line.astype(np.int32)], False, colour, 2, cv2.LINE_AA)
-    found = pixels(home_from_map.apply(np.array(second["path"][:1])))[0]
-    cv2.circle(image, _point(found), 9, FOUND, 2, cv2.LINE_AA)
+    place = pixels(home_from_map.apply(np.array(second["path"][:1])))[0]
+    cv2.circle(image, _point(place), 9, FOUND, 2, cv2.LINE_AA)
     return image
 
 

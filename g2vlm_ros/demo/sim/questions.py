@@ -83,24 +83,27 @@ class Seen:
 class VisibleFacts:
     """What can be asked about one window."""
 
-    seen: tuple[Seen, ...]
+    things: tuple[Seen, ...]
+    """Those of which enough shows."""
     glimpsed: frozenset[str]
     """Names of things of which a few pixels show: neither there nor not there."""
     obstacles: np.ndarray
     """(K, 4) rectangles on the floor that a robot must not enter, seen or not."""
 
     def names(self) -> set[str]:
-        return {thing.item.name for thing in self.seen}
+        return {thing.item.name for thing in self.things}
 
     def mention(self, phrase: str, name: str) -> Mention:
         """All things that are `name`, or `colour name`, under a phrase."""
         ids = tuple(
-            t.item.id for t in self.seen if name in (t.item.name, f"{t.item.colour} {t.item.name}")
+            t.item.id
+            for t in self.things
+            if name in (t.item.name, f"{t.item.colour} {t.item.name}")
         )
         return Mention(phrase, ids)
 
     def askable(self) -> list[Seen]:
-        return [thing for thing in self.seen if thing.unique]
+        return [thing for thing in self.things if thing.unique]
 
     def in_newest(self) -> list[Seen]:
         return [thing for thing in self.askable() if thing.share[-1] >= MIN_SHARE]
@@ -188,9 +191,9 @@ def article(phrase: str) -> str:
 
 
 def _listing(truth: VisibleFacts, rng: np.random.Generator) -> QuestionAnswer | None:
-    if not truth.seen:
+    if not truth.things:
         return None
-    largest = sorted(truth.seen, key=lambda thing: -thing.share.sum())
+    largest = sorted(truth.things, key=lambda thing: -thing.share.sum())
     names = list(dict.fromkeys(thing.item.name for thing in largest))[:3]
     listed = " and ".join(
         [", ".join(article(n) for n in names[:-1])] * (len(names) > 1) + [article(names[-1])]
@@ -203,7 +206,7 @@ def _exists(truth: VisibleFacts, rng: np.random.Generator) -> QuestionAnswer | N
     """About a kind of thing, or about one of a colour; as often there as not."""
     there, coloured = rng.random() < 0.5, rng.random() < 0.3
     if coloured:
-        things = [thing for thing in truth.seen if thing.item.name not in truth.glimpsed]
+        things = [thing for thing in truth.things if thing.item.name not in truth.glimpsed]
         if not things:
             return None
         name = _pick(rng, things).item.name
@@ -238,7 +241,7 @@ def _colour(truth: VisibleFacts, rng: np.random.Generator) -> QuestionAnswer | N
 
 
 def _count(truth: VisibleFacts, rng: np.random.Generator) -> QuestionAnswer | None:
-    names = Counter(thing.item.name for thing in truth.seen)
+    names = Counter(thing.item.name for thing in truth.things)
     several = [name for name, number in names.items() if number > 1]
     chance = rng.random()
     options = list(furniture.NAMES) if chance < 0.3 else list(names)
@@ -255,7 +258,7 @@ def _count(truth: VisibleFacts, rng: np.random.Generator) -> QuestionAnswer | No
 
 def _nearest(truth: VisibleFacts, rng: np.random.Generator) -> QuestionAnswer | None:
     by_distance = sorted(
-        (t for t in truth.seen if t.share[-1] >= MIN_SHARE), key=lambda thing: thing.distance_m
+        (t for t in truth.things if t.share[-1] >= MIN_SHARE), key=lambda thing: thing.distance_m
     )
     if not by_distance or not by_distance[0].unique:
         return None

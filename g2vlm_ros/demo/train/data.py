@@ -191,24 +191,24 @@ class Ring:
         self, number: int, scene: int, key: DialogueKey, half: int, rng: np.random.Generator
     ) -> list[QuestionAnswer]:
         """Of the shorter (half 0) or the longer ones, so that little of a batch is padding."""
-        known = self.shards.dialogues(number, scene)
-        if key not in known:
+        dialogues = self.shards.dialogues(number, scene)
+        if key not in dialogues:
             parts = (self._worded[number][name][scene] for name in ("share", "poses", "times"))
             home = self.shards.home(number, scene)
-            known[key] = dialogue(home, *parts, self.data, key)
-        asked = known[key]
-        return _drawn(asked[half * len(asked) // 2 : (half + 1) * len(asked) // 2], self.data, rng)
+            dialogues[key] = dialogue(home, *parts, self.data, key)
+        pairs = dialogues[key]
+        return _drawn(pairs[half * len(pairs) // 2 : (half + 1) * len(pairs) // 2], self.data, rng)
 
 
 def _drawn(
-    known: list[QuestionAnswer], data: Data, rng: np.random.Generator
+    pairs: list[QuestionAnswer], data: Data, rng: np.random.Generator
 ) -> list[QuestionAnswer]:
     """Up to `data.questions` of these, in a random order."""
-    if not known:
+    if not pairs:
         return []
-    weight = np.array([data.nearest_weight if qa.kind == "nearest" else 1.0 for qa in known])
-    order = rng.choice(len(known), min(data.questions, len(known)), False, weight / weight.sum())
-    return [known[i] for i in order]
+    weight = np.array([data.nearest_weight if qa.kind == "nearest" else 1.0 for qa in pairs])
+    order = rng.choice(len(pairs), min(data.questions, len(pairs)), False, weight / weight.sum())
+    return [pairs[i] for i in order]
 
 
 def cell_shares(items: Tensor, side: int) -> Tensor:

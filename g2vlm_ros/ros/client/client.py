@@ -197,9 +197,9 @@ class SpatialClient:
 
     def ask(self, question: str, **fields: Any) -> SpatialQuery.Response:
         """The answer to a question; raises UnreachableError where the node does not respond."""
-        asked = request(question, **fields)
+        call = request(question, **fields)
         return self._wait(
-            self._connection.send(self._connection.query, asked), asked.max_wait_s + PATIENCE_S
+            self._connection.send(self._connection.query, call), call.max_wait_s + PATIENCE_S
         )
 
     def ask_and_see(
@@ -274,8 +274,8 @@ class AsyncSpatialClient:
 
         Cancelling the task forgets the question.
         """
-        asked = request(question, **fields)
-        return await self._call(self._connection.query, asked, asked.max_wait_s + PATIENCE_S)
+        call = request(question, **fields)
+        return await self._call(self._connection.query, call, call.max_wait_s + PATIENCE_S)
 
     async def answer(
         self, question: str, on_feedback: Callable[[Any], None] | None = None, **fields: Any
@@ -285,11 +285,11 @@ class AsyncSpatialClient:
         on_feedback runs in the event loop. Cancelling the task cancels the goal, between two
         tokens. Raises UnreachableError where the node does not respond.
         """
-        asked = request(question, AnswerSpatialQuery.Goal, **fields)
+        call = request(question, AnswerSpatialQuery.Goal, **fields)
         loop = asyncio.get_running_loop()
         hear = on_feedback and (lambda text: loop.call_soon_threadsafe(on_feedback, text))
-        goal = self._connection.goal(asked, hear)
-        timeout_s = asked.max_wait_s + PATIENCE_S
+        goal = self._connection.goal(call, hear)
+        timeout_s = call.max_wait_s + PATIENCE_S
         try:
             await loop.run_in_executor(None, goal.send)
             return await asyncio.wait_for(asyncio.wrap_future(goal.result), timeout_s)
