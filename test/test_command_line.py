@@ -153,6 +153,7 @@ def test_many_views_are_warned_about_only_with_a_question(images, tmp_path, caps
         ({"--min-confidence": "2"}, "0.0 to 1.0"),
         ({"--out": "no/such/folder/a.ply"}, "make the folder first"),
         ({"--out": "."}, "is a folder"),
+        ({"--out": "scene.obj"}, "clouds are written as .ply"),
         ({"--width": "57"}, "multiple of 14"),
         ({"--backend": "abacus"}, "abacus"),
         ({"--question": "  "}, "question is empty"),

@@ -96,7 +96,9 @@ def _plan_of(question_type: str, targets: Sequence[str]) -> Plan:
 
 def check_text(field: str, text: str) -> None:
     """INVALID_REQUEST for text that is empty, too long, not UTF-8 or holds control characters."""
-    if not text.strip() or len(text) > MAX_CHARACTERS:
+    if text and not text.strip():
+        raise invalid(f"{field} is blank; it must have 1 to {MAX_CHARACTERS} characters that show")
+    if not text or len(text) > MAX_CHARACTERS:
         raise invalid(f"{field} has {len(text)} characters; it must have 1 to {MAX_CHARACTERS}")
     if "\ufffd" in text:
         raise invalid(f"{field} is not UTF-8; encode it before sending")

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from g2vlm_tests.harness import SMALL, Bench, bench, image
+from g2vlm_tests.transitions import random_transitions, state
 
 rclpy = pytest.importorskip("rclpy")
 
@@ -22,37 +23,6 @@ def change_state(made, transition_id):
 
     request = ChangeState.Request(transition=Transition(id=transition_id))
     return made.call(ChangeState, "/perception/change_state", request).success
-
-
-def state(made):
-    from lifecycle_msgs.srv import GetState
-
-    return made.call(GetState, "/perception/get_state", GetState.Request()).current_state.label
-
-
-class CameraStream:
-    """Publishes frames from a thread until it is left; nobody needs to listen."""
-
-    def __init__(self, made, rate_hz=30.0):
-        from sensor_msgs.msg import Image
-
-        self._topic = made.peer.create_publisher(Image, "/camera/image_raw", 5)
-        self._period_s, self._ending = 1 / rate_hz, threading.Event()
-        self._thread = threading.Thread(target=self._publish, daemon=True)
-
-    def __enter__(self):
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_):
-        self._ending.set()
-        self._thread.join()
-
-    def _publish(self):
-        seconds = START_S
-        while not self._ending.wait(self._period_s):
-            seconds += 0.1
-            self._topic.publish(image(seconds))
 
 
 def test_a_transition_out_of_turn_is_answered_false_and_changes_nothing():
@@ -231,33 +201,13 @@ def test_a_destroyed_node_leaves_the_graph_at_once_and_not_with_the_garbage():
 
 
 def test_random_transitions_under_load_keep_node_and_executor_alive():
-    """A slice of what benchmarks cannot say: 60 of the 1 000 transitions of the long run."""
+    """A slice of the long run, `g2vlm_tests.transitions`."""
     made = Bench()
     try:
         random_transitions(made, 60, seed=1)
         assert not made.escaped, made.escaped[0]
     finally:
         made.close()
-
-
-def random_transitions(made, count, seed):
-    """Transitions, possible ones and others, beside a camera at 30 Hz and a listener."""
-    from rclpy.lifecycle import TransitionCallbackReturn
-    from sensor_msgs.msg import PointCloud2
-
-    made.peer.create_subscription(PointCloud2, "/perception/points", lambda _: None, 2)
-    draw = random.Random(seed)
-    names = ("configure", "activate", "deactivate", "cleanup")
-    possible = {"unconfigured": "configure", "inactive": "activate", "active": "deactivate"}
-    with CameraStream(made):
-        for _ in range(count):
-            before = state(made)
-            wanted = draw.choice((possible[before], *names))
-            result = getattr(made.node, f"trigger_{wanted}")()
-            assert made.spinner.alive
-            allowed = wanted in (possible[before], "cleanup" if before == "inactive" else None)
-            assert (result == TransitionCallbackReturn.SUCCESS) == allowed, (before, wanted)
-            time.sleep(draw.choice((0.0, 0.0, 0.02, 0.1)))
 
 
 def test_deactivating_does_not_wait_for_a_device_that_hangs(monkeypatch):

@@ -48,7 +48,7 @@ def test_a_question_is_answered_in_words_from_the_window(made):
     ("fields", "code", "words"),
     [
         ({"question": ""}, 9909, "1 to 512"),
-        ({"question": " \n"}, 9909, "1 to 512"),
+        ({"question": " \n"}, 9909, "question is blank; it must have 1 to 512"),
         ({"question": "a" * 513}, 9909, "513"),
         ({"question": "a\x01b"}, 9909, "U+0001"),
         ({"question": "\x1b[2J"}, 9909, "U+001B"),
