@@ -181,10 +181,6 @@ def _check(options: argparse.Namespace) -> None:
         raise ValueError(f"--views is {options.views}; it must be at least 1")
     if not (options.question or options.out or options.poses):
         options.out = Path("scene.ply")
-    if options.out and options.out.suffix.lower() != ".ply":
-        raise ValueError(
-            f"{options.out} ends in {options.out.suffix!r}; clouds are written as .ply"
-        )
     for path in filter(None, (options.out, options.poses)):
         if not path.absolute().parent.is_dir():
             raise ValueError(f"{path.absolute().parent} does not exist; make the folder first")
