@@ -17,6 +17,8 @@ NOT_BENCHMARKS = {
     "record",
     "eager_reference",
     "peers",
+    "saved_map",
+    "office_again",
     "gpu",
     "export_size",
     "fleet",

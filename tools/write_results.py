@@ -138,6 +138,30 @@ ROWS = {
             benchmark("demo_map", way="mean.whole_way_m", maps="mean.maps"),
         ),
         Result(
+            "lost in a saved map, another day, held-out homes: places found within .25 m and 5°, "
+            "found elsewhere",
+            "{right} of {places}, {wrong}",
+            "python -m benchmarks relocalisation",
+            benchmark(
+                "relocalisation",
+                right="places.right",
+                places="places.places",
+                wrong="places.wrong",
+            ),
+            on_the_front_page=True,
+        ),
+        Result(
+            "the same on real pixels (office, stand-in for the network), where views overlap",
+            "{right} of {places}, {wrong}",
+            "python -m benchmarks relocalisation",
+            benchmark(
+                "relocalisation",
+                right="office.overlapping.right",
+                places="office.overlapping.places",
+                wrong="office.overlapping.wrong",
+            ),
+        ),
+        Result(
             "six drives of the demo: trajectory and map points",
             "{trajectory:.2f} m and {points:.2f} m off",
             "python -m benchmarks demo_map",
