@@ -88,11 +88,12 @@ class Place:
     @property
     def plausible(self) -> bool:
         """Whether it may be the place."""
-        return (
-            self.inliers >= MIN_INLIERS
-            and self.agreement >= MIN_AGREEMENT
-            and self.shared >= MIN_SHARED
-        )
+        return self.inliers >= MIN_INLIERS and self.surfaces_fit
+
+    @property
+    def surfaces_fit(self) -> bool:
+        """Whether the map's surfaces are where the window sees surfaces."""
+        return self.agreement >= MIN_AGREEMENT and self.shared >= MIN_SHARED
 
     @property
     def sure(self) -> bool:
@@ -172,7 +173,9 @@ def judge(places: Sequence[Place]) -> SearchResult:
     if not plausible:
         return SearchResult(SearchOutcome.NOT_FOUND)
     best = plausible[0]
-    rivals = [p for p in plausible[1:] if p.inliers >= RIVAL * best.inliers]
+    # A rival with few features would not be believed, but it is a doubt all the same.
+    others = [p for p in places if p is not best and p.surfaces_fit]
+    rivals = [p for p in others if p.inliers >= RIVAL * best.inliers]
     if rivals:
         return SearchResult(SearchOutcome.AMBIGUOUS, best, rivals[0])
     outcome = SearchOutcome.LOCALISED if best.sure else SearchOutcome.UNCONFIRMED

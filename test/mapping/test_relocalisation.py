@@ -23,7 +23,7 @@ from g2vlm_ros.mapping.keyframe_files import (
     to_bytes,
 )
 from g2vlm_ros.mapping.map_view import MapView
-from g2vlm_ros.mapping.relocalisation import PlaceHint
+from g2vlm_ros.mapping.relocalisation import Place, PlaceHint, judge
 from g2vlm_ros.mapping.window_pose import LocalisationState, SearchOutcome
 from g2vlm_ros.settings import Settings
 
@@ -114,6 +114,25 @@ def test_two_rooms_alike_are_ambiguous_until_a_hint_says_which(saved):
         [[np.eye(3), np.array([[-8.0], [0.0], [0.0]])], [np.zeros(3), 1.0]]
     )
     assert pose_error(found, home_frames(0), world_from_second, LATER_S)[0] < 0.15
+
+
+@pytest.mark.parametrize(
+    ("rival", "agreement", "outcome"),
+    [
+        (30, 0.9, SearchOutcome.AMBIGUOUS),
+        (23, 0.9, SearchOutcome.AMBIGUOUS),
+        (23, 0.5, SearchOutcome.LOCALISED),
+        (21, 0.9, SearchOutcome.LOCALISED),
+    ],
+)
+def test_a_rival_is_a_doubt_though_it_would_not_be_believed_itself(rival, agreement, outcome):
+    """Twins in a doubled map had 44 and 23 features; 24 are asked for to be believed."""
+
+    def place(inliers, agreement):
+        pose = np.eye(4)
+        return Place(Sim3.identity(), None, inliers, agreement, 0.8, np.eye(7), pose)
+
+    assert judge([place(44, 0.94), place(rival, agreement)]).outcome is outcome
 
 
 def test_a_fixed_map_stays_as_it_is(saved):
