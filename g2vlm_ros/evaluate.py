@@ -40,7 +40,7 @@ from g2vlm_ros.evaluation.stand_in import StandInErrors, StandInPerception
 from g2vlm_ros.evaluation.trajectory_metrics import consistency, trajectory_errors
 from g2vlm_ros.geometry.point_cloud import write_ply
 from g2vlm_ros.geometry.sim3 import Sim3, quaternion_xyzw
-from g2vlm_ros.images.map_preview import picture
+from g2vlm_ros.images.map_preview import picture, picture_by_height
 from g2vlm_ros.perception import Perception
 from g2vlm_ros.pipeline import MappingPipeline
 from g2vlm_ros.records import Frame, NonFiniteError
@@ -211,8 +211,11 @@ class SequenceRun:
         if self.record.maps:
             track = self.record.track(self.record.maps[0])
             places = np.stack([pose[:3, 3] for pose in track.values()])
-            image = picture(points, colours, places)
-            cv2.imwrite(str(folder / "map.png"), image[..., ::-1])
+            for name, image in (
+                ("map.png", picture(points, colours, places)),
+                ("map_by_height.png", picture_by_height(points, places)),
+            ):
+                cv2.imwrite(str(folder / name), image[..., ::-1])
         text = json.dumps(figures, indent=1)
         (folder / "result.json").write_text(text + "\n", encoding="utf-8")
 

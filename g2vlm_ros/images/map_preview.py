@@ -7,6 +7,8 @@ import cv2
 import numpy as np
 
 BACKGROUND = 24
+HIGHEST_M, LOWEST_M = 0.3, 2.0
+"""Above and below the cameras, what a picture by height shows: a room without its ceiling."""
 PATH_COLOURS = ((255, 64, 64), (64, 220, 64))
 
 
@@ -35,6 +37,18 @@ def picture(
             line = np.clip(pixels, -1e4, 1e4).round().astype(np.int32)
             cv2.polylines(tiles[-1], [line], False, colour, 2, cv2.LINE_AA)
     return np.concatenate(tiles, axis=1)
+
+
+def picture_by_height(points: np.ndarray, path: np.ndarray, size_px: int = 480) -> np.ndarray:
+    """`picture` of a map in metres with the path of its cameras, the lowest points blue and the
+    highest red; what lies above the cameras is left out, so that floors are seen from above.
+    """
+    below = points[:, 2] < path[:, 2].max() + HIGHEST_M
+    height = points[below, 2] - (path[:, 2].min() - LOWEST_M)
+    reach = HIGHEST_M + LOWEST_M + np.ptp(path[:, 2])
+    level = np.clip(255 * height / reach, 0, 255).astype(np.uint8)
+    colours = cv2.applyColorMap(level[:, None], cv2.COLORMAP_TURBO)[:, 0, ::-1]
+    return picture(points[below], colours, path, size_px=size_px)
 
 
 def _splat(unit: np.ndarray, colours: np.ndarray, size_px: int) -> np.ndarray:

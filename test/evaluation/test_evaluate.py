@@ -49,7 +49,7 @@ def test_exact_geometry_gives_back_the_trajectory(folder, tmp_path, capsys) -> N
     truth = np.loadtxt(tmp_path / "truth.txt")
     assert track.shape == truth.shape == (result["views_per_map"][0], 8)
     np.testing.assert_array_equal(track[:, 0], truth[:, 0])
-    for name in ("map.ply", "map.png"):
+    for name in ("map.ply", "map.png", "map_by_height.png"):
         assert (tmp_path / name).stat().st_size > 1000
 
 
