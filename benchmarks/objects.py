@@ -12,8 +12,8 @@ of the drive to the truth, at the turn (what is remembered) and at the end (what
   of one thing. `distance_m`: from an object to the nearest thing of its name, median. `nees`:
   squared error of places over what their covariances say, per axis.
 - `noticed`: things that went and whose place was shown to the camera again, of which the object is
-  GONE or MOVED within NOTICE_S of that. `false_gone`: objects of things that never went, but are
-  said to be GONE or MOVED.
+  GONE or MOVED, or lies nearer to where the thing stands now, within NOTICE_S of that.
+  `false_gone`: objects of things that never went, but are said to be GONE or MOVED.
 - `find_ms`: one search by words among 1 000 objects, the median of 50.
 """
 
@@ -39,6 +39,7 @@ from g2vlm_ros.demo.sim.renderer import render
 from g2vlm_ros.demo.sim.robot_path import RobotPath
 from g2vlm_ros.demo.sim.scenes import make_scene
 from g2vlm_ros.demo.sim.splits import home_seed
+from g2vlm_ros.geometry.sim3 import Sim3
 from g2vlm_ros.perception import Perception
 from g2vlm_ros.pipeline import MappingPipeline, PerceivedWindow
 from g2vlm_ros.query.context import ContextStore, ViewSelection
@@ -205,22 +206,32 @@ def drive(
     numbers = {seen.frame(n).stamp_ns: n for n in range(len(seen.images))}
     at_turn: dict[str, Any] = {}
     owners: dict[int, int] = {}
+    home_from_map = Sim3.identity()
     noticed: dict[int, float] = {}
     for n in range(len(seen.images)):
         if not at_turn and seen.time_s[n] > turn_s:
-            at_turn, owners = _judge_memory(observer, home.before, log, seen, plan)
+            at_turn, owners, home_from_map = _judge_memory(observer, home.before, log, seen, plan)
         live.offer(seen.frame(n))
         while (update := live.step()) is not None:
             views = [numbers[frame.stamp_ns] for frame in update.window.frames]
             log.take(update, views, update.result)
             observer.take(update, views)
             for each in observer.memory.objects():
-                if not each.there and each.id in owners:
+                if each.id in owners and _differs(each, owners[each.id], home, home_from_map):
                     noticed.setdefault(each.id, float(seen.time_s[n]))
     row = {"home": number, "windows": live.counts().windows, "maps": len(log.windows)}
     row |= at_turn | _judge_changes(observer, home, owners, noticed, again_s)
     print(row, flush=True)
     return row
+
+
+def _differs(each: MapObject, item_id: int, home: ChangedHome, home_from_map: Sim3) -> bool:
+    """Whether an object is no longer taken to be where its thing was before."""
+    if not each.there:
+        return True
+    before, after = (which.items[item_id - 1].centre_m for which in (home.before, home.after))
+    place = home_from_map.apply(each.centre[None])[0]
+    return bool(np.linalg.norm(place - after) < np.linalg.norm(place - before))
 
 
 def _shown_again(home: ChangedHome, seen: Drive, turn_s: float) -> dict[int, float]:
@@ -241,12 +252,12 @@ def _shown_again(home: ChangedHome, seen: Drive, turn_s: float) -> dict[int, flo
 
 def _judge_memory(
     observer: Observer, home: Home, log: Log, seen: Drive, plan: Path | None = None
-) -> tuple[dict[str, Any], dict[int, int]]:
-    """Scores of what is remembered, and the item that each object is of."""
+) -> tuple[dict[str, Any], dict[int, int], Sim3]:
+    """Scores of what is remembered, the item that each object is of, and home_from_map."""
     fit = drive_metrics.track(log.track(observer.memory.map_id), dict(enumerate(seen.poses)))
     objects = observer.memory.objects()
     if fit is None or not objects:
-        return {"objects": len(objects)}, {}
+        return {"objects": len(objects)}, {}, Sim3.identity()
     home_from_map = fit.home_from_map
     if plan is not None:
         write_plan(plan, home, home_from_map, objects)
@@ -275,7 +286,7 @@ def _judge_memory(
         "distance_m": round(float(np.median(distances_m)), 3) if distances_m else None,
         "trajectory_error_m": fit.scores()["trajectory_error_m"],
     }
-    return scores, owners
+    return scores, owners, home_from_map
 
 
 def _judge_changes(

@@ -197,6 +197,26 @@ ROWS = {
             benchmark("drive", growth="resident_growth_second_half_mib"),
         ),
     ),
+    "Things in the map": (
+        Result(
+            "held-out home 5 alone: confirmed objects within 0.3 m of their thing, and things shown "
+            "in three views that are confirmed there; second objects of a thing",
+            "**{precision:.0%}** and **{recall:.0%}**, {duplicates:.0f}",
+            "python -m benchmarks objects --homes 5",
+            benchmark(
+                "objects",
+                precision="mean.precision",
+                recall="mean.recall",
+                duplicates="mean.duplicates",
+            ),
+        ),
+        Result(
+            "one search by words among 1 000 objects (limit 50 ms)",
+            "{find:.2f} ms",
+            "python -m benchmarks objects --homes 5",
+            benchmark("objects", find="find_ms"),
+        ),
+    ),
     "Questions": (
         Result(
             "questions about held-out homes, the model's words alone",
