@@ -199,8 +199,8 @@ ROWS = {
     ),
     "Things in the map": (
         Result(
-            "held-out home 5 alone: confirmed objects within 0.3 m of their thing, and things shown "
-            "in three views that are confirmed there; second objects of a thing",
+            "held-out home 5 alone: confirmed objects within 0.3 m of their thing, and things "
+            "shown in three views that are confirmed there; second objects of a thing",
             "**{precision:.0%}** and **{recall:.0%}**, {duplicates:.0f}",
             "python -m benchmarks objects --homes 5",
             benchmark(
