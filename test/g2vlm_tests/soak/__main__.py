@@ -27,9 +27,10 @@ from sensor_msgs.msg import PointCloud2
 
 PERIOD_S = 2.0
 WARM_UP_S = 3 * ROUND_S
-WARM_UP_WINDOWS = 200
+WARM_UP_WINDOWS = 500
 """The warm-up lasts so long and so many windows, whichever is later on the machine: the first
-round makes the map, in the others its parts get the sizes they keep."""
+round makes the map, in the others its parts get the sizes they keep (after 200 windows memory
+still rose, after 400 no longer)."""
 MAX_WARM_UP_S = 1800.0
 MAX_PERCENT = 1.0
 """Growth of resident memory an hour that is allowed."""
