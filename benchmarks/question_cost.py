@@ -88,12 +88,12 @@ def acknowledgement(checkpoint: Path, width_px: int) -> dict[str, Any]:
     stop = threading.Event()
 
     def work() -> None:
-        node._perception.reconstruct(grey)
+        node.perception.reconstruct(grey)
         if not stop.is_set():
-            node._device.submit(work)
+            node.scheduler.submit(work)
 
     times = {"resting": acknowledged_by_client()}
-    node._device.submit(work)
+    node.scheduler.submit(work)
     times["working"] = acknowledged_by_client()
     stop.set()
     node.trigger_shutdown()

@@ -298,7 +298,7 @@ each file of [benchmarks/results](../benchmarks/results). `make bench` measures 
 [benchmarks/README.md](../benchmarks/README.md). Bold: worse than the goal, or than one would
 like.
 `make eval` is of the demo checkpoint as it is now (224×168); files dated before 2026-11-28 of
-it (`question_cost`, `drive`, `model`) are of the one before it (112×84).
+it (`drive`, `model`) are of the one before it (112×84).
 """
 
 
