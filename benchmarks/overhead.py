@@ -250,14 +250,15 @@ def compared(home: int, views: int, base: str, rounds: int) -> dict[str, Any]:
         )
         subprocess.run(["tar", "-x", "-C", folder], input=archive.stdout, check=True)
         for _ in range(rounds):
-            theirs.append(in_process(Path(folder), home, views)["processor_ms"]["all"])
+            theirs.append(in_process(Path(folder), home, views))
             ours.append(in_process(ROOT, home, views))
-    ratios = [one / other["processor_ms"]["all"] for one, other in zip(theirs, ours, strict=True)]
+    base_ms = [run["processor_ms"]["all"] for run in theirs]
+    ratios = [one / other["processor_ms"]["all"] for one, other in zip(base_ms, ours, strict=True)]
     middle = sorted(ours, key=lambda run: run["processor_ms"]["all"])[len(ours) // 2]
     return {
         **middle,
         "base": base,
-        "base_processor_ms": round(float(np.median(theirs)), 1),
+        "base_processor_ms": round(float(np.median(base_ms)), 1),
         "base_over_ours": round(float(np.median(ratios)), 2),
         "base_over_ours_of_rounds": [round(ratio, 2) for ratio in ratios],
     }
