@@ -80,6 +80,9 @@ class RelativePose:
     """0..1: the inliers, discounted where the geometry leaves the similarity undetermined."""
     spread: float
     """How far whole views disagree: their variance over what is assumed, at least 1."""
+    disagreement: tuple[float, int] = (0.0, 0)
+    """The same of this registration alone, as it is: sum of the squared errors of its views over
+    what is assumed, and how many of them are free: one less than the views."""
 
 
 @dataclass(frozen=True)
@@ -183,14 +186,15 @@ def fit_relative_pose(
     Raises ValueError as `fit_sim3` does.
     """
     fits = [_fit_view(view) for view in views]
-    fit, covariance, spread = _mean(fits, spread)
+    fit, covariance, spread, scatter = _mean(fits, spread)
     pivot, reach = np.mean([v.centre for v in views], 0), float(np.mean([v.reach for v in views]))
     covariance = covariance + about(pivot, np.array([0.0] * 6 + [unit_std]))
     weights = np.concatenate([v.weights for v in views])
     error = np.concatenate([_relative_error(fit, view) for view in views])
     inliers = float(weights[error < INLIER_DISTANCE].sum() / weights.sum())
     quality = inliers / (1.0 + _uncertainty(covariance, pivot, reach) ** 2)
-    return RelativePose(fit, inliers, float(np.median(error)), covariance, quality, spread)
+    residual, disagreement = float(np.median(error)), (scatter, len(views) - 1)
+    return RelativePose(fit, inliers, residual, covariance, quality, spread, disagreement)
 
 
 def _relative_error(fit: Sim3, view: SharedView) -> np.ndarray:
@@ -227,8 +231,9 @@ def _fit_view(view: SharedView) -> tuple[Sim3, np.ndarray]:
 
 def _mean(
     fits: Sequence[tuple[Sim3, np.ndarray]], spread: float
-) -> tuple[Sim3, np.ndarray, float]:
-    """Mean by information, with views that stand apart weighted down; covariance and spread."""
+) -> tuple[Sim3, np.ndarray, float, float]:
+    """Mean by information, with views that stand apart weighted down; covariance, spread, and the
+    squared errors of these views over what is assumed."""
     information = np.stack([np.linalg.inv(covariance) for _, covariance in fits])
     mean, trust, squared = fits[0][0], np.ones(len(fits)), np.zeros(len(fits))
     if len(fits) > 1:
@@ -241,9 +246,10 @@ def _mean(
             squared = (apart[:, None] @ information @ apart[..., None])[:, 0, 0] / 7
             trust = 1.0 / (1.0 + squared / (CAUCHY**2 * spread))
     covariance = np.linalg.inv((trust[:, None, None] * information).sum(0))
-    scatter = spread * SPREAD_VIEWS + float(trust @ squared)
-    spread = max(1.0, scatter / (SPREAD_VIEWS + len(fits) - 1))
-    return mean, covariance * spread, spread
+    scatter = float(trust @ squared)
+    spread = (spread * SPREAD_VIEWS + scatter) / (SPREAD_VIEWS + len(fits) - 1)
+    spread = max(1.0, spread)
+    return mean, covariance * spread, spread, scatter
 
 
 def _differences(fits: Sequence[tuple[Sim3, np.ndarray]], mean: Sim3) -> np.ndarray:

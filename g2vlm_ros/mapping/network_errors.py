@@ -13,6 +13,7 @@ from dataclasses import astuple
 
 import numpy as np
 
+from g2vlm_ros.geometry.registration import SYSTEMATIC
 from g2vlm_ros.mapping.window_adjustment import PER_VIEW, Adjustment, NetworkStd
 
 FIRST = NetworkStd(turn_rad=np.deg2rad(1.0), shift=0.01, scale=0.02, field=0.02)
@@ -45,6 +46,13 @@ class NetworkErrors:
     def std(self) -> NetworkStd:
         """As known now."""
         return _std(self._squares / self._counts)
+
+    @property
+    def share_of_assumed(self) -> float:
+        """Variance of turns and places over what joints assume of a view; at most 1."""
+        std = self.std
+        shares = std.turn_rad / SYSTEMATIC[0], std.shift / SYSTEMATIC[3]
+        return min(float(max(shares)) ** 2, 1.0)
 
     def learn(self, adjustment: Adjustment, depth_u: float) -> np.ndarray:
         """Take in an adjustment that was made with `std`; depth_u: the window's median depth.

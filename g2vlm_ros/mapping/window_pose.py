@@ -184,11 +184,13 @@ def view_covariances(
     result: Reconstruction,
     view_noise: float,
     scale_std: float,
+    unit_weight: float = 1.0,
 ) -> np.ndarray:
     """float64 (N, 6, 6) of the views' poses in the map, in the order of `WindowPose.covariance`.
 
     window_covariance: (7, 7) of the window's place. view_noise: error of a view's position in its
     window, as a fraction of its median depth. scale_std: relative, of the map about its origin.
+    unit_weight: factor on all of it but the scale's.
     """
     depth = np.median(result.local_points_u[:, ::8, ::8, 2].reshape(result.views, -1), axis=1)
     centres = map_from_window.apply(result.window_from_camera[:, :3, 3].astype(np.float64))
@@ -199,6 +201,8 @@ def view_covariances(
         jacobian[:3] = np.column_stack([-cross_matrix(centre), np.eye(3), centre])
         jacobian[3:, :3] = np.eye(3)
         pose_covariance += jacobian @ window_covariance @ jacobian.T
-        pose_covariance[:3, :3] += np.eye(3) * std**2 + scale_std**2 * np.outer(centre, centre)
+        pose_covariance[:3, :3] += np.eye(3) * std**2
         pose_covariance[3:, 3:] += np.eye(3) * VIEW_TURN_RAD**2
+        pose_covariance *= unit_weight
+        pose_covariance[:3, :3] += scale_std**2 * np.outer(centre, centre)
     return covariance

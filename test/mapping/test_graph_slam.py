@@ -14,9 +14,11 @@ from g2vlm_ros.demo.sim.analytic_hall import (
     frame_of,
     lap_poses,
     look,
+    make,
     place_drive,
     pose_on_lap,
     rotation,
+    run,
     trajectory_error,
 )
 from g2vlm_ros.geometry.sim3 import ZUP_FROM_OPTICAL, Sim3
@@ -397,3 +399,16 @@ def test_a_window_that_raises_leaves_the_map_as_it_was(rng, monkeypatch, step):
             getattr(found.map_from_window, name), getattr(expected.map_from_window, name)
         )
     np.testing.assert_array_equal(found.covariance, expected.covariance)
+
+
+def test_covariances_follow_how_far_views_disagree():
+    """Windows that fit exactly are surer than what is assumed; those that err as assumed are not
+    less sure for it."""
+    traces = {}
+    for name, noise in (("exact", Noise()), ("as assumed", Noise(0.0, 0.0, 0.01, 0.005))):
+        perception, live = make(lap_poses(30, 0.3), noise, window__overlap=2)
+        updates = run(perception, live, range(30))
+        published = [np.trace(u.placement.covariance[-1, 3:, 3:]) for u in updates]
+        traces[name] = published[-1] / published[1]
+    assert traces["exact"] < 0.35 * traces["as assumed"]
+    assert traces["as assumed"] > 0.5
