@@ -164,7 +164,7 @@ class QueryServer:
         question.timer = timer
         timer.start()
         if question.done.is_set():
-            timer.cancel()
+            _without_timer(question)
 
     def _give_up(self, question: Question) -> None:
         """The asker does not wait any longer; what the device still writes goes nowhere."""
@@ -207,6 +207,7 @@ class QueryServer:
         question.done.wait()
         with self._lock:
             self._goals.pop(bytes(goal.goal_id.uuid), None)
+        question.feedback = _no_feedback  # it holds the question, as a timer would
         if goal.is_cancel_requested:
             goal.canceled()
         elif question.response.success:
@@ -317,9 +318,20 @@ class QueryServer:
     def _end(self, question: Question, response: Any) -> None:
         question.response = response
         question.done.set()
-        if question.timer is not None:
-            question.timer.cancel()
+        _without_timer(question)
         question.reply(response)
+
+
+def _no_feedback(phase: int, text: str) -> None:
+    """For a goal that has ended."""
+
+
+def _without_timer(question: Question) -> None:
+    """The timer holds the question, so that a question which held it on would wait for the
+    collector of cycles, with the caches of the views that it was answered from."""
+    timer, question.timer = question.timer, None
+    if timer is not None:
+        timer.cancel()
 
 
 def _once(reply: Callable[[Any], None]) -> Callable[[Any], None]:

@@ -1,14 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
 """Questions while a node is deactivated, and what it keeps of them."""
 
+import gc
 import threading
+import weakref
 
 import pytest
 
 pytestmark = pytest.mark.ros
 pytest.importorskip("torch", reason="the golden checkpoint runs on the torch backend here")
 
-from g2vlm_tests.asking import SMALL_QUERY, START_S, ask, block, feed, request  # noqa: E402
+from g2vlm_tests.asking import (  # noqa: E402
+    SMALL_QUERY,
+    START_S,
+    ask,
+    block,
+    feed,
+    finish,
+    goal,
+    request,
+)
 from g2vlm_tests.harness import bench  # noqa: E402
 
 
@@ -131,3 +142,29 @@ def test_a_client_that_floods_leaves_another_at_least_half_of_its_answers():
         testbed.until(lambda: not testbed.waiting(), "the flood to end")
         testbed.executor.remove_node(flooder)
         flooder.destroy_node()
+
+
+@pytest.mark.parametrize("by_action", [False, True])
+def test_a_question_that_has_ended_is_let_go_at_once(monkeypatch, by_action):
+    """Held in a cycle it waited for the collector, with 15 MiB of caches for each scene."""
+    with bench(**SMALL_QUERY) as made:
+        feed(made)
+        answer, questions = made.queries.worker.answer, []
+
+        def noted(question):
+            questions.append(weakref.ref(question))
+            return answer(question)
+
+        monkeypatch.setattr(made.queries.worker, "answer", noted)
+        gc.disable()
+        try:
+            for _ in range(3):
+                if by_action:
+                    finish(made, goal(made, question="What is there?")[1])
+                else:
+                    assert ask(made, question="What is there?").success
+            # rclpy keeps a goal for a while after its end; ours is the question.
+            made.until(lambda: not made.queries.open_goals(), "the goals to be let go")
+            made.until(lambda: sum(q() is not None for q in questions) <= 1, "the questions to go")
+        finally:
+            gc.enable()
