@@ -64,6 +64,6 @@ setup(
         "tensorrt-rtx": ["cuda-bindings==13.*", "nvidia-cuda-nvrtc==13.*", "tensorrt-rtx"],
         "tensorrt": ["cuda-bindings==13.*", "nvidia-cuda-nvrtc==13.*", "tensorrt>=10.6"],
         "torch": ["onnx>=1.17", "onnxscript>=0.5", "torch>=2.5"],
-        "viewer": ["viser>=1.1"],
+        "viewer": ["viser>=1.1", "websockets>=13"],
     },
 )
