@@ -19,6 +19,9 @@ WINDOWS, QUESTIONS = "windows", "questions"
 MAX_CLIENT_QUEUES = 4
 """Full queues of clients that are held at once: what waits longer comes too late for its asker."""
 
+DEVICE_THREAD = "device"
+"""Name of the thread that owns the device."""
+
 
 class BusyError(Exception):
     """So many questions wait already that no more are taken."""
@@ -47,7 +50,7 @@ class InferenceScheduler:
         self._since = 0.0
         self._closing = False
         self._changed = threading.Condition()
-        self._thread = threading.Thread(target=self._work, name="device", daemon=True)
+        self._thread = threading.Thread(target=self._work, name=DEVICE_THREAD, daemon=True)
         self._thread.start()
 
     def submit(self, function: Callable, *arguments) -> Future:

@@ -28,6 +28,7 @@ from rclpy.node import Node
 from rclpy.signals import SignalHandlerOptions
 
 from g2vlm_ros.ros.end_signals import EndSignals, leave_signals_to_the_system
+from g2vlm_ros.ros.inference_scheduler import DEVICE_THREAD
 from g2vlm_ros.ros.security import SecurityError, security_errors
 
 END_S = 4.5
@@ -155,10 +156,13 @@ def run(
     for step in (lambda: spinner.stop(1.0), node.destroy_node):
         _attempt(step)
     rclpy.try_shutdown()
+    code = 1 if gave_up else exit_code(node)
     if not _callbacks_running(executor):
         watchdog.cancel()
+        if _device_running():
+            _leave(code)
     leave_signals_to_the_system()
-    return 1 if gave_up else exit_code(node)
+    return code
 
 
 def _attempt(step: Callable[[], Any]) -> Any:
@@ -182,11 +186,17 @@ def _callbacks_running(executor: Executor) -> bool:
     return any(thread.is_alive() for thread in threads)
 
 
-def _leave() -> None:
+def _device_running() -> bool:
+    """Whether a job still runs on the device; C++ would abort where the interpreter ends beside
+    it."""
+    return any(thread.name == DEVICE_THREAD for thread in threading.enumerate())
+
+
+def _leave(code: int = 0) -> None:
     """End the process without taking down what still runs in it; nothing of it is half written."""
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
-    os._exit(0)
+    os._exit(code)
 
 
 def _cut_off(name: str) -> None:
