@@ -164,18 +164,18 @@ def test_a_picture_is_drawn_only_for_who_looks(testbed, robot):
 
     pictures = testbed.queries.worker.topics.pictures
     testbed.until(lambda: not pictures.seen(), "nobody to look")
-    drawn = pictures.drawn
+    drawn = pictures.pictures_drawn
     for question in ("What is there?", "What else?"):
         assert robot.ask(question, **OLD).success
-    assert pictures.drawn == drawn
+    assert pictures.pictures_drawn == drawn
     latched = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
     seen = []
     late = testbed.peer.create_subscription(
         Image, "/perception/query/picture", seen.append, latched
     )
-    testbed.until(lambda: pictures.drawn > drawn and seen, "the picture for a late listener")
+    testbed.until(lambda: pictures.pictures_drawn > drawn and seen, "the picture for a late listener")
     testbed.peer.destroy_subscription(late)
-    assert pictures.drawn == drawn + 1, "the newest, once"
+    assert pictures.pictures_drawn == drawn + 1, "the newest, once"
 
 
 def test_schemas_follow_the_srv():

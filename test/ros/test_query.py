@@ -193,6 +193,7 @@ def test_a_fresh_window_is_also_the_last_one_again_while_the_robot_stands_still(
     got = finish(made, future)
     assert got.result.success, got.result.error_msg
     assert got.result.window_id == window.id and made.node.windows.newest.still
+    made.node.refresh(20)  # the frames that are left must not be fresh for the next test
 
 
 def test_a_goal_can_be_cancelled_while_it_waits_and_while_it_is_answered(made):
