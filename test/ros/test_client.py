@@ -173,7 +173,9 @@ def test_a_picture_is_drawn_only_for_who_looks(testbed, robot):
     late = testbed.peer.create_subscription(
         Image, "/perception/query/picture", seen.append, latched
     )
-    testbed.until(lambda: pictures.pictures_drawn > drawn and seen, "the picture for a late listener")
+    testbed.until(
+        lambda: pictures.pictures_drawn > drawn and seen, "the picture for a late listener"
+    )
     testbed.peer.destroy_subscription(late)
     assert pictures.pictures_drawn == drawn + 1, "the newest, once"
 
