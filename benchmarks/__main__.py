@@ -19,6 +19,8 @@ NOT_BENCHMARKS = {
     "peers",
     "saved_map",
     "office_again",
+    "gpu_commands",
+    "gpu_network",
     "gpu",
     "export_size",
     "fleet",

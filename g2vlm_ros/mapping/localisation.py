@@ -38,6 +38,8 @@ HINT_WINDOWS = 20
 """Windows that a hint is believed for: after that many tries without a find it was wrong."""
 CONFIRM_WINDOWS = 3
 """Within so many windows a second one has to confirm a place."""
+DOUBT_WINDOWS = 5
+"""For so many windows after an ambiguous one, two have to say the same place."""
 NEAR_VIEWS = 6
 """Keyframes around the robot that a window is compared with to correct its drift..."""
 CORRECTION_GAP = 5
@@ -68,6 +70,7 @@ class Localiser:
         self._hint: PlaceHint | None = None
         self._hint_windows = 0
         self._pending: tuple[int, int, Sim3] | None = None
+        self._last_ambiguous: int | None = None
         self._last_correction = 0
 
     def give_hint(self, hint: PlaceHint) -> None:
@@ -168,6 +171,10 @@ class Localiser:
     ) -> MappedWindow:
         """What a search changes."""
         outcome, place = search_result.outcome, search_result.place
+        if outcome is SearchOutcome.AMBIGUOUS:
+            self._last_ambiguous = mapped.window.id
+        if outcome is SearchOutcome.LOCALISED and self._doubted(mapped):
+            outcome = SearchOutcome.UNCONFIRMED
         sure = outcome is SearchOutcome.LOCALISED
         if outcome is SearchOutcome.UNCONFIRMED:
             sure = self._confirmed(place, mapped, slam)
@@ -192,6 +199,13 @@ class Localiser:
             self._turn(LocalisationState.LOST, mapped, "unconfirmed", outcome)
         self._now = replace(self._now, search=outcome)
         return mapped
+
+    def _doubted(self, mapped: MappedWindow) -> bool:
+        """Whether two places fitted a moment ago: one window then decides nothing, unless a hint
+        says which of them it is."""
+        if self._last_ambiguous is None or self._hint is not None:
+            return False
+        return mapped.window.id - self._last_ambiguous <= DOUBT_WINDOWS
 
     def _confirmed(self, place: Place, mapped: MappedWindow, slam: GraphSlam) -> bool:
         """Whether a window before, and the way since, says the same."""

@@ -16,6 +16,7 @@ from g2vlm_tests.places import (
 
 from g2vlm_ros.dense_map.dense_map import DenseMap
 from g2vlm_ros.geometry.sim3 import Sim3
+from g2vlm_ros.mapping import relocalisation
 from g2vlm_ros.mapping.keyframe_files import (
     KeyframeFileError,
     KeyframeOrigin,
@@ -27,7 +28,7 @@ from g2vlm_ros.mapping.relocalisation import Place, PlaceHint, judge
 from g2vlm_ros.mapping.window_pose import LocalisationState, SearchOutcome
 from g2vlm_ros.settings import Settings
 
-LOST, LOCALISED = LocalisationState.LOST, LocalisationState.LOCALISED
+LOST, RELOCALISING, LOCALISED = LocalisationState
 ORIGIN = KeyframeOrigin("checkpoint@01234567", 168)
 LATER_S = 3600.0
 
@@ -114,6 +115,20 @@ def test_two_rooms_alike_are_ambiguous_until_a_hint_says_which(saved):
         [[np.eye(3), np.array([[-8.0], [0.0], [0.0]])], [np.zeros(3), 1.0]]
     )
     assert pose_error(found, home_frames(0), world_from_second, LATER_S)[0] < 0.15
+
+
+def test_after_two_rooms_alike_one_sure_window_is_not_enough(saved, monkeypatch):
+    """A view that fits one of them by luck has to be confirmed by the next."""
+    live = pipeline(perception_of(0))
+    live.load(two_rooms(saved))
+    frames = home_frames(0)
+    updates = pass_by(live, frames[:6], LATER_S)
+    assert updates[-1].localisation.search is SearchOutcome.AMBIGUOUS
+    monkeypatch.setattr(relocalisation, "RIVAL", 2.0)  # no rival is good enough any more
+    updates = pass_by(live, frames[6:], LATER_S)
+    states = [u.localisation.state for u in updates]
+    assert states[0] is RELOCALISING and LOCALISED in states[1:3]
+    assert live.counts().searches[SearchOutcome.LOCALISED] >= 2
 
 
 @pytest.mark.parametrize(
