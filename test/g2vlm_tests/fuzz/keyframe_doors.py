@@ -59,7 +59,7 @@ def two_keyframes() -> bytes:
             sample,
             np.eye(4),
             np.ones(8, np.float32) / np.sqrt(8).astype(np.float32),
-            lambda features=features: features,
+            features,
             jpeg,
             order=number,
         )
