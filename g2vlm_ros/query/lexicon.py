@@ -26,7 +26,8 @@ SIGNS: tuple[tuple[str, str], ...] = (
     ("skip", r"measur(?:ing|ed) from (?:the )?(?:closest|nearest) points?(?: of each(?: \w+)?)?"),
     (
         "skip",
-        r"(?:please|kindly|robot,|hey|hello|ok|okay|(?:(?:can|could|would|will) you )?(?:please )?"
+        r"(?:please|kindly|(?<!the )robot,|hey|hello|ok|okay"
+        r"|(?:(?:can|could|would|will) you )?(?:please )?"
         r"(?:tell|give|show|let) (?:me|us)(?: know)?(?! the way)"
         r"|do you (?:know|remember|recall)|any idea"
         rf"|{_SUBJECT}(?:'d| would)? (?:want|need|like|wonder)(?: you)?(?: to know)?(?! to)"
@@ -228,6 +229,8 @@ DETERMINERS = (
     r"|different|another|other|its)"
 )
 VIEWER_NAMES = r"(?:i|you|we|me|us|yourself|viewer|camera|robot|observer|here|newest view|myself)"
+VIEWER_NAMES_BUT_ROBOT = VIEWER_NAMES.replace("robot|", "")
+"""Where nothing else is asked about, a robot is a thing: a toy, or another one in view."""
 PRONOUNS = r"(?:it|they|them|one|ones|he|she|which|what|itself|its|their|things?|each|object)"
 """What stands for a thing that is named elsewhere in the question."""
 ANYTHING = frozenset(("", "one", "thing", "object", "item", "things", "objects", "items"))

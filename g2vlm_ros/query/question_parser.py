@@ -30,7 +30,14 @@ _MOTION = re.compile(r"\b(?:if|when|after)\b(?: i)? ?(?P<how>.+?)(?:,? where .*)
 
 def parse(question: str) -> Plan:
     """The plan for a question; TALK where no frame fits."""
-    reading = read(question)
+    plan = _plan_of(read(question))
+    if plan.question_type is QuestionType.TALK:
+        plan = _plan_of(read(question, lexicon.VIEWER_NAMES_BUT_ROBOT))
+    return plan
+
+
+def _plan_of(reading: Reading) -> Plan:
+    """The first frame's that makes one."""
     if not reading.asks or any(len(name.text.split()) > MAX_NAME_WORDS for name in reading.names):
         return Plan(QuestionType.TALK)
     for frame in _FRAMES:
@@ -131,8 +138,6 @@ def _size(reading: Reading) -> Plan | None:
     word = next(sign for sign in reading.signs if sign in lexicon.DIMENSIONS)
     things = [name for name in reading.things if name.role not in ("in", "for", "on")]
     things = things or reading.things
-    if not things and re.search(r"\brobot\b", reading.text):
-        return Plan(QuestionType.SIZE, ("robot",), word)
     return _plan(QuestionType.SIZE, things, 1, word)
 
 

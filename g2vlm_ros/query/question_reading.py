@@ -67,8 +67,8 @@ class Reading:
         return [name for name in self.names if name.text != VIEWER]
 
 
-def read(question: str) -> Reading:
-    """Signs and names of a question."""
+def read(question: str, viewer_names: str = lexicon.VIEWER_NAMES) -> Reading:
+    """Signs and names of a question; viewer_names: pattern of what means the camera itself."""
     text = re.sub(r"\s+", " ", plain(question)).strip()
     text = _ANSWER_FORM.sub("", text)
     for pattern, instead in lexicon.CONTRACTIONS:
@@ -80,7 +80,7 @@ def read(question: str) -> Reading:
         sign = "" if match is None else re.sub(r"_\d+_?$", "", str(match.lastgroup))
         if sign == "name":
             continue
-        name, definite = _name_in(text[at : match.start() if match else None], signs)
+        name, definite = _name_in(text[at : match.start() if match else None], signs, viewer_names)
         if sign == "viewer" and not name:
             name = VIEWER
         if name:
@@ -104,26 +104,26 @@ def read(question: str) -> Reading:
     return Reading(tuple(signs), tuple(_named(names)), asks, text)
 
 
-def _name_in(words: str, signs: list[str]) -> tuple[str, bool]:
+def _name_in(words: str, signs: list[str], viewer_names: str) -> tuple[str, bool]:
     """The name among words between two signs, and whether it has an article.
 
     What stands before an article is no name; behind "you" and without one it is a verb.
     """
     article = _ARTICLE.search(words)
     if article is not None:
-        return bare_name(words[article.start() :]), True
+        return bare_name(words[article.start() :], viewer_names), True
     verb = signs[-1:] == ["viewer"]
-    return ("" if verb else bare_name(words)), False
+    return ("" if verb else bare_name(words, viewer_names)), False
 
 
-def bare_name(words: str) -> str:
+def bare_name(words: str, viewer_names: str = lexicon.VIEWER_NAMES) -> str:
     """A name without article and marks; VIEWER for "you" and "me"; empty for nothing."""
     text = re.sub(r"^\W+|\W+$", "", words)
     bare = _DETERMINER.sub("", text).strip()
     bare = re.sub(r"\s+(?:now|here|there)$", "", bare)
     if not bare:
         return text if re.fullmatch(r"(?:this|that|these|those)", text) else ""
-    return VIEWER if re.fullmatch(lexicon.VIEWER_NAMES, bare) else bare
+    return VIEWER if re.fullmatch(viewer_names, bare) else bare
 
 
 def _named(names: list[Name]) -> list[Name]:

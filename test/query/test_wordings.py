@@ -167,6 +167,23 @@ def test_names_may_hold_words_that_mean_something(question, things):
     assert parse(question).things == things
 
 
+@pytest.mark.parametrize(
+    ("question", "plan"),
+    [
+        ("How far is the robot?", (T.DISTANCE, ("robot",))),
+        ("How wide is the robot, in metres?", (T.SIZE, ("robot",))),
+        ("Where is the robot now: left, right, in front or behind?", (T.WHERE, ("robot",))),
+        ("Is there a robot?", (T.EXISTS, ("robot",))),
+        ("Which is closer to you, the robot or the chair?", (T.CLOSER, ("robot", "chair"))),
+        ("How far is the chair from the robot?", (T.DISTANCE, ("chair",))),
+        ("Is the door behind the robot?", (T.RELATION, ("door", VIEWER))),
+    ],
+)
+def test_a_robot_is_a_thing_where_nothing_else_is_asked_about(question, plan):
+    """Simulated homes have toy robots; another robot may stand in view."""
+    assert (parse(question).question_type, parse(question).things) == plan
+
+
 def test_farther_is_nearer_the_other_way_round():
     plan = parse("Is the door farther away than the window?")
     assert (plan.things, plan.word) == (("window", "door"), "yes_no")
