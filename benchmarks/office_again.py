@@ -45,10 +45,10 @@ def office_passes(errors: str = ERRORS, every: int = 4) -> dict[str, Any]:
     need = MAX_WINDOWS * settings.window.views
     for start in range(0, len(frames) - settings.window.views):
         live = MappingPipeline(eyes, settings)
-        seen = frames[start : start + need]
-        newest = seen[settings.window.views - 1]
+        part = frames[start : start + need]
+        newest = part[settings.window.views - 1]
         kind = "overlapping" if shown_share(newest, surfaces) >= MIN_SHARED else "elsewhere"
-        rows[kind].append(find(live, saved, map(_as_frame, seen), true.__getitem__))
+        rows[kind].append(find(live, saved, map(_as_frame, part), true.__getitem__))
     return {
         "errors": errors,
         "keyframes": len(saved.keyframes),
