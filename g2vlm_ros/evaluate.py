@@ -17,7 +17,7 @@ import math
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -328,6 +328,11 @@ def _run(options: argparse.Namespace) -> dict[str, Any]:
     if errors is None:
         perception, seed = Perception.open(settings), 0
     else:
+        with_depth = [frame for frame in frames if frame.depth_m is not None]
+        if without := len(frames) - len(with_depth):
+            note = f"{without} pictures without depth are left out, as the stand-in needs it"
+            sequence = replace(sequence, notes=(*sequence.notes, note))
+        frames = with_depth
         stamps = sorted({frame.stamp_ns for frame in frames})[:: errors.every]
         frames = [frame for frame in frames if frame.stamp_ns in set(stamps)]
         perception, seed = StandInPerception(frames, errors), errors.seed

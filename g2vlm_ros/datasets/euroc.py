@@ -14,7 +14,14 @@ from typing import Any
 import numpy as np
 import yaml
 
-from g2vlm_ros.datasets.picture_files import Undistortion, colour_loader, numbers, pose
+from g2vlm_ros.datasets.picture_files import (
+    Undistortion,
+    colour_loader,
+    numbers,
+    pinhole,
+    pose,
+    text,
+)
 from g2vlm_ros.datasets.sequence import (
     PosedSequence,
     ReaderOptions,
@@ -83,10 +90,11 @@ def _root(path: Path) -> Path:
 def _table(path: Path, columns: int, what: str) -> tuple[np.ndarray, np.ndarray]:
     """(stamps int64 (n,), float64 (n, columns)) of a CSV file; stamps are too long for a float."""
     values = numbers(path, columns + 1, f"nanoseconds, {what}", ",")
-    lines = (line.split("#")[0] for line in path.read_text(encoding="utf-8").splitlines())
-    stamps_ns = [
-        bounded_stamp(int(line.split(",")[0]), str(path)) for line in lines if line.strip()
-    ]
+    lines = (line.split("#")[0] for line in text(path).splitlines())
+    words = [line.split(",")[0].strip() for line in lines if line.strip()]
+    if odd := next((word for word in words if not word.lstrip("-").isdigit()), None):
+        raise SequenceError(f"{path}: {odd!r} are no whole nanoseconds")
+    stamps_ns = [bounded_stamp(int(word), str(path)) for word in words]
     return np.array(stamps_ns, np.int64), values[:, 1:]
 
 
@@ -99,7 +107,7 @@ def _truth(root: Path) -> tuple[TrueTrajectory, np.ndarray]:
         )
     stamps_ns, table = _table(folder / "data.csv", 7, "position, quaternion w x y z")
     try:
-        poses = np.stack([pose(row[:3], np.roll(row[3:7], -1)) for row in table])
+        poses = np.array([pose(row[:3], np.roll(row[3:7], -1)) for row in table])
     except ValueError as error:
         raise SequenceError(f"{folder / 'data.csv'}: {error}") from error
     mount = np.eye(4)
@@ -112,7 +120,7 @@ def _sensor(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise SequenceError(f"{path} is missing; it holds the calibration and the mount")
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8").replace("%YAML:1.0", ""))
+        content = yaml.safe_load(text(path).replace("%YAML:1.0", ""))
     except yaml.YAMLError as error:
         raise SequenceError(f"{path} cannot be read as YAML") from error
     return content if isinstance(content, dict) else {}
@@ -121,21 +129,26 @@ def _sensor(path: Path) -> dict[str, Any]:
 def _mount(path: Path, sensor: dict[str, Any]) -> np.ndarray:
     """body_from_sensor (4, 4)."""
     try:
-        return np.array(sensor["T_BS"]["data"], dtype=np.float64).reshape(4, 4)
+        mount = np.array(sensor["T_BS"]["data"], dtype=np.float64).reshape(4, 4)
+        if not np.isfinite(mount).all():
+            raise ValueError("a number is not finite")
     except (KeyError, TypeError, ValueError) as error:
         raise SequenceError(f"{path} has no T_BS of 16 numbers (body_from_sensor)") from error
+    return mount
 
 
 def _calibration(path: Path, sensor: dict[str, Any]) -> tuple[Intrinsics, Undistortion | None]:
     try:
         fx, fy, cx, cy = (float(value) for value in sensor["intrinsics"])
-        width, height = (int(value) for value in sensor["resolution"])
+        size = tuple(int(value) for value in sensor["resolution"])
+        if len(size) != 2:
+            raise ValueError(f"'resolution' has {len(size)} numbers")
         coefficients = np.array(sensor.get("distortion_coefficients", []), dtype=np.float64)
     except (KeyError, TypeError, ValueError) as error:
         raise SequenceError(
             f"{path} has no calibration: 'intrinsics' of 4 and 'resolution' of 2 numbers"
         ) from error
-    camera = Intrinsics(fx, fy, cx, cy, width, height)
+    camera = pinhole(path, (fx, fy, cx, cy), size)
     fisheye = sensor.get("distortion_model") == "equidistant"
     bent = fisheye or coefficients.any()
     return camera, Undistortion(camera, coefficients, fisheye) if bent else None
@@ -147,7 +160,7 @@ def _pictures(folder: Path) -> list[tuple[int, Path]]:
     if not table.is_file():
         raise SequenceError(f"{table} is missing; it lists stamps and pictures")
     pictures = []
-    for count, line in enumerate(table.read_text(encoding="utf-8").splitlines(), 1):
+    for count, line in enumerate(text(table).splitlines(), 1):
         words = [word.strip() for word in line.split("#")[0].split(",")]
         if not any(words):
             continue
@@ -183,6 +196,8 @@ class _Gravity:
         if first == last:
             return None
         mean = self._acceleration[first:last].mean(0)
+        if not np.isfinite(mean).all():
+            return None
         strength = float(np.linalg.norm(mean))
         if abs(strength - GRAVITY) > MAX_GRAVITY_ERROR * GRAVITY:
             return None

@@ -9,9 +9,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
-
-from g2vlm_ros.datasets.picture_files import colour_loader, depth_loader, mask_loader, numbers
+from g2vlm_ros.datasets.picture_files import (
+    colour_loader,
+    depth_loader,
+    mask_loader,
+    numbers,
+    pinhole,
+)
 from g2vlm_ros.datasets.sequence import (
     PosedSequence,
     ReaderOptions,
@@ -21,13 +25,10 @@ from g2vlm_ros.datasets.sequence import (
 )
 from g2vlm_ros.images.preprocessing import image_size
 from g2vlm_ros.images.sources import IMAGE_SUFFIXES
-from g2vlm_ros.records import Intrinsics
 
 FORMAT = "HoloLens folder"
 DEPTH_UNIT_M = 1e-3
 FIRST_NS = 1_000_000_000
-MAX_ROTATION_ERROR = 1e-3
-"""Of a pose matrix times its transpose: more is no rotation, but a file read the wrong way."""
 
 
 def recognises(path: Path) -> bool:
@@ -51,17 +52,8 @@ def read(path: Path, options: ReaderOptions) -> PosedSequence:
             f"{path} has {len(files)} pictures but {len(poses)} poses; each picture needs its line"
         )
     poses = poses.reshape(-1, 4, 4)
-    rotations = poses[:, :3, :3]
-    off = np.abs(rotations @ rotations.transpose(0, 2, 1) - np.eye(3)).max((1, 2))
-    if not (off < MAX_ROTATION_ERROR).all():
-        line = int(np.argmax(~(off < MAX_ROTATION_ERROR))) + 1
-        raise SequenceError(
-            f"{path / 'poses.txt'}, line {line}: its 3x3 part is no rotation; expected "
-            "world_from_camera, 4x4 row by row"
-        )
-    camera = Intrinsics(
-        matrix[0, 0], matrix[1, 1], matrix[0, 2], matrix[1, 2], *image_size(files[0])
-    )
+    focal_and_centre = matrix[[0, 1, 0, 1], [0, 1, 2, 2]]
+    camera = pinhole(path / "K.txt", focal_and_centre, image_size(files[0]))
     step_ns = round(1e9 / options.rate_hz)
     frames = []
     for i, (file, pose) in enumerate(zip(files, poses, strict=True)):

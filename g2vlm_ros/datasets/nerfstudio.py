@@ -18,12 +18,14 @@ from g2vlm_ros.datasets.picture_files import (
     colour_loader,
     depth_loader,
     document,
+    pinhole,
 )
 from g2vlm_ros.datasets.sequence import (
     PosedSequence,
     ReaderOptions,
     SequenceError,
     SequenceFrame,
+    bounded_stamp,
     check_rising,
     finished_sequence,
 )
@@ -52,11 +54,16 @@ def read(path: Path, options: ReaderOptions) -> PosedSequence:
     if not isinstance(entries, list) or not entries:
         raise SequenceError(f"{file} lists no frames")
     timed = all(isinstance(e, dict) and "time" in e for e in entries)
-    metres = float(content.get("depth_unit_scale_factor", DEPTH_UNIT))
+    metres = _number(
+        file, "depth_unit_scale_factor", content.get("depth_unit_scale_factor"), DEPTH_UNIT
+    )
     frames = []
     for count, entry in enumerate(entries):
-        seconds = float(entry["time"]) if timed else count / options.rate_hz
-        frames.append(_frame(file, content, count, entry, FIRST_NS + round(seconds * 1e9), metres))
+        seconds = count / options.rate_hz
+        if timed:
+            seconds = _number(file, f"time of frame {count}", entry["time"])
+        stamp_ns = bounded_stamp(FIRST_NS + round(seconds * 1e9), f"{file} (time)")
+        frames.append(_frame(file, content, count, entry, stamp_ns, metres))
     check_rising([frame.stamp_ns for frame in frames], f"{file} (time)")
     notes = [] if timed else [f"no time in {file.name}: {options.rate_hz:g} Hz assumed"]
     metric = bool(content.get("metric", False))
@@ -67,6 +74,17 @@ def read(path: Path, options: ReaderOptions) -> PosedSequence:
 
 def _file(path: Path) -> Path:
     return path if path.name == "transforms.json" else path / "transforms.json"
+
+
+def _number(file: Path, name: str, value: Any, default: float = np.nan) -> float:
+    """A finite number of the file, or the default where it has none."""
+    try:
+        number = default if value is None else float(value)
+    except (TypeError, ValueError):
+        number = np.nan
+    if not np.isfinite(number):
+        raise SequenceError(f"{file}: {name} is {value!r}; it must be a number")
+    return number
 
 
 def _frame(
@@ -83,6 +101,8 @@ def _frame(
         raise SequenceError(f"{file}, frame {count}: there is no file {entry['file_path']!r}")
     camera, undistort = _calibration(file, content | entry)
     depth = entry.get("depth_file_path")
+    if depth and not (isinstance(depth, str) and (file.parent / depth).is_file()):
+        raise SequenceError(f"{file}, frame {count}: there is no depth file {depth!r}")
     loader = depth_loader(file.parent / depth, metres) if depth else None
     image = colour_loader(picture, undistort)
     return SequenceFrame(stamp_ns, "camera", image, opengl @ OPTICAL_AXES, camera, loader)
@@ -98,9 +118,9 @@ def _calibration(file: Path, words: dict[str, Any]) -> tuple[Intrinsics, Undisto
     except (KeyError, TypeError, ValueError) as error:
         raise SequenceError(f"{file} has no calibration: fl_x, w and h are needed") from error
     # The centre of the first pixel is (0.5, 0.5) there and (0, 0) here.
-    camera = Intrinsics(fx, fy, cx - 0.5, cy - 0.5, width, height)
+    camera = pinhole(file, (fx, fy, cx - 0.5, cy - 0.5), (width, height))
     fisheye = words.get("camera_model") == "OPENCV_FISHEYE"
     names = FISHEYE_WORDS if fisheye else LENS_WORDS
-    coefficients = np.array([float(words.get(name, 0)) for name in names])
+    coefficients = np.array([_number(file, name, words.get(name), 0.0) for name in names])
     bent = fisheye or coefficients.any()
     return camera, Undistortion(camera, coefficients, fisheye) if bent else None

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,12 +18,28 @@ from g2vlm_ros.images.preprocessing import load_image
 from g2vlm_ros.records import Intrinsics
 
 
+def text(path: Path) -> str:
+    """What a text file holds; SequenceError where it is none."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise SequenceError(f"{path} is no text in UTF-8") from error
+
+
+def pinhole(path: Path, matrix: Sequence[float], size: Sequence[int]) -> Intrinsics:
+    """The camera of fx, fy, cx, cy and (width, height); SequenceError names the file."""
+    try:
+        return Intrinsics(*(float(number) for number in matrix), *(int(n) for n in size))
+    except ValueError as error:
+        raise SequenceError(f"{path}: {error}") from error
+
+
 def numbers(path: Path, columns: int, what: str, separator: str | None = None) -> np.ndarray:
     """float64 (n, columns) of a text table, `#` comments; SequenceError names the line."""
     if not path.is_file():
         raise SequenceError(f"{path} is missing; it holds {what}")
     rows = []
-    for count, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    for count, line in enumerate(text(path).splitlines(), 1):
         words = line.split("#")[0].split(separator)
         if not "".join(words).strip():
             continue
@@ -45,7 +61,7 @@ def document(path: Path, what: str) -> dict[str, Any]:
     if not path.is_file():
         raise SequenceError(f"{path} is missing; it holds {what}")
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(text(path))
     except ValueError as error:
         raise SequenceError(f"{path} cannot be read as JSON: {error}") from error
     if not isinstance(content, dict):
@@ -54,7 +70,10 @@ def document(path: Path, what: str) -> dict[str, Any]:
 
 
 def pose(translation: np.ndarray, quaternion_xyzw: np.ndarray) -> np.ndarray:
-    """float64 (4, 4); ValueError for a quaternion that is no rotation."""
+    """float64 (4, 4), NaN where a number is not finite; ValueError for a quaternion that is no
+    rotation."""
+    if not np.isfinite([*translation, *quaternion_xyzw]).all():
+        return np.full((4, 4), np.nan)
     matrix = np.eye(4)
     matrix[:3, :3] = rotation_from_xyzw(quaternion_xyzw)
     matrix[:3, 3] = translation

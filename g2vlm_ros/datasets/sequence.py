@@ -9,7 +9,8 @@ unless `metric` is False. Pictures and depth are decoded when they are asked for
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -20,6 +21,8 @@ from g2vlm_ros.records import Intrinsics
 
 MAX_TRUTH_GAP_NS = 200_000_000
 """True poses further apart are not interpolated: a hand turns by tens of degrees meanwhile."""
+MAX_ROTATION_ERROR = 1e-3
+"""Of a pose matrix times its transpose: more is no rotation, but a file read the wrong way."""
 GAP_FACTOR = 5.0
 """Times the usual distance of two frames from which on a pause is mentioned."""
 
@@ -106,7 +109,7 @@ class TrueTrajectory:
     stamps_ns: np.ndarray
     """int64 (n,), rising."""
     poses: np.ndarray
-    """float64 (n, 4, 4)."""
+    """float64 (n, 4, 4); NaN where what tracked was lost."""
     source: str
     """Which file or topic, for messages."""
 
@@ -115,13 +118,11 @@ class TrueTrajectory:
             raise SequenceError(
                 f"{self.source} holds no true poses; an evaluation compares against them"
             )
-        if not np.isfinite(self.poses).all():
-            raise SequenceError(f"{self.source} holds a pose that is not finite; leave it out")
         check_rising(self.stamps_ns, self.source)
 
     def at(self, stamp_ns: int) -> np.ndarray | None:
         """The pose (4, 4) at a moment, between its neighbours; None where they are too far apart
-        (MAX_TRUTH_GAP_NS) or the moment lies outside."""
+        (MAX_TRUTH_GAP_NS) or the moment lies outside; NaN where one of them is."""
         after = int(np.searchsorted(self.stamps_ns, stamp_ns))
         if after < len(self.stamps_ns) and self.stamps_ns[after] == stamp_ns:
             return self.poses[after]
@@ -130,6 +131,8 @@ class TrueTrajectory:
         start_ns, end_ns = (int(ns) for ns in self.stamps_ns[after - 1 : after + 1])
         if end_ns - start_ns > MAX_TRUTH_GAP_NS:
             return None
+        if not np.isfinite(self.poses[after - 1 : after + 1]).all():
+            return np.full((4, 4), np.nan)
         share = (stamp_ns - start_ns) / (end_ns - start_ns)
         return interpolated_pose(self.poses[after - 1], self.poses[after], share)
 
@@ -170,15 +173,20 @@ def finished_sequence(
 ) -> PosedSequence:
     """The record, once the first picture of each camera fits its calibration; pauses are noted.
 
-    SequenceError where there are fewer than two frames, or a picture's size is not that of its
-    calibration.
+    Frames whose true pose is not finite, as where a tracker was lost, are left out and counted.
+    SequenceError where fewer than two frames are left, a true pose is not rigid, or the first
+    picture's size is not that of its calibration; later pictures are compared when they are read.
     """
+    finite = [frame for frame in frames if np.isfinite(frame.world_from_camera).all()]
+    notes = [*notes, *not_finite(len(frames) - len(finite), str(path))]
+    frames = finite
     if len(frames) < 2:
         remarks = "; ".join(notes)
         raise SequenceError(
             f"{path} has {len(frames)} frames with a true pose; an evaluation needs at least 2"
             + (f" ({remarks})" if remarks else "")
         )
+    _check_rigid(frames, path)
     frames = sorted(frames, key=lambda frame: frame.stamp_ns)
     for camera in dict.fromkeys(frame.camera for frame in frames):
         first = next(frame for frame in frames if frame.camera == camera)
@@ -193,7 +201,34 @@ def finished_sequence(
                 f"{path}: the calibration of '{camera}' is for {calibrated[0]}x{calibrated[1]} "
                 f"pictures, but they are {width}x{height}; give the one of these pictures"
             )
-    return PosedSequence(path, format, tuple(frames), metric, (*notes, *_pauses(frames)))
+    checked = (replace(frame, image=partial(_checked_picture, path, frame)) for frame in frames)
+    return PosedSequence(path, format, tuple(checked), metric, (*notes, *_pauses(frames)))
+
+
+def _checked_picture(path: Path, frame: SequenceFrame) -> np.ndarray:
+    """The frame's picture; SequenceError where its size is not that of the calibration."""
+    image, camera = frame.image(), frame.intrinsics
+    height, width = image.shape[:2]
+    if (width, height) != (camera.width_px, camera.height_px):
+        raise SequenceError(
+            f"{path}: the picture of '{frame.camera}' at {frame.stamp_ns} ns is {width}x{height}, "
+            f"the others are {camera.width_px}x{camera.height_px}; leave it out"
+        )
+    return image
+
+
+def _check_rigid(frames: Sequence[SequenceFrame], path: Path) -> None:
+    """SequenceError where a true pose is no rotation with a place."""
+    poses = np.stack([frame.world_from_camera for frame in frames])
+    rotations = poses[:, :3, :3]
+    off = np.abs(rotations @ rotations.transpose(0, 2, 1) - np.eye(3)).max((1, 2))
+    off = np.maximum(off, np.abs(poses[:, 3] - [0, 0, 0, 1]).max(1))
+    wrong = (off > MAX_ROTATION_ERROR) | (np.linalg.det(rotations) < 0)
+    if wrong.any():
+        raise SequenceError(
+            f"{path}: the true pose of frame {int(np.argmax(wrong))} is no rotation with a place; "
+            "expected world_from_camera, 4x4 row by row"
+        )
 
 
 def _pauses(frames: Sequence[SequenceFrame]) -> list[str]:
@@ -208,6 +243,13 @@ def _pauses(frames: Sequence[SequenceFrame]) -> list[str]:
         f"{int(long.sum())} pauses between frames, the longest {steps_s.max():.1f} s after "
         f"{at_s:.1f} s: a map may end there"
     ]
+
+
+def not_finite(count: int, source: str) -> list[str]:
+    """A sentence about true poses that are no numbers, if there are any."""
+    if not count:
+        return []
+    return [f"{count} true poses of {source} are not finite and are left out"]
 
 
 def without_truth(missing: int, source: str) -> list[str]:

@@ -18,7 +18,9 @@ from g2vlm_ros.datasets.picture_files import (
     colour_loader,
     depth_loader,
     numbers,
+    pinhole,
     pose,
+    text,
 )
 from g2vlm_ros.datasets.sequence import (
     PosedSequence,
@@ -86,7 +88,7 @@ def read(path: Path, options: ReaderOptions) -> PosedSequence:
 
 def _lines(path: Path) -> list[tuple[int, list[str]]]:
     """(line number, words) of the lines that are no comments."""
-    lines = enumerate(path.read_text(encoding="utf-8").splitlines(), 1)
+    lines = enumerate(text(path).splitlines(), 1)
     split = ((count, line.split("#")[0].split()) for count, line in lines)
     return [(count, words) for count, words in split if words]
 
@@ -121,8 +123,10 @@ def _calibration(path: Path, size: tuple[int, int]) -> tuple[Intrinsics, tuple[f
     file = path / "calibration.txt"
     name = next((name for name in CALIBRATIONS if name in path.resolve().name.lower()), None)
     if file.is_file():
-        values = numbers(file, 4, "fx fy cx cy [k1 k2 p1 p2 k3]")[0]
-        words = _lines(file)[0][1][4:9]
+        table = numbers(file, 4, "fx fy cx cy [k1 k2 p1 p2 k3]")
+        if not len(table):
+            raise SequenceError(f"{file} is empty; it holds fx fy cx cy [k1 k2 p1 p2 k3]")
+        values, words = table[0], _lines(file)[0][1][4:9]
         coefficients = tuple(float(word) for word in words)
     elif name is not None and size == (640, 480):
         values, coefficients = np.array(CALIBRATIONS[name][:4]), CALIBRATIONS[name][4:]
@@ -131,4 +135,4 @@ def _calibration(path: Path, size: tuple[int, int]) -> tuple[Intrinsics, tuple[f
             f"{path} has no calibration: write 'fx fy cx cy [k1 k2 p1 p2 k3]' of its "
             f"{size[0]}x{size[1]} pictures to {file.name} there"
         )
-    return Intrinsics(*(float(value) for value in values), *size), coefficients
+    return pinhole(file, values, size), coefficients

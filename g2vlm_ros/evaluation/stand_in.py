@@ -83,7 +83,7 @@ class StandInPerception:
     def __init__(
         self, frames: Sequence[SequenceFrame], errors: StandInErrors, width_px: int = WIDTH_PX
     ):
-        if any(frame.depth_m is None for frame in frames):
+        if not frames or any(frame.depth_m is None for frame in frames):
             raise SequenceError(
                 "the sequence has frames without depth, which the stand-in needs; evaluate a "
                 "checkpoint on it, or name its depth topic"

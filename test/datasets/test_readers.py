@@ -155,7 +155,84 @@ def _small_picture(name):
     return edit
 
 
+def _edit_line(name, line, edit_words):
+    """Replaces the words of a line (comments count) by what `edit_words` makes of them."""
+
+    def edit(folder):
+        lines = (folder / name).read_text().splitlines()
+        lines[line] = edit_words(lines[line])
+        (folder / name).write_text("\n".join(lines) + "\n")
+
+    return edit
+
+
+def _frame_entry(index, **values):
+    def edit(folder):
+        content = json.loads((folder / "transforms.json").read_text())
+        content["frames"][index] |= values
+        (folder / "transforms.json").write_text(json.dumps(content))
+
+    return edit
+
+
+MIRRORED = "-1 0 0 0  0 1 0 0  0 0 1 0  0 0 0 1"
+EUROC_TRUTH = "mav0/state_groundtruth_estimate0/data.csv"
+LOST = [
+    ("hololens", _edit_line("poses.txt", 4, lambda _: " ".join(["nan"] * 16)), 11),
+    (
+        "hololens",
+        _edit_line("poses.txt", 4, lambda line: " ".join(["inf", *line.split()[1:]])),
+        11,
+    ),
+    ("tum", _edit_line("groundtruth.txt", 4, lambda line: line.split()[0] + 7 * " nan"), 11),
+    ("euroc", _edit_line(EUROC_TRUTH, 4, lambda line: line.split(",")[0] + 7 * ",nan"), 22),
+    ("nerfstudio", _frame_entry(4, transform_matrix=[[float("nan")] * 4] * 4), 11),
+]
+
+
+@pytest.mark.parametrize(("name", "edit", "count"), LOST)
+def test_frames_whose_true_pose_is_not_finite_are_left_out(name, edit, count, tmp_path) -> None:
+    folder = WRITERS[name](tmp_path, small.drive())
+    edit(folder)
+    sequence = open_sequence(folder, OPTIONS)
+    assert len(sequence.frames) == count
+    assert any("not finite" in note for note in sequence.notes)
+    assert all(np.isfinite(frame.world_from_camera).all() for frame in sequence.frames)
+
+
+@pytest.mark.parametrize(
+    ("name", "picture"),
+    [
+        ("hololens", "rgb/00005.png"),
+        ("tum", "rgb/5.png"),
+        ("euroc", f"mav0/cam0/data/{small.FIRST_NS + 5 * small.STEP_NS}.png"),
+        ("nerfstudio", "images/5.png"),
+    ],
+)
+def test_a_later_picture_of_another_size_is_named(name, picture, tmp_path) -> None:
+    folder = WRITERS[name](tmp_path, small.drive())
+    _small_picture(picture)(folder)
+    frames = open_sequence(folder, OPTIONS).frames
+    damaged = [frame for frame in frames if frame.stamp_ns == frames[-1].stamp_ns]
+    assert damaged[0].image().shape == (small.HEIGHT_PX, small.WIDTH_PX, 3)
+    with pytest.raises(SequenceError, match="is 20x10, the others are 112x84"):
+        for frame in frames:
+            frame.image()
+
+
 BAD = [
+    ("hololens", _edit_line("poses.txt", 3, lambda _: MIRRORED), "pose of frame 3 is no rotation"),
+    ("hololens", lambda f: (f / "K.txt").write_text(3 * "0 0 0\n"), "K.txt: intrinsics"),
+    ("hololens", lambda f: (f / "poses.txt").write_bytes(b"\xff\xfe"), "is no text in UTF-8"),
+    ("tum", lambda f: (f / "calibration.txt").write_text("# none"), "calibration.txt is empty"),
+    ("tum", _edit_line("rgb.txt", 3, lambda line: "nan " + line.split()[1]), "are no seconds"),
+    ("euroc", lambda f: (f / EUROC_TRUTH).write_text("# none\n"), "holds no true poses"),
+    ("euroc", _edit_line(EUROC_TRUTH, 4, lambda line: "1e18" + line), "no whole nanoseconds"),
+    ("euroc", _replace("mav0/cam0/sensor.yaml", "- 0.1", "- .nan"), "has no T_BS"),
+    ("nerfstudio", _frame_entry(4, transform_matrix=np.diag([2, 2, 2, 1]).tolist()), "frame 4"),
+    ("nerfstudio", _frame_entry(4, depth_file_path="none.png"), "no depth file 'none.png'"),
+    ("nerfstudio", _json(k1="bent"), "k1 is 'bent'"),
+    ("nerfstudio", _json(depth_unit_scale_factor="mm"), "depth_unit_scale_factor is 'mm'"),
     ("hololens", _without("poses.txt"), "poses.txt is missing"),
     ("hololens", _without("K.txt"), "K.txt is missing"),
     ("hololens", _drop_line("poses.txt"), "12 pictures but 11 poses"),

@@ -90,6 +90,14 @@ def test_a_sequence_without_depth_has_no_stand_in(tmp_path, capsys) -> None:
     assert "frames without depth" in capsys.readouterr().err
 
 
+def test_pictures_without_depth_are_left_out_for_the_stand_in(tmp_path, capsys) -> None:
+    folder = small.write_hololens(tmp_path, small.drive())
+    (folder / "depth" / "00005.png").unlink()
+    result = figures(capsys, str(folder), "--stand-in", "")
+    assert result["frames"] == 11
+    assert any("1 pictures without depth" in note for note in result["notes"])
+
+
 def test_the_office(capsys) -> None:
     """Real pixels: a map of one piece."""
     assert main([str(office()), "--stand-in", "every=4", "--json"]) == 0
