@@ -67,6 +67,12 @@ class Counts:
     """Cameras that windows do without."""
     searches: Counter[SearchOutcome] = field(default_factory=Counter)
     """Tries to find a window in a map by outcome."""
+    ready: int = 0
+    """Frames with their partners of other cameras that no window has used yet."""
+    unpaired: int = 0
+    """Frames that still miss a partner."""
+    step_s: float = 0.0
+    """Time between the last two stamps of a camera, of the slowest one."""
 
 
 @dataclass(frozen=True)
@@ -134,6 +140,9 @@ class MappingPipeline:
                 Counter(self._loops),
                 buffer.silent,
                 Counter(self._localiser.searches),
+                buffer.ready,
+                buffer.unpaired,
+                buffer.step_s,
             )
 
     @property

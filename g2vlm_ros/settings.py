@@ -485,3 +485,10 @@ def _check_together(settings: Settings) -> None:
         raise SettingError(
             f"window.min_baseline_m is {window.min_baseline_m}; it needs odometry_topic"
         )
+    # Every pair as `mapping.scale_measurements.rig_baselines_m` reads it: name, name, metres.
+    pairs = [entry.split()[:2] for entry in settings.map.rig_baselines.split(",")]
+    strangers = sorted({name for pair in pairs for name in pair} - set(cameras))
+    if strangers:
+        raise SettingError(
+            f"map.rig_baselines names {', '.join(strangers)}; cameras has {', '.join(cameras)}"
+        )

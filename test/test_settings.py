@@ -61,3 +61,10 @@ def test_sizes_are_left_to_the_checkpoint_or_are_two_patches_and_more():
     for name in ("model.image_width_px", "query.semantic_width_px"):
         with pytest.raises(SettingError, match=f"{name} is 14; it must be 28 or more, or 0"):
             Settings.from_flat({name: 14})
+
+
+def test_a_rig_baseline_of_a_camera_that_is_not_there_is_refused():
+    values = {"cameras": ["left", "right"], "window.overlap": 1}
+    assert Settings.from_flat({**values, "map.rig_baselines": "left right 0.12"})
+    with pytest.raises(SettingError, match="names rigth; cameras has left, right"):
+        Settings.from_flat({**values, "map.rig_baselines": "left rigth 0.12"})

@@ -153,4 +153,6 @@ def all_matches(
             )
         )
     columns = [np.concatenate(column) for column in zip(*parts, strict=True)]
-    return FeatureMatches(*columns, focal_px=float(next(iter(features.values())).matrix[0, 0]))
+    # Not any view's: one whose focal length is unknown has no matches.
+    (_, view), *_ = pairs
+    return FeatureMatches(*columns, focal_px=float(features[view].matrix[0, 0]))

@@ -140,8 +140,22 @@ class WindowBuffer:
     @property
     def waiting(self) -> int:
         """Frames that are held and that no window has used yet."""
-        unused = [i for i in self._instants if not i.used] + self._pending
-        return sum(len(i.frames) for i in unused) + len(self._suspects)
+        return self.ready + self.unpaired + len(self._suspects)
+
+    @property
+    def ready(self) -> int:
+        """Frames with their partners of other cameras that no window has used yet."""
+        return sum(len(i.frames) for i in self._instants if not i.used)
+
+    @property
+    def unpaired(self) -> int:
+        """Frames that still miss a partner."""
+        return sum(len(i.frames) for i in self._pending)
+
+    @property
+    def step_s(self) -> float:
+        """Time between the last two stamps of a camera, of the slowest one; 0 before."""
+        return max(self._usual_step_ns.values(), default=0) / NS_PER_S
 
     def reject(self, reason: DropReason) -> None:
         """Count a frame that was received but could not be offered."""

@@ -4,8 +4,8 @@
 from __future__ import annotations
 
 import math
-from collections import deque
 
+import numpy as np
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 from std_msgs.msg import Header
 
@@ -22,6 +22,7 @@ from g2vlm_ros.pipeline import Counts
 from g2vlm_ros.records import DropReason, ScaleState
 from g2vlm_ros.ros.camera_tracking import TrackingCounts
 from g2vlm_ros.ros.conversions import geometry
+from g2vlm_ros.ros.input_rate import FrameRate, UnusedFrames
 from g2vlm_ros.settings import Settings
 
 EXPECTED_DROPS = (
@@ -39,10 +40,13 @@ MAX_JOB_S = 10.0
 """A job of the device that has not come to a pause for so long hangs, by all measurements."""
 FOCAL_CLASH = 0.1
 """Relative difference of focal lengths, told and recovered, from which it is reported."""
+MAX_CAMERA_HEIGHT_M = 8.0
+"""Above the floor: no robot's camera is higher, and depth in tenths of a millimetre makes 10 m of
+1 m."""
+WINDOWS_FOR_METRES = 3
+"""Windows within which a source of metres contributes, or why not is said."""
 MISSED_FRAMES = 3.0
 """Periods of a slow camera without a frame before it counts as silent."""
-REMEMBERED_S = 30.0
-"""Span over which the rate of frames is measured."""
 STARTS = {
     StartReason.NO_SHARED_VIEW: "no view is shared with the windows before",
     StartReason.NO_OVERLAP: "the newest view shows nothing that the shared ones do",
@@ -86,10 +90,12 @@ def status_message(
     message: str,
     job_s: float = 0.0,
     localisation: Localisation = LOCALISED,
+    no_metres: str = "",
 ) -> ReconstructionStatus:
     """The state after `update`, or before the first window when it is None.
 
     message: what is wrong, which comes before the remarks. job_s: how long the device's job runs.
+    no_metres: said of lengths that are none although a source of them is configured.
     """
     status = ReconstructionStatus(
         header=header,
@@ -116,7 +122,11 @@ def status_message(
     if update is None:
         status.message = message or "; ".join(lost)
         return status
-    status.message = message or "; ".join(lost + silence_remarks(counts) + remarks(update))
+    sentences = lost + silence_remarks(counts) + remarks(update)
+    relative = update.placement.scale.state is not ScaleState.METRIC
+    if no_metres and relative and counts.windows >= WINDOWS_FOR_METRES:
+        sentences.append(no_metres)
+    status.message = message or "; ".join(sentences)
     placement, frames = update.placement, update.window.frames
     status.window_id = update.window.id
     status.view_stamps = [geometry.stamp(frame.stamp_ns) for frame in frames]
@@ -146,7 +156,13 @@ def remarks(update: MappedWindow) -> list[str]:
         sentences.append(
             f"{lost} of {update.result.views} views have no pose: nothing connects them"
         )
-    return sentences + scale_remarks(update) + camera_remarks(update) + rig_remarks(update)
+    return [
+        *sentences,
+        *scale_remarks(update),
+        *height_remarks(update),
+        *camera_remarks(update),
+        *rig_remarks(update),
+    ]
 
 
 def localisation_remarks(localisation: Localisation) -> list[str]:
@@ -190,6 +206,22 @@ def silence_remarks(counts: Counts) -> list[str]:
     return [f"windows do without {names}: silent, or the stamps are far behind"] if names else []
 
 
+def no_metres(settings: Settings) -> str:
+    """Why lengths are no metres yet: what each configured source of them waits for."""
+    waits = [
+        sentence
+        for source, sentence in (
+            (settings.odometry_topic, "odometry says nothing before 0.1 m of motion in a window"),
+            (settings.depth_topic, "depth images do not fit the views: registered, in metres?"),
+            (settings.map.rig_baselines, "no window has both cameras of map.rig_baselines"),
+            (settings.map.camera_height_m, "no floor is seen for map.camera_height_m"),
+        )
+        if source
+    ]
+    reason = "; ".join(waits) or "set map.metres_per_unit if you know it"
+    return f"lengths are model units, not metres; {reason}"
+
+
 def scale_remarks(update: MappedWindow) -> list[str]:
     """What contradicts the scale."""
     placement, sentences = update.placement, []
@@ -201,6 +233,21 @@ def scale_remarks(update: MappedWindow) -> list[str]:
     if placement.scale.refused:
         sentences.append(f"{placement.scale.refused} measurements of scale in a row do not fit")
     return sentences
+
+
+def height_remarks(update: MappedWindow) -> list[str]:
+    """Where cameras so far above the floor show that metres are none."""
+    placement = update.placement
+    if placement.scale.state is not ScaleState.METRIC or not math.isfinite(placement.floor_z):
+        return []
+    heights_m = [update.map_from_camera[i][2, 3] - placement.floor_z for i in update.trusted_views]
+    height_m = float(np.median(heights_m)) if heights_m else math.nan
+    if not height_m > MAX_CAMERA_HEIGHT_M:
+        return []
+    return [
+        f"the cameras are {height_m:.0f} m above the floor by metres of {placement.scale.source}: "
+        "is its unit right? (depth: 32FC1 in metres, 16UC1 in millimetres)"
+    ]
 
 
 def camera_remarks(update: MappedWindow) -> list[str]:
@@ -235,49 +282,6 @@ def rig_remarks(update: MappedWindow) -> list[str]:
     ]
 
 
-class FrameRate:
-    """How often frames come, from the counts of several reports; for cameras slower than them."""
-
-    def __init__(self, settings: Settings):
-        self._window, self._cameras = settings.window, len(settings.cameras)
-        self._frames: deque[tuple[float, int]] = deque()
-
-    def update(self, now_s: float, received: int) -> None:
-        """One report: frames received so far."""
-        if self._frames and now_s < self._frames[-1][0]:
-            self._frames.clear()
-        self._frames.append((now_s, received))
-        while now_s - self._frames[0][0] > REMEMBERED_S:
-            self._frames.popleft()
-
-    @property
-    def period_s(self) -> float:
-        """Mean seconds between two frames of a camera; infinite where none came."""
-        if not self._frames:
-            return math.inf
-        (first_s, before), (last_s, now) = self._frames[0], self._frames[-1]
-        frames = (now - before) / self._cameras
-        return (last_s - first_s) / frames if frames > 0 else math.inf
-
-    @property
-    def remembered_s(self) -> float:
-        """Seconds that the reports span."""
-        return self._frames[-1][0] - self._frames[0][0] if self._frames else 0.0
-
-    def remark(self) -> str:
-        """Why windows cannot fill at this rate; empty where they can."""
-        instants = self._window.views // self._cameras
-        needed_s = (instants - 1) * self.period_s
-        if not math.isfinite(needed_s) or needed_s <= self._window.max_age_s:
-            return ""
-        if self.remembered_s < 2 * self.period_s:
-            return ""
-        return (
-            f"frames come every {self.period_s:.1f} s: {instants} views need window.max_age_s "
-            f"above {needed_s:.0f} (it is {self._window.max_age_s:g}), or fewer views"
-        )
-
-
 class Diagnostics:
     """One diagnostic task per thing that can fail, from the difference to the last report."""
 
@@ -285,7 +289,9 @@ class Diagnostics:
         self._name = name
         self._hardware_id = hardware_id
         self._cameras = settings.cameras
+        self._no_metres = no_metres(settings)
         self.frame_rate = FrameRate(settings)
+        self.unused_frames = UnusedFrames(settings)
         self._last = Counts(0, 0, {}, 0)
         self._last_s: float | None = None
         self._last_tracked = 0
@@ -311,6 +317,7 @@ class Diagnostics:
         tracking: frames followed between windows; None where they are not.
         """
         self.frame_rate.update(now_s, counts.received)
+        self.unused_frames.update(counts)
         span_s = now_s - self._last_s if self._last_s is not None else 0.0
         frames = counts.received - self._last.received
         windows = counts.windows - self._last.windows
@@ -347,7 +354,7 @@ class Diagnostics:
 
     def _input(self, frames: int, span_s: float, sentences: list[str]) -> DiagnosticStatus:
         rate_hz = frames / span_s if span_s > 0 else float("nan")
-        slow = self.frame_rate.remark()
+        slow = self.frame_rate.remark() or self.unused_frames.remark()
         if slow:
             return self._task("input", WARN, slow, rate_hz=f"{1 / self.frame_rate.period_s:.2f}")
         regular = span_s < MISSED_FRAMES * self.frame_rate.period_s < math.inf
@@ -393,11 +400,10 @@ class Diagnostics:
             values["inliers"] = f"{placement.relative_pose.inliers:.3f}"
             values["residual"] = f"{placement.relative_pose.residual:.4f}"
         if placement.scale.state is ScaleState.METRIC:
-            sentences = scale_remarks(update)
+            sentences = scale_remarks(update) + height_remarks(update)
             message = "; ".join(sentences) or "lengths are metres"
             return self._task("scale", WARN if sentences else OK, message, **values)
-        hint = "lengths are model units, not metres; set map.metres_per_unit if you know it"
-        return self._task("scale", WARN, hint, **values)
+        return self._task("scale", WARN, self._no_metres, **values)
 
     def _loops(self, counts: Counts) -> DiagnosticStatus:
         values = {str(outcome): n for outcome, n in sorted(counts.loops.items())}

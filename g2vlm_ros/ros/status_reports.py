@@ -11,7 +11,13 @@ from std_msgs.msg import Header
 from g2vlm_ros.msg import ReconstructionStatus
 from g2vlm_ros.pipeline import MappingPipeline
 from g2vlm_ros.ros.conversions import geometry
-from g2vlm_ros.ros.diagnostics import Diagnostics, clock_remark, hang_remark, status_message
+from g2vlm_ros.ros.diagnostics import (
+    Diagnostics,
+    clock_remark,
+    hang_remark,
+    no_metres,
+    status_message,
+)
 from g2vlm_ros.ros.inference_scheduler import InferenceScheduler
 from g2vlm_ros.ros.publishers import LATCHED, Publishers
 from g2vlm_ros.ros.window_worker import WindowWorker
@@ -36,6 +42,13 @@ class StatusReports:
         self._model_version, self._backend = model_version, backend
         self._scheduler, self._pipeline = scheduler, pipeline
         self._windows, self._outputs = windows, outputs
+        sources = (
+            settings.odometry_topic,
+            settings.depth_topic,
+            settings.map.rig_baselines,
+            settings.map.camera_height_m,
+        )
+        self._no_metres = no_metres(settings) if any(sources) else ""
         self._diagnostics = Diagnostics(node.get_name(), backend, settings)
         self._status_topic = node.create_lifecycle_publisher(
             ReconstructionStatus, "~/status", LATCHED
@@ -50,8 +63,10 @@ class StatusReports:
             self._node.destroy_publisher(topic)
 
     def count_frames(self) -> None:
-        """Note how many frames came so far, for their rate."""
-        self._diagnostics.frame_rate.update(self._now_s(), self._pipeline.counts().received)
+        """Note how many frames came so far, and what became of them."""
+        counts = self._pipeline.counts()
+        self._diagnostics.frame_rate.update(self._now_s(), counts.received)
+        self._diagnostics.unused_frames.update(counts)
 
     def publish_status(self) -> None:
         """`~/status`, of the newest window (any thread)."""
@@ -69,6 +84,7 @@ class StatusReports:
                 windows.problem or self._input_problem(),
                 job_s,
                 self._pipeline.localisation,
+                self._no_metres,
             )
         )
 
@@ -98,7 +114,7 @@ class StatusReports:
         remarks = (
             hang_remark(self._scheduler.running_for_s()),
             clock_remark(self._windows.latency_s),
-            self._diagnostics.frame_rate.remark(),
+            self._diagnostics.frame_rate.remark() or self._diagnostics.unused_frames.remark(),
         )
         return "; ".join(filter(None, remarks))
 

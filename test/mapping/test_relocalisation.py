@@ -81,6 +81,21 @@ def test_the_wrong_home_stays_lost(saved):
     assert set(live.counts().searches) == {SearchOutcome.NOT_FOUND}
 
 
+def test_a_view_of_unknown_focal_length_does_not_end_the_search(saved):
+    perception, frames = perception_of(0), home_frames(0)[5:11]
+    reconstruct = perception.reconstruct
+
+    def without_newest(scene):
+        result = reconstruct(scene)
+        return replace(result, intrinsics=(*result.intrinsics[:-1], None))
+
+    perception.reconstruct = without_newest
+    live = pipeline(perception)
+    live.load(from_bytes(saved[0], ORIGIN))
+    updates = pass_by(live, [replace(f, intrinsics=None) for f in frames], LATER_S)
+    assert len(updates) == 2 and sum(live.counts().searches.values()) >= 1
+
+
 def two_rooms(saved, shift_m=8.0):
     """Keyframes of a map with the same room twice, side by side."""
     keyframes = from_bytes(saved[0], ORIGIN)

@@ -51,7 +51,7 @@ def update_of(told_px=None, found_px=50.0, trusted=(True, True), scale=(), **pla
     raw = Raw(np.ones((2, 48, 64, 3), np.float32), poses, np.zeros((2, 9), np.float32))
     grey = np.zeros((2, 48, 64, 3), np.uint8)
     result = Reconstruction(raw, grey, np.ones((2, 48, 64), np.float32), (found,) * 2, {})
-    metric = ScaleUpdate(ScaleState.METRIC, **dict(scale))
+    metric = ScaleUpdate(**{"state": ScaleState.METRIC, **dict(scale)})
     place = WindowPose(Sim3.identity(), 3, metric, trusted=trusted, **placement)
     return MappedWindow(Window(7, frames), result, place, (0, 1))
 
@@ -164,3 +164,37 @@ def test_tries_to_close_loops_are_told_by_outcome(report):
     told = report(1.0, loops={"no_overlap": 2, "closed": 1})["loops"]
     assert told.message == "1 closed, 2 no_overlap"
     assert {pair.key: pair.value for pair in told.values} == {"no_overlap": "2", "closed": "1"}
+
+
+def test_cameras_high_above_the_floor_show_a_wrong_unit():
+    from g2vlm_ros.ros.diagnostics import height_remarks
+
+    assert height_remarks(update_of(floor_z=-1.2)) == []
+    assert height_remarks(update_of()) == [], "no floor was seen"
+    assert "12 m above the floor" in height_remarks(update_of(floor_z=-12.0))[0]
+    assert "16UC1 in millimetres" in height_remarks(update_of(floor_z=-12.0))[0]
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({}, ""),
+        ({"odometry_topic": "/odom"}, "0.1 m of motion"),
+        ({"depth_topic": "/depth"}, "do not fit the views"),
+        ({"map.camera_height_m": 0.5}, "no floor is seen"),
+    ],
+)
+def test_a_source_of_metres_that_gives_none_is_named_after_a_few_windows(values, words):
+    from std_msgs.msg import Header
+
+    from g2vlm_ros.pipeline import Counts
+    from g2vlm_ros.records import ScaleState
+    from g2vlm_ros.ros.diagnostics import no_metres, status_message
+    from g2vlm_ros.settings import Settings
+
+    update = update_of(scale={"state": ScaleState.RELATIVE}.items())
+    sentence = no_metres(Settings.from_flat(values)) if values else ""
+    for windows, expected in ((1, ""), (3, words)):
+        counts = Counts(0, 0, Counter(), windows)
+        status = status_message(Header(), counts, update, 0.1, "m", "b", "", no_metres=sentence)
+        assert expected in status.message and bool(status.message) == bool(expected)

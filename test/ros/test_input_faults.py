@@ -145,6 +145,23 @@ def test_depth_that_matches_no_frame_says_why_within_ten_frames(warn, frame_id, 
     assert all(word in warn.sentences[0] for word in words)
 
 
+@pytest.mark.parametrize(("value", "words"), [(2000, ""), (20_000, "tenths of them")])
+def test_depth_in_tenths_of_a_millimetre_is_recognised(warn, value, words):
+    from sensor_msgs.msg import Image
+
+    from g2vlm_ros.ros.conversions import geometry
+    from g2vlm_ros.ros.inputs.depth import DepthImages
+
+    depth, stamp_ns = DepthImages(0.02, warn), round(START_S * 1e9)
+    pixels = np.full((6, 8), value, "<u2")
+    header = geometry.header(stamp_ns, "optical")
+    depth.update(
+        Image(header=header, height=6, width=8, encoding="16UC1", step=16, data=pixels.tobytes())
+    )
+    assert depth.of(stamp_ns, "optical")()[0, 0] == pytest.approx(value * 1e-3)
+    assert bool(warn.sentences) == bool(words) and words in "".join(warn.sentences)
+
+
 def test_odometry_with_other_stamps_says_so_within_ten_frames(warn):
     from nav_msgs.msg import Odometry
 
@@ -260,7 +277,7 @@ def test_a_job_that_hangs_is_an_error_of_the_engine():
 
 
 def test_a_camera_too_slow_for_its_window_is_told_what_to_raise():
-    from g2vlm_ros.ros.diagnostics import FrameRate
+    from g2vlm_ros.ros.input_rate import FrameRate
     from g2vlm_ros.settings import Settings
 
     rate = FrameRate(Settings())

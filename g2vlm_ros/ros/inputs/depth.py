@@ -21,6 +21,9 @@ Read = Callable[[], "np.ndarray | None"]
 EARLY_IMAGES = 8
 """Depth images kept that no frame has asked for yet."""
 WAITING_FRAMES = 64
+LIKELY_DEPTH_M = 15.0
+"""Median of a 16UC1 image up to which it is taken for millimetres without a word: depth cameras
+see some 10 m, and tenths of a millimetre make 20 m of a room of 2 m."""
 
 
 @dataclass(eq=False)
@@ -66,7 +69,8 @@ class DepthImages:
             self._warn(f"depth image of {message.header.frame_id!r} is not used: {error}")
             return
         stamp_ns, frame_id = geometry.stamp_ns(message.header.stamp), message.header.frame_id
-        image = (stamp_ns, frame_id, lambda: self._in_metres(read(), frame_id))
+        millimetres = message.encoding == "16UC1"
+        image = (stamp_ns, frame_id, lambda: self._in_metres(read(), frame_id, millimetres))
         self._early.append(image)
         self._newest = image[:2]
         for request in filter(None, (each() for each in self._requests)):
@@ -94,10 +98,17 @@ class DepthImages:
         """How many images are kept for frames that come after them."""
         return len(self._early)
 
-    def _in_metres(self, depth_m: np.ndarray, frame_id: str) -> np.ndarray | None:
+    def _in_metres(
+        self, depth_m: np.ndarray, frame_id: str, millimetres: bool
+    ) -> np.ndarray | None:
         """The image, or None, with a warning, where its values can be no metres."""
         positive = depth_m[np.isfinite(depth_m) & (depth_m > 0)]
         median_m = float(np.median(positive)) if positive.size else 0.0
+        if median_m > LIKELY_DEPTH_M and millimetres:
+            self._warn(
+                f"depth image of {frame_id!r} has a median of {median_m:.0f} m; 16UC1 must be in "
+                "millimetres, is it in tenths of them? Convert it where it is"
+            )
         if median_m <= MAX_DEPTH_M:
             return depth_m
         self._warn(
