@@ -183,7 +183,7 @@ class Observer:
         selection = self._context.remember(update).select()
         detections = self.detector.detect(selection, numbers)
         things = measure_detections(selection.points, detections)
-        sightings = sightings_of(update, selection.points, things, selection.corners)
+        sightings = sightings_of(selection, things)
         views = {detection.region.view for detection in detections}
         self.memory.observe(update, selection.points, sightings, views)
 

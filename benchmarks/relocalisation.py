@@ -47,10 +47,10 @@ from benchmarks.saved_map import (
     scores,
 )
 from g2vlm_ros.demo.sim.camera import world_from_camera
+from g2vlm_ros.demo.sim.doubled_map import doubled
 from g2vlm_ros.demo.sim.robot_path import RobotPath
 from g2vlm_ros.demo.sim.scenes import make_scene
 from g2vlm_ros.demo.sim.splits import home_seed
-from g2vlm_ros.geometry.sim3 import Sim3
 from g2vlm_ros.mapping.window_pose import LocalisationState, SearchOutcome
 from g2vlm_ros.perception import Perception, Scene
 from g2vlm_ros.pipeline import MappingPipeline
@@ -140,20 +140,7 @@ class SavedHome:
 
     def twice(self) -> SavedMap:
         """The saved map with everything in it twice, side by side."""
-        aside = Sim3(1.0, np.eye(3), np.array([SHIFT_M, 0.0, 0.0]))
-        copies = [
-            replace(
-                k,
-                window_from_camera=aside.apply_pose(k.window_from_camera),
-                sample=replace(
-                    k.sample,
-                    points_u=aside.apply(k.sample.points_u),
-                    centre_u=aside.apply(k.sample.centre_u),
-                ),
-            )
-            for k in self.saved.keyframes
-        ]
-        return replace(self.saved, keyframes=[*self.saved.keyframes, *copies])
+        return replace(self.saved, keyframes=doubled(self.saved.keyframes, SHIFT_M))
 
     def drive_again(self) -> dict[str, Any]:
         """The whole way in one node, which starts LOST."""

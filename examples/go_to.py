@@ -45,8 +45,9 @@ def look_from(thing: str) -> tuple[PoseStamped | None, str]:
     """Where the robot saw a remembered thing last, x towards it; or None, and why."""
     with SpatialClient() as robot:
         memory = robot.find(thing)
-    if not memory.success:
-        return None, memory.error_msg
+        if not memory.success:
+            return None, memory.error_msg
+        robot.look_again(memory.objects[0].id)
     pose = PoseStamped(header=memory.header, pose=memory.objects[0].seen_from)
     pose.pose.position.z = 0.0
     return pose, f"Go back to where the {memory.objects[0].label} was seen last."

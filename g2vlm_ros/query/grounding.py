@@ -25,6 +25,8 @@ UNRATED_TRUST = 0.9
 """Factor for an object whose points have no confidence."""
 CUT_TRUST = 0.9
 """Factor for an object that the image cuts: what is outside may make it another one."""
+MARKED_PLACE = "marked place"
+"""Label of what a request marks without naming it."""
 QUOTED_CHARACTERS = 80
 """Of the model's words in a step."""
 
@@ -139,7 +141,7 @@ class Finder:
 
     def _from_request(self, phrase: str) -> list[Object3D]:
         region = self._regions.pop(0)
-        label = "marked place" if THIS.match(phrase) else phrase
+        label = MARKED_PLACE if THIS.match(phrase) else phrase
         thing = locate(self._points, region, label, "request")
         if thing is None:
             raise NotVisibleError(

@@ -42,7 +42,7 @@ SIGNS: tuple[tuple[str, str], ...] = (
         "skip",
         rf"(?:(?:measured |given )?in {LENGTH_UNITS}|in degrees|exactly|roughly|approximately"
         r"|approximate|rough|about(?= how)|currently|right now|now|again|still|ever|yet"
-        r"|already|today"
+        r"|already|today|by (?:any )?chance"
         r"|altogether|in total|together|so far|overall|for me|by itself|over there|in here"
         r"|around here|over here|anywhere|somewhere|whereabouts(?= of)|in the end|first|then|also"
         r"|on (?:your|the|our) way|along the way|as well|away|off|last|down|would)",
@@ -69,7 +69,7 @@ SIGNS: tuple[tuple[str, str], ...] = (
         r"|how long (?:has it been|is it) since|how long since)",
     ),
     ("room", r"(?:in |to )?(?:which|what) room"),
-    ("saw", rf"(?:have|did|had) {_SUBJECT} (?:(?:last|ever|already|also) )?{_SEE}"),
+    ("saw", rf"(?:have|did|had) {_SUBJECT} (?:(?:last|ever|already|also) )?(?:{_SEE}|find|found)"),
     (
         "end_up",
         rf"where (?:would|will|do|am|should) {_SUBJECT}(?: (?:be|end up|stand|land|arrive))?"
@@ -87,7 +87,8 @@ SIGNS: tuple[tuple[str, str], ...] = (
     ("far", rf"(?:how|what) (?:many|number of) {LENGTH_UNITS}"),
     (
         "far",
-        r"(?:how (?:far|close|near)|distances?|separation|separat(?:es?|ing)|range(?= (?:to"
+        r"(?:how (?:far|close|near)|(?:walking |driving |straight[- ]line )?distances?"
+        r"|separation|separat(?:es?|ing)|range(?= (?:to"
         r"|from|of|between)\b))",
     ),
     ("far", r"(?:apart|far(?= away|[ .?!]*$|\\? ))"),
@@ -138,19 +139,20 @@ SIGNS: tuple[tuple[str, str], ...] = (
     ("face", r"(?:face|facing|look(?:ing)? at|point(?:ing)? (?:at|towards?))"),
     (
         "go",
-        r"(?:(?:take|bring|lead|guide|drive|show) (?:me|us)(?: the way| over)*|go(?: back)?"
+        r"(?:(?:take|bring|lead|guide|drive|show) (?:me|us)(?: the way| over)*"
+        r"|(?:lead|show) the way|go(?: back)?(?: (?:and )?(?:wait|stay|park))?"
         r"|drive|navigate"
         r"|move|walk|head(?= (?:over|to|towards|back|for|up)\b)|come|get(?: closer| close)?"
         r"|return|stop(?= (?:in|at|near|before|next|by)\b)|approach|reach"
         r"|roll(?= .*between))(?: (?:through|by|past"
         r"|over|up|on|straight|close|next|along))*",
     ),
-    ("fit", r"(?:fits?|pass|squeeze|slip)(?: (?:through|by|past))?"),
+    ("fit", r"(?:fits?|pass|squeeze|slip|make it)(?: (?:through|by|past))?"),
     ("see", rf"(?:{_SEE}|find|found)"),
     (
         "visible",
         r"(?:visible|in (?:(?:the|this|these|any) )?(?:newest )?(?:sight|views?|images?"
-        r"|pictures?)|nearby|around|present(?= ?[.?!]?$)|there(?= ?[.?!]?$))",
+        r"|pictures?)|nearby|around|installed|available|present(?= ?[.?!]?$)|there(?= ?[.?!]?$))",
     ),
     ("contain", r"(?:contains?|hold|holds|has|have got|got|have|shows?)"),
     ("there", r"(?:is|are|was|were) there"),
@@ -164,9 +166,10 @@ SIGNS: tuple[tuple[str, str], ...] = (
         "stand",
         r"(?:(?:standing|stands|stood|hanging|hangs|sitting|sits|lying|lies|located|placed"
         r"|situated"
-        r"|positioned|mounted|kept|keep|put|leave|belongs?|measures?|extends?|appears?|reaches)"
+        r"|positioned|mounted|tucked|pushed|parked|stored|fixed|attached|kept|keep|put"
+        r"|leave|belongs?|measures?|extends?|appears?|reaches)"
         r"|left(?= (?:my|the|our)\b)"
-        r"|(?:stand|hang|sit|lie)(?= (?:to|on|in|left|right|behind|above|below|over|under\w*"
+        r"|(?:stand|hang|sit|lie)(?= (?:to|from|on|in|left|right|behind|above|below|over|under\w*"
         r"|between"
         r"|next|near\w*|clos\w+|at|there)\b|[ .?!]*$)|take up)",
     ),
@@ -195,7 +198,7 @@ SIGNS: tuple[tuple[str, str], ...] = (
     ("for", r"(?:for|with|by|at|near)"),
     ("or", r"or"),
     ("and", r"and"),
-    ("stop", r"(?:so that|because|since|until|that)"),
+    ("stop", r"(?:so that|because|since|until|that|when)"),
     ("viewer", r"(?:i|you|we|me|us)"),
 )
 """Signs and the words that stand for them. `skip` is of no meaning but parts names."""
@@ -203,7 +206,8 @@ SIGNS: tuple[tuple[str, str], ...] = (
 MARKS = (("stop", r"[,.?!:;()]"), ("possessive", r"'s\b"))
 """Signs that are no words."""
 COMPOUNDS = (
-    r"(?:(?:trash|garbage|watering|soda|tin) cans?|(?:flash|hard) drives?|(?:toilet|paper) rolls?"
+    r"(?:(?:trash|garbage|watering|soda|tin) cans?"
+    r"|first[- ]aid (?:kit|box)(?:es|s)?|(?:flash|hard) drives?|(?:toilet|paper) rolls?"
     r"|bus stops?|stop signs?|boarding pass(?:es)?|(?:tv|coat|plant|music|umbrella) stands?"
     r"|space heaters?|place mats?|depth cameras?|gift present|in-tray|on-off switch|left-overs)"
 )

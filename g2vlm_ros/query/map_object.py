@@ -22,6 +22,9 @@ SIGHTING, SEEN_THROUGH, LEAST_SILENCE = 1.5, -1.2, -1.2
 """Evidence in log odds of a window that shows an object, one whose rays go through its place, and
 the least of one that sees its place while the detector shows nothing there: windows share views,
 and a detector that overlooks a thing overlooks it for some of them in a row."""
+SURFACE = 1.0
+"""Evidence of a window that sees a surface at the place of an object that is to be looked at
+again: enough by itself to be PRESENT."""
 MAX_EVIDENCE = 4.0
 """Bound of the sum: after 5 windows of seeing through its place any object is gone."""
 MIN_PRESENT, MIN_UNCERTAIN = 0.7, 0.15
@@ -73,6 +76,13 @@ class MapObject:
     """Windows whose detector looked at its place and did not show it."""
     name: str = ""
     """Given by a person."""
+    asked: bool = False
+    """Whether an answer was about it: whoever asked may come back to it, so it counts at once."""
+    detected: bool = True
+    """Whether a detector has shown it: else a detector may not know its kind, and its silence says
+    nothing."""
+    look_again: bool = False
+    """Whether somebody asked for another look, and no window has seen its place since."""
     moved: bool = False
     """Gone, and another one of its kind has been seen elsewhere since."""
     seen_from: np.ndarray | None = None
@@ -108,8 +118,8 @@ class MapObject:
 
     @property
     def confirmed(self) -> bool:
-        """Whether it was seen often enough to count."""
-        return self.sightings >= MIN_SIGHTINGS
+        """Whether it was seen often enough to count, or asked about."""
+        return self.asked or self.sightings >= MIN_SIGHTINGS
 
     @property
     def room_title(self) -> str:

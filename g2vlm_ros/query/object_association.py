@@ -13,12 +13,12 @@ from dataclasses import replace
 
 import numpy as np
 
-from g2vlm_ros.pipeline import PerceivedWindow
 from g2vlm_ros.query.labels import label_fit
 from g2vlm_ros.query.map_object import MAX_EVIDENCE, MAX_NAME, SIGHTING, MapObject
 from g2vlm_ros.query.object_sightings import Sighting, picture_of
 from g2vlm_ros.query.object_views import Box, image_box, overlap
 from g2vlm_ros.query.point_map import PointMap
+from g2vlm_ros.records import Intrinsics
 
 GATE = 11.34
 """Squared Mahalanobis distance of 99 % of sightings of one object (chi-square, 3 dimensions)."""
@@ -45,13 +45,13 @@ PICTURE_GAIN = 1.3
 def match(
     sightings: Sequence[Sighting],
     objects: Sequence[MapObject],
-    update: PerceivedWindow,
+    cameras: Sequence[Intrinsics | None],
     points: PointMap,
 ) -> dict[int, int]:
     """The id of the object that each sighting (by index) is of; none where it is a new one.
 
     By place, nearest pairs first; then, of those that are left, by what they cover in a view. No
-    object takes two sightings of one window.
+    object takes two sightings of one window. cameras: of the views of `points`.
     """
     remembered = _Remembered(objects)
     pairs = [
@@ -64,7 +64,7 @@ def match(
         if index not in partner and object_id not in partner.values():
             partner[index] = object_id
     left = [each for each in objects if each.id not in partner.values()]
-    boxes = _ImageBoxes(update, points)
+    boxes = _ImageBoxes(cameras, points)
     covers = []
     for index, sighting in enumerate(sightings):
         if index not in partner:
@@ -119,8 +119,8 @@ class _Remembered:
 class _ImageBoxes:
     """Boxes of objects in the views of a window, each computed once."""
 
-    def __init__(self, update: PerceivedWindow, points: PointMap):
-        self._cameras, self._points = update.result.intrinsics, points
+    def __init__(self, cameras: Sequence[Intrinsics | None], points: PointMap):
+        self._cameras, self._points = cameras, points
         self._boxes: dict[tuple[int, int], Box | None] = {}
 
     def of(self, view: int, thing: MapObject) -> Box | None:
@@ -154,7 +154,7 @@ def _cover(sighting: Sighting, other: MapObject, points: PointMap, boxes: _Image
     return best
 
 
-def new_object(object_id: int, sighting: Sighting, update: PerceivedWindow) -> MapObject:
+def new_object(object_id: int, sighting: Sighting, map_id: int, window_id: int) -> MapObject:
     """An object that was seen once."""
     thing = sighting.thing
     return MapObject(
@@ -164,14 +164,15 @@ def new_object(object_id: int, sighting: Sighting, update: PerceivedWindow) -> M
         size=np.nan_to_num(thing.size, nan=0.0),
         yaw_rad=float(thing.yaw_rad),
         covariance=sighting.covariance,
-        map_id=update.placement.map_id,
-        window_id=update.window.id,
+        map_id=map_id,
+        window_id=window_id,
         first_seen_ns=sighting.stamp_ns,
         last_seen_ns=sighting.stamp_ns,
         camera=sighting.camera,
         box_px=sighting.box_px,
         colour=sighting.colour,
         evidence=SIGHTING * thing.trust,
+        detected=thing.source == "detection",
         seen_from=thing.seen_from,
         picture=picture_of(sighting),
         picture_ns=sighting.stamp_ns,
@@ -205,6 +206,8 @@ def fuse(before: MapObject, sighting: Sighting, window_id: int) -> MapObject:
         evidence=min(MAX_EVIDENCE, max(before.evidence, 0.0) + SIGHTING * thing.trust),
         sightings=before.sightings + 1,
         misses=0,
+        detected=before.detected or thing.source == "detection",
+        look_again=False,
         moved=False,
         seen_from=thing.seen_from,
         picture=picture[0],
@@ -260,6 +263,8 @@ def merge(one: MapObject, other: MapObject) -> MapObject:
         sightings=first.sightings + second.sightings,
         misses=min(first.misses, second.misses),
         evidence=max(first.evidence, second.evidence),
+        asked=first.asked or second.asked,
+        detected=first.detected or second.detected,
         first_seen_ns=min(first.first_seen_ns, second.first_seen_ns),
     )
 

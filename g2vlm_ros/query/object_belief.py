@@ -16,7 +16,7 @@ from enum import Enum
 import numpy as np
 
 from g2vlm_ros.pipeline import PerceivedWindow
-from g2vlm_ros.query.map_object import LEAST_SILENCE, SEEN_THROUGH, MapObject
+from g2vlm_ros.query.map_object import LEAST_SILENCE, SEEN_THROUGH, SURFACE, MapObject
 from g2vlm_ros.query.object_views import Box, image_box, pixels
 from g2vlm_ros.query.point_map import PointMap
 
@@ -51,10 +51,10 @@ class Look(Enum):
 
 @dataclass(frozen=True)
 class Absence:
-    """What a window in which an object was not seen says against it."""
+    """What a window in which an object was not found says of it by what lies at its place."""
 
     change: float = 0.0
-    """Log odds, at most 0."""
+    """Log odds: against it; for it only where somebody asked for another look at it."""
     silent: bool = False
     """Whether a detector looked at its place and did not show it."""
 
@@ -66,16 +66,18 @@ def absence(
     detected_views: set[int],
     other: MapObject,
 ) -> Absence:
-    """What views of a window say against an object that none of them showed."""
+    """What views of a window say of an object that was found in none of them."""
     if not other.confirmed:
         return Absence()
     looks = {view: _look(update, points, view, other) for view in views}
     looks = {view: look for view, look in looks.items() if look is not Look.HIDDEN}
-    silent = any(view in detected_views for view in looks)
+    silent = other.detected and any(view in detected_views for view in looks)
     change = silence(other) if silent else 0.0
     # A view that ends at the place outweighs one whose ray misses the thing by a little.
     if Look.THROUGH in looks.values() and Look.AT not in looks.values():
         change += SEEN_THROUGH
+    elif other.look_again and not silent and Look.AT in looks.values():
+        change = SURFACE
     return Absence(change, silent)
 
 

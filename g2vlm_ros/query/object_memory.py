@@ -15,13 +15,28 @@ from typing import Any
 import numpy as np
 
 from g2vlm_ros.geometry.sim3 import Sim3
+from g2vlm_ros.mapping.keyframes import pose_gap
 from g2vlm_ros.pipeline import PerceivedWindow
 from g2vlm_ros.query import object_association, object_belief
-from g2vlm_ros.query.map_object import MAX_EVIDENCE, MapObject, in_room, matching, transformed
-from g2vlm_ros.query.object_sightings import Sighting
+from g2vlm_ros.query.context import ViewSelection
+from g2vlm_ros.query.grounding import MARKED_PLACE
+from g2vlm_ros.query.map_object import (
+    MAX_EVIDENCE,
+    MapObject,
+    ObjectState,
+    in_room,
+    matching,
+    transformed,
+)
+from g2vlm_ros.query.object_measurement import Object3D
+from g2vlm_ros.query.object_sightings import Sighting, sightings_of
 from g2vlm_ros.query.point_map import PointMap
-from g2vlm_ros.records import ScaleState
+from g2vlm_ros.records import Intrinsics, ScaleState
 
+RECENT_WINDOWS = 64
+"""So many of the newest windows may still be asked about: where they lie is kept."""
+MOVED_M, MOVED_RAD = 0.05, 0.02
+"""A window that a loop moved by more lies elsewhere than what was measured in it."""
 NO_MAP = -1
 """Before the first window: what is loaded then lies in the map that comes."""
 LOADED = 0
@@ -107,6 +122,13 @@ class ObjectMemory:
             del self._objects[object_id]
             self._version += 1
 
+    def look_again(self, object_id: int) -> None:
+        """Doubt one until a window sees its place; KeyError for an unknown id."""
+        with self._lock:
+            doubted = replace(self._objects[object_id], evidence=0.0, look_again=True)
+            self._objects[object_id] = doubted
+            self._version += 1
+
     def clear(self) -> None:
         """Forget all. Ids go on counting."""
         with self._lock:
@@ -138,12 +160,34 @@ class ObjectMemory:
                 self._merge_maps(placement.merged_map_id, placement.map_id)
             self._correct(dict(placement.corrections))
             self._places[update.window.id] = placement.map_from_window
-            ids = self._associate(sightings, update, points)
+            ids = self._associate(sightings, update, update.result.intrinsics, points)
             views = [view for view in update.new_views if view in update.trusted_views]
             self._look_for_missing(update, points, views, set(detected_views), ids)
             self._mark_moved()
             self._bound()
             self._version += 1
+
+    def observe_answer(self, selection: ViewSelection, things: Sequence[Object3D]) -> None:
+        """Take in what an answer was about, as it was measured in those views of a window.
+
+        Named things count at once. What memory itself gave, and what was only marked, is left out;
+        so is all of a window that lies in another map, or that was moved after it was measured.
+        """
+        update, points = selection.update, selection.points
+        named = [each for each in things if each.regions and each.label != MARKED_PLACE]
+        placed = update.placement.map_from_window
+        with self._lock:
+            now = self._places.setdefault(update.window.id, placed)
+            here = update.placement.map_id == self._map_id
+            if not (points.metric and self._max and here and named) or _apart(now, placed):
+                return
+            cameras = [update.result.intrinsics[view] for view in selection.views]
+            sightings = sightings_of(selection, named)
+            for object_id in self._associate(sightings, update, cameras, points):
+                if object_id in self._objects:
+                    self._objects[object_id] = replace(self._objects[object_id], asked=True)
+            self._bound()
+            self._version += bool(sightings)
 
     def _here(self) -> list[MapObject]:
         return [each for each in self._objects.values() if each.map_id == self._map_id]
@@ -168,17 +212,23 @@ class ObjectMemory:
                 self._objects[each.id] = transformed(each, motion)
 
     def _associate(
-        self, sightings: Sequence[Sighting], update: PerceivedWindow, points: PointMap
+        self,
+        sightings: Sequence[Sighting],
+        update: PerceivedWindow,
+        cameras: Sequence[Intrinsics | None],
+        points: PointMap,
     ) -> set[int]:
         """Fuse sightings with the objects that they are of; new ones for the rest. Their ids."""
-        partner = object_association.match(sightings, self._here(), update, points)
+        partner = object_association.match(sightings, self._here(), cameras, points)
         ids = set()
         for index, sighting in enumerate(sightings):
             if index in partner:
                 before = self._objects[partner[index]]
                 changed = object_association.fuse(before, sighting, update.window.id)
             else:
-                changed = object_association.new_object(self._next_id, sighting, update)
+                changed = object_association.new_object(
+                    self._next_id, sighting, update.placement.map_id, update.window.id
+                )
                 self._next_id += 1
             self._objects[changed.id] = changed
             ids.add(changed.id)
@@ -215,11 +265,18 @@ class ObjectMemory:
                 continue
             absence = object_belief.absence(update, points, views, detected_views, each)
             if absence.change:
-                self._objects[each.id] = replace(
+                evidence = float(
+                    np.clip(each.evidence + absence.change, -MAX_EVIDENCE, MAX_EVIDENCE)
+                )
+                changed = replace(
                     each,
-                    evidence=max(-MAX_EVIDENCE, each.evidence + absence.change),
-                    misses=each.misses + 1,
+                    evidence=float(np.clip(evidence, -MAX_EVIDENCE, MAX_EVIDENCE)),
+                    misses=each.misses + (absence.change < 0),
                     overlooked=each.overlooked + absence.silent,
+                )
+                answered = changed.state is not ObjectState.UNCERTAIN
+                self._objects[each.id] = replace(
+                    changed, look_again=each.look_again and not answered
                 )
 
     def _mark_moved(self) -> None:
@@ -245,8 +302,8 @@ class ObjectMemory:
             for each in ranked[:excess]:
                 del self._objects[each.id]
         anchors = {each.window_id for each in self._objects.values()}
-        newest = max(self._places, default=None)
-        self._places = {w: p for w, p in self._places.items() if w in anchors or w == newest}
+        recent = max(self._places, default=0) - RECENT_WINDOWS
+        self._places = {w: p for w, p in self._places.items() if w in anchors or w > recent}
 
     def replace_all(self, objects: Sequence[MapObject], map_id: int | None = None) -> None:
         """Put loaded objects in place of the present ones, in this map, or in the one that is live
@@ -258,3 +315,8 @@ class ObjectMemory:
             for each in objects[: self._max]:
                 self._objects[each.id] = replace(each, map_id=self._map_id, window_id=LOADED)
             self._next_id = 1 + max((self._next_id - 1, *self._objects))
+
+
+def _apart(one: Sim3, other: Sim3) -> bool:
+    """Whether two places of a window differ."""
+    return pose_gap(one.apply_pose(np.eye(4)), other.apply_pose(np.eye(4)), MOVED_M, MOVED_RAD) > 1

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import cv2
 import numpy as np
 
-from g2vlm_ros.pipeline import PerceivedWindow
+from g2vlm_ros.query.context import ViewSelection
 from g2vlm_ros.query.object_measurement import Object3D, compact, map_covariance
 from g2vlm_ros.query.point_map import PointMap
 
@@ -53,21 +52,16 @@ class Sighting:
         return (u1 - u0) * (v1 - v0)
 
 
-def sightings_of(
-    update: PerceivedWindow, points: PointMap, things: Sequence[Object3D], to_pixels: Any
-) -> list[Sighting]:
-    """Objects of a window as sightings, each by its newest view.
-
-    points: of all views. to_pixels(region): its corners (u0, v0, u1, v1) in the camera image.
-    """
-    sightings = []
+def sightings_of(selection: ViewSelection, things: Sequence[Object3D]) -> list[Sighting]:
+    """Objects measured in some views of a window as sightings, each by its newest view."""
+    points, sightings = selection.points, []
     for thing in things:
         thing = _cut_at_borders(points, compact(thing))
         if not thing.regions or not np.isfinite(thing.centre).all():
             continue
-        region = max(thing.regions, key=lambda r: update.window.frames[r.view].stamp_ns)
-        frame = update.window.frames[region.view]
-        corners, image = to_pixels(region), update.scene.images[region.view]
+        region = max(thing.regions, key=lambda r: selection.frames[r.view].stamp_ns)
+        frame = selection.frames[region.view]
+        corners, image = selection.corners(region), selection.image(region.view)
         sightings.append(
             Sighting(
                 thing,

@@ -147,16 +147,18 @@ class ObjectServices:
 
     @reply_errors
     def edit(self, request: EditObject.Request, response: EditObject.Response) -> None:
-        """Rename or forget one, or name a room."""
+        """Rename or forget one, doubt it until it is seen again, or name a room."""
         self._check_active()
         kinds = {
             request.RENAME: self._rename,
             request.DELETE: self._delete,
             request.NAME_ROOM: self._name_room,
+            request.LOOK_AGAIN: self._look_again,
         }
         if request.action not in kinds:
             raise invalid(
-                f"action is {request.action}; it must be 1 (RENAME), 2 (DELETE) or 3 (NAME_ROOM)"
+                f"action is {request.action}; it must be 1 (RENAME), 2 (DELETE), 3 (NAME_ROOM) or "
+                "4 (LOOK_AGAIN)"
             )
         kinds[request.action](request)
         self.publish()
@@ -171,6 +173,12 @@ class ObjectServices:
     def _delete(self, request: EditObject.Request) -> None:
         try:
             self._memory.delete(request.id)
+        except KeyError:
+            raise _no_object(request.id) from None
+
+    def _look_again(self, request: EditObject.Request) -> None:
+        try:
+            self._memory.look_again(request.id)
         except KeyError:
             raise _no_object(request.id) from None
 

@@ -300,6 +300,14 @@ class PerceptionNode(SafeLifecycleNode):
 
     def _make_services(self) -> None:
         services = PointService(self._settings.map.frame, windows=self.windows)
+        self.object_services = ObjectServices(
+            self,
+            self._settings.map.frame,
+            self.objects,
+            self.rooms,
+            self.dense_map,
+            windows=self.windows,
+        )
         self.queries = QueryServer(
             self,
             self.perception,
@@ -308,14 +316,7 @@ class PerceptionNode(SafeLifecycleNode):
             self.scheduler,
             windows=self.windows,
             objects=self.objects,
-        )
-        self.object_services = ObjectServices(
-            self,
-            self._settings.map.frame,
-            self.objects,
-            self.rooms,
-            self.dense_map,
-            windows=self.windows,
+            publish_objects=self.object_services.publish,
         )
         keyframes = KeyframeKeeper(
             self._settings.map,

@@ -81,7 +81,10 @@ class QueryServer:
         device: InferenceScheduler,
         windows: WindowSource,
         objects: ObjectMemory,
+        publish_objects: Callable[[], None],
     ):
+        """publish_objects: called after each answer, which may have been about a new thing."""
+        self._publish_objects = publish_objects
         self._node, self._settings = node, settings
         self._model_version, self._device = model_version, device
         self._windows = windows
@@ -310,6 +313,7 @@ class QueryServer:
         self._end(question, response)
         try:
             self.worker.topics.publish_answer(question)
+            self._publish_objects()
         except Exception as error:  # the node may be closing; the answer goes out
             self._windows.log_failure("last_answer", error)
         if not question.quick and not question.executing:

@@ -62,12 +62,8 @@ class QueryWorker:
         """Hold a window for questions about its moment, and its objects for those about later."""
         selection = self._context.remember(update).select()
         detections = self.detections.of(selection)
-        sightings = sightings_of(
-            update,
-            selection.points,
-            measure_detections(selection.points, detections),
-            selection.corners,
-        )
+        things = measure_detections(selection.points, detections)
+        sightings = sightings_of(selection, things)
         views = {detection.region.view for detection in detections}
         self._objects.observe(update, selection.points, sightings, views)
 
@@ -110,6 +106,7 @@ class QueryWorker:
         )
         with question.progress.measuring():
             result = self._answerer(question, query, selection).answer()
+        self._objects.observe_answer(selection, result.things)
         answer = Answer(result, selection, target, self.topics.pictures.stamp_ns())
         response = query_response.encode(question, answer, self._model_version)
         self.topics.publish(request.question, answer, response)

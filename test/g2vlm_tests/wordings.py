@@ -271,6 +271,98 @@ talk | - | Tell me about this place.
 """
 """Written with them, and not looked at again until the grammar was done; measured once."""
 
+_MENDED = """
+distance | kettle | Say I'm standing where you are, how many steps to the kettle?
+distance | ladder | What's the walking distance to the ladder?
+distance | dresser, crib | Between the dresser and the crib, how many centimetres are there?
+distance | hallway mirror | The hallway mirror is how many meters from here?
+distance | stove, dishwasher | How far does the stove stand from the dishwasher?
+size | filing cabinet | Could you give me the filing cabinet's height?
+size | bathtub | What's the bathtub's length in metres?
+size | blackboard | How wide is the blackboard on the wall?
+size | coffee table | In centimeters, how tall is the coffee table?
+gap | freezer, wall | How much clearance is there between the freezer and the wall?
+fits | crib, dresser | Will a stroller that is 55 cm wide make it between the crib and the dresser?
+where | elevator | Which way should I face for the elevator?
+where | notebook | Is the notebook to your left or to your right?
+relation | kettle, toaster | Is the kettle left of the toaster?
+relation | clock, fireplace | Is there a clock above the fireplace?
+relation | basket, bench | Is the basket tucked under the bench?
+relation | guitar, amplifier | Would you say the guitar is in front of the amplifier?
+side | piano, fireplace | Which side of the fireplace is the piano on?
+closer | fern, cactus | Is it the fern or the cactus that is closer to you?
+nearest | chair, piano | Which chair is closest to the piano?
+nearest | thing, you | What's the nearest object to the camera?
+between | ottoman, armchair, lamp | Does the ottoman sit between the armchair and the lamp?
+count | stools | How many stools are pushed up to the counter?
+count | fire extinguishers | How many fire extinguishers did you pass on your way?
+count | power outlets | Count the power outlets you can see.
+exists | smoke detector | Is a smoke detector installed here?
+exists | cat | Is the cat anywhere to be seen?
+exists | umbrella | Was there an umbrella by any chance?
+exists | microwave | Does this kitchen have a microwave?
+locate | toolbox | Where was the toolbox when you saw it?
+locate | vending machine | Where can I get to a vending machine?
+locate | remote control | I left the remote control somewhere, where is it?
+locate | first aid kit | Give me the coordinates of the first aid kit.
+locate | blue mug | Where did you last see the blue mug?
+approach | reception desk | Go wait by the reception desk.
+approach | copy machine | I'd like you to drive to the copy machine.
+approach | exit | Lead the way to the closest exit.
+last_seen | forklift | How long ago did you drive past the forklift?
+last_seen | red truck | At what time did you see the red truck?
+room | ironing board | What room did you see the ironing board in?
+contents | garage | What did you find in the garage?
+talk | - | What is the wall behind the couch made of?
+talk | - | What should I use to clean the spilled coffee?
+"""
+"""Written later by the same hand: 32 of 43 were understood at first, then the lexicon was
+widened with them in sight."""
+_LATER = """
+distance | espresso machine | About how many metres is it to the espresso machine?
+distance | parcel, scanner | What distance lies between the parcel and the scanner?
+distance | hose | How close did you get to the hose?
+distance | swing, slide | If you measure it, how far apart are the swing and the slide?
+size | wine rack | What would you guess the height of the wine rack is?
+size | treadmill | Tell me the treadmill's width please.
+size | banner | The length of the banner, what is it?
+gap | aquarium, couch | How many centimetres of room are there between the aquarium and the couch?
+fits | racks, pallet | Could a cart 70 cm wide get through between the racks and the pallet?
+where | siren | From where you are, which direction is the siren in?
+where | whiteboard | Do you have the whiteboard on your left or on your right?
+relation | scooter, bicycle | Is the scooter parked to the right of the bicycle?
+relation | suitcase, curtain | Has somebody put the suitcase behind the curtain?
+relation | vent, shelf | Is the vent located above the shelf?
+side | hamper, washer | Is the hamper to the left or to the right of the washer?
+closer | drill, saw blade | Which of the two is closer to us, the drill or the saw blade?
+closer | kiosk, atm | Is the kiosk closer than the atm?
+nearest | extinguisher, stairwell | What extinguisher is the nearest to the stairwell?
+between | pillar, bench, gate | Is there a pillar between the bench and the gate?
+count | monitors | What number of monitors do you see?
+count | bicycles | In total, how many bicycles have you noticed?
+count | trays | How many trays are stacked on the cart?
+exists | defibrillator | Did you see a defibrillator on the way?
+exists | rocking chair | Can a rocking chair be seen?
+exists | hand sanitizer | Is any hand sanitizer available?
+locate | wheelchair | Where did we pass the wheelchair?
+locate | spare tire | Can you find the spare tire for me?
+locate | badge | I have lost my badge. Where is it?
+locate | parking meter | What is the position of the parking meter?
+approach | fountain | Drive me to the fountain.
+approach | laundry basket | Go over there to the laundry basket.
+approach | loading dock | Please return to the loading dock.
+last_seen | janitor | When was the janitor seen last?
+last_seen | drone | How many minutes ago did you spot the drone?
+room | crib | Which room is the crib in?
+contents | workshop | What things are there in the workshop?
+motion | - | If I go forward 2 meters and turn right, where will I be?
+talk | - | Which colour is the door at the end?
+talk | - | Is the floor wet?
+talk | - | What is the sign saying?
+"""
+"""Written after that; 36 of 40 were understood when they were first tried, and nothing was changed
+for the others."""
+
 
 def _lines(text: str) -> list[tuple[str, tuple[str, ...] | None, str]]:
     wordings = []
@@ -283,3 +375,5 @@ def _lines(text: str) -> list[tuple[str, tuple[str, ...] | None, str]]:
 
 DEVELOPMENT = _lines(_DEVELOPMENT)
 FRESH = _lines(_FRESH)
+MENDED = _lines(_MENDED)
+LATER = _lines(_LATER)

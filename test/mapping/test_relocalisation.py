@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """A robot finds itself in a saved map, in the right place or not at all."""
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 from g2vlm_tests.places import (
@@ -14,6 +12,7 @@ from g2vlm_tests.places import (
     world_from_map,
 )
 
+from g2vlm_ros.demo.sim.doubled_map import doubled
 from g2vlm_ros.dense_map.dense_map import DenseMap
 from g2vlm_ros.geometry.sim3 import Sim3
 from g2vlm_ros.mapping import relocalisation
@@ -98,21 +97,7 @@ def test_a_view_of_unknown_focal_length_does_not_end_the_search(saved):
 
 def two_rooms(saved, shift_m=8.0):
     """Keyframes of a map with the same room twice, side by side."""
-    keyframes = from_bytes(saved[0], ORIGIN)
-    aside = Sim3(1.0, np.eye(3), np.array([shift_m, 0.0, 0.0]))
-    again = [
-        replace(
-            k,
-            window_from_camera=aside.apply_pose(k.window_from_camera),
-            sample=replace(
-                k.sample,
-                points_u=aside.apply(k.sample.points_u),
-                centre_u=aside.apply(k.sample.centre_u),
-            ),
-        )
-        for k in keyframes
-    ]
-    return [*keyframes, *again]
+    return doubled(from_bytes(saved[0], ORIGIN), shift_m)
 
 
 def test_two_rooms_alike_are_ambiguous_until_a_hint_says_which(saved):

@@ -28,6 +28,18 @@ LENS = Intrinsics(FOCAL, FOCAL, (WIDTH - 1) / 2, (HEIGHT - 1) / 2, WIDTH, HEIGHT
 SECOND_NS = 1_000_000_000
 
 
+def selection_of(update, points):
+    """All views of a window whose camera images have model size."""
+    return SimpleNamespace(
+        update=update,
+        views=(0,),
+        frames=update.window.frames,
+        points=points,
+        image=lambda view: update.scene.images[view],
+        corners=lambda region: (*region.low_px, *region.high_px),
+    )
+
+
 class Drive:
     """A memory that is shown windows of one view each, a second apart."""
 
@@ -62,7 +74,8 @@ class Drive:
             for name, places in zip(names, regions, strict=True)
             if name and places
         ]
-        sightings = sightings_of(update, points, things, lambda r: (*r.low_px, *r.high_px))
+        self.selection = selection_of(update, points)
+        sightings = sightings_of(self.selection, things)
         self.boxes += [each.box_px for each in sightings[:1]]
         self.cameras.append(points.map_from_camera[0][:3, 3])
         self.memory.observe(update, points, sightings, [0] if any(names) else [])
@@ -352,7 +365,7 @@ def test_detections_without_depth_are_no_objects():
     assert locate(blind, regions[0][0], "chair", "detection") is None
     drive.see([CHAIR], ["chair"])
     things = measure_detections(blind, [Detection(regions[0][0], "chair", 0.9)] * 3)
-    assert sightings_of(drive.update, blind, things, tuple) == []
+    assert sightings_of(selection_of(drive.update, blind), things) == []
 
 
 def test_labels_that_are_no_words_are_things_of_their_own():
@@ -394,11 +407,11 @@ def test_what_lies_elsewhere_along_the_line_of_sight_but_covers_it_is_the_same_t
     nearer = locate(points, regions[0][0], "chair", "detection", 0.9)
     place = nearer.seen_from + 0.8 * (nearer.centre - nearer.seen_from)
     sure = dataclasses.replace(nearer, centre=place, covariance=np.eye(3) * 1e-6)
-    (sighting,) = sightings_of(drive.update, points, [sure], lambda r: (*r.low_px, *r.high_px))
+    (sighting,) = sightings_of(selection_of(drive.update, points), [sure])
     elsewhere = dataclasses.replace(thing, covariance=np.eye(3) * 1e-6)
-    assert match([sighting], [elsewhere], drive.update, points) == {0: thing.id}
+    assert match([sighting], [elsewhere], [LENS], points) == {0: thing.id}
     table = dataclasses.replace(elsewhere, label="table")
-    assert match([sighting], [table], drive.update, points) == {}
+    assert match([sighting], [table], [LENS], points) == {}
 
 
 def test_a_thing_is_about_as_deep_as_it_looks_wide():
@@ -422,6 +435,100 @@ def test_the_border_of_an_image_hides_where_the_middle_is():
     points, regions = room([CHAIR], [camera(yaw=0.78)])
     thing = locate(points, regions[0][0], "chair", "detection", 0.9)
     drive.see([CHAIR], [""])
-    (cut,) = sightings_of(drive.update, points, [thing], lambda r: (*r.low_px, *r.high_px))
+    (cut,) = sightings_of(selection_of(drive.update, points), [thing])
     across = np.array([-np.sin(0.78), np.cos(0.78), 0.0])
     assert cut.thing.cut_across and across @ cut.covariance @ across > 0.3**2
+
+
+def asked_about(drive, points, region, name="cup", source="request"):
+    """An answer about what a region of the newest window shows."""
+    thing = locate(points, region, name, source)
+    drive.memory.observe_answer(selection_of(drive.update, points), [thing])
+
+
+def test_a_thing_that_was_asked_about_is_remembered_at_once():
+    drive = Drive()
+    points = drive.see([CHAIR, TABLE], ["", ""])
+    asked_about(drive, points, drive.regions[0][0], "red chair")
+    (chair,) = drive.memory.objects()
+    off = chair.centre - np.mean(CHAIR, axis=0)
+    assert np.linalg.norm(off) < 0.3 and off @ np.linalg.solve(chair.covariance, off) < 11.34
+    assert (chair.sightings, chair.state) == (1, ObjectState.PRESENT)
+    assert chair.picture and chair.last_seen_ns == SECOND_NS
+    asked_about(drive, points, drive.regions[0][0], "chair")
+    assert len(drive.memory.objects()) == 1, "asked twice, it is still one"
+    drive.see([CHAIR, TABLE], ["chair", "table"])
+    (again,) = drive.memory.objects()
+    assert (again.id, again.sightings, again.label) == (chair.id, 2, "red chair")
+
+
+@pytest.mark.parametrize("name", ["marked place", "chair"])
+def test_what_is_only_marked_or_remembered_already_is_no_sighting(name):
+    drive = Drive()
+    points = drive.see([CHAIR], [""])
+    thing = locate(points, drive.regions[0][0], name, "request")
+    things = [thing] if name == "marked place" else [dataclasses.replace(thing, regions=())]
+    drive.memory.observe_answer(drive.selection, things)
+    assert drive.memory.objects() == ()
+
+
+def test_an_answer_about_a_window_of_another_place_is_no_sighting():
+    drive = Drive()
+    points = drive.see([CHAIR], [""])
+    earlier, update = drive.regions[0][0], drive.update
+    shift = Sim3(1.0, np.eye(3), np.array([1.0, 0.0, 0.0]))
+    drive.see([CHAIR], ["chair"], corrections=[(1, shift)])
+    thing = locate(points, earlier, "cup", "request")
+    drive.memory.observe_answer(selection_of(update, points), [thing])
+    update.placement.map_id = 3
+    drive.memory.observe_answer(selection_of(update, points), [thing])
+    blind = dataclasses.replace(drive.selection.points, metric=False)
+    drive.memory.observe_answer(selection_of(drive.update, blind), [thing])
+    assert drive.memory.objects() == ()
+
+
+def test_a_detector_that_never_showed_a_thing_says_nothing_by_its_silence():
+    drive = Drive()
+    points = drive.see([CHAIR, TABLE], ["", "table"])
+    asked_about(drive, points, drive.regions[0][0])
+    for _ in range(8):
+        drive.see([CHAIR, TABLE], ["", "table"])
+    assert drive.states()["cup"] == ObjectState.PRESENT
+    for _ in range(6):
+        drive.see([TABLE], ["table"])
+    assert drive.states()["cup"] == ObjectState.GONE, "rays go through its place"
+
+
+@pytest.mark.parametrize("before", [[CHAIR], []])
+def test_looking_again_says_whether_a_thing_is_there(before):
+    """One that was taken to be there, and one that was taken to be gone."""
+    drive = Drive()
+    for _ in range(3):
+        drive.see([CHAIR], ["chair"])
+    for _ in range(6):
+        drive.see(before, [""] * len(before))
+    chair = drive.memory.objects()[0]
+    assert chair.there == bool(before)
+    away = camera(yaw=np.pi)
+    drive.memory.look_again(chair.id)
+    drive.see([CHAIR], [""], away)
+    assert drive.states()["chair"] == ObjectState.UNCERTAIN, "its place was in no view"
+    drive.see([CHAIR], [""])
+    assert drive.states()["chair"] == ObjectState.PRESENT, "a surface is there"
+    drive.memory.look_again(chair.id)
+    for _ in range(2):
+        drive.see([], [])
+    assert drive.states()["chair"] == ObjectState.GONE
+    drive.see([CHAIR], [""])
+    assert drive.states()["chair"] == ObjectState.GONE, "nobody asks any more"
+    with pytest.raises(KeyError):
+        drive.memory.look_again(99)
+
+
+def test_what_was_asked_about_survives_its_file():
+    drive = Drive()
+    points = drive.see([CHAIR], [""])
+    asked_about(drive, points, drive.regions[0][0])
+    drive.memory.look_again(drive.memory.objects()[0].id)
+    ((cup,), _) = from_bytes(to_bytes(drive.memory.objects()), Sim3.identity())
+    assert (cup.asked, cup.detected, cup.look_again, cup.confirmed) == (True, False, True, True)

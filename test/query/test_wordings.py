@@ -131,6 +131,8 @@ def test_wordings_that_the_rules_were_made_with_are_understood():
 def test_wordings_of_the_kinds_of_public_question_sets_get_their_plans():
     assert sum(planned(wordings.DEVELOPMENT)) >= 0.95 * len(wordings.DEVELOPMENT)
     assert sum(planned(wordings.FRESH)) >= 0.8 * len(wordings.FRESH)
+    assert sum(planned(wordings.MENDED)) >= 0.95 * len(wordings.MENDED)
+    assert sum(planned(wordings.LATER)) >= 0.8 * len(wordings.LATER)
 
 
 @pytest.mark.parametrize(

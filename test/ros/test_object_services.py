@@ -9,7 +9,7 @@ import pytest
 pytestmark = pytest.mark.ros
 pytest.importorskip("torch", reason="the golden checkpoint runs on the torch backend here")
 
-from g2vlm_tests.asking import SMALL_QUERY, START_S, ask, feed  # noqa: E402
+from g2vlm_tests.asking import SMALL_QUERY, START_S, ask, feed, region  # noqa: E402
 from g2vlm_tests.harness import bench  # noqa: E402
 
 
@@ -198,3 +198,32 @@ def test_the_client_finds_objects(testbed, objects):
 
     with SpatialClient() as robot:
         assert [each.label for each in robot.find("cup").objects] == ["blue cup"]
+
+
+def test_what_a_question_found_is_remembered_when_it_is_out_of_view(testbed, objects):
+    testbed.node.objects.replace_all([])
+    box = region(width=20.0, height=20.0)
+    asked = ask(testbed, question="Where is the green chair?", answer_kind=4, regions=[box])
+    assert asked.success and not asked.remembered, asked.error_msg
+    found = find(testbed, words="chair").objects
+    assert [(each.label, each.sightings, each.state) for each in found] == [("green chair", 1, 0)]
+    place, covariance = asked.pose.pose.position, np.array(asked.position_covariance)
+    assert found[0].pose.position.x == pytest.approx(place.x, abs=1.0)
+    assert (found[0].position_covariance[::4] >= covariance[::4] - 1e-9).all()
+    testbed.until(lambda: objects[-1].objects[0].label == "green chair", "it on ~/objects")
+    feed(testbed, start_s=START_S + 60.0)
+    later = ask(testbed, question="Where did you see the green chair?", answer_kind=4)
+    assert later.success and later.remembered, later.error_msg
+    assert later.stamp.sec == int(START_S) and "no view" in later.answer
+    assert later.pose.pose.position.x == pytest.approx(found[0].pose.position.x, abs=0.1)
+
+
+def test_a_thing_is_doubted_until_it_is_looked_at_again(testbed, objects):
+    from g2vlm_ros.ros.client.client import SpatialClient
+
+    with SpatialClient() as robot:
+        (cup,) = robot.find("cup").objects
+        assert (cup.state, cup.seen_from.position.y) == (0, -1.0)
+        assert robot.look_again(cup.id).success
+        assert robot.find("cup").objects[0].state == 1, "UNCERTAIN until a view shows its place"
+        assert robot.look_again(99).error_code == 9905

@@ -35,7 +35,7 @@ from g2vlm_ros.ros.client.errors import PictureMissedError, UnreachableError
 from g2vlm_ros.ros.client.fields import message
 from g2vlm_ros.ros.rclpy_workarounds import SafeActionClient, SafeEntities
 from g2vlm_ros.ros.security import security_errors
-from g2vlm_ros.srv import FindObjects, GetPoints, SpatialQuery
+from g2vlm_ros.srv import EditObject, FindObjects, GetPoints, SpatialQuery
 
 PATIENCE_S = 2.0
 """How long a client waits past the question's own max_wait_s before it gives the node up."""
@@ -67,6 +67,7 @@ class _Connection:
         self.query = self.node.create_client(SpatialQuery, f"{node}/query")
         self.points = self.node.create_client(GetPoints, f"{node}/get_points")
         self.objects = self.node.create_client(FindObjects, f"{node}/find_objects")
+        self.edits = self.node.create_client(EditObject, f"{node}/edit_object")
         self.answer = SafeActionClient(self.node, AnswerSpatialQuery, f"{node}/answer")
         self._closed = Future(executor=self._executor)
         self._thread = threading.Thread(target=self._spin, daemon=True)
@@ -233,6 +234,14 @@ class SpatialClient:
         request = message(FindObjects.Request, words=words, **fields)
         return self._wait(
             self._connection.send(self._connection.objects, request), DISCOVERY_S + PATIENCE_S
+        )
+
+    def look_again(self, object_id: int) -> EditObject.Response:
+        """Doubt a remembered thing until the next windows that see its place say whether it is
+        there: `find` gives its state, and `seen_from`, a place to look from."""
+        request = message(EditObject.Request, action=EditObject.Request.LOOK_AGAIN, id=object_id)
+        return self._wait(
+            self._connection.send(self._connection.edits, request), DISCOVERY_S + PATIENCE_S
         )
 
     def points(
