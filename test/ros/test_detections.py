@@ -22,8 +22,9 @@ def detection(label, score=0.9, u=32.0, width=12.0):
     return N(bbox=N(center=centre, size_x=width, size_y=10.0), results=[result])
 
 
-def message(detections, stamp_s=1000):
-    return N(header=N(frame_id="optical", stamp=N(sec=stamp_s, nanosec=0)), detections=detections)
+def message(detections, stamp_s=1000, nanosec=0, camera="optical"):
+    stamp = N(sec=stamp_s, nanosec=nanosec)
+    return N(header=N(frame_id=camera, stamp=stamp), detections=detections)
 
 
 def views(stamp_s=1000):
@@ -64,6 +65,27 @@ def test_a_flood_keeps_the_surest_boxes_of_the_newest_messages():
     (first, *rest) = detector.of(views(1099))
     assert len(rest) + 1 == MAX_BOXES and first.score == pytest.approx(0.999)
     assert detector.of(views(1000)) == (), "old messages went"
+
+
+def test_ten_thousand_messages_a_second_leave_those_of_the_views():
+    detector = Detections(None, "")
+    detector.receive(message([detection("cup")], camera="side"))
+    detector.receive(message([detection("chair")]))
+    for k in range(1, 5000):  # half a second of them
+        detector.receive(message([detection("table")], nanosec=100_000 * k))
+    assert [each.label for each in detector.of(views(1000))] == ["chair"]
+    newest = detector.boxes(1000 * 10**9 + 500_000_000, "optical")
+    assert [box.label for box in newest] == ["table"]
+    assert [box.label for box in detector.boxes(1000 * 10**9, "side")] == ["cup"]
+
+
+def test_messages_of_one_image_are_taken_together():
+    """As of a detector that sends each box alone."""
+    detector = Detections(None, "")
+    for k in range(10_000):
+        detector.receive(message([detection(f"thing {k}", score=k / 10_000)]))
+    labels = [each.label for each in detector.of(views(1000))]
+    assert labels == [f"thing {9_999 - k}" for k in range(MAX_BOXES)]
 
 
 def test_time_that_goes_back_is_no_view_of_now():

@@ -20,8 +20,9 @@ KEPT = 64
 """Messages kept: of two cameras at 10 Hz those of three seconds."""
 MAX_GAP_NS = 50_000_000
 """A detection this far from a view's stamp is not of that view."""
-
-
+MIN_GAP_NS = 10_000_000
+"""Of two messages of one camera: what comes faster than any camera would push out the messages of
+views that wait for their window."""
 MAX_BOXES = 64
 """Boxes kept of a message, the surest: each is measured in the points, some 1 ms."""
 MAX_LABEL = 128
@@ -69,11 +70,17 @@ class Detections:
 
     def receive(self, message: Any) -> None:
         """Keep the MAX_BOXES surest boxes of a Detection2DArray; those without a label, a size or
-        a finite place are left out."""
-        detections = heapq.nlargest(MAX_BOXES, boxes_of(message), key=lambda box: box.score)
+        a finite place are left out. Messages with one stamp are one; a later one that follows by
+        less than MIN_GAP_NS is left out."""
+        camera, stamp_ns = message.header.frame_id, geometry.stamp_ns(message.header.stamp)
+        boxes = boxes_of(message)
         with self._lock:
-            header = message.header
-            self._messages.append((header.frame_id, geometry.stamp_ns(header.stamp), detections))
+            last = next((each for each in reversed(self._messages) if each[0] == camera), None)
+            gap_ns = MIN_GAP_NS if last is None else abs(stamp_ns - last[1])
+            if gap_ns == 0:
+                last[2][:] = _surest([*last[2], *boxes])
+            elif gap_ns >= MIN_GAP_NS:
+                self._messages.append((camera, stamp_ns, _surest(boxes)))
 
     def clear(self) -> None:
         """Forget what was seen."""
@@ -95,7 +102,11 @@ class Detections:
         nearest = min(messages, key=lambda message: abs(message[1] - stamp_ns), default=None)
         if nearest is None or abs(nearest[1] - stamp_ns) > MAX_GAP_NS:
             return []
-        return nearest[2]
+        return list(nearest[2])
+
+
+def _surest(boxes: list[DetectionBox]) -> list[DetectionBox]:
+    return heapq.nlargest(MAX_BOXES, boxes, key=lambda box: box.score)
 
 
 def boxes_of(message: Any) -> list[DetectionBox]:
