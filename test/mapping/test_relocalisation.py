@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A robot finds itself in a saved map, in the right place or not at all."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from g2vlm_tests.places import (
