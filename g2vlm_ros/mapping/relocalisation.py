@@ -173,9 +173,9 @@ def judge(places: Sequence[Place]) -> SearchResult:
     if not plausible:
         return SearchResult(SearchOutcome.NOT_FOUND)
     best = plausible[0]
-    # A rival with few features would not be believed, but it is a doubt all the same.
-    others = [p for p in places if p is not best and p.surfaces_fit]
-    rivals = [p for p in others if p.inliers >= RIVAL * best.inliers]
+    # A rival that would not be believed itself is a doubt all the same: where a map is bent, the
+    # surfaces of one of two twins lie beside those of the window.
+    rivals = [p for p in places if p is not best and p.inliers >= RIVAL * best.inliers]
     if rivals:
         return SearchResult(SearchOutcome.AMBIGUOUS, best, rivals[0])
     outcome = SearchOutcome.LOCALISED if best.sure else SearchOutcome.UNCONFIRMED
