@@ -2,6 +2,8 @@
 """Objects of a known room: remembered once each, missed when gone, moved with the map."""
 
 import dataclasses
+import json
+import math
 from types import SimpleNamespace
 
 import cv2
@@ -532,3 +534,54 @@ def test_what_was_asked_about_survives_its_file():
     drive.memory.look_again(drive.memory.objects()[0].id)
     ((cup,), _) = from_bytes(to_bytes(drive.memory.objects()), Sim3.identity())
     assert (cup.asked, cup.detected, cup.look_again, cup.confirmed) == (True, False, True, True)
+
+
+@pytest.mark.parametrize(
+    ("field", "values"),
+    [
+        ("id", [0, -1, 1 << 40, 1.5, "1", True, None]),
+        ("label", ["", "\x00 \n", 5, None, "\ud800"]),
+        ("name", [None, 1]),
+        ("centre", [[1e300] * 3, [math.nan] * 3, [1, 2], "abc"]),
+        ("size", [[-1, 1, 1], [1, 1], [[1, 1, 1]] * 2]),
+        ("covariance", [[0] * 9, [-1, 0, 0, 0, 1, 0, 0, 0, 1], [1, 5, 0, -5, 1, 0, 0, 0, 1]]),
+        ("colour", [[0.1, 0.2], [5, 5, 5], [math.nan] * 3]),
+        ("box_px", [[1, 2], [], [1, 2, 3, math.inf]]),
+        ("evidence", [-1e308, math.nan]),
+        ("sightings", [-1, 2.5, "3", 1 << 40]),
+        ("misses", [-5]),
+        ("first_seen_ns", [-1, 1.5, 1 << 70]),
+        ("last_seen_ns", [1 << 63]),
+        ("picture", ["@@", 5]),
+        ("picture_px", [math.nan]),
+        ("moved", ["no", 1]),
+        ("seen_from", [[1, 2], [math.inf] * 3]),
+    ],
+)
+def test_no_value_of_a_saved_object_reaches_a_message_that_cannot_carry_it(field, values):
+    """A count that is no whole number ended the process where it was published."""
+    drive = Drive()
+    for _ in range(3):
+        drive.see([CHAIR], ["chair"])
+    document = json.loads(to_bytes(drive.memory.objects()))
+    for value in values:
+        document["objects"][0][field] = value
+        with pytest.raises(ObjectMemoryError):
+            from_bytes(json.dumps(document).encode(), Sim3.identity())
+
+
+def test_saved_objects_of_one_id_are_refused_and_older_files_are_read():
+    drive = Drive()
+    for _ in range(3):
+        drive.see([CHAIR], ["chair"])
+    document = json.loads(to_bytes(drive.memory.objects()))
+    for later in ("asked", "detected", "look_again"):
+        del document["objects"][0][later]
+    ((chair,), _) = from_bytes(json.dumps(document).encode(), Sim3.identity())
+    assert chair.detected and not chair.asked
+    document["objects"] *= 2
+    with pytest.raises(ObjectMemoryError, match="one id"):
+        from_bytes(json.dumps(document).encode(), Sim3.identity())
+    deep = b"[" * 100_000
+    with pytest.raises(ObjectMemoryError, match="damaged"):
+        from_bytes(deep, Sim3.identity())
