@@ -54,6 +54,7 @@ GOAL_MS = 35.0
 BASE = "c869de8"
 """The last commit before the kernels."""
 ROOT = Path(__file__).resolve().parents[1]
+CLOUD = Settings().cloud
 ENGINES = ("encode_geometry", "geometry", "heads")
 
 
@@ -96,7 +97,7 @@ class ReadyEngines:
 
 def packed(update: MappedWindow, out: array.array | None = None) -> array.array:
     """The bytes of the window's cloud, as `~/points` has them; `out` is a message's memory."""
-    cloud, result, views = Settings().cloud, update.result, list(update.trusted_views)
+    cloud, result, views = CLOUD, update.result, list(update.trusted_views)
     return point_cloud.pack(
         result.local_points_u,
         result.colours,

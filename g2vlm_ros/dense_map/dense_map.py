@@ -433,16 +433,6 @@ class DenseMap:
         reach = float(np.nanmedian(depth[:, ::8, ::8])) * place.scale
         return place, update.map_from_camera[:, :3, 3].mean(0), reach
 
-    def _placed(self, update: MappedWindow) -> np.ndarray:
-        """bool (N, H, W): points of the window that belong into the map."""
-        settings, result = self._settings.voxel, update.result
-        # What no other view sees has NaN, and stays.
-        valid = result.valid(settings.max_edge_step) & ~(result.confidence < CONTRADICTED)
-        if not settings.max_depth_m:
-            return valid
-        reach = settings.max_depth_m * self._current.unit / update.placement.map_from_window.scale
-        return valid & (result.local_points_u[..., 2] <= reach)
-
     def _integrate(self, update: MappedWindow) -> None:
         result, window, settings = update.result, update.window, self._settings.voxel
         sound, scale = update.trusted_views, update.placement.map_from_window.scale
@@ -452,11 +442,13 @@ class DenseMap:
             result.local_points_u,
             result.colours,
             result.confidence,
-            self._placed(update),
+            result.valid(settings.max_edge_step),
             sound,
             affines(len(sound), poses[list(sound)], scale).astype(np.float32),
             np.array(focal_px)[list(sound)] / scale,
             settings.min_confidence,
+            CONTRADICTED,
+            settings.max_depth_m * self._current.unit / scale or np.inf,
         )
         self._current.voxels.integrate_views(views, poses[:, :3, 3], window.stamp_ns, window.id)
         floor_z = update.placement.floor_z

@@ -34,6 +34,11 @@ class PointViews:
     """float64 (V,): focal length over scale, so that of one map unit at depth 1; 0 where the
     camera is unknown and every pixel is to be taken."""
     min_confidence: float = 0.0
+    """Below it points stay out, and those of unknown confidence too unless it is 0."""
+    contradicted: float = 0.0
+    """Known confidence below which points stay out; an unknown one passes."""
+    max_depth_u: float = np.inf
+    """Points farther along the optical axis stay out; in the window's unit."""
 
     @classmethod
     def of_points(

@@ -158,6 +158,8 @@ class VoxelMap:
                 stamp_ns=stamp_ns,
                 window=window_id,
                 min_confidence=views.min_confidence,
+                contradicted=views.contradicted,
+                max_depth=views.max_depth_u,
             )
             cells = self._screened(cells)
             self._count(integrated=added, out_of_range=outside)

@@ -101,15 +101,17 @@ private:
 
 // Valid pixels of the views named, each taken by its affine (3, 4) to the map and added to its
 // cell. Pixels are thinned out tile by tile so that about one of them falls onto a voxel's edge.
-// per_depth (view_count): see stride_at; 0 takes every pixel. table: 2**table_bits entries.
+// per_depth (view_count): see stride_at; 0 takes every pixel. Left out are confidences below
+// min_confidence (NaN passes if that is 0) or below `contradicted` (NaN passes), and depths above
+// max_depth. table: 2**table_bits entries.
 // points_seen (2): added, and left out because they are out of the map's range.
 // Returns the number of cells, or -1 when `capacity` is too small.
 KERNEL int64_t cells_of_views(
     const float* points, const uint8_t* colours, const float* confidence, const uint8_t* valid,
     const int64_t* views, int64_t view_count, int64_t height, int64_t width, const float* affines,
-    const double* per_depth, float min_confidence, double voxel_size, int64_t stamp_ns,
-    int32_t window, int32_t* table, int32_t table_bits, Cell* cells, int64_t capacity,
-    int64_t* points_seen)
+    const double* per_depth, float min_confidence, float contradicted, float max_depth,
+    double voxel_size, int64_t stamp_ns, int32_t window, int32_t* table,
+    int32_t table_bits, Cell* cells, int64_t capacity, int64_t* points_seen)
 {
     CellTable sums(table, table_bits, cells, capacity);
     PointBatch batch(sums, stamp_ns, window, 1.0 / voxel_size);
@@ -138,7 +140,8 @@ KERNEL int64_t cells_of_views(
                     for (int64_t u = t * TILE_PX; u < end; u += stride) {
                         const int64_t at = row + u;
                         const bool unsure = !(confidence[at] >= min_confidence);
-                        if (!valid[at] || (min_confidence > 0 && unsure)) {
+                        if (!valid[at] || (min_confidence > 0 && unsure)
+                            || confidence[at] < contradicted || points[3 * at + 2] > max_depth) {
                             continue;
                         }
                         float p[3];

@@ -53,11 +53,15 @@ class CellSums:
         stamp_ns: int,
         window: int,
         min_confidence: float = 0.0,
+        contradicted: float = 0.0,
+        max_depth: float = np.inf,
     ) -> tuple[np.ndarray, int, int]:
         """(CELL (m,), points added, points out of range) of some views, as `pack_points` has them.
 
         per_depth float64 (V,): pixels of a voxel's edge at depth 1, by which pixels are thinned
-        out; 0 takes all. The cells are a view of this object's memory until the next call.
+        out; 0 takes all. Left out are confidences below min_confidence (NaN passes if that is 0)
+        or below `contradicted` (NaN passes), and depths above max_depth. The cells are a view of
+        this object's memory until the next call.
         """
         shape = shape_of(points, "points", (None, None, None, 3))
         index = view_indices(views, shape[0])
@@ -83,6 +87,8 @@ class CellSums:
                 affines,
                 per_depth,
                 f32(min_confidence),
+                f32(contradicted),
+                f32(max_depth),
                 f64(length(voxel_size)),
                 i64(stamp_ns),
                 ctypes.c_int32(window),

@@ -14,12 +14,23 @@ KERNEL int64_t count_points(
     const float* confidence, const uint8_t* valid, const int64_t* views, int64_t view_count,
     int64_t height, int64_t width, int64_t stride, float min_confidence)
 {
+    const bool any = !(min_confidence > 0);
     int64_t count = 0;
     for (int64_t i = 0; i < view_count; ++i) {
         for (int64_t v = 0; v < height; v += stride) {
-            const int64_t row = (views[i] * height + v) * width;
+            const uint8_t* is_valid = valid + (views[i] * height + v) * width;
+            const float* sure = confidence + (views[i] * height + v) * width;
+            if (stride == 1) {  // without branches and gaps, compilers make vector instructions
+                int32_t of_row = 0;
+                for (int64_t u = 0; u < width; ++u) {
+                    const bool is_sure = any | (sure[u] >= min_confidence);
+                    of_row += int32_t((is_valid[u] != 0) & is_sure);
+                }
+                count += of_row;
+                continue;
+            }
             for (int64_t u = 0; u < width; u += stride) {
-                count += passes(valid[row + u], confidence[row + u], min_confidence);
+                count += passes(is_valid[u], sure[u], min_confidence);
             }
         }
     }

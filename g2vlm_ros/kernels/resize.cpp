@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <list>
 #include <vector>
 
 constexpr int FRACTION_BITS = 22;
@@ -51,6 +52,28 @@ struct Weights {
         return -LOBES <= x && x < LOBES ? sinc(x) * sinc(x / LOBES) : 0.0;
     }
 };
+
+// The weights between two sizes. Views of a camera all have the same: the last few are kept.
+static const Weights& weights_between(int64_t in, int64_t out)
+{
+    constexpr size_t KEPT = 4;
+    struct Entry {
+        int64_t in, out;
+        Weights weights;
+    };
+    thread_local std::list<Entry> entries;  // the one used last comes first
+    for (auto entry = entries.begin(); entry != entries.end(); ++entry) {
+        if (entry->in == in && entry->out == out) {
+            entries.splice(entries.begin(), entries, entry);
+            return entry->weights;
+        }
+    }
+    entries.push_front({in, out, Weights(in, out)});
+    if (entries.size() > KEPT) {
+        entries.pop_back();
+    }
+    return entries.front().weights;
+}
 
 static uint8_t clipped(int32_t value)
 {
@@ -139,7 +162,8 @@ KERNEL void resize_lanczos(
     const uint8_t* in, int64_t height, int64_t width, uint8_t* out, int64_t new_height,
     int64_t new_width)
 {
-    const Weights across(width, new_width), down(height, new_height);
+    const Weights& across = weights_between(width, new_width);
+    const Weights& down = weights_between(height, new_height);
     const bool rows_first = height - new_height > std::max<int64_t>(0, 2 * (width - new_width));
     if (width == new_width && height == new_height) {
         std::memcpy(out, in, 3 * height * width);

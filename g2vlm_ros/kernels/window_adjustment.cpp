@@ -83,7 +83,8 @@ static double pose_row(
     return dot(away, moved.point);
 }
 
-// Sums over the rows of one pair of views: unknowns of the source, then of the target.
+// Sums over the rows of one pair of views: unknowns of the source, then of the target. The hessian
+// is symmetric: each pair of unknowns is summed up once, on either side of the diagonal.
 class PairSums {
 public:
     explicit PairSums(const Window& window)
@@ -98,14 +99,15 @@ public:
         std::fill(gradient_.begin(), gradient_.end(), 0.0);
     }
 
-    // hessian += left' right over the given columns, gradient += left residual.
+    // hessian += left' right over the given columns, gradient += left residual. Columns come in
+    // the same order of their kinds each time; what is added in all must be symmetric.
     void add(
         const int64_t* columns, int count, const double* left, const double* right,
         double residual)
     {
         for (int i = 0; i < count; ++i) {
             double* row = &hessian_[columns[i] * size_];
-            for (int j = 0; j < count; ++j) {
+            for (int j = i; j < count; ++j) {
                 row[columns[j]] += left[i] * right[j];
             }
             gradient_[columns[i]] += left[i] * residual;
@@ -116,7 +118,7 @@ public:
     void subtract(const double* left, const double* right, double residual)
     {
         for (int64_t i = 0; i < size_; ++i) {
-            for (int64_t j = 0; j < size_; ++j) {
+            for (int64_t j = i; j < size_; ++j) {
                 hessian_[i * size_ + j] -= left[i] * right[j];
             }
             gradient_[i] -= left[i] * residual;
@@ -129,7 +131,8 @@ public:
         for (int64_t i = 0; i < size_; ++i) {
             const int64_t row = global(i, source, target);
             for (int64_t j = 0; j < size_; ++j) {
-                hessian[row * unknowns + global(j, source, target)] += hessian_[i * size_ + j];
+                const double sum = hessian_[i * size_ + j] + hessian_[j * size_ + i];
+                hessian[row * unknowns + global(j, source, target)] += i == j ? sum / 2 : sum;
             }
             gradient[row] += gradient_[i];
         }

@@ -29,6 +29,7 @@ WINDOWS = 8.0
 ROUNDS, SETTLED = 20, 0.03
 """Of deviations by changes by deviations in a window at most, and the relative change of the turn
 below which they end."""
+_LEAST, _MOST = np.array(astuple(LEAST)), np.array(astuple(MOST))
 _KINDS = ("turn_rad", "shift", "mean", "field")
 _KNOTS = PER_VIEW - 6
 
@@ -81,13 +82,8 @@ class NetworkErrors:
 def _std(variances: np.ndarray) -> NetworkStd:
     turn, shift, mean, field = variances
     scale = max(mean - field / _KNOTS, 0.0)
-    bounded = (
-        float(np.clip(np.sqrt(variance), least, most))
-        for variance, least, most in zip(
-            (turn, shift, scale, field), astuple(LEAST), astuple(MOST), strict=True
-        )
-    )
-    return NetworkStd(*bounded)
+    std = np.clip(np.sqrt([turn, shift, scale, field]), _LEAST, _MOST)
+    return NetworkStd(*std.tolist())
 
 
 def _determined(

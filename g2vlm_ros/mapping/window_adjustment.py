@@ -76,7 +76,9 @@ class NetworkStd:
         block[:6, :6] = np.diag([self.turn_rad**-2.0] * 3 + [shift] * 3)
         covariance = self.scale**2 * np.ones((knots, knots)) + self.field**2 * np.eye(knots)
         block[6:, 6:] = np.linalg.inv(covariance)
-        return np.kron(np.eye(views), block)
+        information = np.zeros((views, PER_VIEW, views, PER_VIEW))
+        information[np.arange(views), :, np.arange(views)] = block
+        return information.reshape(views * PER_VIEW, -1)
 
 
 @dataclass(frozen=True)
