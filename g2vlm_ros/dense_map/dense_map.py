@@ -9,7 +9,7 @@ readable from any thread.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -26,6 +26,7 @@ from g2vlm_ros.dense_map.voxel_fusion import PointViews
 from g2vlm_ros.dense_map.voxel_map import VoxelMap
 from g2vlm_ros.geometry.point_cloud import affines
 from g2vlm_ros.geometry.sim3 import Sim3
+from g2vlm_ros.mapping.pose_graph import max_folded
 from g2vlm_ros.mapping.window_pose import MappedWindow, WindowPose
 from g2vlm_ros.records import ScaleState
 from g2vlm_ros.settings import Settings
@@ -34,8 +35,6 @@ VOXELS_PER_DEPTH = 100
 """Voxel edge of a map without metres: the windows' median depth over this."""
 COARSER = 2.0
 """Times too fine that the voxels of a map without metres may be before they are merged."""
-REMEMBERED_WINDOWS = 4096
-"""Windows whose place is remembered, to know how far a correction moved them."""
 MOVED_VOXELS = 0.5
 """Voxel edges by which a window's content must have moved before its voxels follow."""
 CONTRADICTED = 0.05
@@ -62,15 +61,26 @@ class _Content:
     """Map units per metre of the settings."""
     scale: ScaleState = ScaleState.UNKNOWN
     places: dict[int, _Held] = field(default_factory=dict)
-    """Of its windows."""
+    """Of its windows, as long as the pose graph holds them."""
     stamp_ns: int = 0
     camera: np.ndarray = field(default_factory=lambda: np.zeros(3))
     floor: tuple[float, float, float, float] = (0.0, 0.0, 1.0, 0.0)
+    saved: bool = False
+    """Whether it continues a saved map, which can be found again without any of its windows."""
 
     @property
     def nbytes(self) -> int:
-        """Memory of its voxels."""
-        return 0 if self.voxels is None else self.voxels.nbytes
+        """Memory of its voxels and of the ground that its views saw free."""
+        return 0 if self.voxels is None else self.voxels.nbytes + self.occupancy.nbytes
+
+    def forget(self, windows: Iterable[int]) -> bool:
+        """Let go the places of windows that the pose graph no longer holds.
+
+        Whether the map can never come back: no loop and no search leads to it any more.
+        """
+        for window in windows:
+            self.places.pop(window, None)
+        return not (self.places or self.saved)
 
 
 @dataclass(frozen=True)
@@ -127,12 +137,17 @@ class DenseMap:
             if update.localisation.placed:
                 self._show(placement.map_id)
                 self._take_in(update)
-                return
-            # Lost in the map that is shown: what the window adds waits beside it.
-            current, self._current = self._current, self._aside.pop(placement.map_id, _Content())
-            self._take_in(update)
-            self._aside[placement.map_id], self._current = self._current, current
-            self._bound_aside()
+            else:
+                self._take_in_aside(update)
+            self._current.forget(placement.forgotten)
+            self._bound_aside(placement.forgotten)
+
+    def _take_in_aside(self, update: MappedWindow) -> None:
+        """Lost in the map that is shown: what the window adds waits beside it."""
+        map_id = update.placement.map_id
+        current, self._current = self._current, self._aside.pop(map_id, _Content())
+        self._take_in(update)
+        self._aside[map_id], self._current = self._current, current
 
     def _take_in(self, update: MappedWindow) -> None:
         placement, current = update.placement, self._current
@@ -141,8 +156,6 @@ class DenseMap:
             return
         self._correct(dict(placement.corrections))
         current.places[update.window.id] = self._held(update)
-        if len(current.places) > REMEMBERED_WINDOWS:
-            del current.places[min(current.places)]
         unit = 1.0 if metric else self._seen_unit()
         if current.voxels is None:
             self._hold(unit, *self._make(unit))
@@ -158,14 +171,24 @@ class DenseMap:
                 self._aside[self._map_id] = self._current
             self._current = self._aside.pop(map_id, _Content())
             self._maps += 1
-            self._bound_aside()
         self._map_id = map_id
 
-    def _bound_aside(self) -> None:
-        """What is put aside takes as much memory as the map itself at most; the oldest goes."""
+    def _bound_aside(self, forgotten: Iterable[int]) -> None:
+        """What is put aside is what can come back, as much as the map itself at most.
+
+        The smallest goes: a robot that is lost begins one short map after the other, and they
+        must not drive out the one that it knows its home by.
+        """
+        self._aside = {m: each for m, each in self._aside.items() if not each.forget(forgotten)}
         bound = self._settings.voxel.memory_mib << 20
         while sum(each.nbytes for each in self._aside.values()) > bound and len(self._aside) > 1:
-            del self._aside[min(self._aside)]
+            del self._aside[min(self._aside, key=lambda m: self._aside[m].nbytes)]
+
+    @property
+    def maps_aside(self) -> tuple[int, int]:
+        """How many maps are put aside, and their memory in bytes."""
+        with self._lock:
+            return len(self._aside), sum(each.nbytes for each in self._aside.values())
 
     def _merge_maps(self, placement: WindowPose) -> None:
         """A map has become part of another one: its voxels go where its windows are now."""
@@ -334,7 +357,8 @@ class DenseMap:
             voxels.merge(map_from_file.apply(rows["position"].astype(np.float64)), rows)
         stamp_ns = int(rows["stamp_ns"].max(initial=0))
         metric = ScaleState.METRIC
-        return LoadedMap(_Content(voxels, occupancy, scale=metric, stamp_ns=stamp_ns))
+        content = _Content(voxels, occupancy, scale=metric, stamp_ns=stamp_ns, saved=True)
+        return LoadedMap(content)
 
     def put(self, loaded: LoadedMap, map_id: int | None = None) -> None:
         """Show a map that was read; map_id: its own, by default it is the map that goes on."""
@@ -389,6 +413,7 @@ class DenseMap:
             voxel.obstacle_low_m * unit,
             voxel.obstacle_high_m * unit,
             voxel.min_ray_confidence,
+            max_fans=max_folded(self._settings.map.graph_windows),
         )
         return voxels, grid
 

@@ -24,6 +24,8 @@ UNKNOWN, FREE, OCCUPIED = -1, 0, 100
 LEVEL_FLOOR = (0.0, 0.0, 1.0, 0.0)
 """The plane z = 0 of a metric map whose floor is known."""
 FAN_RAYS = 64
+FAN_BYTES = 2 * FAN_RAYS * 3 * 4 + 300
+"""The edges of a view's free ground, and the two objects around them."""
 RAYS_PER_VIEW = 20_000
 """Pixels of a view beyond this number are skipped evenly."""
 _SUBPIXEL_BITS = 4
@@ -78,6 +80,11 @@ class OccupancyMapper:
         self._resolution, self._low, self._high = resolution, low, high
         self._min_confidence, self._max_cells = min_confidence, max_cells
         self._fans: deque[_Fan] = deque(maxlen=max_fans)
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of what the views saw free."""
+        return len(self._fans) * FAN_BYTES
 
     def reset(self) -> None:
         """Forget all views."""

@@ -5,10 +5,12 @@ A cell is named by a 63-bit key (block coordinates above, cell within the block 
 directory maps block keys to rows; each row has a dense table from cell to voxel; voxels are rows
 of one pool. Every look-up is a few array operations for any number of voxels; nothing is ever
 copied to grow. Pools are reserved for the bound at once, but the operating system hands out their
-pages only as they are used.
+pages only as they are used, and has them back with the grid.
 """
 
 from __future__ import annotations
+
+import mmap
 
 import numpy as np
 
@@ -54,6 +56,18 @@ def pick(voxels: np.ndarray, which: np.ndarray) -> np.ndarray:
     return words.take(which, axis=0).view(VOXEL)[:, 0]
 
 
+def reserved(shape: tuple[int, ...], dtype: np.dtype | type) -> np.ndarray:
+    """Zeros in a mapping of their own, whose pages cost memory from their first use on.
+
+    `np.zeros` gives no such promise: malloc takes what it has freed before, clears all of it, and
+    with that every page is in use at once.
+    """
+    dtype = np.dtype(dtype)
+    count = int(np.prod(shape))
+    pages = mmap.mmap(-1, count * dtype.itemsize, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    return np.frombuffer(pages, dtype, count).reshape(shape)
+
+
 class VoxelGrid:
     """Voxels by cell, in blocks, within `max_bytes`. Not thread-safe; its owner holds the lock.
 
@@ -72,19 +86,21 @@ class VoxelGrid:
             )
         self.size = size
         self.max_voxels, self.max_blocks = rows * VOXELS_PER_BLOCK, rows
-        self.voxels = np.zeros(self.max_voxels, VOXEL)
+        self.voxels = reserved((self.max_voxels,), VOXEL)
         self.blocks = {
-            name: np.zeros((rows, *_BLOCK[name].shape), _BLOCK[name].base) for name in _BLOCK.names
+            name: reserved((rows, *_BLOCK[name].shape), _BLOCK[name].base) for name in _BLOCK.names
         }
         """By field of a block, an array over rows; a field alone is what most look-ups need."""
         self._words = self.voxels.view(np.uint32).reshape(-1, VOXEL.itemsize // 4)
-        self._index = np.zeros((rows, CELLS), np.int32)  # slot + 1, so that fresh pages are empty
+        self._index = reserved((rows, CELLS), np.int32)  # slot + 1, so that fresh pages are empty
         self._keys = np.empty(0, np.int64)
         self._rows = np.empty(0, np.int32)
         self._free_rows: list[int] = []
         self._fresh_row = 0
-        self._free = np.zeros(self.max_voxels, np.int32)
-        self._freed = np.zeros(self.max_voxels, np.int32)  # revision at which _free[i] was freed
+        self._free = reserved((self.max_voxels,), np.int32)
+        self._freed = reserved(
+            (self.max_voxels,), np.int32
+        )  # revision at which _free[i] was freed
         self._free_size = 0
         self.high_water = 0
         """Slots from here on have never been used."""

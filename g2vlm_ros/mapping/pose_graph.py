@@ -19,8 +19,14 @@ RECENT = 8
 """Nodes that every window may move; the whole graph moves at loop closures only."""
 Z_STD_RAD = 0.5
 """Deviation of a map's z from up, as far as no measurement tells."""
-MAX_FOLDED = 4000
-"""Folded windows that still follow their neighbours; older ones are forgotten."""
+FOLDED_PER_NODE = 32
+"""Folded windows that still follow their neighbours, for each node that the graph may have; older
+ones are forgotten. They are what a map remembers of each window, so this bounds its memory."""
+
+
+def max_folded(max_nodes: int) -> int:
+    """Most folded windows of a graph of so many nodes."""
+    return int(FOLDED_PER_NODE * max_nodes)
 
 
 class PoseGraph:
@@ -29,7 +35,7 @@ class PoseGraph:
     def __init__(self, max_nodes: int = 128):
         if max_nodes < 2 * RECENT:
             raise ValueError(f"max_nodes is {max_nodes}; it must be at least {2 * RECENT}")
-        self._max_nodes = max_nodes
+        self._max_nodes, self._max_folded = max_nodes, max_folded(max_nodes)
         self._poses: dict[int, Sim3] = {}
         self._covariances: dict[int, np.ndarray] = {}
         self._edges: dict[int, tuple[Edge, ...]] = {}
@@ -214,9 +220,9 @@ class PoseGraph:
             if self._edges[node]:
                 self._fold(node)
             else:
+                forgotten += self.members([node])
                 self.remove(node)
-                forgotten.append(node)
-        while len(self._folded) > MAX_FOLDED:
+        while len(self._folded) > self._max_folded:
             oldest = next(iter(self._folded))
             del self._folded[oldest]
             forgotten.append(oldest)

@@ -108,7 +108,7 @@ def test_a_network_that_hallucinates_a_bridge_cannot_bend_the_map(monkeypatch, g
 
 
 def test_views_of_windows_that_the_map_forgot_are_not_looked_for(monkeypatch):
-    monkeypatch.setattr(pose_graph, "MAX_FOLDED", 4)
+    monkeypatch.setattr(pose_graph, "FOLDED_PER_NODE", 0.25)
     poses = lap_poses(60, 0.2)
     perception, live = make(poses, map__loop_gap_windows=2, map__graph_windows=16)
     updates = run(perception, live, range(len(poses)))

@@ -27,7 +27,7 @@ PAGE = """# What breaks, and what the node does then
 
 Written by `make faults`, last on {date}: **{good} of {cases} as expected**. The node is a real
 process with the demo checkpoint on ONNX Runtime, on two shared CPU cores. "Goes on" means that two
-more windows were published within 30 seconds by the same process. The camera's views are noise
+more windows were published within two minutes by the same process. The camera's views are noise
 that does not fit together, so maps start over by themselves here. The network that fails is the
 real node with a fault in front of its network (`test/g2vlm_tests/faults/saboteur.py`).
 

@@ -18,7 +18,7 @@ from functools import partial
 from pathlib import Path
 
 from g2vlm_tests.faults.requests import ask, save
-from g2vlm_tests.faults.robot import CHECKPOINT, TRANSITIONS, Case, Robot, Seen, robot
+from g2vlm_tests.faults.robot import ANSWER_S, CHECKPOINT, TRANSITIONS, Case, Robot, Seen, robot
 from rosgraph_msgs.msg import Clock
 
 LIFECYCLE_S = 120.0
@@ -115,14 +115,17 @@ def no_descriptors(it: Robot) -> Seen:
     return Seen(sentence[:100], bool(response) and not response.success and it.works())
 
 
+SAID = {"runtime": "RuntimeError", "memory": "MemoryError", "exit": "SystemExit"}
+"""By fault, what ~/status is to name."""
+
+
 def failing(it: Robot, fault: str) -> Seen:
     """it runs `saboteur`."""
     it.fail(fault)
-    time.sleep(1.5)
-    it.until(lambda: it.status and it.status.message, 5.0)
+    told = it.until(lambda: it.status and SAID[fault] in it.status.message)
     said = it.status.message if it.status else ""
     it.fail("")
-    return Seen(f"~/status: “{said}”"[:100], bool(said) and it.works())
+    return Seen(f"~/status: “{said}”"[:100], told and it.works())
 
 
 def failing_language(it: Robot) -> Seen:
@@ -137,7 +140,7 @@ def failing_language(it: Robot) -> Seen:
 
 def hanging(it: Robot) -> Seen:
     it.fail("hang")
-    told = it.until(lambda: "busy with one job" in it.diagnostics, 40.0)
+    told = it.until(lambda: "busy with one job" in it.diagnostics)
     answers = it.answers()
     it.fail("")
     what = "/diagnostics names it, the node answers, then windows"
@@ -146,12 +149,13 @@ def hanging(it: Robot) -> Seen:
 
 def hanging_at_the_end(it: Robot) -> Seen:
     it.fail("hang")
-    time.sleep(1.5)
+    hung = it.hangs()
     start = time.monotonic()
     it.process.terminate()
-    code = it.ends()
+    code = it.ends(END_S)
     it.fail("")
-    return Seen(f"exit code {code} after {time.monotonic() - start:.1f} s", code is not None)
+    what = f"exit code {code} after {time.monotonic() - start:.1f} s"
+    return Seen(what, hung and code is not None)
 
 
 def lost_device(it: Robot) -> Seen:
@@ -236,7 +240,7 @@ def little_memory() -> Seen:
 def refused_start(*words: str) -> Seen:
     """That a command ends with code 2 and a sentence, without a traceback."""
     ended = subprocess.run(
-        [sys.executable, "-m", *words], capture_output=True, text=True, timeout=60
+        [sys.executable, "-m", *words], capture_output=True, text=True, timeout=ANSWER_S
     )
     lines = [line for line in (ended.stderr + ended.stdout).splitlines() if line.strip()]
     sentence = lines[-1] if lines else "nothing"
@@ -265,25 +269,29 @@ def jumping_clock() -> Seen:
     """/clock runs, jumps back 500 s, stands still for 2 s, runs on."""
     with robot(parameters={"use_sim_time": "true"}) as it:
         real_s = time.time()
-
-        def run_clock(start_s: float, seconds: float) -> None:
-            for step in range(int(seconds / 0.05)):
-                now_s = start_s + 0.05 * step
-                message = Clock()
-                message.clock.sec, message.clock.nanosec = int(now_s), int(now_s % 1 * 1e9)
-                it.offset_s = now_s - time.time()
-                it.clock.publish(message)
-                time.sleep(0.05)
-
         if not it.bring_up():
             return Seen("did not come up", False)
         windows = []
         for start_s, pause_s in ((real_s, 0), (real_s - 500, 2), (real_s - 490, 0)):
-            run_clock(start_s, 5.0)
+            run_clock(it, start_s, 1 + max(windows, default=0))
             time.sleep(pause_s)
             windows.append(it.status.window_id if it.status else 0)
-        rising = windows[0] > 0 and windows[0] < windows[1] < windows[2]
+        rising = 0 < windows[0] < windows[1] < windows[2]
         return Seen(f"windows after each part: {windows}", rising and it.process.poll() is None)
+
+
+def run_clock(it: Robot, start_s: float, window_id: int) -> None:
+    """/clock from a time on, for 5 s and until a window; ANSWER_S at most."""
+    begin_s = time.monotonic()
+    while (seconds := time.monotonic() - begin_s) < ANSWER_S:
+        if seconds > 5 and it.status and it.status.window_id >= window_id:
+            return
+        now_s = start_s + seconds
+        message = Clock()
+        message.clock.sec, message.clock.nanosec = int(now_s), int(now_s % 1 * 1e9)
+        it.offset_s = now_s - time.time()
+        it.clock.publish(message)
+        time.sleep(0.05)
 
 
 STARTS = (

@@ -45,7 +45,7 @@ def load(it: Robot, path: object) -> object:
 
 
 def ask(it: Robot, question: str = "What do you see?", **fields: object) -> object:
-    fields = {"max_wait_s": 10.0, "max_age_s": 10.0, **fields}
+    fields = {"max_wait_s": ANSWER_S / 2, "max_age_s": ANSWER_S, **fields}
     return it.call(SpatialQuery, "query", SpatialQuery.Request(question=question, **fields))
 
 
@@ -134,7 +134,9 @@ def flood(it: Robot) -> Seen:
     )  # the default keeps ten replies, the others would be lost here
     client = it.node.create_client(SpatialQuery, "/perception/query", qos_profile=depth)
     client.wait_for_service(ANSWER_S)
-    asked = SpatialQuery.Request(question="What is there?", max_wait_s=5.0, max_age_s=10.0)
+    asked = SpatialQuery.Request(
+        question="What is there?", max_wait_s=ANSWER_S / 2, max_age_s=ANSWER_S
+    )
     futures = []
     for _ in range(FLOOD):
         futures.append(client.call_async(asked))
@@ -162,7 +164,7 @@ def dying_client(it: Robot) -> Seen:
 def cancelled_goals(it: Robot) -> Seen:
     client = SafeActionClient(it.node, AnswerSpatialQuery, "/perception/answer")
     client.wait_for_server(ANSWER_S)
-    asked = AnswerSpatialQuery.Goal(question="What is there?", max_wait_s=20.0, max_age_s=10.0)
+    asked = AnswerSpatialQuery.Goal(question="What is there?", max_wait_s=20.0, max_age_s=ANSWER_S)
     sent = [client.send_goal_async(asked) for _ in range(10)]
     it.until(lambda: all(future.done() for future in sent))
     handles = [future.result() for future in sent if future.done() and future.result().accepted]

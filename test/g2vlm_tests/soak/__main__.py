@@ -2,9 +2,10 @@
 """Soak: the node as a process for a while; a camera, questions, subscribers that come and go.
 
 `make soak MINUTES=n` lets a robot drive the same round through a home, first until the map and
-what else is bounded are full, then for n minutes; writes soak_output/soak.json and
-soak.png: memory, threads, descriptors and latency over time. Fails where resident memory rises by
-more than MAX_PERCENT an hour, or where threads or descriptors grow.
+what else is bounded are full, then for n minutes; writes soak_output/soak.json and soak.png:
+memory, threads, descriptors and latency over time. Every half minute the robot stands for a
+moment: what is resident then is what the node holds, and no window that is being worked on. Fails
+where that rises by more than MAX_PERCENT an hour, or where threads or descriptors grow.
 """
 
 from __future__ import annotations
@@ -25,12 +26,19 @@ from g2vlm_tests.soak.round_trip import ROUND_S, RoundTripRobot
 from g2vlm_tests.soak.trend import trend_of
 from sensor_msgs.msg import PointCloud2
 
+from g2vlm_ros.mapping.pose_graph import max_folded
+from g2vlm_ros.ros.heap import PERIOD_S as PERIOD_OF_TRIM_S
+
 PERIOD_S = 2.0
+DRIVE_S = 30.0
+STAND_S = PERIOD_OF_TRIM_S + 2.0
+"""The robot drives so long, and stands until the node has given freed memory back."""
+GRAPH_WINDOWS, PATH_LENGTH = 32, 500
 WARM_UP_S = 3 * ROUND_S
-WARM_UP_WINDOWS = 500
-"""The warm-up lasts so long and so many windows, whichever is later on the machine: the first
-round makes the map, in the others its parts get the sizes they keep (after 200 windows memory
-still rose, after 400 no longer)."""
+WARM_UP_WINDOWS = max_folded(GRAPH_WINDOWS) + 2 * GRAPH_WINDOWS
+"""The warm-up lasts so long and so many windows, whichever is later on the machine: in the first
+rounds the map gets whole, and after so many windows all that is kept of each of them is full (the
+places of windows, the ground that their views saw free, the path)."""
 MAX_WARM_UP_S = 1800.0
 MAX_PERCENT = 1.0
 """Growth of resident memory an hour that is allowed."""
@@ -41,7 +49,8 @@ PARAMETERS = {
     "window.overlap": "1",
     "window.min_gap_s": "0.25",
     "map.loop_closure": "true",
-    "map.graph_windows": "32",
+    "map.graph_windows": str(GRAPH_WINDOWS),
+    "map.path_length": str(PATH_LENGTH),
     "map.keyframes": "32",
     "voxel.memory_mib": "16",
     "query.windows": "1",
@@ -102,33 +111,67 @@ def warm(row: dict[str, float], warm_up_s: float) -> bool:
     return row["seconds"] >= warm_up_s and row["window"] >= WARM_UP_WINDOWS
 
 
-def soak(minutes: float, warm_up_s: float) -> dict[str, Any]:
-    """Samples over the time, and what they come to."""
-    rows: list[dict[str, float]] = []
-    ends: Counter[str] = Counter()
-    it = RoundTripRobot(parameters=PARAMETERS)
-    try:
-        if not (it.bring_up() and it.works()):
-            raise RuntimeError("the node does not come up:\n" + it.said())
-        start, warm_from = time.monotonic(), None
-        while warm_from is None or rows[-1]["seconds"] < warm_from + 60 * minutes:
-            ends[visit(it, len(rows))] += 1
-            row = {
-                "seconds": round(time.monotonic() - start, 2),
-                "window": it.status.window_id,
-                "map": it.status.map_id,
-                "latency_s": round(it.status.latency_s, 3),
-            }
-            rows.append(row | sample(it.process.pid))
-            if warm_from is None and warm(row, warm_up_s):
-                warm_from = row["seconds"]
+class Soak:
+    """The node at work, and samples of it over time."""
+
+    def __init__(self, accounts: Path | None = None):
+        """accounts: where the node is to say every ten seconds what each of its stores holds."""
+        module = {}
+        if accounts is not None:
+            os.environ["G2VLM_ACCOUNTS"] = str(accounts.absolute())
+            module["module"] = "g2vlm_tests.soak.accounted_node"
+        self._robot = RoundTripRobot(parameters=PARAMETERS, **module)
+        self._ends: Counter[str] = Counter()
+        self.rows: list[dict[str, float]] = []
+
+    def run(self, minutes: float, warm_up_s: float) -> dict[str, Any]:
+        """The samples, and what they come to."""
+        try:
+            if not (self._robot.bring_up() and self._robot.works()):
+                raise RuntimeError("the node does not come up:\n" + self._robot.said())
+            self._start = time.monotonic()
+            while not (self.rows and warm(self.rows[-1], warm_up_s)):
+                self._drive_and_stand()
+            warm_from = self.rows[-1]["seconds"]
+            while self.rows[-1]["seconds"] < warm_from + 60 * minutes:
+                self._drive_and_stand()
+        finally:
+            self._robot.close()
+        return report(minutes, warm_from, self.rows, self._ends)
+
+    def _drive_and_stand(self) -> None:
+        stand_from = time.monotonic() + DRIVE_S
+        while time.monotonic() < stand_from:
+            self._ends[visit(self._robot, sum(self._ends.values()))] += 1
+            self._sample(standing=False)
             time.sleep(PERIOD_S)
-    finally:
-        it.close()
+        self._robot.standing = True
+        self._robot.rests()
+        time.sleep(STAND_S)
+        self._sample(standing=True)
+        self._robot.standing = False
+
+    def _sample(self, standing: bool) -> None:
+        status = self._robot.status
+        row = {
+            "seconds": round(time.monotonic() - self._start, 2),
+            "standing": standing,
+            "window": status.window_id,
+            "map": status.map_id,
+            "latency_s": round(status.latency_s, 3),
+        }
+        self.rows.append(row | sample(self._robot.process.pid))
+
+
+def report(
+    minutes: float, warm_from: float, rows: list[dict[str, float]], ends: Counter[str]
+) -> dict[str, Any]:
+    """What the samples come to; memory is that of the robot when it stood."""
     later = [row for row in rows if row["seconds"] >= warm_from]
-    seconds = [row["seconds"] for row in later]
+    stood = [row for row in later if row["standing"]]
+    seconds = [row["seconds"] for row in stood]
     trends = {
-        name: trend_of(seconds, [row[name] for row in later]).as_json()
+        name: trend_of(seconds, [row[name] for row in stood]).as_json()
         for name in ("resident_mib", "anonymous_mib")
     }
     return {
@@ -136,7 +179,8 @@ def soak(minutes: float, warm_up_s: float) -> dict[str, Any]:
         "warm_up_s": warm_from,
         "windows": rows[-1]["window"],
         "windows_after_warm_up": rows[-1]["window"] - later[0]["window"],
-        "questions": len(rows),
+        "maps": max(row["map"] for row in rows) + 1,
+        "questions": sum(ends.values()),
         "ends": dict(ends),
         "threads": [later[0]["threads"], later[-1]["threads"]],
         "descriptors": [later[0]["descriptors"], later[-1]["descriptors"]],
@@ -184,32 +228,43 @@ def broken_promises(report: dict[str, Any]) -> list[str]:
     return broken
 
 
+def as_text(result: dict[str, Any]) -> str:
+    """JSON with a sample on each line."""
+    head = json.dumps(result | {"samples": []}, indent=1)
+    samples = ",\n  ".join(json.dumps(row) for row in result["samples"])
+    return head.replace('"samples": []', f'"samples": [\n  {samples}\n ]') + "\n"
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Writes JSON and plot, prints a table; exit code 1 where a promise is not seen to be kept."""
     parser = argparse.ArgumentParser(prog="make soak", description=__doc__)
     parser.add_argument("--minutes", type=float, default=10.0, help="after the warm-up")
     parser.add_argument("--warm-up-s", type=float, default=WARM_UP_S)
+    parser.add_argument(
+        "--accounts", action="store_true", help="write what each store holds to accounts.jsonl"
+    )
     parser.add_argument("--out", type=Path, default=Path("soak_output"))
     options = parser.parse_args(arguments)
     _claim = isolate()
-    report = soak(options.minutes, options.warm_up_s)
-    report["broken"] = broken_promises(report)
     options.out.mkdir(parents=True, exist_ok=True)
-    (options.out / "soak.json").write_text(json.dumps(report, indent=1) + "\n")
-    plot(report["samples"], options.out / "soak.png")
+    accounts = options.out / "accounts.jsonl" if options.accounts else None
+    result = Soak(accounts).run(options.minutes, options.warm_up_s)
+    result["broken"] = broken_promises(result)
+    (options.out / "soak.json").write_text(as_text(result))
+    plot(result["samples"], options.out / "soak.png")
     print(f"| {'after the warm-up':<32} | |\n|---|---|")
-    rows = {"minutes": report["minutes"], "windows": report["windows_after_warm_up"]}
-    rows |= {"questions by their end": report["ends"]}
-    for name, trend in report["trends"].items():
+    rows = {"minutes": result["minutes"], "windows": result["windows_after_warm_up"]}
+    rows |= {"questions by their end": result["ends"]}
+    for name, trend in result["trends"].items():
         rows[f"{name} at the start"] = f"{trend['start']:.1f}"
         rows[f"{name}, % an hour (95 %)"] = (
             f"{trend['percent_per_hour']:.2f} +- {trend['percent_plus_minus']:.2f}"
         )
-    rows |= {name: report[name] for name in ("threads", "descriptors")}
+    rows |= {name: result[name] for name in ("threads", "descriptors")}
     for name, value in rows.items():
         print(f"| {name:<32} | {value} |")
-    print("\n" + ("\n".join(report["broken"]) or "every promise was kept"))
-    return int(bool(report["broken"]))
+    print("\n" + ("\n".join(result["broken"]) or "every promise was kept"))
+    return int(bool(result["broken"]))
 
 
 if __name__ == "__main__":

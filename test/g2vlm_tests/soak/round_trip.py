@@ -50,11 +50,15 @@ class RoundTripRobot(Robot):
         views = render([scene.home], homes, poses, scene.walk.time_s[steps], camera)
         self._pixels = np.array(views.images)
         self._base = base_poses(*odometry(scene.walk, 0.0, scene.home.seed))[steps]
+        self._steps = 0
+        self.standing = False
+        """Whether the camera goes on to show the same view."""
         super().__init__(**arguments)
 
     def send_view(self, count: int) -> None:
-        """The camera's frame number `count`, and where the wheels were."""
-        at = there_and_back(len(self._pixels), count // FRAMES_PER_VIEW)
+        """A frame of the camera, and where the wheels were."""
+        self._steps += not self.standing
+        at = there_and_back(len(self._pixels), self._steps // FRAMES_PER_VIEW)
         stamp_ns = time.time_ns()
         message = Odometry(header=geometry.header(stamp_ns, "odom"), child_frame_id="base_link")
         message.pose.pose = geometry.pose_message(self._base[at])

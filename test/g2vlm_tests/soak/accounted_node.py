@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The perception node with its books open: what each of its stores holds, over time.
+
+The process is the real one in everything else. Every PERIOD_S a line of JSON goes to the file that
+G2VLM_ACCOUNTS names: windows, resident memory, what malloc has given out, maps, and the bytes of
+each store of the node's parts.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from g2vlm_tests.accounts import MIB, resident_bytes, store_bytes
+
+from g2vlm_ros.ros import perception_node
+
+PERIOD_S = 10.0
+SMALLEST_MIB = 0.01
+"""Stores below it are left out."""
+PARTS = (
+    "pipeline",
+    "dense_map",
+    "objects",
+    "rooms",
+    "windows",
+    "queries",
+    "object_services",
+    "outputs",
+    "cameras",
+    "perception",
+)
+"""Of the node, in the order in which they are charged for what they share."""
+
+
+class Mallinfo2(ctypes.Structure):
+    """glibc's `struct mallinfo2`: bytes over all arenas."""
+
+    _fields_ = [
+        (name, ctypes.c_size_t)
+        for name in (
+            "arena",
+            "ordblks",
+            "smblks",
+            "hblks",
+            "hblkhd",
+            "usmblks",
+            "fsmblks",
+            "uordblks",
+            "fordblks",
+            "keepcost",
+        )
+    ]
+
+
+def malloc_mib() -> dict[str, float]:
+    """Given out from its heaps, free there, and given out as mappings of their own."""
+    mallinfo2 = ctypes.CDLL(None).mallinfo2
+    mallinfo2.restype = Mallinfo2
+    info = mallinfo2()
+    amounts = {"used": info.uordblks, "free": info.fordblks, "mapped": info.hblkhd}
+    return {name: round(amount / MIB, 2) for name, amount in amounts.items()}
+
+
+def accounts(node: perception_node.PerceptionNode) -> dict[str, Any]:
+    """One line of the books."""
+    parts = {name: getattr(node, name) for name in PARTS}
+    stores = store_bytes({name: part for name, part in parts.items() if part is not None})
+    sizes, counts = node.pipeline.sizes(), node.pipeline.counts()
+    maps, aside = node.dense_map.maps_aside
+    return {
+        "windows": counts.windows,
+        "resident_mib": round(resident_bytes() / MIB, 2),
+        "malloc_mib": malloc_mib(),
+        "graph_nodes": sizes.graph_nodes,
+        "keyframes": sizes.keyframes,
+        "voxels_mib": round(node.dense_map.stats().nbytes / MIB, 3),
+        "maps_aside": maps,
+        "aside_mib": round(aside / MIB, 3),
+        "stores_mib": {
+            name: round(size / MIB, 3)
+            for name, size in stores.items()
+            if size > SMALLEST_MIB * MIB
+        },
+    }
+
+
+class AccountedNode(perception_node.PerceptionNode):
+    """Keeps its books from the start."""
+
+    def __init__(self, **node_arguments: Any):
+        super().__init__(**node_arguments)
+        threading.Thread(target=self._keep_books, name="accounts", daemon=True).start()
+
+    def _keep_books(self) -> None:
+        start = time.monotonic()
+        with Path(os.environ["G2VLM_ACCOUNTS"]).open("w") as file:
+            while True:
+                time.sleep(PERIOD_S)
+                if self.windows is not None and self.windows.active:
+                    row = {"seconds": round(time.monotonic() - start, 1)} | accounts(self)
+                    print(json.dumps(row), file=file, flush=True)
+
+
+if __name__ == "__main__":
+    perception_node.PerceptionNode = AccountedNode
+    raise SystemExit(perception_node.main())
