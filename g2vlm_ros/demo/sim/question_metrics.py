@@ -108,33 +108,40 @@ class Baselines:
     """Answers without images, fitted on training questions.
 
     `majority` gives each kind the one answer that is right most often; `blind` does so for each
-    wording of a question, and falls back to the kind for a question it never read.
+    wording of a question of a kind, and falls back to the kind for a question it never read.
+    Both are told the kind, and so that what is asked for is `absent`; `words` is not: it only
+    reads the question, which is the same for a lamp that is there.
     """
 
     def __init__(self, training: Sequence[QuestionAnswer]):
-        kinds: dict[str, list[str]] = defaultdict(list)
-        questions: dict[tuple[str, str], list[str]] = defaultdict(list)
+        kinds: dict[str, list[QuestionAnswer]] = defaultdict(list)
+        wordings: dict[tuple[str, str], list[QuestionAnswer]] = defaultdict(list)
+        questions: dict[str, list[QuestionAnswer]] = defaultdict(list)
         for qa in training:
-            kinds[qa.kind].append(qa.answer)
-            questions[_group(qa.kind, qa.question)].append(qa.answer)
-        self._majority = {kind: _best(kind, answers) for kind, answers in kinds.items()}
-        self._blind = {key: _best(key[0], answers) for key, answers in questions.items()}
+            kinds[qa.kind].append(qa)
+            wordings[qa.kind, qa.question].append(qa)
+            questions[qa.question].append(qa)
+        self._majority = {kind: _best(pairs) for kind, pairs in kinds.items()}
+        self._blind = {wording: _best(pairs) for wording, pairs in wordings.items()}
+        self._words = {question: _best(pairs) for question, pairs in questions.items()}
 
     def majority(self, kind: str) -> str:
         """The best constant answer to this kind."""
         return self._majority.get(kind, "")
 
     def blind(self, kind: str, question: str) -> str:
-        """The best answer that only reads the question."""
-        return self._blind.get(_group(kind, question), self.majority(kind))
+        """The best answer that only reads the question and its kind."""
+        return self._blind.get((kind, question), self.majority(kind))
+
+    def words(self, question: str) -> str:
+        """The best answer that only reads the question; none to one it never read."""
+        return self._words.get(question, "")
 
 
-def _group(kind: str, question: str) -> tuple[str, str]:
-    return kind, question
-
-
-def _best(kind: str, answers: list[str]) -> str:
+def _best(pairs: list[QuestionAnswer]) -> str:
     """The answer among the most frequent ones that scores best on all of them."""
-    frequent = [answer for answer, _ in Counter(answers).most_common(_CANDIDATES)]
-    sample = answers[:2000]
-    return max(frequent, key=lambda one: sum(correct(kind, one, true) for true in sample))
+    frequent = [
+        answer for answer, _ in Counter(qa.answer for qa in pairs).most_common(_CANDIDATES)
+    ]
+    sample = pairs[:2000]
+    return max(frequent, key=lambda one: sum(correct(qa.kind, one, qa.answer) for qa in sample))

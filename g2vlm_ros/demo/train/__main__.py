@@ -95,6 +95,7 @@ def configured(options: argparse.Namespace) -> Config:
         config.steps,
         muon_rate=config.steps.muon_rate * options.rate,
         adam_rate=config.steps.adam_rate * options.rate,
+        keep_geometry=options.keep_geometry,
     )
     if options.device != "cpu":
         # A GPU is fast enough for larger batches, which bear a little more rate.
@@ -132,6 +133,11 @@ def parse_options(arguments: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--rate", type=float, default=1.0, help="factor on the learning rates; .5 to train on"
+    )
+    parser.add_argument(
+        "--keep-geometry",
+        action="store_true",
+        help="the language stage leaves points and poses as they are (rate 0.1)",
     )
     parser.add_argument(
         "--windows-per-home",

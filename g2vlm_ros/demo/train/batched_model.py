@@ -206,6 +206,11 @@ class BatchedModel(nn.Module):
             keys.repeat_interleave(queries.shape[1] // keys.shape[1], 1),
         )
 
+    def patches(self, prompt: str, images: Tensor) -> Tensor:
+        """(B, N, P, C): what heads and answers read of views uint8 (B, N, H, W, 3), prompted for
+        `geometry` or `chat`."""
+        return self._geometry(prompt, images)[2]
+
     def answers(self, images: Tensor, squares: Tensor, questions: Questions) -> Answered:
         """What the chat path makes of questions; the geometry is read, not changed by it.
 

@@ -175,6 +175,8 @@ class Steps:
     anneal: float = 0.9
     """Last part of a stage in which the rates fall linearly to zero."""
     clip: float = 1.0
+    keep_geometry: bool = False
+    """Answers are learnt only in ways that leave points and poses as they are (`GeometryHold`)."""
     save_s: float = 120.0
     seed: int = 1
 

@@ -35,6 +35,8 @@ from g2vlm_ros.settings import Settings
 MIN_BASELINE_M = 0.05
 """Pairs of views closer than this have no direction to be wrong about."""
 QUESTIONS, LANGUAGE_VIEWS = 12, 4
+BASELINES = ("blind", "words", "majority")
+"""Answers that look at no image: see `question_metrics.Baselines`."""
 TRAINING_SCENES = 400
 """Homes from which the baselines learn."""
 
@@ -186,7 +188,7 @@ def language(
     baselines: Baselines,
     views: int = LANGUAGE_VIEWS,
 ) -> tuple[dict[str, dict[str, float]], list[dict[str, str]]]:
-    """Accuracy by kind of question with both baselines, and every question with its answer."""
+    """Accuracy by kind of question with its baselines, and every question with its answer."""
     rows: list[dict] = []
     for first in range(0, scenes, 10):
         clips = clips_of(split, first, min(10, scenes - first))
@@ -204,6 +206,7 @@ def language(
                         "blind": correct(
                             qa.kind, baselines.blind(qa.kind, qa.question), qa.answer
                         ),
+                        "words": correct(qa.kind, baselines.words(qa.question), qa.answer),
                         "majority": correct(qa.kind, baselines.majority(qa.kind), qa.answer),
                     }
                 )
@@ -215,7 +218,7 @@ def language(
 def _accuracy(rows: list[dict]) -> dict[str, float]:
     means = {
         name: float(np.mean([row[key] for row in rows]))
-        for name, key in (("accuracy", "right"), ("blind", "blind"), ("majority", "majority"))
+        for name, key in (("accuracy", "right"), *((name, name) for name in BASELINES))
     }
     return means | {"asked": len(rows)}
 

@@ -129,12 +129,12 @@ def _score_table(scores: dict) -> list[str]:
     if language:
         lines += [
             "",
-            "| questions | accuracy | blind | majority | asked |",
-            "|---|---|---|---|---|",
+            "| questions | accuracy | blind | words | majority | asked |",
+            "|---|---|---|---|---|---|",
         ]
         for kind, row in language.items():
             lines.append(
-                f"| {kind} | {row['accuracy']:.3f} | {row['blind']:.3f} | {row['majority']:.3f} "
-                f"| {row['asked']} |"
+                f"| {kind} | {row['accuracy']:.3f} | {row['blind']:.3f} | {row['words']:.3f} "
+                f"| {row['majority']:.3f} | {row['asked']} |"
             )
     return lines

@@ -16,6 +16,7 @@ from torch import Tensor
 from g2vlm_ros.checkpoint.config import ModelConfig
 from g2vlm_ros.demo.train.config import STAGES, Config
 from g2vlm_ros.demo.train.export_checkpoint import WEIGHTS
+from g2vlm_ros.demo.train.geometry_hold import GeometryHold
 from g2vlm_ros.demo.train.gradient_worker import GradientWorker
 from g2vlm_ros.demo.train.objectives import Objectives
 from g2vlm_ros.demo.train.optimizer import Optimizer
@@ -29,6 +30,9 @@ from g2vlm_ros.demo.train.train_state import (
 
 LONGEST_STEP_S = 60.0
 """Longer pauses between two steps are not training (a suspended process, a sleeping laptop)."""
+HOLD_BATCHES = 16
+"""Batches from which the hold learns what the geometry reads: with 16 views each more than 500
+states at the borders of views, for at most 192 directions."""
 READ_S = 10.0
 """Seconds between two looks at the losses: each look waits for the device."""
 
@@ -74,6 +78,8 @@ class Training:
         self.progress = TrainingProgress()
         self._sums: dict[str, Tensor] = {}
         self._summed = self._skipped = 0
+        self.hold: GeometryHold | None = None
+        """From the first step of a language stage that keeps the geometry."""
         self._resume(start)
         self.gradient_worker = (
             GradientWorker(config, folder, cache, self.all) if gradient_worker else None
@@ -126,6 +132,7 @@ class Training:
             raise ValueError(f"stage is '{stage}'; it must be one of {', '.join(STAGES)}")
         progress = self.progress
         if progress.stage != stage:
+            self.hold = None
             progress.stage, progress.stage_steps = stage, 0
             progress.stage_windows, progress.stage_seconds = 0, 0.0
         progress.speaks |= stage == "language"
@@ -162,7 +169,13 @@ class Training:
             count += self.gradient_worker.collect(count)
         factor = self._factor(done)
         rates = config.steps.muon_rate * factor, config.steps.adam_rate * factor
+        if config.steps.keep_geometry and progress.stage == "language" and self.hold is None:
+            self.hold = self._geometry_hold()
+        if self.hold is not None:
+            self.hold.project_gradients()
         self.optimizer.step(progress.stage, loss, *rates, config.steps.clip)
+        if self.hold is not None:
+            self.hold.project_weights()
         terms = {name: term.detach() for name, term in terms.items()}
         for name, term in terms.items():
             finite = torch.nan_to_num(term.double(), 0.0, 0.0, 0.0)
@@ -173,6 +186,13 @@ class Training:
         progress.steps += 1
         progress.stage_steps += 1
         return terms
+
+    def _geometry_hold(self) -> GeometryHold:
+        """What keeps points and poses as they are now."""
+        steps, ring = self.config.steps, self.objectives.ring
+        rng = np.random.default_rng([steps.seed, HOLD_BATCHES])
+        windows = (ring.batch(steps.asking_views, rng, False).images for _ in range(HOLD_BATCHES))
+        return GeometryHold(self.trainee, windows)
 
     def _lead(self) -> float:
         """How much the training's own heads ask of the trunk: nothing until they know something,

@@ -189,3 +189,13 @@ def test_baselines_read_only_the_question():
     assert baselines.majority("exists") == "No."
     assert baselines.blind("exists", "Is there a bed?") == "Yes."
     assert baselines.blind("exists", "Is there a box?") == "No."
+
+
+def test_words_are_read_without_the_kind():
+    question = "What colour is the lamp?"
+    training = [QuestionAnswer("absent", question, "There is no lamp.")] * 3
+    training += [QuestionAnswer("colour", question, "It is red.")] * 2
+    baselines = Baselines(training)
+    assert baselines.blind("colour", question) == "It is red."
+    assert baselines.words(question) == "There is no lamp."
+    assert baselines.words("How wide is the lamp?") == ""
