@@ -88,7 +88,7 @@ def load_map(path: str | os.PathLike, voxel_map: VoxelMap) -> MapInfo:
         raise
     except (OSError, KeyError, EOFError, zipfile.BadZipFile, zlib.error, MemoryError) as error:
         raise MapFileError(f"{path} is no map file or is damaged ({error})") from error
-    except (ValueError, TypeError, AttributeError, NotImplementedError) as error:
+    except (ValueError, TypeError, AttributeError, RuntimeError) as error:
         raise MapFileError(f"{path} is no map file or is damaged ({error})") from error
     if meta["voxel_size"] != voxel_map.size:
         raise MapFileError(

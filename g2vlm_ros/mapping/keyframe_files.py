@@ -82,7 +82,7 @@ def from_bytes(content: bytes, origin: KeyframeOrigin) -> list[Keyframe]:
         raise
     except (OSError, ValueError, KeyError, EOFError, IndexError, TypeError) as error:
         raise KeyframeFileError(f"the map's keyframes are damaged ({error})") from error
-    except (zipfile.BadZipFile, zlib.error, MemoryError, NotImplementedError) as error:
+    except (zipfile.BadZipFile, zlib.error, MemoryError, RuntimeError) as error:
         raise KeyframeFileError(f"the map's keyframes are damaged ({error})") from error
 
 

@@ -178,6 +178,7 @@ def first_to(value):
         (flip, "damaged"),
         (lambda path: np.savez(path, a=np.zeros(3)), "damaged"),
         (lambda path: np.savez(path, meta=np.array(3)), "damaged"),
+        (lambda path: np.savez(path, meta=np.array("[" * 100_000)), "damaged"),
         (lambda path: rewritten(path, format="other"), "holds no voxel map"),
         (lambda path: rewritten(path, version=2), "version 2"),
         (lambda path: rewritten(path, voxel_size=0.2), "voxels of 0.2, this map of 0.1"),

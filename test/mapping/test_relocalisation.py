@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A robot finds itself in a saved map, in the right place or not at all."""
 
+import io
 from dataclasses import replace
 
 import numpy as np
@@ -249,6 +250,8 @@ def test_keyframes_of_something_else_or_damaged_are_refused(saved):
             from_bytes(bytes(spoilt), ORIGIN)
         except KeyframeFileError as error:
             assert "damaged" in str(error) or "version" in str(error)
-    for damaged in (b"nothing", content[: len(content) // 2], content[100:]):
+    deep = io.BytesIO()
+    np.savez(deep, meta=np.array("[" * 10_000))
+    for damaged in (b"nothing", content[: len(content) // 2], content[100:], deep.getvalue()):
         with pytest.raises(KeyframeFileError, match="damaged"):
             from_bytes(damaged, ORIGIN)
