@@ -25,17 +25,24 @@ from g2vlm_ros.geometry.sim3 import Sim3
 from g2vlm_ros.kernels.cells import CellSums
 from g2vlm_ros.records import Reconstruction
 
+PEERS = ("small_gicp", "open3d")
 VOXELS_PER_DEPTH = 50
 START_OFF = np.array([0.0, np.deg2rad(2.0), 0.0, 0.05, 0.0, 0.0, 0.0])
 """Rotation vector, then translation as a share of the median depth."""
 
 
 def peers(home: int, width_px: int) -> dict[str, Any]:
-    """Milliseconds of the processor, the least of some rounds; None for what is not installed."""
+    """Milliseconds of the processor, the least of some rounds; None for what is not installed,
+    which a sentence names."""
     exact = ExactPerception(make_scene(home_seed("heldout", home)), 6, width_px)
     one, two = exact.reconstruct([0, 1, 2, 3]), exact.reconstruct([2, 3, 4, 5])
-    gicp, open3d = _installed("small_gicp"), _installed("open3d")
-    return {"joint_ms": _joint(one, two, gicp), "voxel_means_ms": _means(one, gicp, open3d)}
+    gicp, open3d = (_installed(name) for name in PEERS)
+    costs = {"joint_ms": _joint(one, two, gicp), "voxel_means_ms": _means(one, gicp, open3d)}
+    missing = [name for name, module in zip(PEERS, (gicp, open3d), strict=True) if module is None]
+    if missing:
+        names = " and ".join(missing)
+        costs["not_measured"] = f"{names}: not installed here; pip install {' '.join(missing)}"
+    return costs
 
 
 def _joint(

@@ -121,12 +121,15 @@ static void resize_rows(
 }
 
 // Resamples the width. in (height, width, 3) -> out (height, new_width, 3), two rows at a time:
-// a pixel of both rows is one vector of eight numbers, two of which mean nothing.
-static void resize_columns(
+// a pixel of both rows is one vector of eight numbers, two of which mean nothing. TAPS: weights
+// that are applied to each pixel, those behind its own are 0; a loop of fixed length is unrolled.
+template <int TAPS>
+static void resize_columns_by(
     const uint8_t* in, int64_t height, int64_t width, const Weights& weights, int64_t new_width,
     uint8_t* out)
 {
-    std::vector<int32_t> memory(8 * width + 8);
+    const int64_t taps = TAPS > 0 ? TAPS : weights.most_taps;
+    std::vector<int32_t> memory(8 * (width + taps) + 8);
     const uintptr_t start = reinterpret_cast<uintptr_t>(memory.data());
     Eight* pair = reinterpret_cast<Eight*>((start + 31) / 32 * 32);  // at a multiple of 32
     for (int64_t y = 0; y < height; y += 2) {
@@ -142,7 +145,7 @@ static void resize_columns(
             const int32_t* weight = weights.of(x);
             const Eight* from = pair + weights.first[x];
             Eight sum = {HALF, HALF, HALF, HALF, HALF, HALF, HALF, HALF};
-            for (int64_t k = 0; k < weights.taps[x]; ++k) {
+            for (int64_t k = 0; k < taps; ++k) {
                 sum += from[k] * weight[k];
             }
             sum >>= FRACTION_BITS;
@@ -153,6 +156,20 @@ static void resize_columns(
                 second[3 * x + c] = uint8_t(sum[4 + c]);
             }
         }
+    }
+}
+
+static void resize_columns(
+    const uint8_t* in, int64_t height, int64_t width, const Weights& weights, int64_t new_width,
+    uint8_t* out)
+{
+    switch (weights.most_taps) {
+    case 7:  // enlarged
+        return resize_columns_by<7>(in, height, width, weights, new_width, out);
+    case 9:  // shrunk to three quarters at least, as 640 to 518
+        return resize_columns_by<9>(in, height, width, weights, new_width, out);
+    default:
+        return resize_columns_by<0>(in, height, width, weights, new_width, out);
     }
 }
 
