@@ -205,6 +205,8 @@ def drive(home: int, perception: Perception, settings: Settings) -> dict[str, An
     for number in range(len(path.images)):
         live.offer(path.frame(number))
         while (update := live.step()) is not None:
+            if update.still:  # the last window once more: the network was not asked
+                continue
             dense_map.add(update)
             views = [numbers[frame.stamp_ns] for frame in update.window.frames]
             log.take(update, views, network.said[id(update.scene)])

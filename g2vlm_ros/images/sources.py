@@ -34,6 +34,9 @@ MAX_FRAME_RATE_HZ = 240.0
 """A container that says more (browsers and screen recorders write 1000) tells a unit of time, not
 a rate, and its count of frames is the length in that unit."""
 
+MAX_STAMP_NS = 2**31 * 10**9
+"""Stamps of ROS end there; a name of more digits counts something else."""
+
 _log = logging.getLogger(__name__)
 
 
@@ -224,7 +227,8 @@ def _stamps_of_names(paths: list[Path]) -> list[tuple[int, Path]]:
     else:
         return []
     ordered = sorted(zip(stamps, paths, strict=True))
-    distinct = all(earlier[0] < later[0] for earlier, later in pairwise(ordered))
+    possible = ordered[-1][0] < MAX_STAMP_NS
+    distinct = possible and all(earlier[0] < later[0] for earlier, later in pairwise(ordered))
     return ordered if distinct else []
 
 

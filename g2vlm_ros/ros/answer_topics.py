@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from geometry_msgs.msg import PoseStamped
@@ -31,16 +32,30 @@ class AnswerTopics:
         self._answer = node.create_lifecycle_publisher(
             SpatialExample, "~/query/last_answer", LATCHED
         )
+        self._said = False
+        """Whether something was published that a reset makes void."""
         self._tf = None
         if self._target_frame:
             self._tf = node.create_lifecycle_publisher(TFMessage, "/tf", QoSProfile(depth=100))
 
     def close(self) -> None:
         """Take the topics away."""
+        self._said = False
         for publisher in (self._target, self._answer, self._tf):
             if publisher is not None:
                 self._node.destroy_publisher(publisher)
         self.pictures.close()
+
+    def retract(self) -> None:
+        """Take back from the latched topics what was said of a map that is forgotten."""
+        said, self._said = self._said, False
+        if not said:
+            return
+        self._answer.publish(SpatialExample())
+        nowhere = PoseStamped(header=geometry.header(0, self._map_frame))
+        position = nowhere.pose.position
+        position.x = position.y = position.z = math.nan
+        self._target.publish(nowhere)
 
     def publish(self, question: str, answer: Answer, response: Any) -> None:
         """The place of an answer, latched and on /tf where wanted, and the answer's picture."""
@@ -56,6 +71,7 @@ class AnswerTopics:
     def publish_answer(self, question: Question) -> None:
         """Latch a question that came to its turn, with the answer or why there is none."""
         request, response = question.request, question.response
+        self._said = True
         self._answer.publish(
             SpatialExample(
                 camera=response.evidence[0].camera if response.evidence else "",

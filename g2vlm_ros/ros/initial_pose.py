@@ -15,6 +15,8 @@ CAMERA_REACH_M = 1.0
 """The pose is the robot's, and the camera sits somewhere on it..."""
 DEVIATIONS = 3.0
 """...and so many of its deviations are allowed beside that."""
+MAX_PLACE_M = 1e6
+"""Of the map's origin; no map reaches so far, and squares of more would overflow."""
 MAX_STD_M = 50.0
 """A covariance beyond that says nothing."""
 
@@ -41,8 +43,14 @@ class InitialPose:
         if frame != self._map_frame:
             log.warning(f"/initialpose is in frame {frame!r}; it must be in {self._map_frame!r}")
             return
-        if not (np.isfinite(position).all() and np.isfinite(covariance).all()):
-            log.warning("/initialpose has a position or covariance that is not finite: ignored")
+        sound = (
+            np.abs(position).max() <= MAX_PLACE_M and np.abs(covariance).max() <= MAX_PLACE_M**2
+        )
+        if not sound:  # as it is where a number is none
+            log.warning(
+                f"/initialpose is ignored: position {position.tolist()} and covariance must be "
+                f"finite and within {MAX_PLACE_M:g} m"
+            )
             return
         std_m = float(np.sqrt(max(np.linalg.eigvalsh((covariance + covariance.T) / 2)[-1], 0.0)))
         reach_m = CAMERA_REACH_M + DEVIATIONS * min(std_m, MAX_STD_M)

@@ -138,7 +138,12 @@ class PerceptionNode(SafeLifecycleNode):
             self.outputs,
         )
         self._make_services()
-        self.windows.connect(self.queries, self.object_services, self._reports.publish_status)
+        self.windows.connect(
+            self.queries,
+            self.object_services,
+            self._reports.publish_status,
+            self._reports.input_problem,
+        )
         self.get_logger().info(
             f"model {self._version} on {self.perception.backend} "
             f"({self.perception.chosen_because})"

@@ -87,7 +87,7 @@ class PointService:
         if newest is None:
             raise RequestError(
                 Codes.NO_GEOMETRY,
-                "no window has been reconstructed yet; see ~/status for frames and drops",
+                f"no window has been reconstructed yet; {self._windows.why_no_window()}",
             )
         update, age_s = newest
         check_age(age_s, max_age_s)

@@ -73,6 +73,7 @@ class QueryWorker:
         self._objects.clear()
         self._examples.clear()
         self.topics.pictures.forget()
+        self.topics.retract()
 
     def close(self) -> None:
         """Take the topics away and forget."""

@@ -13,6 +13,7 @@ response that comes in between is dropped ("Ignoring unexpected goal response").
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -23,6 +24,23 @@ from rclpy.impl.implementation_singleton import rclpy_implementation
 RCLError = rclpy_implementation.RCLError
 GONE = (InvalidHandle, RCLError)
 """What rclpy raises where an entity is used that another thread has destroyed."""
+
+
+def drain(executor: Any, timeout_s: float) -> list[BaseException]:
+    """What the callbacks raised that an executor had begun when it was shut down.
+
+    A shut-down executor takes away the guard condition that its callbacks trigger as they end:
+    what they raise of that is dropped, and rclpy prints nothing of it.
+    """
+    pool = getattr(executor, "_executor", None)
+    if pool is not None:
+        pool.shutdown(wait=False, cancel_futures=True)
+        deadline = time.monotonic() + timeout_s
+        for thread in list(getattr(pool, "_threads", ())):
+            thread.join(max(0.0, deadline - time.monotonic()))
+    tasks = [*getattr(executor, "_futures", ()), *(t[0] for t in getattr(executor, "_tasks", ()))]
+    errors = [task.exception() for task in tasks if task.done()]
+    return [error for error in errors if error is not None and not isinstance(error, GONE)]
 
 
 class SafeEntities:

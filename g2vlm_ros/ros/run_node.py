@@ -29,6 +29,7 @@ from rclpy.signals import SignalHandlerOptions
 
 from g2vlm_ros.ros.end_signals import EndSignals, leave_signals_to_the_system
 from g2vlm_ros.ros.inference_scheduler import DEVICE_THREAD
+from g2vlm_ros.ros.rclpy_workarounds import drain
 from g2vlm_ros.ros.security import SecurityError, security_errors
 
 END_S = 4.5
@@ -73,6 +74,8 @@ class Spinner:
         self._stopping.set()
         self.executor.shutdown(timeout_sec=timeout_s)
         self._thread.join(timeout_s)
+        for error in drain(self.executor, timeout_s):
+            self._on_failure(error)
         return not self._thread.is_alive()
 
     def _spin(self) -> None:

@@ -81,7 +81,7 @@ class StatusReports:
                 windows.latency_s,
                 self._model_version,
                 self._backend,
-                windows.problem or self._input_problem(),
+                windows.problem or self.input_problem(),
                 job_s,
                 self._pipeline.localisation,
                 self._no_metres,
@@ -109,7 +109,7 @@ class StatusReports:
             )
         )
 
-    def _input_problem(self) -> str:
+    def input_problem(self) -> str:
         """Why nothing, or nothing right, comes of the frames that arrive."""
         remarks = (
             hang_remark(self._scheduler.running_for_s()),

@@ -46,7 +46,7 @@ class WindowSelection:
         if window is None:
             raise RequestError(
                 Codes.NO_GEOMETRY,
-                "no window has been reconstructed yet; see ~/status for frames and drops",
+                f"no window has been reconstructed yet; {self._source.why_no_window()}",
             )
         check_age(self._age_s(window), request.max_age_s)
         return window

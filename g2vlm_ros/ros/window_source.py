@@ -14,6 +14,9 @@ class WindowSource(Protocol):
     def newest_window(self) -> tuple[PerceivedWindow, float] | None:
         """The newest window and its age in seconds, or None before the first."""
 
+    def why_no_window(self) -> str:
+        """What keeps windows from being made, in words; where to look if nothing is known."""
+
     def run_window(self) -> None:
         """Make the next window, if frames for one are here (device's thread)."""
 

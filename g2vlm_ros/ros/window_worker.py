@@ -43,6 +43,7 @@ class WindowWorker:
         self._queries: QueryServer | None = None
         self._objects: ObjectServices | None = None
         self._report: Callable[[], None] = lambda: None
+        self._input_problem: Callable[[], str] = str
         self._waiting, self._running = threading.Event(), threading.Event()
         self.active = False
         """Whether windows are made and requests served."""
@@ -56,10 +57,16 @@ class WindowWorker:
         """Why the last window failed; empty where it did not."""
 
     def connect(
-        self, queries: QueryServer, objects: ObjectServices, report: Callable[[], None]
+        self,
+        queries: QueryServer,
+        objects: ObjectServices,
+        report: Callable[[], None],
+        input_problem: Callable[[], str],
     ) -> None:
-        """Who else gets each window; report: publishes the status after one."""
+        """Who else gets each window. report: publishes the status after one. input_problem: why
+        frames make no window, empty where they can."""
         self._queries, self._objects, self._report = queries, objects, report
+        self._input_problem = input_problem
 
     def offer(self, frame: Frame) -> None:
         """Take a frame in and see to it that its window is made."""
@@ -89,6 +96,14 @@ class WindowWorker:
         if update is None or not update.localisation.placed:
             return None
         return update, self._age_s(update)
+
+    def why_no_window(self) -> str:
+        """What keeps windows from being made, in words."""
+        counts = self._pipeline.counts()
+        reason = self.problem or self._input_problem()
+        if not reason and not counts.received:
+            reason = "no frame has come; compare topic names and QoS (ros2 topic info -v)"
+        return reason or "see ~/status for frames and drops"
 
     def refresh(self, timeout_s: float) -> None:
         """Run a window although nobody listens, and wait for it."""

@@ -82,10 +82,12 @@ class Bench:
         self._publishers[topic].publish(message)
 
     def send(self, topic, message):
-        """Publish a frame and wait until the node has counted it (its queue is short)."""
-        before = self.node.counts().received
+        """Publish a frame and wait until the node's callback is through with it (its queue is
+        short): what it makes of the frame is queued for the device by then, see `settle`."""
+        received, name = self.node.cameras.received, topic.lstrip("/")
+        before = received[name]
         self.publish(topic, message)
-        self.until(lambda: self.node.counts().received > before, f"a frame on {topic}")
+        self.until(lambda: received[name] > before, f"a frame on {topic}")
 
     def call(self, kind, name, request):
         """Call a service and return its response."""

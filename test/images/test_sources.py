@@ -173,6 +173,12 @@ def test_files_that_are_no_video_are_refused(tmp_path):
         open_source(tmp_path / "noise.mp4")
 
 
+@pytest.mark.parametrize("name", ["9999999999999999999", "5000000000.5"])
+def test_numbers_beyond_the_time_of_ros_are_no_stamps(tmp_path, name):
+    source = open_source(write(tmp_path, f"{name}.png"))
+    assert source.stamps == "1 Hz by default" and source.stamps_ns == (0,)
+
+
 def test_names_in_nanoseconds_are_stamps(tmp_path):
     stamps = [1_700_000_000_000_000_000 + k * 100_000_000 for k in range(4)]
     write(tmp_path, *(f"{stamp}.png" for stamp in stamps))

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What detectors send that nobody should rely on: labels of any kind, broken boxes, a flood."""
 
+import sys
 from types import SimpleNamespace as N
 
 import pytest
@@ -94,3 +95,30 @@ def test_time_that_goes_back_is_no_view_of_now():
     detector.receive(message([detection("table")], 900))
     assert [each.label for each in detector.of(views(1000))] == ["chair"]
     assert [each.label for each in detector.of(views(900))] == ["table"]
+
+
+@pytest.mark.parametrize(
+    ("frame_id", "stamp_s", "words"),
+    [
+        ("optical", 1000, ""),
+        ("camera_link", 1000, "newest is of 'camera_link'"),
+        ("optical", 990, "990.000 s"),
+        (None, 0, "no detections come"),
+    ],
+)
+def test_detections_that_match_no_view_say_why_within_ten_of_them(
+    monkeypatch, frame_id, stamp_s, words
+):
+    monkeypatch.setitem(sys.modules, "vision_msgs", N())
+    monkeypatch.setitem(sys.modules, "vision_msgs.msg", N(Detection2DArray=None))
+    warnings = []
+    log = N(warning=lambda text, **_: warnings.append(text))
+    node = N(get_logger=lambda: log, create_subscription=lambda *_: "subscription")
+    detector = Detections(node, "/detections")
+    if frame_id is not None:
+        given = message([detection("chair")], stamp_s)
+        given.header.frame_id = frame_id
+        detector.receive(given)
+    for _ in range(10):
+        detector.of(views())
+    assert bool(warnings) == bool(words) and words in "".join(warnings[:1])

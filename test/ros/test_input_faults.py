@@ -262,6 +262,48 @@ def test_two_cameras_of_one_frame_id_are_named_and_tf_holds_one():
         assert testbed.node.outputs.shared_frames == {"cam": ("left", "right")}
 
 
+def test_a_reset_takes_back_the_last_answer_and_its_place():
+    from g2vlm_ros.msg import SpatialExample
+    from g2vlm_ros.srv import SpatialQuery
+    from geometry_msgs.msg import PoseStamped
+    from std_srvs.srv import Trigger
+
+    from g2vlm_ros.ros.publishers import LATCHED
+
+    kinds = {"last_answer": SpatialExample, "last_target": PoseStamped}
+    with bench(**QUICK) as testbed:
+        request = SpatialQuery.Request(question="Where is the chair?", max_wait_s=20.0)
+        testbed.call(SpatialQuery, "/perception/query", request)
+        assert testbed.call(Trigger, "/perception/reset", Trigger.Request()).success
+        testbed.settle()
+        late = {name: [] for name in kinds}
+        for name, kind in kinds.items():
+            topic = f"/perception/query/{name}"
+            testbed.peer.create_subscription(kind, topic, late[name].append, LATCHED)
+        testbed.until(lambda: all(late.values()), "what late joiners get")
+        assert late["last_answer"][-1].question == late["last_answer"][-1].answer == ""
+        assert math.isnan(late["last_target"][-1].pose.position.x)
+
+
+@pytest.mark.parametrize("covariance", [1.7e308, math.inf, math.nan, -1e300])
+def test_an_initial_pose_beyond_all_bounds_is_refused(covariance):
+    from geometry_msgs.msg import PoseWithCovarianceStamped
+
+    from g2vlm_ros.ros.initial_pose import InitialPose
+
+    warnings, hints = [], []
+    log = SimpleNamespace(warning=warnings.append, info=lambda _: None)
+    node = SimpleNamespace(get_logger=lambda: log, create_subscription=lambda *_: None)
+    listener = InitialPose(node, "map", hints.append)
+    message = PoseWithCovarianceStamped()
+    message.header.frame_id = "map"
+    listener.update(message)
+    assert len(hints) == 1 and not warnings
+    message.pose.covariance[0] = message.pose.covariance[7] = covariance
+    listener.update(message)
+    assert len(hints) == 1 and "must be finite and within 1e+06 m" in warnings[0]
+
+
 def test_a_clock_that_disagrees_is_named():
     from g2vlm_ros.ros.diagnostics import clock_remark
 

@@ -91,8 +91,9 @@ def test_a_camera_whose_windows_fill_is_not_spoken_of(rate_hz):
     assert camera.windows and not any(said)
 
 
-def test_the_status_says_why_no_window_comes():
+def test_status_and_refusals_say_why_no_window_comes():
     from g2vlm_ros.msg import ReconstructionStatus
+    from g2vlm_ros.srv import GetPoints, SpatialQuery
     from sensor_msgs.msg import PointCloud2
 
     with bench(status_period_s=0.1) as testbed:
@@ -102,3 +103,8 @@ def test_the_status_says_why_no_window_comes():
             testbed.send("/camera/image_raw", image(START_S, number))
         messages = testbed.received["/perception/status"]
         testbed.until(lambda: "header.stamp anew" in messages[-1].message, "the reason")
+        question = SpatialQuery.Request(question="What is there?", max_wait_s=20.0)
+        answer = testbed.call(SpatialQuery, "/perception/query", question)
+        points = testbed.call(GetPoints, "/perception/get_points", GetPoints.Request())
+    for response in (answer, points):
+        assert not response.success and "header.stamp anew" in response.error_msg

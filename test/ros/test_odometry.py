@@ -51,6 +51,28 @@ def mounted(frames):
     frames.update(TFMessage(transforms=[geometry.transform_message(header, "optical", step)]))
 
 
+def shift_x(poses, seconds):
+    """Where the robot was along x at a moment; None where nothing tells."""
+    return poses.camera_at(round(seconds * NS), "optical").get("position_m", [None])[0]
+
+
+@pytest.mark.parametrize("wrong_s", [0.9, 1.1, 3600.0, 2_000_000_000.0])
+def test_one_wrong_stamp_is_left_out_and_nothing_else(heard, wrong_s):
+    poses, _, _ = heard
+    poses.update(message(wrong_s, 50.0, 0.0, 0.0))
+    assert shift_x(poses, 1.05) == pytest.approx(0.25)
+    poses.update(message(1.4, 2.0, 2.0, 0.0))
+    assert shift_x(poses, 1.3) == pytest.approx(1.5)
+
+
+def test_two_stamps_in_agreement_are_a_clock_that_jumped(heard):
+    poses, _, _ = heard
+    for seconds, x in ((0.1, 5.0), (0.2, 6.0), (0.3, 7.0)):
+        poses.update(message(seconds, x, 0.0, 0.0))
+    assert shift_x(poses, 0.25) == pytest.approx(6.5)
+    assert shift_x(poses, 1.05) is None
+
+
 def test_a_pose_between_messages_lies_between_them(heard):
     poses, frames, _ = heard
     mounted(frames)
@@ -84,6 +106,7 @@ def test_without_a_mount_only_the_robots_position_is_known_and_that_is_said(hear
 def test_a_clock_that_jumps_back_starts_over(heard):
     poses, frames, _ = heard
     mounted(frames)
+    poses.update(message(0.4, 6.0, 0.0, 0.0))
     poses.update(message(0.5, 7.0, 0.0, 0.0))
     assert poses.camera_at(NS, "optical")["odom_from_camera"][0, 3] == 7.2
 
@@ -129,3 +152,16 @@ def test_a_camera_without_a_fixed_transform_is_named_within_ten_frames():
         rig.mount("side", "right")
     assert warnings and "'optical' and 'right' (side)" in warnings[0]
     assert "/tf_static" in warnings[0]
+
+
+def test_names_of_static_transforms_are_bounded(monkeypatch):
+    from g2vlm_ros.ros.inputs import static_tf
+
+    monkeypatch.setattr(static_tf, "MAX_FRAMES", 3)
+    warnings = []
+    frames = StaticTf(warnings.append)
+    header = geometry.header(0, "base")
+    for name in "abcd":
+        frames.update(TFMessage(transforms=[geometry.transform_message(header, name, MOUNT)]))
+    assert frames.between("base", "c") is not None and frames.between("base", "d") is None
+    assert len(warnings) == 1 and "more than 3 frames" in warnings[0]

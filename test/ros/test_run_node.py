@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """A node's process ends in order, in bounded time, however often it is told to."""
 
+import gc
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -216,3 +218,33 @@ def change_state(node, transition_id):
     finally:
         asker.destroy_node()
         rclpy.shutdown(context=context)
+
+
+def test_a_callback_that_ends_after_its_executor_leaves_no_line_of_rclpy(ros, capfd):
+    """The executor's guard condition, which each callback triggers at its end, is gone by then."""
+    from rclpy.executors import MultiThreadedExecutor
+    from std_msgs.msg import Empty
+
+    from g2vlm_ros.ros.run_node import Spinner
+
+    node, executor = ros.create_node("slow"), MultiThreadedExecutor(2)
+    began = threading.Event()
+
+    def take(_message):
+        began.set()
+        time.sleep(0.3)
+
+    node.create_subscription(Empty, "slow", take, 10)
+    topic = node.create_publisher(Empty, "slow", 10)
+    executor.add_node(node)
+    failures = []
+    spinner = Spinner(executor, failures.append).start()
+    while not began.is_set():
+        topic.publish(Empty())
+        time.sleep(0.02)
+    topic.publish(Empty())
+    assert spinner.stop(5.0) and not failures
+    del executor, spinner.executor
+    node.destroy_node()
+    gc.collect()
+    assert "never retrieved" not in capfd.readouterr().err

@@ -18,6 +18,7 @@ from std_msgs.msg import Header
 
 from g2vlm_ros.images import decoding
 from g2vlm_ros.images.decoding import ImageError
+from g2vlm_ros.images.sources import MAX_STAMP_NS
 from g2vlm_ros.records import DropReason, Frame, Intrinsics
 from g2vlm_ros.ros.conversions import cv_bridge_fallback
 from g2vlm_ros.ros.conversions.geometry import stamp_ns
@@ -102,7 +103,7 @@ def _frame(
     **fields: Any,
 ) -> Frame:
     ns = stamp_ns(header.stamp)
-    if ns <= 0:
+    if not 0 < ns < MAX_STAMP_NS:
         raise ImageError(
             DropReason.STAMP,
             f"image of camera '{camera}' has stamp {ns} ns; its driver must set header.stamp to "

@@ -32,6 +32,7 @@ from g2vlm_ros.ros.inputs.masks import MaskImages
 from g2vlm_ros.ros.inputs.odometry import OdometryPoses
 from g2vlm_ros.ros.inputs.rig import RigMounts
 from g2vlm_ros.ros.inputs.static_tf import StaticTf
+from g2vlm_ros.ros.inputs.unmatched import printable
 from g2vlm_ros.settings import Settings
 
 TF_STATIC = QoSProfile(depth=100, durability=DurabilityPolicy.TRANSIENT_LOCAL)
@@ -43,11 +44,6 @@ MAX_KINDS = 100
 MAX_ASPECT_DIFFERENCE = 0.01
 """Relative difference of width to height, of image and camera_info, up to which one is the other
 scaled."""
-
-
-def printable(text: str) -> str:
-    """The text without what would forge a line of the log, or command a terminal."""
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 class Cameras:
@@ -142,7 +138,7 @@ class Cameras:
 
     def _warn_once(self, camera: str, sentence: str) -> None:
         """Say it for each camera: rclpy's own `once` is per line of code."""
-        if (camera, sentence) not in self._warned:
+        if (camera, sentence) not in self._warned and len(self._warned) < MAX_KINDS:
             self._warned.add((camera, sentence))
             self._log.warning(printable(f"{camera}: {sentence}"))
 

@@ -15,6 +15,7 @@ from rclpy.qos import qos_profile_sensor_data
 from g2vlm_ros.query.context import ViewSelection
 from g2vlm_ros.query.types import Detection
 from g2vlm_ros.ros.conversions import geometry
+from g2vlm_ros.ros.inputs.unmatched import UnmatchedFrames, printable
 
 KEPT = 64
 """Messages kept: of two cameras at 10 Hz those of three seconds."""
@@ -23,6 +24,8 @@ MAX_GAP_NS = 50_000_000
 MIN_GAP_NS = 10_000_000
 """Of two messages of one camera: what comes faster than any camera would push out the messages of
 views that wait for their window."""
+WARN_PERIOD_S = 30.0
+"""Between two warnings: a detector that publishes only what it finds may be silent for a while."""
 MAX_BOXES = 64
 """Boxes kept of a message, the surest: each is measured in the points, some 1 ms."""
 MAX_LABEL = 128
@@ -44,6 +47,7 @@ class Detections:
         self._node, self._subscription = node, None
         self._messages: deque[tuple[str, int, list[DetectionBox]]] = deque(maxlen=KEPT)
         self._lock = threading.Lock()
+        self._unmatched = UnmatchedFrames(self._warn)
         if not topic:
             return
         try:
@@ -100,9 +104,27 @@ class Detections:
         with self._lock:
             messages = [message for message in self._messages if message[0] == frame_id]
         nearest = min(messages, key=lambda message: abs(message[1] - stamp_ns), default=None)
-        if nearest is None or abs(nearest[1] - stamp_ns) > MAX_GAP_NS:
-            return []
-        return list(nearest[2])
+        matched = nearest is not None and abs(nearest[1] - stamp_ns) <= MAX_GAP_NS
+        if self.listening:
+            self._unmatched.note(matched, lambda: self._why_unmatched(stamp_ns, frame_id))
+        return list(nearest[2]) if matched else []
+
+    def _why_unmatched(self, stamp_ns: int, frame_id: str) -> str:
+        with self._lock:
+            newest = self._messages[-1] if self._messages else None
+        if newest is None:
+            return (
+                "no detections come; compare query.detections_topic with the topics that exist, "
+                "and QoS"
+            )
+        return (
+            f"detections match no view: the newest is of {newest[0]!r} at "
+            f"{newest[1] * 1e-9:.3f} s, the view of {frame_id!r} at {stamp_ns * 1e-9:.3f} s; "
+            f"frame_id must be the camera's, and stamps within {MAX_GAP_NS * 1e-9:g} s of its"
+        )
+
+    def _warn(self, sentence: str) -> None:
+        self._node.get_logger().warning(printable(sentence), throttle_duration_sec=WARN_PERIOD_S)
 
 
 def _surest(boxes: list[DetectionBox]) -> list[DetectionBox]:

@@ -18,6 +18,8 @@ from g2vlm_ros.ros.inputs.unmatched import UnmatchedFrames
 MAX_GAP_NS = 500_000_000
 """A message this far from a frame's stamp says nothing about it."""
 KEPT_MESSAGES = 1000
+MAX_PAUSE_NS = 10_000_000_000
+"""Between two messages; one further ahead has a wrong stamp, unless the next agrees with it."""
 
 
 class OdometryPoses:
@@ -26,11 +28,17 @@ class OdometryPoses:
     def __init__(self, frames: StaticTf, warn: Callable[[str], None]):
         self._frames, self._warn = frames, warn
         self._base = ""
+        self._strange_ns: int | None = None
+        """Stamp of the last message, where it was not believed."""
         self._unmatched = UnmatchedFrames(warn)
         self._poses: deque[tuple[int, np.ndarray]] = deque(maxlen=KEPT_MESSAGES)
 
     def update(self, message: Odometry) -> None:
-        """Take a message in; a stamp not after the last one's starts over, as a clock may."""
+        """Take a message in.
+
+        One whose stamp is not after the last one's, or far ahead of it, is out of order, or its
+        stamp is wrong, and is left out; the next in agreement with it shows that the clock jumped.
+        """
         try:
             pose = geometry.pose_matrix(message.pose.pose)
         except ValueError as error:
@@ -38,10 +46,23 @@ class OdometryPoses:
             pose = np.full((4, 4), np.nan)
             pose[:3, 3] = geometry.position(message.pose.pose.position)
         stamp_ns = geometry.stamp_ns(message.header.stamp)
-        if self._poses and stamp_ns <= self._poses[-1][0]:
-            self._poses.clear()
+        if not self._believed(stamp_ns):
+            return
         self._base = message.child_frame_id
         self._poses.append((stamp_ns, pose))
+
+    def _believed(self, stamp_ns: int) -> bool:
+        """Whether a message of this stamp follows those before it, or a jump of the clock."""
+        last_ns = self._poses[-1][0] if self._poses else None
+        if last_ns is None or last_ns < stamp_ns <= last_ns + MAX_PAUSE_NS:
+            self._strange_ns = None
+            return True
+        strange_ns, self._strange_ns = self._strange_ns, stamp_ns
+        if strange_ns is None or not strange_ns < stamp_ns <= strange_ns + MAX_PAUSE_NS:
+            return False
+        self._poses.clear()
+        self._strange_ns = None
+        return True
 
     def camera_at(self, stamp_ns: int, frame_id: str) -> dict[str, np.ndarray]:
         """What a Frame gets: `odom_from_camera`, or `position_m` of the robot, or nothing."""

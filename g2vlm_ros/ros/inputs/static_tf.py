@@ -12,6 +12,8 @@ from g2vlm_ros.ros.conversions import geometry
 
 MAX_DISTANCE_M = 1000.0
 """Between two parts of a robot; beyond it a transform is a mistake, and would end in the map."""
+MAX_FRAMES = 10_000
+"""Kept: a robot has some hundred, and names come from outside."""
 
 
 class StaticTf:
@@ -36,6 +38,11 @@ class StaticTf:
                     f"{MAX_DISTANCE_M:g} m"
                 )
                 continue
+            if len(self._parents) >= MAX_FRAMES and each.child_frame_id not in self._parents:
+                self._warn(
+                    f"/tf_static has more than {MAX_FRAMES} frames: those after are not kept"
+                )
+                return
             self._parents[each.child_frame_id] = (each.header.frame_id, pose)
 
     def between(self, target: str, source: str) -> np.ndarray | None:

@@ -9,6 +9,11 @@ FRAMES_BEFORE_WARNING = 8
 """Frames in a row without a match, within the first ten, before it is said."""
 
 
+def printable(text: str) -> str:
+    """The text without what would forge a line of the log, or command a terminal."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
 class UnmatchedFrames:
     """Counts frames in a row that a sensor has nothing for; warn gets the reason."""
 
