@@ -26,6 +26,8 @@ class NameRule:
     """Follows "it must be"."""
 
 
+MAX_NAME = 200
+"""Characters: DDS takes 247 of a topic, and namespace and /image_raw/compressed come on top."""
 _TOKEN = "[A-Za-z_][A-Za-z0-9_]*"
 TOPIC = NameRule(
     re.compile(f"(~/|/)?{_TOKEN}(/{_TOKEN})*"),
@@ -142,5 +144,9 @@ def check(name: str, item: Field, value: Any) -> Any:
 
 def _check_name(name: str, rule: NameRule, value: str | list[str]) -> None:
     for entry in value if isinstance(value, list) else [value]:
+        if len(entry) > MAX_NAME:
+            raise SettingError(
+                f"{name} has a name of {len(entry)} characters; at most {MAX_NAME} are taken"
+            )
         if entry and not rule.pattern.fullmatch(entry):
             raise SettingError(f"{name} has {entry!r}; it must be {rule.sentence}")

@@ -376,6 +376,15 @@ class QuerySettings:
     )
 
 
+SENSOR_TOPICS = (
+    "odometry_topic",
+    "depth_topic",
+    "imu_topic",
+    "mask_topic",
+    "query.detections_topic",
+)
+
+
 @dataclass(frozen=True)
 class Settings:
     """All settings of the perception node."""
@@ -484,6 +493,14 @@ def _check_together(settings: Settings) -> None:
     if window.min_baseline_m > 0 and not settings.odometry_topic:
         raise SettingError(
             f"window.min_baseline_m is {window.min_baseline_m}; it needs odometry_topic"
+        )
+    topics = [f"{camera}/image_raw" for camera in cameras]
+    topics += [_get(settings, name) for name in SENSOR_TOPICS if _get(settings, name)]
+    twice = sorted({topic for topic in topics if topics.count(topic) > 1})
+    if twice:
+        raise SettingError(
+            f"{', '.join(twice)} is given for two inputs; each of the cameras' image_raw, "
+            f"{', '.join(SENSOR_TOPICS)} must be a topic of its own"
         )
     # Every pair as `mapping.scale_measurements.rig_baselines_m` reads it: name, name, metres.
     pairs = [entry.split()[:2] for entry in settings.map.rig_baselines.split(",")]

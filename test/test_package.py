@@ -192,6 +192,29 @@ def test_an_old_python_can_read_the_set_up() -> None:
     ast.parse((ROOT / "tools" / "setup_env.py").read_text(), feature_version=(3, 7))
 
 
+def test_a_module_added_after_the_build_is_found_and_a_deleted_one_is_not(tmp_path, monkeypatch):
+    spec = importlib.util.spec_from_file_location("setup_env", ROOT / "tools" / "setup_env.py")
+    setup_env = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(setup_env)
+    root, venv = tmp_path / "root", tmp_path / "venv"
+    monkeypatch.setattr(setup_env, "ROOT", root)
+    monkeypatch.setattr(setup_env, "VENV", venv)
+    installed = venv / "lib" / "python3.11" / "site-packages" / "g2vlm_ros"
+    for folder in (root / "g2vlm_ros" / "ros" / "new", root / "config", installed / "ros"):
+        folder.mkdir(parents=True)
+    (root / "g2vlm_ros" / "ros" / "new" / "module.py").write_text("")
+    (root / "g2vlm_ros" / "ros" / "kernel.cpp").write_text("")
+    (root / "config" / "robot.yaml").write_text("")
+    (installed / "ros" / "deleted.py").symlink_to(root / "g2vlm_ros" / "ros" / "deleted.py")
+    (installed / "msg.py").write_text("generated")
+    setup_env.link_added_files()
+    setup_env.link_added_files()
+    assert (installed / "ros" / "new" / "module.py").is_file()
+    assert (venv / "share" / "g2vlm_ros" / "config" / "robot.yaml").is_file()
+    assert {path.name for path in (installed / "ros").iterdir()} == {"new"}
+    assert (installed / "msg.py").read_text() == "generated"
+
+
 def test_ci_runs_the_tests() -> None:
     script = ROOT / ".ci" / "run"
     assert os.access(script, os.X_OK)

@@ -68,3 +68,17 @@ def test_a_rig_baseline_of_a_camera_that_is_not_there_is_refused():
     assert Settings.from_flat({**values, "map.rig_baselines": "left right 0.12"})
     with pytest.raises(SettingError, match="names rigth; cameras has left, right"):
         Settings.from_flat({**values, "map.rig_baselines": "left rigth 0.12"})
+
+
+def test_a_topic_that_two_inputs_name_is_refused():
+    with pytest.raises(SettingError, match="camera/image_raw is given for two inputs"):
+        Settings.from_flat({"odometry_topic": "camera/image_raw"})
+    with pytest.raises(SettingError, match="/depth is given for two inputs"):
+        Settings.from_flat({"depth_topic": "/depth", "mask_topic": "/depth"})
+
+
+@pytest.mark.parametrize("name", ["cameras", "odometry_topic"])
+def test_a_name_longer_than_dds_takes_is_refused(name):
+    value = ["a" * 201] if name == "cameras" else "a" * 201
+    with pytest.raises(SettingError, match="has a name of 201 characters; at most 200"):
+        Settings.from_flat({name: value})

@@ -52,6 +52,10 @@ PURPOSES = {
 }
 DISK_GB = {"base": 0.5, "ros": 0.7, "torch": 2.0, "tensorrt": 0.6, "viewer": 0.1, "test": 0.1}
 
+# As CMakeLists.txt installs the package: folders of share/, and what of it stays behind.
+SHARED = ("launch", "config", "engines", "examples")
+NOT_INSTALLED = (".pyc", ".cpp", ".h")
+
 # What a sourced ROS brings along by apt is used as it is: cv_bridge is built against its numpy.
 SYSTEM_MODULES = {
     "numpy": "numpy",
@@ -96,6 +100,7 @@ def prepare(groups):
         build_kernels()
     if "ros" in groups:
         build_interfaces()
+        link_added_files()
         if "test" in groups:
             build_stand_in()
     if "test" in groups:
@@ -300,6 +305,27 @@ def build_interfaces():
     if not can_import("rclpy", "tf2_msgs.msg", "g2vlm_ros.msg"):
         raise SetupError(f"the built interfaces cannot be imported; see {STAMPS / 'colcon.log'}")
     stamp("interfaces", key)
+
+
+def link_added_files():
+    """Links into .venv what was added to the package since the interfaces were built.
+
+    colcon links the files that are there while it builds; without this a new module, launch file
+    or parameter file would not be found by `ros2 run`, `ros2 launch` and the executables.
+    """
+    places = [(ROOT / "g2vlm_ros", path) for path in VENV.glob("lib/python*/*/g2vlm_ros")]
+    places += [(ROOT / name, VENV / "share" / "g2vlm_ros" / name) for name in SHARED]
+    for source, target in places:
+        for file in source.rglob("*"):
+            link = target / file.relative_to(source)
+            left_out = file.suffix in NOT_INSTALLED or "__pycache__" in file.parts
+            if left_out or "compiled" in file.parts or not file.is_file() or link.is_symlink():
+                continue
+            link.parent.mkdir(parents=True, exist_ok=True)
+            link.symlink_to(file)
+        for link in target.rglob("*"):
+            if link.is_symlink() and not link.exists():
+                link.unlink()
 
 
 def build_stand_in():

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -28,6 +29,8 @@ from g2vlm_ros.srv import EditMap, LoadMap, SaveMap
 MAP_FORMATS = ("ply", "pcd", "npz")
 MAX_PATH_LENGTH = 4096
 """Of Linux."""
+MAX_NAME_BYTES = 200
+"""Of a file or folder: Linux takes 255, and a file is written under a longer name first."""
 SHOWN_LENGTH = 200
 """So much of a path is repeated in an error."""
 
@@ -96,6 +99,11 @@ class MapServices:
                 )
             saved = [] if pose_is_known else self._keyframes.read(keyframes)
             loaded = self._map.read(path, map_from_file)
+            if not len(loaded) and not _is_identity(map_from_file):
+                raise invalid(
+                    f"map_from_file moves the map by {map_from_file.translation.tolist()} m, "
+                    "beyond what a map can hold; give metres from the map's origin"
+                )
         except (MapFileError, ObjectMemoryError, KeyframeFileError) as error:
             raise invalid(str(error)) from error
         # All of the file is sound: from here on nothing of it can fail.
@@ -125,6 +133,12 @@ class MapServices:
             raise invalid(f"path {_short(text)}: {error}") from error
         if not inside:
             raise invalid(f"path {_short(text)} is outside map.folder, {self._folder}")
+        longest = max(len(os.fsencode(part)) for part in path.parts)
+        if longest > MAX_NAME_BYTES:
+            raise invalid(
+                f"path {_short(text)} has a name of {longest} bytes; at most {MAX_NAME_BYTES} are "
+                "taken"
+            )
         return path
 
     @reply_errors

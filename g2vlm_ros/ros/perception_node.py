@@ -75,6 +75,8 @@ class PerceptionNode(SafeLifecycleNode):
             )
         self._configured = self._device_gone = False
         self._failures = 0
+        self._map_is_void = False
+        """Whether topics still show a map that no window will continue: it was deactivated."""
         self._report_timers: list = []
         self._map_and_point_services: list = []
         self._clock_watch: threading.Timer | None = None
@@ -156,6 +158,8 @@ class PerceptionNode(SafeLifecycleNode):
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Subscribe to the cameras and start reporting."""
         result = super().on_activate(state)
+        if self._map_is_void:
+            self.windows.reset()
         if self._settings.pose.between_windows:
             self.windows.tracking = CameraTracking(
                 self._settings,
@@ -212,6 +216,7 @@ class PerceptionNode(SafeLifecycleNode):
     def _stop(self) -> None:
         """Undo on_activate, whatever of it was done."""
         if self.windows is not None:
+            self._map_is_void = self._map_is_void or self.windows.active
             self.windows.active = False
         if self._clock_watch is not None:
             self._clock_watch.cancel()
@@ -255,7 +260,7 @@ class PerceptionNode(SafeLifecycleNode):
             self.attempt("closing services", lambda s=service: self.destroy_service(s))
         self.perception = self.queries = self.outputs = self.pipeline = self.dense_map = None
         self.object_services = self.windows = self._reports = None
-        self._configured = False
+        self._configured = self._map_is_void = False
 
     def _device_rests(self) -> bool:
         """Wait for what runs on the device; False, with a word in the log, where it hangs."""

@@ -55,6 +55,8 @@ class PointService:
     def get_points(self, request: GetPoints.Request, response: GetPoints.Response) -> None:
         """3D points of pixels, or of a box, from the newest window, in the map frame."""
         update = self.current(request.max_age_s, REFRESH_WAIT_S)
+        if not 0 <= request.min_confidence <= 1:
+            raise invalid(f"min_confidence is {request.min_confidence:g}; it must lie in 0 to 1")
         target = request.target_frame or self._map_frame
         check_map_frame("target_frame", target, self._map_frame)
         if request.camera:
@@ -133,6 +135,8 @@ class PointService:
         self, request: GetPoints.Request, update: PerceivedWindow
     ) -> tuple[np.ndarray, np.ndarray]:
         """Map points (n, 3) and confidence (n,) inside an oriented box."""
+        if request.max_points < 1:
+            raise invalid("max_points is 0; it must be 1 or more")
         box = box_of(request.box_pose, request.box_size, self._map_frame)
         result = update.result
         points, confidence = update.map_points().reshape(-1, 3), result.confidence.reshape(-1)

@@ -57,7 +57,11 @@ def check(request: Any, cameras: Sequence[str], now_ns: int) -> None:
     if not 0 <= request.min_confidence <= 1:
         raise invalid(f"min_confidence is {request.min_confidence:g}; it must lie in 0 to 1")
     stamp_ns = geometry.stamp_ns(request.stamp)
-    if stamp_ns < 0 or stamp_ns > now_ns:
+    if stamp_ns < 0:
+        raise invalid(
+            f"stamp is {stamp_ns * 1e-9:.1f} s; it must be 0 for the newest window, or above"
+        )
+    if stamp_ns > now_ns:
         raise invalid(
             f"stamp is {(stamp_ns - now_ns) * 1e-9:.1f} s in the future; ask about a moment that "
             "has been, or 0 for the newest window"

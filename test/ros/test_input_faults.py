@@ -232,6 +232,30 @@ def test_a_reset_takes_back_map_path_and_grid_from_listeners_and_late_joiners():
         testbed.until(lambda: actual["/perception/map"][-1].width > 0, "the next map")
 
 
+def test_activating_again_takes_back_the_map_that_no_window_continues():
+    from nav_msgs.msg import Path
+    from sensor_msgs.msg import PointCloud2
+
+    from g2vlm_ros.ros.publishers import LATCHED
+
+    with bench(**QUICK) as testbed:
+        testbed.listen(PointCloud2, "/perception/map", LATCHED)
+        testbed.listen(Path, "/perception/path", LATCHED)
+        maps, paths = testbed.received["/perception/map"], testbed.received["/perception/path"]
+        for k in range(3):
+            testbed.send("/camera/image_raw", image(START_S + 0.1 * k))
+            testbed.settle()
+        testbed.until(lambda: maps and paths and maps[-1].width and paths[-1].poses, "a map")
+        testbed.node.trigger_deactivate()
+        assert maps[-1].width and paths[-1].poses, "it is true until the robot maps again"
+        testbed.node.trigger_activate()
+        testbed.until(lambda: not maps[-1].width and not paths[-1].poses, "empty messages")
+        late = []
+        testbed.peer.create_subscription(PointCloud2, "/perception/map", late.append, LATCHED)
+        testbed.until(lambda: late, "what late joiners get")
+        assert late[-1].width == 0
+
+
 def test_no_grid_is_published_before_lengths_are_metres():
     from nav_msgs.msg import OccupancyGrid
     from sensor_msgs.msg import PointCloud2

@@ -262,6 +262,7 @@ def test_paths_of_services_are_checked_before_anything_is_opened(tmp_path):
             str(inside / "pipe.npz"),
             "~nobody-of-this-name/m.npz",
             "x" * 5000,
+            str(inside / f"{'y' * 250}.npz"),
             str(outside / "m.npz"),
             str(inside / ".." / "elsewhere" / "m.npz"),
             str(inside / "way_out" / "m.npz"),
@@ -269,3 +270,19 @@ def test_paths_of_services_are_checked_before_anything_is_opened(tmp_path):
             reply = testbed.call(LoadMap, "/perception/load_map", LoadMap.Request(path=path))
             assert not reply.success and reply.error_code == 9909, (path, reply.error_msg)
             assert len(reply.error_msg) < 1000
+
+
+@pytest.mark.parametrize("metres", [1e8, 1e300])
+def test_a_saved_map_moved_out_of_all_bounds_is_refused_and_the_live_one_stays(
+    still, tmp_path, metres
+):
+    from g2vlm_ros.srv import LoadMap, SaveMap
+
+    path = str(tmp_path / "m.npz")
+    points = still.call(SaveMap, "/perception/save_map", SaveMap.Request(path=path)).points
+    request = LoadMap.Request(path=path, known_pose=True)
+    request.map_from_file.position.x = metres
+    request.map_from_file.orientation.w = 1.0
+    reply = still.call(LoadMap, "/perception/load_map", request)
+    assert not reply.success and reply.error_code == 9909 and "map_from_file" in reply.error_msg
+    assert points and len(still.node.dense_map.points()) == points

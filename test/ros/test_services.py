@@ -72,6 +72,8 @@ def test_points_in_a_box_are_those_inside(testbed):
         ({"camera": "camera", "u_px": [1.0]}, 9909, "1 u_px for 0 v_px"),
         ({"camera": "camera", "u_px": [64.0], "v_px": [1.0]}, 9909, "outside the 64x48"),
         ({}, 9909, "box_size"),
+        ({"max_points": 0}, 9909, "max_points is 0"),
+        ({"camera": "camera", "min_confidence": float("nan")}, 9909, "min_confidence is nan"),
         ({"camera": "camera", "target_frame": "odom"}, 9902, "'odom'"),
         ({"camera": "camera", "max_age_s": 0.5}, 9904, "use_sim_time"),
         ({"camera": "camera", "max_age_s": -1.0}, 9909, "above 0"),
