@@ -38,6 +38,9 @@ SHARED_STD_M = 0.05
 """No place is surer than this: errors of successive sightings are alike, and a thing that is
 pushed a little is followed."""
 
+ALIKE_WINDOWS = 3.0
+"""So many sightings say as much as one: windows share views, and the network errs alike."""
+
 PICTURE_GAIN = 1.3
 """A box that is larger by this factor shows a thing better: its picture is taken anew."""
 
@@ -228,7 +231,7 @@ def _place_after(
     """Centre, size, yaw and covariance after one more sighting."""
     thing = sighting.thing
     prior = before.covariance
-    measured = sighting.covariance + np.eye(3) * PLACE_STD_M**2
+    measured = ALIKE_WINDOWS * (sighting.covariance + np.eye(3) * PLACE_STD_M**2)
     gain = prior @ np.linalg.inv(prior + measured)
     centre = before.centre + gain @ (thing.centre - before.centre)
     covariance = _floored((np.eye(3) - gain) @ prior)
