@@ -28,6 +28,17 @@ static void see_row(
     }
 }
 
+// Depths of a row of points (count, apart by `stride` floats), with one more at either end that
+// repeats it: there is no step.
+static void depths_of(const float* points, int64_t count, int64_t stride, float* depth)
+{
+    for (int64_t c = 0; c < count; ++c) {
+        depth[c + 1] = points[c * stride + 2];
+    }
+    depth[0] = depth[1];
+    depth[count + 1] = depth[count];
+}
+
 // points (views, height, width, 3) in the optical frames; j_from_i (views, views, 3, 4);
 // pinholes (views, 4). agreement_step: relative depth error at which a point's confidence falls to
 // 1/e; three times as far behind a surface it is hidden and says nothing. Points are compared on
@@ -44,11 +55,19 @@ KERNEL void multi_view_confidence(
     // its surface, sums, means.
     std::vector<int32_t> pixel(columns);
     std::vector<float> depth(columns), error(columns), total(columns), seen(columns), line(width);
+    std::vector<float> above(columns + 2), here(columns + 2), below(columns + 2), mean(columns);
     constexpr float HIDDEN = std::numeric_limits<float>::infinity();
     const float hidden_from = 3 * agreement_step, inverse_step = 1 / agreement_step;
     for (int64_t i = 0; i < views; ++i) {
+        depths_of(points + 3 * i * view, columns, right, below.data());
+        here = below;
         for (int64_t r = 0; r < rows; ++r) {
             const float* row = points + 3 * (i * view + r * grid * width);
+            above.swap(here);
+            here = below;
+            if (r + 1 < rows) {
+                depths_of(row + down, columns, right, below.data());
+            }
             std::fill(total.begin(), total.end(), 0.0f);
             std::fill(seen.begin(), seen.end(), 0.0f);
             for (int64_t j = 0; j < views; ++j) {
@@ -71,19 +90,17 @@ KERNEL void multi_view_confidence(
                     seen[c] += counts ? 1.0f : 0.0f;
                 }
             }
+            const float *a = above.data() + 1, *h = here.data() + 1, *b = below.data() + 1;
             for (int64_t c = 0; c < columns; ++c) {
-                const float* p = row + c * right;
-                float mean = std::numeric_limits<float>::quiet_NaN();
-                if (seen[c] > 0) {
-                    mean = total[c] / seen[c];
-                }
-                const bool edge = (c > 0 && is_step(p[2], p[2 - right], edge_step))
-                    || (c < columns - 1 && is_step(p[2], p[2 + right], edge_step))
-                    || (r > 0 && is_step(p[2], p[2 - down], edge_step))
-                    || (r < rows - 1 && is_step(p[2], p[2 + down], edge_step));
-                mean *= edge ? 0.5f : 1.0f;
+                const int beside =
+                    is_step(h[c], h[c - 1], edge_step) | is_step(h[c], h[c + 1], edge_step);
+                const int across = is_step(h[c], a[c], edge_step) | is_step(h[c], b[c], edge_step);
+                // Where nothing was seen this is 0 / 0, not a number.
+                mean[c] = total[c] / seen[c] * (beside | across ? 0.5f : 1.0f);
+            }
+            for (int64_t c = 0; c < columns; ++c) {
                 const int64_t end = std::min((c + 1) * grid, width);
-                std::fill(line.begin() + c * grid, line.begin() + end, mean);
+                std::fill(line.begin() + c * grid, line.begin() + end, mean[c]);
             }
             for (int64_t v = r * grid; v < std::min((r + 1) * grid, height); ++v) {
                 std::copy(line.begin(), line.end(), confidence + i * view + v * width);

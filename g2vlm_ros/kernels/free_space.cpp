@@ -145,6 +145,17 @@ KERNEL int64_t blocks_in_view(
     return found;
 }
 
+// Whether GROUP cells in a row hold no voxel: most of a block is air.
+constexpr int GROUP = 8;
+static bool is_empty(const int32_t* entries)
+{
+    int32_t any = 0;
+    for (int cell = 0; cell < GROUP; ++cell) {
+        any |= entries[cell];
+    }
+    return any == 0;
+}
+
 // Slots of the voxels in blocks (count) that a ray of the view passed on its way to a surface
 // clearly behind, and that were not seen as late as the view. Writes at most `capacity` of them.
 KERNEL int64_t seen_through(
@@ -157,6 +168,10 @@ KERNEL int64_t seen_through(
     for (int64_t i = 0; i < count; ++i) {
         const int32_t* entries = index + CELLS * rows[i];
         for (int cell = 0; cell < CELLS && found < capacity; ++cell) {
+            if (cell % GROUP == 0 && is_empty(entries + cell)) {
+                cell += GROUP - 1;
+                continue;
+            }
             if (entries[cell] == 0) {
                 continue;
             }

@@ -100,14 +100,17 @@ class TrackedViews:
         if result.ignored is not None:
             self.ignored = np.stack([resized_mask(view, self.size) for view in result.ignored])
             self.edges |= self.ignored
+        self._corners: dict[int, np.ndarray] = {}
 
     def __len__(self) -> int:
         return len(self.images)
 
     def corners(self, view: int) -> np.ndarray:
         """float32 (n, 2) pixels, away from depth edges."""
-        corners = self.images[view].corners
-        return corners[self.at(self.edges[view], corners) == 0]
+        if view not in self._corners:
+            corners = self.images[view].corners
+            self._corners[view] = corners[self.at(self.edges[view], corners) == 0]
+        return self._corners[view]
 
     def pairs(self) -> list[tuple[int, int]]:
         """(earlier, later) views that may be compared."""
@@ -119,10 +122,14 @@ class TrackedViews:
         limit = np.array(self.size) - BORDER_PX - 1
         return ((pixels > BORDER_PX) & (pixels < limit)).all(1)
 
+    def places(self, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """int (n,), (n,): rows and columns of the pixels of an image nearest to (n, 2)."""
+        column, row = np.clip(np.rint(pixels), 0, np.array(self.size) - 1).astype(int).T
+        return row, column
+
     def at(self, images: np.ndarray, pixels: np.ndarray) -> np.ndarray:
         """An image's values at the nearest of its pixels to (n, 2)."""
-        column, row = np.clip(np.rint(pixels), 0, np.array(self.size) - 1).astype(int).T
-        return images[row, column]
+        return images[self.places(pixels)]
 
 
 def reduced(points: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -186,7 +193,8 @@ def _search(views: TrackedViews, poses: np.ndarray, source: int, target: int) ->
     camera = views.cameras[source]
     pinhole = np.array([camera.fx_px, camera.fy_px, camera.cx_px, camera.cy_px], np.float32)
     warp, depths = warp_view(views.points_u[target], source_from_target, pinhole)
-    begins, depth = views.at(warp, starts), views.at(depths, starts)
+    places = views.places(starts)
+    begins, depth = warp[places], depths[places]
     surface = views.at(views.points_u[source, ..., 2], begins)
     near = np.abs(np.log(np.maximum(depth, 1e-9) / surface)) < MAX_DEPTH_OFF
     starts = starts[views.inside(begins) & near]
