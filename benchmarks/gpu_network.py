@@ -22,10 +22,10 @@ from g2vlm_ros.checkpoint.config import PATCH_PX, ModelConfig
 from g2vlm_ros.checkpoint.prompt_layout import SpecialTokens, TokenCursor
 from g2vlm_ros.inference.backend import Backend
 from g2vlm_ros.inference.kv_buffer import bucket
-from g2vlm_ros.inference.torch_backend import MAX_DEVIATION, TorchBackend
+from g2vlm_ros.inference.torch_backend import TorchBackend
 from g2vlm_ros.inference.torch_cache import TorchCache
 from g2vlm_ros.inference.torch_decoding import TokenDecoder
-from g2vlm_ros.inference.torch_graphs import StageGraphs
+from g2vlm_ros.inference.torch_graphs import MAX_DEVIATION, StageGraphs
 from g2vlm_ros.model.fusion import with_fused_parts
 from g2vlm_ros.model.network import FLOAT32_PARTS, G2VLM
 

@@ -117,6 +117,8 @@ class Perception:
             model.checkpoint,
             model.engines,
             threads=model.threads,
+            cuda_graphs=model.cuda_graphs,
+            fused_kernels=model.fused_kernels,
             device=model.device,
             dtype=model.dtype,
             dino_windows=None if model.dino_windows == "auto" else model.dino_windows,

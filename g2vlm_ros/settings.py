@@ -58,6 +58,17 @@ class ModelSettings:
         low=0,
         high=1024,
     )
+    cuda_graphs: bool = parameter(
+        True,
+        "Of backend torch on a GPU: windows and decoding steps are recorded once per shape and "
+        "replayed; a recording that fails or computes something else is not used.",
+    )
+    fused_kernels: bool = parameter(
+        True,
+        "Of backend torch on a GPU: norms, rotations and gates compiled to one kernel each, which "
+        "may take a minute at the first start; without Triton or where results differ they stay "
+        "as they are.",
+    )
     image_width_px: int = parameter(
         0,
         "Width of the views inside the model, a multiple of 14; height follows the aspect. "

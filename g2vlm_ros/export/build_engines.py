@@ -20,6 +20,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from onnx import ModelProto
+
 from g2vlm_ros.checkpoint.config import DINO_WINDOWS, ModelConfig
 from g2vlm_ros.checkpoint.onnx_manifest import STAGES, GraphFile, Manifest, check_graph
 from g2vlm_ros.export.build_plan import BuildPlan, Part
@@ -31,6 +33,7 @@ from g2vlm_ros.export.trt_attention import (
     read_graph,
     ways_for,
 )
+from g2vlm_ros.export.trt_query_parts import whole_attentions
 from g2vlm_ros.inference.tensorrt.cuda import Cuda, CudaError, open_cuda
 from g2vlm_ros.inference.tensorrt.device_memory import DeviceMemory
 from g2vlm_ros.inference.tensorrt.engine import Engine
@@ -54,6 +57,8 @@ from g2vlm_ros.inference.tensorrt.versions import (
 )
 
 Progress = Callable[[str], None]
+MAY_FUSE = ("fused", "per_view")
+"""Ways of attention in which TensorRT may compute it by one kernel; where not, that is said."""
 
 
 class BuildError(ValueError):
@@ -182,38 +187,75 @@ def _build_verified(
     target: EngineMetadata,
     progress: Progress,
 ) -> EngineMetadata:
-    """Builds with fused attention, then with ever safer ones until the values are right."""
+    """Builds with fused attention, then with ever safer ones until the values are right.
+
+    Where TensorRT fuses nothing though it may, the engine is built once more with the scores of
+    one view at a time, and the first one stays if that cannot be done.
+    """
     model = read_graph(folder / graph.file)
-    target = replace(target, attentions=count_attentions(model))
+    cut = graph.stage == "geometry" and whole_attentions(model.graph)
+    views = plan.views[2] if cut else 1
+
+    def built(way: str) -> EngineMetadata:
+        return _built_and_kept(folder, out, plan, machine, model, views, target, way, progress)
+
     failures = []
     for way in ways_for(model, plan.precision):
-        start = time.monotonic()
-        engine = replace(target, attention=way)
         try:
-            build_engine(
-                machine,
-                arranged(model, way, plan.precision, target.places),
-                folder / graph.file,
-                target.profiles,
-                plan,
-                out / f"{engine.file}.part",
-                out / machine.timings,
-                way,
-                progress,
-            )
-            engine = _keep(folder, out, engine)
-            if machine.cuda is not None:
-                engine = _verify(machine, out, engine)
+            engine = built(way)
         except (BuildError, EngineError) as error:
             failures.append(f"{way} attention: {error}")
             progress(failures[-1])
             continue
-        engine.write(out)
-        for line in report_lines(engine, time.monotonic() - start):
-            progress(line)
+        if way == "fused" and views > 1 and engine.unfused:
+            progress(f"{engine.unfused}; building it again for one view at a time")
+            try:
+                engine = built("per_view")
+            except (BuildError, EngineError) as error:
+                progress(f"one view at a time: {error}; the engine with all at once stays")
         return engine
-    (out / target.file).unlink(missing_ok=True)
+    for name in (target.file, f"{target.file}.part", f"{target.file}.json"):
+        (out / name).unlink(missing_ok=True)
     raise BuildError(f"no usable engine of stage {graph.stage}: {'; '.join(failures)}")
+
+
+def _built_and_kept(
+    folder: Path,
+    out: Path,
+    plan: BuildPlan,
+    machine: Machine,
+    model: ModelProto,
+    views: int,
+    target: EngineMetadata,
+    way: str,
+    progress: Progress,
+) -> EngineMetadata:
+    """An engine with its attention in one way, in its place once its values are right."""
+    start = time.monotonic()
+    graph = arranged(model, way, plan.precision, target.places, views)
+    engine = replace(target, attention=way, attentions=count_attentions(graph))
+    partial = out / f"{engine.file}.part"
+    build_engine(
+        machine,
+        graph.SerializeToString(),
+        folder / str(engine.onnx),
+        target.profiles,
+        plan,
+        partial,
+        out / machine.timings,
+        way,
+        progress,
+    )
+    engine = _with_digests(folder, out, engine, partial)
+    (out / engine.kernels).unlink(missing_ok=True)  # of the engine that was here before
+    if machine.cuda is not None:
+        engine = _verify(machine, out, engine, partial)
+    (out / f"{engine.file}.json").unlink(missing_ok=True)
+    partial.replace(out / engine.file)
+    engine.write(out)
+    for line in report_lines(engine, time.monotonic() - start):
+        progress(line)
+    return engine
 
 
 def report_lines(engine: EngineMetadata, seconds: float) -> list[str]:
@@ -228,7 +270,7 @@ def report_lines(engine: EngineMetadata, seconds: float) -> list[str]:
         f"{engine.file}: {engine.engine_bytes / 1e6:.1f} MB, {seconds:.0f} s, "
         f"{engine.attention} attention{fused}, {verified}"
     ]
-    if engine.unfused and engine.attention == "fused":
+    if engine.unfused and engine.attention in MAY_FUSE:
         lines.append(f"warning: {engine.unfused}")
     if engine.attention == "decomposed" and engine.fused_attentions:
         # Marking for debugging is no promise: what is marked "may be" observable.
@@ -320,18 +362,16 @@ def _monitor(trt: Any, progress: Progress) -> Any:
     return Monitor()
 
 
-def _keep(folder: Path, out: Path, engine: EngineMetadata) -> EngineMetadata:
-    """Puts engine and golden values in their place; without a record they do not count yet."""
+def _with_digests(folder: Path, out: Path, engine: EngineMetadata, path: Path) -> EngineMetadata:
+    """The record of the engine at `path`; its golden values are put beside the engines."""
     golden = folder / str(engine.golden)
     if not golden.exists():
         raise BuildError(
             f"{golden.name} is not in {folder}; make it where torch is installed with `python -m "
             "g2vlm_ros.export.golden_cases` and copy it there"
         )
-    (out / f"{engine.file}.part").replace(out / engine.file)
-    (out / engine.kernels).unlink(missing_ok=True)  # of the engine that was here before
     shutil.copyfile(golden, out / golden.name)
-    data = map_file(out / engine.file)
+    data = map_file(path)
     return replace(
         engine,
         engine_bytes=len(data),
@@ -340,13 +380,13 @@ def _keep(folder: Path, out: Path, engine: EngineMetadata) -> EngineMetadata:
     )
 
 
-def _verify(machine: Machine, out: Path, metadata: EngineMetadata) -> EngineMetadata:
-    """Runs an engine on its golden values; the record with their errors."""
+def _verify(machine: Machine, out: Path, metadata: EngineMetadata, path: Path) -> EngineMetadata:
+    """Runs the engine at `path` on its golden values; the record with their errors."""
     try:
         with machine.cuda.active():
             device = DeviceMemory(machine.cuda)
             try:
-                data = map_file(out / metadata.file)
+                data = map_file(path)
                 engine = Engine(machine.version, device, metadata, data, out)
                 del data
                 errors = verify(engine, device, read_golden(out, metadata))
@@ -437,7 +477,7 @@ def _list(cache: Path) -> None:
         size = f"{engine.engine_bytes / 1e6:.1f} MB"
         verified = "verified" if engine.verified is not None else "not verified"
         print(f"{folder / engine.file}  {size}  {engine.attention} attention  {verified}")
-        if engine.unfused and engine.attention == "fused":
+        if engine.unfused and engine.attention in MAY_FUSE:
             print(f"  {engine.unfused}")
         versions.add(engine.tensorrt)
     for warning in filter(None, map(doubt, sorted(versions))):

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Three ways in which an engine may compute attention, from fast to safe.
+"""Ways in which an engine may compute attention, from fast to safe.
 
 "fused": as TensorRT likes. "decomposed": scores are observable, so that no fused kernel replaces
 them. "float32": queries, keys and values are cast to float32 around each attention. Some TensorRT
 versions compute fused 16-bit attention wrongly on some GPUs, without an error; a build then goes
-on to the next way.
+on to the next way. "per_view" is for a version that does not fuse though it may: the scores of
+one view at a time, as in the safer ways (`trt_query_parts`).
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from typing import Any
 
 import onnx
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper
+
+from g2vlm_ros.export.trt_query_parts import in_parts
 
 WAYS = ("fused", "decomposed", "float32")
 HALF = {"float16": TensorProto.FLOAT16, "bfloat16": TensorProto.BFLOAT16}
@@ -51,10 +54,14 @@ def read_graph(path: Path) -> ModelProto:
     return onnx.load(str(path), load_external_data=False)
 
 
-def arranged(model: ModelProto, way: str, precision: str, places: int | None = None) -> bytes:
-    """The graph, serialised, with its attention as `way` wants it; weights stay outside.
+def arranged(
+    model: ModelProto, way: str, precision: str, places: int | None = None, views: int = 1
+) -> ModelProto:
+    """The graph with its attention as `way` wants it; weights stay outside.
 
     places: size of the buffers of keys and values, which TensorRT wants fixed where it writes.
+    views: most views that attend to each other; where no kernel computes an attention at once,
+    the scores of one of them exist at a time.
     """
     copy = ModelProto()
     copy.CopyFrom(model)
@@ -66,7 +73,14 @@ def arranged(model: ModelProto, way: str, precision: str, places: int | None = N
             node.attribute.append(helper.make_attribute("TRT_decomposable", 1))
     if way == "float32" and precision in HALF:
         _in_float32(copy.graph, HALF[precision])
-    return copy.SerializeToString()
+    if views > 1 and not may_fuse(way, precision):
+        in_parts(copy.graph, views)
+    return copy
+
+
+def may_fuse(way: str, precision: str) -> bool:
+    """Whether a kernel may compute an attention at once; there are none in float32."""
+    return way == "fused" and precision in HALF
 
 
 def _fix(graph: GraphProto, name: str, size: int) -> None:

@@ -97,16 +97,27 @@ class Backend(Protocol):
 
 
 def open_backend(
-    backend: str, folder: str | Path, engines: str | Path = "", threads: int = 0, **options: Any
+    backend: str,
+    folder: str | Path,
+    engines: str | Path = "",
+    threads: int = 0,
+    cuda_graphs: bool = True,
+    fused_kernels: bool = True,
+    **options: Any,
 ) -> Backend:
     """Opens a checkpoint folder with a backend; options are those of the backend's `open`.
 
     engines: cache folder of built engines, for tensorrt alone; empty for the default one.
-    threads: of ONNX Runtime on the CPU; 0 for the cores that this process may use.
+    threads: of ONNX Runtime on the CPU; 0 for the cores that this process may use. cuda_graphs,
+    fused_kernels: what torch does on a GPU.
     "auto" takes the first that can run the folder: with a GPU tensorrt, torch, onnx; without one
     onnx, which is faster there, then torch. `chosen_because` of the result says why.
     """
-    special = {"tensorrt": {"engines": engines}, "onnx": {"threads": threads}}
+    special = {
+        "tensorrt": {"engines": engines} if engines else {},
+        "onnx": {"threads": threads} if threads else {},
+        "torch": {"cuda_graphs": cuda_graphs, "fused_kernels": fused_kernels},
+    }
     if backend != "auto":
         if backend not in BACKENDS:
             names = ", ".join(["auto", *BACKENDS])
@@ -135,10 +146,9 @@ def _open(
     special: dict[str, dict[str, Any]],
     options: dict[str, Any],
 ) -> Backend:
-    """special: options that only one backend has, by its name; those left empty are not passed."""
+    """special: options that only one backend has, by its name."""
     module, kind = BACKENDS[name]
-    special_options = {option: value for option, value in special.get(name, {}).items() if value}
-    options = {**options, **special_options}
+    options = {**options, **special.get(name, {})}
     stages = getattr(import_module(module), kind).open(folder, **options)
     stages.chosen_because = why
     return stages

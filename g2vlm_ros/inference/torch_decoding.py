@@ -14,7 +14,7 @@ from torch import Tensor
 
 from g2vlm_ros.inference.decoding_state import RECENT_TOKENS
 from g2vlm_ros.inference.torch_cache import TorchCache
-from g2vlm_ros.inference.torch_graphs import captured
+from g2vlm_ros.inference.torch_graphs import GraphRecorder, Recorder
 from g2vlm_ros.model.decoder import Tokens
 from g2vlm_ros.model.layers import attend
 from g2vlm_ros.model.network import G2VLM
@@ -23,7 +23,8 @@ from g2vlm_ros.model.network import G2VLM
 class StaticCache:
     """Keys and values with a fixed number of places; implements `model.decoder.KeyValues`.
 
-    A step writes one token at `place` and looks at the places up to it.
+    A step writes one token at `place` and looks at the places up to it. The query heads that
+    share keys are rows of one matrix, so that no kernel repeats the keys for each of them.
     """
 
     def __init__(self, like: Tensor, capacity: int):
@@ -43,7 +44,9 @@ class StaticCache:
         for side, new in enumerate((keys, values)):
             self.data[side, layer].index_copy_(1, self.place, new[0])
         everything = self.data[:, layer, None]
-        return attend(q, everything[0], everything[1], mask)
+        heads = q.unflatten(1, (keys.shape[1], -1))[..., 0, :]
+        out = attend(heads, everything[0], everything[1], mask)
+        return out.unflatten(-1, (keys.shape[1], -1)).transpose(1, 2).reshape(1, 1, -1)
 
     def visible(self) -> Tensor:
         """bool (1, capacity): the places up to the one that is written."""
@@ -54,20 +57,29 @@ class TokenDecoder:
     """Greedy decoding of fixed shapes, a step as a CUDA graph where the network is on a GPU."""
 
     def __init__(
-        self, network: G2VLM, cache: TorchCache, capacity: int, capture: bool | None = None
+        self,
+        network: G2VLM,
+        cache: TorchCache,
+        capacity: int,
+        capture: bool | None = None,
+        record: Recorder | None = None,
     ):
-        """capture: as a CUDA graph; left out: on a GPU. Buffers are like those of `cache`."""
+        """capture: as a graph; left out: on a GPU. record: instead of a CUDA graph.
+
+        Buffers are like those of `cache`.
+        """
         self._network = network
         self._static = StaticCache(cache.data, capacity)
         device = self._static.place.device
         self._token = torch.zeros(1, dtype=torch.int64, device=device)
         self._positions = torch.zeros((3, 1), dtype=torch.int64, device=device)
         self._recent = torch.zeros(RECENT_TOKENS, dtype=torch.int64, device=device)
+        self._no_number = torch.full((1,), -1, device=device)
         self.logits: Tensor | None = None
         """float32 (vocabulary,) of the step before."""
         self._step = self._run
         if device.type == "cuda" if capture is None else capture:
-            self._step = captured(self._run)
+            self._step = (record or GraphRecorder())(self._run, device)
 
     @property
     def capacity(self) -> int:
@@ -101,7 +113,7 @@ class TokenDecoder:
         logits = self._network.logits(hidden.semantic[:, -1])
         finite = torch.isfinite(logits).all()
         token = logits.argmax(dim=-1, keepdim=True)
-        newest = torch.where(finite, token, -1)
+        newest = torch.where(finite, token, self._no_number)
         self._recent.copy_(torch.cat((self._recent[1:], newest)))
         self._token.copy_(token)
         self._positions.add_(1)

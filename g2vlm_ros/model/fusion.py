@@ -12,6 +12,7 @@ import copy
 from typing import Any
 
 import torch
+import torch._dynamo
 
 from g2vlm_ros.model.decoder import GatedMlp, Layer, silu_gate
 from g2vlm_ros.model.heads import CrossAttention
@@ -30,12 +31,21 @@ PARTS: dict[type, tuple[str, Any]] = {
 """Modules, the attribute that computes the part, and the function there; None: it has its own."""
 
 
+MAX_VARIANTS = 32
+"""Compiled forms of one part, by type, strides, number of dimensions and those of size one. Norms
+need about 8, torch's own limit, beyond which a part silently runs as it was."""
+
+
 def with_fused_parts(network: G2VLM, compiler: Any = "inductor") -> G2VLM:
     """The network, of the same weights, with compiled norms, rotations and gates of any length.
 
     Numbers differ by rounding. The first call with a new width or type compiles: on a GPU that
     needs Triton, which torch's CUDA build brings, on a CPU a C++ compiler.
     """
+    settings = torch._dynamo.config
+    settings.recompile_limit = max(settings.recompile_limit, MAX_VARIANTS)
+    # Else the epsilon of a norm is a tensor on the host, made anew in every call.
+    settings.specialize_float = True
     fused = copy.deepcopy(network, {id(p): p for p in network.parameters()})
     compiled: dict[Any, Any] = {}
     for module in fused.modules():

@@ -17,6 +17,9 @@ torch = pytest.importorskip("torch", reason="the graphs are traced with torch")
 onnx = pytest.importorskip("onnx", reason="the graphs are ONNX files")
 onnxruntime = pytest.importorskip("onnxruntime", reason="graphs are run with onnxruntime")
 
+from g2vlm_tests.built_engines import link_checkpoint  # noqa: E402
+from g2vlm_tests.onnx_files import without_hints  # noqa: E402
+
 from g2vlm_ros.export.golden_cases import load_network  # noqa: E402
 from g2vlm_ros.export.kv_graphs import (  # noqa: E402
     HIDDEN_FROM_SIGHT,
@@ -25,6 +28,7 @@ from g2vlm_ros.export.kv_graphs import (  # noqa: E402
     TwoPartCache,
 )
 from g2vlm_ros.export.trt_attention import arranged, count_attentions, read_graph  # noqa: E402
+from g2vlm_ros.export.trt_query_parts import whole_attentions  # noqa: E402
 from g2vlm_ros.inference.decoding_state import first_state  # noqa: E402
 from g2vlm_ros.inference.onnx_backend import open_session  # noqa: E402
 from g2vlm_ros.model.decoder import causal_mask  # noqa: E402
@@ -32,6 +36,7 @@ from g2vlm_ros.model.layers import attend  # noqa: E402
 
 GOLDEN = Path(__file__).parents[1] / "data" / "golden" / "A"
 HEADS, KV_HEADS, CHANNELS, LAYERS = 6, 2, 16, 3
+MAX_VIEWS, HEADS_OF_GOLDEN = 4, 4
 
 
 def tokens(count: int, heads: int, seed: int) -> torch.Tensor:
@@ -177,6 +182,37 @@ def test_the_next_token_and_its_state(sessions: dict) -> None:
     assert broken["next_ids"] == 0 and broken["next_recent"][-1] == -1
 
 
+def test_attention_one_view_at_a_time_is_the_same(sessions: dict, tmp_path: Path) -> None:
+    """Scores exist of at most one view's queries, whatever the number of views is."""
+    folder = link_checkpoint(tmp_path / "checkpoint")
+    whole = read_graph(folder / "geometry.onnx")
+    model = arranged(whole, "decomposed", "float32", views=MAX_VIEWS)
+    layers = count_attentions(whole)
+    assert count_attentions(model) == MAX_VIEWS * layers == MAX_VIEWS * 2
+    scores = [n.output[0] for n in model.graph.node if n.op_type == "Softmax"]
+    model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in scores)
+    onnx.save(without_hints(model), folder / "parts.onnx")
+    parts = open_session(folder / "parts.onnx", "cpu")
+    for views, patches, cached in ((1, 12, 0), (2, 13, 200), (MAX_VIEWS, 12, 7), (3, 10, 1)):
+        tokens = views * (patches + 2)
+        sizes = {"views": views, "patches": patches, "tokens": tokens, "cached": cached}
+        given = feeds(sessions[20]["geometry"], sizes)
+        want, results = outputs(sessions[20]["geometry"], given), outputs(parts, given)
+        for name in want:
+            np.testing.assert_allclose(results[name], want[name], atol=1e-5, rtol=1e-5)
+        group = HEADS_OF_GOLDEN // results["keys"].shape[1]
+        for name in scores:
+            heads, rows, columns = results[name].shape[1:]
+            assert (heads, columns) == (results["keys"].shape[1], cached + tokens)
+            assert rows <= group * (patches + 2)
+
+
+def test_attention_of_one_node_stays_whole(opset_24: Path) -> None:
+    model = read_graph(opset_24 / "geometry.onnx")
+    assert not whole_attentions(model.graph)
+    assert count_attentions(arranged(model, "float32", "bfloat16", views=MAX_VIEWS)) == 2
+
+
 def test_what_a_fused_kernel_could_compute_is_counted(sessions: dict) -> None:
     """Not the decoder at opset 20, where past and new tokens are apart."""
     counts = {
@@ -188,9 +224,7 @@ def test_what_a_fused_kernel_could_compute_is_counted(sessions: dict) -> None:
 
 def test_attention_of_two_parts_in_float32_differs_only_by_rounding() -> None:
     """All products of `language` around a softmax are widened, also those behind its parts."""
-    model = onnx.load_from_string(
-        arranged(read_graph(GOLDEN / "language.onnx"), "float32", "float16")
-    )
+    model = arranged(read_graph(GOLDEN / "language.onnx"), "float32", "float16")
     producer = {name: node for node in model.graph.node for name in node.output}
     softmaxes = [node for node in model.graph.node if node.op_type == "Softmax"]
     assert len(softmaxes) == 2

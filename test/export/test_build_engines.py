@@ -33,7 +33,9 @@ from g2vlm_tests.built_engines import (  # noqa: E402
     link_checkpoint,
     stand_in_build,
 )
+from g2vlm_tests.gpu_stand_in import StandInCuda, stand_in_version  # noqa: E402
 from g2vlm_tests.marks import needs_rtx
+from g2vlm_tests.onnx_files import without_hints
 from safetensors.torch import load_file, save_file  # noqa: E402
 
 from g2vlm_ros.checkpoint.config import ModelConfig  # noqa: E402
@@ -48,8 +50,18 @@ from g2vlm_ros.export import build_engines as building  # noqa: E402
 from g2vlm_ros.export.build_engines import BuildError, main  # noqa: E402
 from g2vlm_ros.export.build_plan import BuildPlan, Part, PlanError  # noqa: E402
 from g2vlm_ros.export.export_onnx import export  # noqa: E402
-from g2vlm_ros.export.trt_attention import arranged, read_graph, ways_for  # noqa: E402
-from g2vlm_ros.inference.tensorrt.engine_metadata import cached_engines, prune  # noqa: E402
+from g2vlm_ros.export.golden_cases import load_network, make_golden_cases  # noqa: E402
+from g2vlm_ros.export.trt_attention import (  # noqa: E402
+    arranged,
+    count_attentions,
+    read_graph,
+    ways_for,
+)
+from g2vlm_ros.inference.tensorrt.engine_metadata import (  # noqa: E402
+    EngineMetadata,
+    cached_engines,
+    prune,
+)
 from g2vlm_ros.inference.tensorrt.versions import TensorRTVersion  # noqa: E402
 from g2vlm_ros.model.network import G2VLM  # noqa: E402
 from g2vlm_ros.records import UnfitError  # noqa: E402
@@ -139,7 +151,9 @@ GRAPHS = sorted(
 
 @pytest.mark.parametrize("path", GRAPHS, ids=lambda path: path.name)
 def test_graphs_use_only_what_tensorrt_10_takes(path: Path) -> None:
-    model = onnx.shape_inference.infer_shapes(read_graph(path))
+    views = 8 if path.name == "geometry.onnx" else 1
+    model = arranged(read_graph(path), "decomposed", "float32", views=views)
+    model = onnx.shape_inference.infer_shapes(model)
     assert [(o.domain, o.version) for o in model.opset_import] == [("", 20)]
     known, values = table(), {v.name: v.type.tensor_type for v in model.graph.value_info}
     constant = {i.name for i in model.graph.initializer}
@@ -273,7 +287,7 @@ def test_every_way_of_attention_builds(as_one_node: bool, tmp_path: Path) -> Non
         "path = Path(sys.argv[1])\n"
         "model, machine = read_graph(path), Machine.of('rtx', '8.9')\n"
         "for way in ways_for(model, 'float16'):\n"
-        "    data = arranged(model, way, 'float16')\n"
+        "    data = arranged(model, way, 'float16').SerializeToString()\n"
         "    target = path.with_suffix('.engine')\n"
         "    build_engine(machine, data, path, [], plan, target, path, way)\n"
         "    print(way, target.stat().st_size)\n"
@@ -352,8 +366,8 @@ def attention_graph(as_one_node: bool) -> onnx.ModelProto:
 @pytest.mark.parametrize("as_one_node", [False, True])
 def test_float32_attention_differs_only_by_rounding(as_one_node: bool) -> None:
     model = attention_graph(as_one_node)
-    wide = onnx.load_from_string(arranged(model, "float32", "float16"))
-    onnx.checker.check_model(_known_to_onnx(wide), full_check=True)
+    wide = arranged(model, "float32", "float16")
+    onnx.checker.check_model(without_hints(wide), full_check=True)
     inferred = onnx.shape_inference.infer_shapes(wide, strict_mode=True)
     types = {v.name: v.type.tensor_type.elem_type for v in inferred.graph.value_info}
     heart = [n for n in wide.graph.node if n.op_type in ("MatMul", "Softmax", "Attention", "Add")]
@@ -365,7 +379,7 @@ def test_float32_attention_differs_only_by_rounding(as_one_node: bool) -> None:
         )
         for i in model.graph.input
     }
-    actual = onnxruntime.InferenceSession(_known_to_onnx(wide).SerializeToString()).run(
+    actual = onnxruntime.InferenceSession(without_hints(wide).SerializeToString()).run(
         None, feeds
     )[0]
     q, k, v, mask = (feeds[name].astype(np.float64) for name in ("q", "k", "v", "mask"))
@@ -373,17 +387,6 @@ def test_float32_attention_differs_only_by_rounding(as_one_node: bool) -> None:
     want = scores / scores.sum(-1, keepdims=True) @ v
     assert actual.dtype == np.float16
     np.testing.assert_allclose(actual, want, atol=2e-3)
-
-
-def _known_to_onnx(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Without the hint to TensorRT, which ONNX does not know."""
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
-    for node in copy.graph.node:
-        kept = [a for a in node.attribute if a.name != "TRT_decomposable"]
-        del node.attribute[:]
-        node.attribute.extend(kept)
-    return copy
 
 
 def test_the_ways_of_a_graph() -> None:
@@ -442,6 +445,91 @@ def test_attention_that_is_fused_in_spite_of_its_marks_is_said(built: Built) -> 
         assert len(report) == lines
     report = building.report_lines(replace(record, fused_attentions=2), 1.0)
     assert report[-1].startswith("2 attentions are fused though their scores were marked")
+
+
+def half_geometry(folder: Path) -> tuple[Path, BuildPlan]:
+    """A checkpoint with `geometry` in float16, its golden values, and the plan for it."""
+    checkpoint = link_checkpoint(folder / "checkpoint")
+    export(checkpoint, dtype="float16", stages=("geometry",))
+    plan = BuildPlan.checked("test", PLAN | {"precision": "float16"})
+    make_golden_cases(checkpoint, plan, load_network(checkpoint), ("geometry",))
+    return checkpoint, plan
+
+
+def test_attention_that_is_not_fused_is_built_one_view_at_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that no scores of all views exist; where that cannot be built the first engine stays."""
+    checkpoint, plan = half_geometry(tmp_path)
+    cuda = StandInCuda()
+    version, lines = stand_in_version(cuda), []
+    machine = building.Machine(version, building.Here(cuda.gpu, "8.9", version.label), cuda)
+    counts: dict[str, int] = {}
+
+    def build_counting(machine: object, model: bytes, *rest: object) -> None:
+        way = rest[5]
+        counts[way] = count_attentions(onnx.load_from_string(model))
+        if way in refused_ways:
+            raise BuildError("no room")
+        stand_in_build(machine, model, *rest)
+
+    def engine_of(cache: Path) -> EngineMetadata:
+        counts.clear()
+        with mock.patch.object(building, "build_engine", build_counting):
+            (engine,) = building.build(
+                checkpoint, plan, machine, cache, ("geometry",), lines.append
+            )
+        folder, record = cached_engines(cache)[0]
+        assert record == engine and not list(folder.glob("*.part"))
+        assert f"{engine.attention}".encode() in (folder / engine.file).read_bytes()
+        engine.load(folder, "")
+        return engine
+
+    refused_ways: tuple[str, ...] = ()
+    engine = engine_of(tmp_path / "in_parts")
+    assert counts == {"fused": 2, "per_view": 2 * 8}
+    assert (engine.attention, engine.attentions) == ("per_view", 16)
+    (line,) = [line for line in lines if line.endswith("building it again for one view at a time")]
+    assert "computes 2 of 2 attentions without a fused kernel" in line
+    assert lines[-1].startswith("warning: ") and "16 of 16" in lines[-1]
+    refused_ways = ("per_view",)
+    assert engine_of(tmp_path / "whole").attention == "fused"
+    assert lines[-1] == "one view at a time: no room; the engine with all at once stays"
+    refused_ways = ("fused",)  # scores of all views at once may be more than TensorRT takes
+    assert engine_of(tmp_path / "safer").attention == "decomposed"
+    assert counts == {"fused": 2, "decomposed": 16}
+    refused_ways = ()
+    monkeypatch.setattr(TensorRTVersion, "fused_attentions", lambda *_: 2)
+    assert engine_of(tmp_path / "fused").attention == "fused" and counts == {"fused": 2}
+
+
+@needs_rtx
+def test_tensorrt_rtx_builds_attention_one_view_at_a_time(tmp_path: Path) -> None:
+    """Also with its scores in float32; the keys are not in the engine once per view."""
+    folder = link_checkpoint(tmp_path / "onnx")
+    export(folder, dtype="float16", stages=("geometry",))
+    code = (
+        "import sys\n"
+        "from pathlib import Path\n"
+        "from g2vlm_ros.checkpoint.onnx_manifest import Manifest\n"
+        "from g2vlm_ros.export.trt_attention import arranged, read_graph\n"
+        "from g2vlm_ros.export.build_engines import Machine, build_engine\n"
+        "from g2vlm_ros.export.build_plan import BuildPlan, Part\n"
+        f"plan = BuildPlan.checked('test', {PLAN!r})\n"
+        "machine, folder = Machine.of('rtx', '8.9'), Path(sys.argv[1])\n"
+        "(graph,) = Manifest.read(folder).of(stage='geometry', dtype='float16')\n"
+        "path, target = folder / graph.file, folder / 'engine'\n"
+        "profiles = plan.profiles(graph, Part('geometry'), one=True)\n"
+        "for way in ('fused', 'per_view', 'float32'):\n"
+        "    model = arranged(read_graph(path), way, 'float16', views=plan.views[2])\n"
+        "    build_engine(machine, model.SerializeToString(), path, profiles, plan, target,\n"
+        "                 path, way)\n"
+        "    print(target.stat().st_size)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, folder], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    whole, *parts = (int(line) for line in done.stdout.split())
+    assert len(parts) == 2 and max(parts) < 1.2 * whole
 
 
 def test_an_engine_that_stays_wrong_is_refused(tmp_path: Path) -> None:

@@ -250,7 +250,7 @@ def test_tensorrt_rtx_builds_the_stage(folder: Path, kind: str, tmp_path: Path) 
         "folder, plan = Path(sys.argv[1]), BuildPlan.checked('test', json.loads(sys.argv[2]))\n"
         "graph = plan.graph(Manifest.read(folder), 'language', None, 'released')\n"
         "path = folder / graph.file\n"
-        "model = arranged(read_graph(path), 'fused', plan.precision, 1024)\n"
+        "model = arranged(read_graph(path), 'fused', plan.precision, 1024).SerializeToString()\n"
         "shapes = plan.profiles(graph, Part('language', places=1024))\n"
         "target = folder / 'engine'\n"
         "machine = Machine.of('rtx', '8.9')\n"

@@ -3,11 +3,15 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
+import re
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
+from functools import partial
 from itertools import islice
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -25,6 +29,8 @@ from g2vlm_tests.backend_laws import (
     reconstruct,
 )
 from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from g2vlm_ros.checkpoint.prompt_layout import TokenCursor, text_segment
 from g2vlm_ros.inference import (
@@ -32,6 +38,7 @@ from g2vlm_ros.inference import (
     torch_backend,
     torch_cache,
     torch_decoding,
+    torch_fusion,
     torch_graphs,
 )
 from g2vlm_ros.inference.backend import Backend, open_backend
@@ -267,6 +274,16 @@ def test_buffers_of_fixed_shapes_are_powers_of_two() -> None:
     assert sizes == [1024, 1024, 2048, 4096, 8192, 8192]
 
 
+class RefusesTensorsOfTheHost(TorchDispatchMode):
+    """A tensor of the CPU among others, a number too, is copied to a GPU, which ends a capture."""
+
+    def __torch_dispatch__(self, function, types, arguments=(), named=None):  # noqa: ANN001
+        results = function(*arguments, **(named or {}))
+        for each in tree_leaves((arguments, named, results)):
+            assert not isinstance(each, torch.Tensor) or each.device.type == "meta", function
+        return results
+
+
 class RefusesTheHost(TorchFunctionMode):
     """Tensors from Python's numbers cannot be captured in a graph, nor can values be looked at."""
 
@@ -287,6 +304,7 @@ def test_stages_take_nothing_from_the_host_the_second_time() -> None:
         ids, positions = torch.zeros(2, 2, dtype=torch.int64), torch.zeros(3, 124, dtype=int)
         past = torch.empty(2, config.text.layers, config.text.kv_heads, 5, config.text.head_dim)
         state = torch.zeros(1, dtype=torch.int64)
+    constant = torch.tensor(-1)
 
     def run() -> None:
         cache = PastTokens(past)
@@ -303,10 +321,12 @@ def test_stages_take_nothing_from_the_host_the_second_time() -> None:
     grown.append(past)
     with torch.inference_mode():
         run()  # constants are copied once
-        with RefusesTheHost():
+        with RefusesTheHost(), RefusesTensorsOfTheHost():
             run()
             with pytest.raises(AssertionError):
                 torch.tensor([1.0])
+            with pytest.raises(AssertionError):
+                torch.where(state > 0, state, constant)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -317,6 +337,8 @@ def test_small_parts_in_one_kernel_give_the_same(dtype: str, views: np.ndarray) 
 
     def compiler(graph: torch.fx.GraphModule, inputs: list) -> Callable:
         calls.append(graph)
+        # A number would be a tensor of the host in every call.
+        assert not [x for x in inputs if isinstance(x, torch.Tensor) and x.dtype == torch.float64]
         return graph.forward
 
     fused = TorchBackend(fusion.with_fused_parts(whole.network, compiler))
@@ -331,10 +353,100 @@ def test_small_parts_in_one_kernel_give_the_same(dtype: str, views: np.ndarray) 
     assert all(a is b for a, b in pairs)
 
 
-def recorded_on_the_host(run: Callable[[], None]) -> Callable[[], None]:
+def recorded_on_the_host(run: Callable[[], None], device: torch.device) -> Callable[[], None]:
     """In the place of a CUDA graph: does again what was recorded, into what it had made then."""
+    assert device.type == "cpu"
     run()
     return run
+
+
+def as_traced(graph: torch.fx.GraphModule, inputs: list) -> Callable:
+    """In the place of a compiler."""
+    return graph.forward
+
+
+def test_what_a_gpu_gets_is_the_same_network_recorded_and_fused(
+    stages: TorchBackend, views: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`open` on CUDA, with functions in the place of graphs and without a compiler."""
+    records = []
+
+    class HostRecorder:
+        def __call__(self, run: Callable[[], None], device: torch.device) -> Callable[[], None]:
+            records.append(run)
+            return recorded_on_the_host(run, device)
+
+    monkeypatch.setattr(torch_graphs, "GraphRecorder", HostRecorder)
+    fuse = partial(torch_fusion.fused_or_plain, compiler=as_traced)
+    monkeypatch.setattr(torch_backend, "fused_or_plain", fuse)
+    plain = TorchBackend.on_gpu(stages.network, cuda_graphs=False, fused_kernels=False)
+    assert (plain.network, plain.graphs, plain.fixed_shapes) == (stages.network, None, False)
+    fast = TorchBackend.on_gpu(stages.network)
+    assert fast.network is not stages.network and fast.fixed_shapes
+    want, actual = (reconstruct(each, views) for each in (stages, fast))
+    np.testing.assert_allclose(actual.local_points_u, want.local_points_u, atol=1e-5)
+    assert_same(conversation(fast), conversation(stages))
+    assert len(records) == 3 and fast.graphs is not None and fast.fixed_shapes
+
+
+def test_parts_that_do_not_compile_or_differ_stay_as_they_are(
+    stages: TorchBackend, caplog: pytest.LogCaptureFixture
+) -> None:
+    def nothing(graph: torch.fx.GraphModule, inputs: list) -> Callable:
+        raise FileNotFoundError("cannot find a working triton installation\nmore")
+
+    def wrong(graph: torch.fx.GraphModule, inputs: list) -> Callable:
+        return lambda *inputs: [1.5 * x for x in graph(*inputs)]
+
+    def lost(graph: torch.fx.GraphModule, inputs: list) -> Callable:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    network = stages.network
+    ours = lambda: [r.message for r in caplog.records if r.name == torch_fusion.__name__]  # noqa: E731
+    assert torch_fusion.fused_or_plain(network, as_traced) is not network
+    assert not ours()
+    for compiler, reason in (
+        (nothing, "working triton installation"),
+        (wrong, "results are off by .* of their size, above 0.001"),
+    ):
+        caplog.clear()
+        assert torch_fusion.fused_or_plain(network, compiler) is network
+        (line,) = ours()
+        assert re.fullmatch(f"norms, rotations and gates are not fused: .*{reason}.*", line)
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        torch_fusion.fused_or_plain(network, lost)
+
+
+def test_a_graph_is_recorded_on_its_device_behind_two_trials(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Over names of torch.cuda that take what the real ones take, and do nothing."""
+    parameters = inspect.signature(torch.cuda.graph.__init__).parameters
+    events = []
+
+    class Entered:
+        def __init__(self, *arguments: object, **named: object):
+            assert set(named) <= set(parameters)
+            self.what = [*arguments, *named.values()]
+
+        def __enter__(self) -> None:
+            events.append(self.what)
+
+        def __exit__(self, *_: object) -> None:
+            events.append("end")
+
+        def wait_stream(self, other: object) -> None: ...
+
+    graph = SimpleNamespace(replay=lambda: None)
+    for name in ("device", "stream", "graph", "Stream"):
+        monkeypatch.setattr(torch.cuda, name, Entered)
+    monkeypatch.setattr(torch.cuda, "current_stream", Entered)
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: graph)
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: "pool")
+    record, device = torch_graphs.GraphRecorder(), torch.device("cuda:1")
+    assert record(lambda: events.append("run"), device) is graph.replay
+    assert [e for e in events if isinstance(e, str)] == ["run", "run", "end", "run", "end", "end"]
+    assert events[0] == [device] and [graph, "pool", "thread_local"] in events
 
 
 def test_stages_as_graphs_give_the_same(stages: TorchBackend, views: np.ndarray) -> None:
@@ -400,3 +512,4 @@ def test_cuda_agrees_with_the_cpu(views: np.ndarray) -> None:
     assert np.array_equal(actual.local_points_u, again.local_points_u)
     assert_same(conversation(cuda), conversation(cpu))
     assert cuda.fixed_shapes, "decoding fell back from its CUDA graph"
+    assert cuda.graphs is not None, "windows fell back from their CUDA graphs"

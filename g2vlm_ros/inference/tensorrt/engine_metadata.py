@@ -33,7 +33,8 @@ class EngineMetadata:
     stage: str
     precision: str
     attention: str
-    """"fused", "decomposed" or "float32", as it was asked for: see `export.trt_attention`."""
+    """"fused", "per_view", "decomposed" or "float32", as it was asked for: see
+    `export.trt_attention`."""
     size: tuple[int, int] | None
     """Width and height of the images it is for; None when the stage knows none."""
     dino_windows: str | None

@@ -72,6 +72,7 @@ class TensorRTVersion:
         if self.name == "tensorrt":  # RTX chooses kernels when it first runs, not when it builds
             config.builder_optimization_level = level
             config.profiling_verbosity = self.trt.ProfilingVerbosity.DETAILED  # names of kernels
+            config.max_aux_streams = 0  # parts of an attention in turn, in the same memory
         return config
 
     def set_target(self, config: Any, capability: str) -> None:
