@@ -9,6 +9,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -50,16 +51,23 @@ def lost_context() -> Iterator[dict[str, Any]]:
 
 
 def training(device: str = "cuda", minutes: float = 0.5) -> dict[str, Any]:
-    """The demo's first stage of training, from nothing."""
+    """The demo's first stage of training, from nothing; no minutes: only its options are read."""
+    from g2vlm_ros.demo.train.__main__ import parse_options
+
+    line: dict[str, Any] = {"what": f"training on {device}"}
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "g2vlm_ros.demo.train", "--out", f"{folder}/run"]
-        command += ["--stage", "geometry", "--minutes", str(minutes), "--device", device]
+        options = ["--out", f"{folder}/run", "--stage", "geometry", "--minutes", str(minutes)]
+        options += ["--device", device]
+        if not minutes:
+            parse_options(options)
+            return line | {"skipped": "on a CPU it would render homes for minutes"}
+        command = [sys.executable, "-m", "g2vlm_ros.demo.train", *options]
         done = subprocess.run(command, capture_output=True, text=True)
     lines = (done.stdout + done.stderr).strip().splitlines()
-    return {"what": f"training on {device}", "passed": not done.returncode, "says": lines[-3:]}
+    return line | {"passed": not done.returncode, "says": lines[-3:]}
 
 
-def packing(views: Sequence[int]) -> list[dict[str, Any]]:
+def packing(views: Sequence[int], size: tuple[int, int] = SIZES[0]) -> Iterator[dict[str, Any]]:
     """The kernels that pack point clouds, against numpy."""
     from benchmarks.overhead import packing as pack
     from g2vlm_ros.inference.tensorrt.cuda import open_cuda
@@ -67,7 +75,7 @@ def packing(views: Sequence[int]) -> list[dict[str, Any]]:
 
     cuda = open_cuda()
     with cuda.active():
-        return list(pack(DeviceMemory(cuda), SIZES[0], views))
+        yield from pack(DeviceMemory(cuda), size, list(views))
 
 
 def parity(folder: Path, backend: str, precision: str) -> dict[str, Any]:
@@ -93,57 +101,92 @@ def parity(folder: Path, backend: str, precision: str) -> dict[str, Any]:
     }
 
 
-def engines(precision: str) -> Iterator[dict[str, Any]]:
+@dataclass(frozen=True)
+class Builds:
+    """What engines of the reference checkpoint are built for."""
+
+    capability: str
+    label: str
+    opset: int
+    target: tuple[str, ...]
+    """Options of the command for a GPU that is not here."""
+    stages: tuple[str, ...]
+    precisions: tuple[str, ...]
+
+    @staticmethod
+    def of(device: str) -> Builds:
+        """For the GPU; without one the smallest stage, for a GeForce 40 by TensorRT-RTX."""
+        from g2vlm_ros.inference.tensorrt.versions import installed
+
+        if device != "cuda":
+            label = installed("rtx").label
+            return Builds("8.9", label, 24, ("--target", "8.9"), ("next_token",), ("bf16",))
+        capability = "{}.{}".format(*torch.cuda.get_device_capability())
+        version = installed(capability=capability)
+        numbers = tuple(int(n) for n in version.version.split(".")[:2])
+        opset = 24 if version.name == "rtx" or numbers >= (10, 15) else 20
+        return Builds(capability, version.label, opset, (), (*STAGES, GLOBAL), tuple(PRECISIONS))
+
+    def plan(self, precision: str) -> dict[str, Any]:
+        """The desktop's, for the image sizes of golden set A."""
+        import yaml
+
+        return yaml.safe_load(PLAN.read_text())["profiles"]["desktop"] | {
+            "opset": self.opset,
+            "precision": PRECISIONS[precision],
+            "capability": self.capability,
+            "sizes": [[518, 392], [140, 112], [140, 84], [112, 154], [112, 84]],
+            "semantic_sizes": [[756, 756], [112, 112], [84, 84]],
+        }
+
+
+def engines(device: str = "cuda") -> Iterator[dict[str, Any]]:
     """Exports, builds and checks the reference checkpoint with whatever TensorRT is here."""
+    builds = Builds.of(device)
+    for precision in builds.precisions:
+        line = {"what": f"engines in {precision} with {builds.label}"}
+        with caught(line), tempfile.TemporaryDirectory() as folder:
+            yield from _engines(builds, precision, Path(folder))
+        if "failed" in line:
+            yield line
+
+
+def _engines(builds: Builds, precision: str, root: Path) -> Iterator[dict[str, Any]]:
     import yaml
 
     from g2vlm_ros.export.export_onnx import export
     from g2vlm_ros.export.weight_only import WEIGHT_ONLY_STAGES
-    from g2vlm_ros.inference.tensorrt.versions import installed
 
-    capability = "{}.{}".format(*torch.cuda.get_device_capability())
-    flavour = installed(capability=capability)
-    version = tuple(int(n) for n in flavour.version.split(".")[:2])
-    opset = 24 if flavour.name == "rtx" or version >= (10, 15) else 20
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name) / "A"
-        shutil.copytree(GOLDEN, folder, ignore=shutil.ignore_patterns("*.onnx", "*.manifest"))
-        half = PRECISIONS[precision]
-        export(folder, dtype=half, opset=opset, global_points=True)
-        aligned = ("--stages", "encode_geometry", "--dino-windows", "aligned")
-        export(folder, dtype=half, opset=opset, stages=aligned[1:2], dino_windows=aligned[3])
-        plan = yaml.safe_load(PLAN.read_text())["profiles"]["desktop"] | {
-            "opset": opset,
-            "precision": PRECISIONS[precision],
-            "capability": capability,
-            "sizes": [[518, 392], [140, 112], [140, 84], [112, 154], [112, 84]],
-            "semantic_sizes": [[756, 756], [112, 112], [84, 84]],
+    folder = root / "A"
+    shutil.copytree(GOLDEN, folder, ignore=shutil.ignore_patterns("*.onnx", "*.manifest"))
+    half, whole = PRECISIONS[precision], not builds.target
+    stages = STAGES if whole else builds.stages
+    export(folder, dtype=half, opset=builds.opset, global_points=whole, stages=stages)
+    aligned = ("--stages", "encode_geometry", "--dino-windows", "aligned")
+    plan = builds.plan(precision)
+    profiles = {"gpu": plan, "int4": plan | {"weight_only": "int4"}}
+    (root / "plan.yaml").write_text(yaml.safe_dump({"profiles": profiles}))
+    command = [sys.executable, "-m", "g2vlm_ros.export.build_engines", *builds.target]
+    command += ["--plan", f"{root}/plan.yaml", "--onnx", str(folder)]
+    out = () if whole else ("--out", f"{root}/engines")
+    runs = [("--profile", "gpu", "--stages", *builds.stages, *out)]
+    if whole:
+        export(folder, dtype=half, opset=builds.opset, stages=aligned[1:2], dino_windows="aligned")
+        runs.append(("--profile", "gpu", *aligned))
+    if whole and builds.opset == 24:  # only verified; the golden set is of whole weights
+        export(folder, dtype=half, opset=24, stages=WEIGHT_ONLY_STAGES, weight_only="int4")
+        runs.append(
+            ("--profile", "int4", "--stages", *WEIGHT_ONLY_STAGES, "--out", f"{root}/int4")
+        )
+    for more in runs:
+        start = time.monotonic()
+        done = subprocess.run([*command, *more], capture_output=True, text=True)
+        lines = (done.stdout + done.stderr).strip().splitlines()
+        yield {
+            "what": f"build {more[1]} with {builds.label}",
+            "passed": not done.returncode,
+            "seconds": time.monotonic() - start,
+            "says": [x for x in lines if ".engine" in x or "error" in x or "warning" in x],
         }
-        profiles = {"gpu": plan, "int4": plan | {"weight_only": "int4"}}
-        (Path(name) / "plan.yaml").write_text(yaml.safe_dump({"profiles": profiles}))
-        command = [
-            sys.executable,
-            "-m",
-            "g2vlm_ros.export.build_engines",
-            "--plan",
-            f"{name}/plan.yaml",
-            "--onnx",
-            str(folder),
-        ]
-        runs = [("--profile", "gpu", "--stages", *STAGES, GLOBAL), ("--profile", "gpu", *aligned)]
-        if opset == 24:  # this one is only verified; the golden set is of whole weights
-            export(folder, dtype=half, opset=opset, stages=WEIGHT_ONLY_STAGES, weight_only="int4")
-            runs.append(
-                ("--profile", "int4", "--stages", *WEIGHT_ONLY_STAGES, "--out", f"{name}/int4")
-            )
-        for more in runs:
-            start = time.monotonic()
-            done = subprocess.run([*command, *more], capture_output=True, text=True)
-            lines = (done.stdout + done.stderr).strip().splitlines()
-            yield {
-                "what": f"build {more[1]} with {flavour.label}",
-                "passed": not done.returncode,
-                "seconds": time.monotonic() - start,
-                "says": [x for x in lines if ".engine" in x or "error" in x or "warning" in x],
-            }
+    if whole:
         yield parity(folder, "tensorrt", precision)

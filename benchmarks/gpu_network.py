@@ -8,8 +8,10 @@ written.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -25,7 +27,7 @@ from g2vlm_ros.inference.kv_buffer import bucket
 from g2vlm_ros.inference.torch_backend import TorchBackend
 from g2vlm_ros.inference.torch_cache import TorchCache
 from g2vlm_ros.inference.torch_decoding import TokenDecoder
-from g2vlm_ros.inference.torch_graphs import MAX_DEVIATION, StageGraphs
+from g2vlm_ros.inference.torch_graphs import MAX_DEVIATION, Recorder, StageGraphs
 from g2vlm_ros.model.fusion import with_fused_parts
 from g2vlm_ros.model.network import FLOAT32_PARTS, G2VLM
 
@@ -162,82 +164,126 @@ def eager(network: G2VLM, images: np.ndarray, device: str) -> Callable[[], Any]:
     return reconstruct
 
 
-def real_size(
-    config: ModelConfig,
+@dataclass(frozen=True)
+class Designs:
+    """How the designs that are compared are made: on a GPU, or as far as a CPU goes."""
+
+    device: str
+    compiler: str
+    """Of small parts: torch's own, or one that only traces them."""
+    record: Recorder | None
+    """In the place of CUDA graphs; None for those."""
+
+    @staticmethod
+    def of(device: str) -> Designs:
+        if device == "cuda":
+            return Designs(device, "inductor", None)
+        return Designs(device, "eager", run_again)
+
+    def recorded(self, network: G2VLM) -> TorchBackend:
+        """Windows as graphs, which are compared with what is not recorded before they count."""
+        bound = MAX_DEVIATION[network.dino2llm.weight.dtype]
+        return TorchBackend(
+            network, fixed_shapes=True, graphs=StageGraphs(bound, record=self.record)
+        )
+
+    def fused(self, network: G2VLM) -> G2VLM:
+        return with_fused_parts(network, self.compiler)
+
+
+def run_again(run: Callable[[], None], device: torch.device) -> Callable[[], None]:
+    """A `Recorder` on a CPU."""
+    run()
+    return run
+
+
+def windows(
+    network: G2VLM, designs: Designs, views: list[int], sizes: tuple = SIZES
+) -> Iterator[dict[str, Any]]:
+    """One result per size, number of views and implementation."""
+    yield {"what": "parameters", "millions": sum(p.numel() for p in network.parameters()) / 1e6}
+    stages, device = TorchBackend(network), designs.device
+    runs: dict[str, Callable[[np.ndarray], Callable[[], Any]]] = {
+        "ours": lambda images: ours(stages, images),
+        "eager": lambda images: eager(network, images, device),
+        "ours as CUDA graphs": lambda images: ours(designs.recorded(network), images),
+    }
+    yield from _windows(runs, device, views, sizes)
+
+
+def fused(
+    network: G2VLM,
+    designs: Designs,
+    views: list[int],
+    sizes: tuple,
+    lengths: Sequence[int],
+    steps: int,
+) -> Iterator[dict[str, Any]]:
+    """Tokens, then windows, with small parts compiled; the first of each waits for that."""
+    parts = designs.fused(network)
+    name = "fixed shapes, CUDA graph, small parts fused"
+    for length in lengths:
+        yield _tokens(name, TorchBackend(parts, fixed_shapes=True), designs, length, steps)
+    what = "ours as CUDA graphs, small parts fused"
+    runs = {what: lambda images: ours(designs.recorded(parts), images)}
+    yield from _windows(runs, designs.device, views, sizes)
+
+
+def _windows(
+    runs: dict[str, Callable[[np.ndarray], Callable[[], Any]]],
     device: str,
     views: list[int],
-    sizes: tuple = SIZES,
-    semantic: tuple[int, int] = SEMANTIC,
+    sizes: tuple,
 ) -> Iterator[dict[str, Any]]:
-    """One result per size, number of views and implementation; then the language stage."""
-    network = random_network(config, device)
-    yield {"what": "parameters", "millions": sum(p.numel() for p in network.parameters()) / 1e6}
-    stages, fused = TorchBackend(network), with_fused_parts(network)
-    for width, height in sizes:
-        for count in views:
-            images = random_images(count, width, height)
-            runs = {
-                "ours": lambda images=images: ours(stages, images),
-                "eager": lambda images=images: eager(network, images, device),
-            }
-            if device == "cuda":
-                runs["ours as CUDA graphs"] = lambda images=images: ours(
-                    _recorded(network), images
-                )
-                runs["ours as CUDA graphs, small parts fused"] = lambda images=images: ours(
-                    _recorded(fused), images
-                )
-            for name, make in runs.items():
-                line = {"what": name, "size": [width, height], "views": count}
-                with caught(line):
-                    line["seconds"] = seconds(make(), device)
-                    if (width, height) == SIZES[0] and count in TERAFLOP:
-                        line["tflop_per_s"] = TERAFLOP[count] / line["seconds"]
-                yield line
-    yield from language(stages, device, sizes[0], views, semantic)
-
-
-def _recorded(network: G2VLM) -> TorchBackend:
-    """Windows as CUDA graphs, which are compared with what is not recorded before they count."""
-    bound = MAX_DEVIATION[network.dino2llm.weight.dtype]
-    return TorchBackend(network, graphs=StageGraphs(bound))
+    for (width, height), count in itertools.product(sizes, views):
+        images = random_images(count, width, height)
+        for name, make in runs.items():
+            line = {"what": name, "size": [width, height], "views": count}
+            with caught(line):
+                line["seconds"] = seconds(make(images), device)
+                if (width, height) == SIZES[0] and count in TERAFLOP:
+                    line["tflop_per_s"] = TERAFLOP[count] / line["seconds"]
+            yield line
 
 
 def language(
-    stages: TorchBackend,
+    network: G2VLM,
     device: str,
     size: tuple[int, int],
     views: list[int],
     semantic_size: tuple[int, int],
 ) -> Iterator[dict[str, Any]]:
-    """Prefill of an image and of a question, and decoding, behind windows of each size."""
-    width, height = size
+    """The image encoder; prefill of an image and of a question behind windows of each size."""
+    stages = TorchBackend(network)
     (image,) = random_images(1, *semantic_size)
-    semantic = stages.encode_semantics(image)
-    merge = PATCH_PX * stages.config.vision.merge
-    yield {
-        "what": "encode_semantics",
-        "seconds": seconds(
-            lambda: stages.encode_semantics(random_images(1, *semantic_size)[0]), device
-        ),
-    }
+    line: dict[str, Any] = {"what": "encode_semantics"}
+    with caught(line):
+        line["seconds"] = seconds(lambda: stages.encode_semantics(image), device)
+    yield line
     for count in views:
-        cache, walk = stages.new_cache(), TokenCursor(SPECIAL)
-        stages.language(walk.text(PROMPT), cache)
-        features = stages.encode_geometry(random_images(count, width, height))
-        grid_hw = (height // PATCH_PX, width // PATCH_PX)
-        stages.geometry(features, walk.geometry(count, grid_hw), cache)
-        square = walk.semantic((semantic_size[1] // merge, semantic_size[0] // merge))
-        line = {"what": "language", "views": count, "cached": cache.length}
-        line["image_prefill_s"] = seconds(
-            lambda cache=cache, square=square: stages.language(square, cache.fork(), semantic),
-            device,
-        )
-        question = walk.text(np.arange(20, 84))
-        line["text_prefill_s"] = seconds(
-            lambda cache=cache, question=question: stages.language(question, cache.fork()), device
-        )
+        line = {"what": "language", "views": count}
+        with caught(line):
+            line |= _prefill(stages, device, random_images(count, *size), image)
         yield line
+
+
+def _prefill(
+    stages: TorchBackend, device: str, images: np.ndarray, image: np.ndarray
+) -> dict[str, Any]:
+    count, height, width, _ = images.shape
+    grid_hw = (height // PATCH_PX, width // PATCH_PX)
+    cache, walk = stages.new_cache(), TokenCursor(SPECIAL)
+    stages.language(walk.text(PROMPT), cache)
+    features = stages.encode_geometry(images)
+    stages.geometry(features, walk.geometry(count, grid_hw), cache)
+    merge = PATCH_PX * stages.config.vision.merge
+    square = walk.semantic((image.shape[0] // merge, image.shape[1] // merge))
+    semantic, question = stages.encode_semantics(image), walk.text(np.arange(20, 84))
+    times = {
+        "image_prefill_s": lambda: stages.language(square, cache.fork(), semantic),
+        "text_prefill_s": lambda: stages.language(question, cache.fork()),
+    }
+    return {"cached": cache.length, **{n: seconds(run, device) for n, run in times.items()}}
 
 
 def filled_cache(stages: TorchBackend, tokens: int) -> TorchCache:
@@ -252,33 +298,16 @@ def filled_cache(stages: TorchBackend, tokens: int) -> TorchCache:
 
 
 def decoding(
-    network: G2VLM, device: str, lengths: Sequence[int], steps: int = 16
+    network: G2VLM, designs: Designs, lengths: Sequence[int], steps: int = 16
 ) -> Iterator[dict[str, Any]]:
     """Seconds per token behind caches of these lengths, by each design."""
     for length in lengths:
-        designs = {"growing cache": TorchBackend(network, fixed_shapes=False)}
-        if device == "cuda":
-            designs["fixed shapes, CUDA graph"] = TorchBackend(network, fixed_shapes=True)
-            fused = TorchBackend(with_fused_parts(network), fixed_shapes=True)
-            designs["fixed shapes, CUDA graph, small parts fused"] = fused
-        for name, stages in designs.items():
-            line = {"what": name, "cached": length}
-            with caught(line), torch.inference_mode():
-                cache = filled_cache(stages, length)
-
-                def run(stages: TorchBackend = stages, cache: TorchCache = cache) -> None:
-                    fork = cache.fork()
-                    with contextlib.closing(stages.decode(30, fork.length, fork)) as tokens:
-                        for _ in range(steps):
-                            next(tokens)
-
-                line["s_per_token"] = seconds(run, device, rounds=3, warm_up=1) / steps
-                line["fell_back"] = name != "growing cache" and not stages.fixed_shapes
-            yield line
+        for name, fixed in (("growing cache", False), ("fixed shapes, CUDA graph", True)):
+            stages = TorchBackend(network, fixed_shapes=fixed)
+            yield _tokens(name, stages, designs, length, steps)
         line = {"what": "fixed shapes, no graph", "cached": length}
         with caught(line), torch.inference_mode():
-            stages = TorchBackend(network, fixed_shapes=False)
-            cache = filled_cache(stages, length)
+            cache = filled_cache(TorchBackend(network), length)
             decoder = TokenDecoder(network, cache, bucket(length + steps), capture=False)
 
             def run_steps(decoder: TokenDecoder = decoder, cache: TorchCache = cache) -> None:
@@ -287,8 +316,28 @@ def decoding(
                     decoder.step()
                 decoder.newest(1)
 
-            line["s_per_token"] = seconds(run_steps, device, 3, 1) / steps
+            line["s_per_token"] = seconds(run_steps, designs.device, 3, 1) / steps
         yield line
+
+
+def _tokens(
+    name: str, stages: TorchBackend, designs: Designs, length: int, steps: int
+) -> dict[str, Any]:
+    """Seconds per token of an answer behind so many cached tokens."""
+    line: dict[str, Any] = {"what": name, "cached": length}
+    fixed = stages.fixed_shapes
+    with caught(line), torch.inference_mode():
+        cache = filled_cache(stages, length)
+
+        def answer() -> None:
+            fork = cache.fork()
+            with contextlib.closing(stages.decode(30, fork.length, fork)) as tokens:
+                for _ in range(steps):
+                    next(tokens)
+
+        line["s_per_token"] = seconds(answer, designs.device, rounds=3, warm_up=1) / steps
+        line["fell_back"] = fixed and not stages.fixed_shapes
+    return line
 
 
 def random_images(views: int, width: int, height: int) -> np.ndarray:

@@ -4,11 +4,23 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
+import inspect
 import json
+import subprocess
 import sys
+from functools import partial
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from unittest import mock
 
 import pytest
+from g2vlm_tests.fake_libraries import fake_cuda, run_over, wheel
+
+from g2vlm_ros.export import export_onnx
+from g2vlm_ros.export.build_plan import BuildPlan
+from g2vlm_ros.inference.tensorrt import versions
+from g2vlm_ros.inference.tensorrt.versions import TensorRTVersion
 
 torch = pytest.importorskip("torch", reason="the benchmark is of torch")
 
@@ -25,19 +37,94 @@ def gpu():
         sys.path.remove(str(ROOT))
 
 
-@pytest.fixture(scope="module")
-def network(gpu):
-    from g2vlm_ros.checkpoint.config import ModelConfig
+def lines_of(gpu: ModuleType, part: str, capsys: pytest.CaptureFixture) -> list[dict]:
+    """The results of a part that runs in this process as far as a CPU goes."""
+    gpu.serve(part, gpu.Scale.of("cpu", [1, 2]))
+    return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
 
-    return gpu.random_network(ModelConfig.read(GOLDEN), "cpu")
+
+def test_every_design_runs_on_a_tiny_network(
+    gpu: ModuleType, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same code as on a GPU: graphs are functions, and parts are traced."""
+    measured = importlib.import_module("benchmarks.gpu_network")
+    once = partial(measured.seconds, rounds=1, warm_up=1)
+    monkeypatch.setattr(measured, "seconds", lambda run, device, *_, **__: once(run, device))
+    tokens, images = lines_of(gpu, "decoding", capsys), lines_of(gpu, "windows", capsys)
+    fused = lines_of(gpu, "fused", capsys)
+    lines = [*tokens, *images, *fused]
+    assert not [line for line in lines if "failed" in line or line.get("fell_back")]
+    designs = [line["what"] for line in tokens]
+    assert designs == ["growing cache", "fixed shapes, CUDA graph", "fixed shapes, no graph"]
+    windows = ["ours", "eager", "ours as CUDA graphs"]
+    assert [x["what"] for x in images] == [
+        "parameters", *windows, *windows, "encode_semantics", "language", "language",
+    ]  # fmt: skip
+    assert images[-1]["cached"] == 11 + 2 * (8 * 6 + 2) and images[-1]["text_prefill_s"] > 0
+    assert all(x["s_per_token"] > 0 for x in (*tokens, fused[0]))
+    small = "small parts fused"
+    assert [small in x["what"] for x in fused] == [True] * 3
+    ratios = gpu.summary({"windows": images, "fused": fused})
+    assert len(ratios) == 6, ratios
 
 
-def test_decoding_and_windows_run_in_every_design(gpu, network) -> None:
-    lines = list(gpu.decoding(network, "cpu", (50,), steps=2))
-    assert [line["what"] for line in lines] == ["growing cache", "fixed shapes, no graph"]
-    lines += list(gpu.real_size(network.config, "cpu", [1], ((112, 84),)))
-    assert not [line for line in lines if "failed" in line]
-    assert all(line["s_per_token"] > 0 for line in lines[:2])
+def test_training_reads_its_options_where_it_does_not_run(
+    gpu: ModuleType, capsys: pytest.CaptureFixture
+) -> None:
+    (line,) = lines_of(gpu, "training", capsys)
+    assert line == {
+        "what": "training on cpu",
+        "skipped": "on a CPU it would render homes for minutes",
+    }
+
+
+def test_packing_and_a_lost_context_run_over_a_fake_driver(tmp_path: Path) -> None:
+    """The context last, because nothing runs in that process afterwards."""
+    wheels = [wheel("cuda-bindings==13.5.0"), wheel("cuda-pathfinder==1.9.1")]
+    fakes = fake_cuda(tmp_path, compiler=True)
+    code = (
+        "from benchmarks.gpu import main\n"
+        "for part in ('packing', 'lost_context'):\n"
+        "    main(['--device', 'cpu', '--views', '1', '2', '--part', part])\n"
+    )
+    done = run_over(code, fakes, wheels)
+    assert done.returncode == 0, done.stderr[-2000:]
+    *packed, first, again = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [line["passed"] for line in packed] == [True, True]
+    assert first["recognised"] and "start it again" in first["says"]
+    assert not again["possible"]
+
+
+def test_engines_call_what_there_is(
+    gpu: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """Export and commands take what they are given; what fails costs one precision."""
+    commands = importlib.import_module("benchmarks.gpu_commands")
+    taken, signature = [], inspect.signature(export_onnx.export)
+    monkeypatch.setattr(
+        export_onnx, "export", lambda *a, **named: taken.append(signature.bind(*a, **named))
+    )
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (8, 9))
+    fake = TensorRTVersion("tensorrt", SimpleNamespace(__version__="10.16.1"))
+    monkeypatch.setattr(versions, "installed", lambda *_, **__: fake)
+
+    def run(command: list[str], **_: object) -> SimpleNamespace:
+        assert importlib.util.find_spec(command[2])
+        if command[2].endswith("build_engines"):
+            plan = Path(command[command.index("--plan") + 1])
+            BuildPlan.read(plan, command[command.index("--profile") + 1])
+        return SimpleNamespace(returncode=0, stdout="a.engine: right\n", stderr="")
+
+    monkeypatch.setattr(commands.subprocess, "run", run)
+    lines = list(commands.engines("cuda"))
+    builds = ["build gpu", "build gpu", "build int4"]
+    assert [x["what"].split(" with")[0] for x in lines] == [
+        *builds, "tensorrt bf16", *builds, "tensorrt fp16",
+    ]  # fmt: skip
+    assert all(line["passed"] for line in lines) and len(taken) == 6
+    monkeypatch.setattr(commands.subprocess, "run", mock.Mock(side_effect=OSError("no room")))
+    for line in commands.engines("cuda"):
+        assert line["failed"] == "OSError: no room" and "engines in" in line["what"]
 
 
 def test_a_part_that_takes_too_long_or_fails_is_a_line(gpu) -> None:
@@ -52,24 +139,36 @@ def test_a_part_that_takes_too_long_or_fails_is_a_line(gpu) -> None:
 def test_the_command_runs_on_a_cpu_with_a_tiny_network(gpu, tmp_path: Path) -> None:
     """What needs a GPU is a line that says so; the others are measured; all of it is recorded."""
     command = ["--device", "cpu", "--views", "1", "--out", str(tmp_path)]
-    skipped = ("parity", "training", "engines", "lost_context", "decoding")
+    skipped = ("parity", "training", "engines", "lost_context", "decoding", "windows", "fused")
     assert gpu.main([*command, "--skip", *skipped]) == 0
     document = json.loads((tmp_path / "gpu.json").read_text())
     result = document["result"]
     assert document["date"] and result["gpu"]["name"].startswith("none")
     (line,) = result["packing"]
     assert "UnfitError" in line["failed"]  # no GPU, or no package that calls one
-    for part in ("floors", "real_size"):
-        assert result[part] and not [line for line in result[part] if "failed" in line]
-    ours = "ours over eager, 1 views at 112x84"
-    assert result["summary"][ours] > 0
+    assert result["floors"] and not [line for line in result["floors"] if "failed" in line]
+
+
+def test_a_line_that_was_cut_with_its_process_is_left_out(
+    gpu: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code = (
+        "print('{\"a\": 1}\\nnoise\\n{\"b\": ', end='', flush=True); import time; time.sleep(60)"
+    )
+    started = subprocess.Popen
+
+    def instead(command: list[str], **named: object) -> subprocess.Popen:
+        return started([command[0], "-c", code], **named)
+
+    monkeypatch.setattr(gpu.subprocess, "Popen", instead)
+    assert gpu.run_part("floors", [1], limit_s=3) == [{"a": 1}, {"failed": "stopped after 3 s"}]
 
 
 def test_the_summary_relates_times_to_the_limits_of_the_card(gpu) -> None:
     parts = {
         "floors": [{"matmul_tflop_per_s": 100.0, "copy_gb_per_s": 1000.0}],
         "decoding": [{"what": "x", "cached": 0, "s_per_token": 0.0062}, {"failed": "y"}],
-        "real_size": [
+        "windows": [
             {"what": "ours", "size": [518, 392], "views": 8, "seconds": 1.0, "tflop_per_s": 50.0},
             {"what": "eager", "size": [518, 392], "views": 8, "seconds": 3.0},
         ],
