@@ -17,6 +17,7 @@ TORCH_FILES = {
     "inference/torch_backend.py",
     "inference/torch_cache.py",
     "inference/torch_decoding.py",
+    "inference/torch_fusion.py",
     "inference/torch_graphs.py",
 }
 LAZY_FILES = {
