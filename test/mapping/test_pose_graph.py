@@ -275,3 +275,18 @@ def test_components_are_apart_until_a_joint_connects_them():
 def test_too_small_a_graph_is_refused():
     with pytest.raises(ValueError, match="max_nodes is 3"):
         PoseGraph(3)
+
+
+def test_a_map_that_goes_takes_the_windows_folded_into_it_along():
+    """Nothing may ask for them afterwards: not keyframes, not voxels that are put aside."""
+    graph = PoseGraph(16)
+    step = Sim3(1.0, np.eye(3), np.array([1.0, 0.0, 0.0]))
+    graph.add(1, Sim3.identity())
+    for node in range(2, 101):
+        if node == 41:  # a map of three windows
+            graph.add(node, Sim3.identity())
+        else:
+            graph.attach(node, 40 if node == 44 else node - 1, step, SMALL)
+    forgotten = graph.fold()
+    assert {41, 42, 43} <= set(forgotten)
+    assert all((node in graph) != (node in forgotten) for node in range(1, 101))
