@@ -3,11 +3,15 @@
 
 from __future__ import annotations
 
+import json
+from collections import Counter
+
 import numpy as np
 import pytest
 
 pytest.importorskip("rclpy", reason="needs ROS 2")
 
+from g2vlm_tests.soak import __main__ as soak  # noqa: E402
 from g2vlm_tests.soak.__main__ import MAX_MORE_THREADS, broken_promises  # noqa: E402
 from g2vlm_tests.soak.round_trip import there_and_back  # noqa: E402
 from g2vlm_tests.soak.trend import trend_of  # noqa: E402
@@ -45,6 +49,27 @@ def test_a_spike_moves_the_slope_little():
 def test_too_few_samples_are_an_error():
     with pytest.raises(ValueError, match="samples"):
         trend_of([0, 1, 2], [1, 2, 3])
+
+
+def test_memory_counts_while_the_robot_stands_and_after_the_warm_up():
+    """Windows that are being worked on, and a map that is being made, are no growth."""
+    rows = [
+        {
+            "seconds": 10.0 * k,
+            "standing": k % 2 == 0,
+            "window": 30 * k,
+            "map": 0,
+            "threads": 40,
+            "descriptors": 20,
+            "resident_mib": 300.0 + (0 if k % 2 == 0 else k) - 10 * max(0, 20 - k),
+            "anonymous_mib": 200.0,
+        }
+        for k in range(80)
+    ]
+    result = soak.report(10.0, 200.0, rows, Counter(answered=5))
+    assert result["trends"]["resident_mib"]["per_hour"] == 0 and not broken_promises(result)
+    assert result["trends"]["resident_mib"]["start"] == 300 and result["questions"] == 5
+    assert json.loads(soak.as_text(result)) == result
 
 
 def report(per_hour: float, noise: float, **changes: object) -> dict:
