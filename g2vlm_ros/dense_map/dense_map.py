@@ -26,6 +26,7 @@ from g2vlm_ros.dense_map.voxel_fusion import PointViews
 from g2vlm_ros.dense_map.voxel_map import VoxelMap
 from g2vlm_ros.geometry.point_cloud import affines
 from g2vlm_ros.geometry.sim3 import Sim3
+from g2vlm_ros.kernels.cells import CellSums
 from g2vlm_ros.mapping.pose_graph import max_folded
 from g2vlm_ros.mapping.window_pose import MappedWindow, WindowPose
 from g2vlm_ros.records import ScaleState
@@ -116,6 +117,7 @@ class DenseMap:
     def __init__(self, settings: Settings):
         self._settings = settings
         self._lock = threading.RLock()
+        self._sums = CellSums()
         self._maps = 0
         self._session = self._least_session = 0
         self._start_over()
@@ -341,7 +343,7 @@ class DenseMap:
 
     def read(self, path: Path, map_from_file: Sim3) -> LoadedMap:
         """What `load` puts in place; raises as it does."""
-        voxels, occupancy = self._make(1.0)
+        voxels, occupancy = self._make(1.0, CellSums())
         info = load_map(path, voxels)
         if info.scale_state is not ScaleState.METRIC:
             raise MapFileError(
@@ -399,14 +401,20 @@ class DenseMap:
         reach = float(np.median([reach for _, _, reach in self._current.places.values()]))
         return reach / VOXELS_PER_DEPTH / self._settings.voxel.size_m
 
-    def _make(self, unit: float) -> tuple[VoxelMap, OccupancyMapper]:
-        """An empty map and grid; `unit`: map units per metre of the settings."""
+    def _make(
+        self, unit: float, sums: CellSums | None = None
+    ) -> tuple[VoxelMap, OccupancyMapper]:
+        """An empty map and grid; `unit`: map units per metre of the settings.
+
+        sums: for one that is written without the lock.
+        """
         voxel = self._settings.voxel
         voxels = VoxelMap(
             voxel.size_m * unit,
             voxel.memory_mib << 20,
             voxel.min_ray_confidence,
             voxel.replaced_per_update,
+            sums or self._sums,
         )
         grid = OccupancyMapper(
             voxel.cell_m * unit,

@@ -45,7 +45,9 @@ class VoxelMap:
         max_bytes: int,
         min_confidence: float = 0.3,
         replaced_per_update: int = 15_000,
+        sums: CellSums | None = None,
     ):
+        """sums: scratch memory that maps share of which one is written at a time."""
         self.lock = threading.RLock()
         self.rules: EditRules | None = None
         """What edits ask of updates; a MapEditor sets it."""
@@ -58,7 +60,7 @@ class VoxelMap:
         self._origin = np.zeros(3)
         self._corrections = Deformations()
         self._counts = MapCounts()
-        self._sums = CellSums()
+        self._sums = sums or CellSums()
 
     def __len__(self) -> int:
         return len(self._grid)
