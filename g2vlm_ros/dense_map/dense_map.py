@@ -401,9 +401,7 @@ class DenseMap:
         reach = float(np.median([reach for _, _, reach in self._current.places.values()]))
         return reach / VOXELS_PER_DEPTH / self._settings.voxel.size_m
 
-    def _make(
-        self, unit: float, sums: CellSums | None = None
-    ) -> tuple[VoxelMap, OccupancyMapper]:
+    def _make(self, unit: float, sums: CellSums | None = None) -> tuple[VoxelMap, OccupancyMapper]:
         """An empty map and grid; `unit`: map units per metre of the settings.
 
         sums: for one that is written without the lock.
