@@ -20,6 +20,11 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.record import record
+from g2vlm_ros.checkpoint.config import ModelConfig
+from g2vlm_ros.checkpoint.digest import model_version
+from g2vlm_ros.checkpoint.tokenizer import Tokenizer
+from g2vlm_ros.inference.triton_backend import TritonBackend
+from g2vlm_ros.inference.triton_transport import GrpcTransport
 from g2vlm_ros.perception import Perception
 from g2vlm_ros.settings import Settings
 
@@ -27,6 +32,8 @@ DEMO = Path(__file__).resolve().parents[1] / "engines" / "demo"
 VIEWS, HEIGHT, WIDTH = 4, 480, 640
 WINDOWS = 8
 ROBOTS = (1, 2, 4)
+MODEL, TIMEOUT_S = "g2vlm", 60.0
+"""Name of the model at the server, and how long a request may take while all robots ask."""
 QUESTION = "What do you see?"
 
 
@@ -34,17 +41,18 @@ class Robot:
     """One robot's perception, and what it has moved so far."""
 
     def __init__(self, url: str, checkpoint: Path, seed: int):
-        values = {"model.checkpoint": str(checkpoint), "model.backend": "triton"}
-        values |= {"model.triton_url": url, "model.triton_timeout_s": 60.0}
-        self.perception = Perception.open(Settings.from_flat(values))
+        self.transport = GrpcTransport(url, MODEL, TIMEOUT_S)
+        backend = TritonBackend(ModelConfig.read(checkpoint), self.transport)
+        backend.check_server(model_version(checkpoint))
+        settings = Settings.from_flat({"model.checkpoint": str(checkpoint)})
+        self.perception = Perception(backend, Tokenizer.open(checkpoint), settings)
         rng = np.random.default_rng(seed)
         self.images = list(rng.integers(0, 256, (VIEWS, HEIGHT, WIDTH, 3), dtype=np.uint8))
         self.perception.reconstruct(self.images)
 
     def moved(self) -> np.ndarray:
         """(sent, received) bytes since the start."""
-        transport = self.perception._stages._server
-        return np.array([transport.bytes_sent, transport.bytes_received])
+        return np.array([self.transport.bytes_sent, self.transport.bytes_received])
 
     def windows(self) -> list[float]:
         """Seconds of each of WINDOWS windows."""

@@ -3,6 +3,7 @@
 
 from difflib import get_close_matches
 from pathlib import Path
+from re import ASCII, fullmatch
 
 from launch.actions import (
     DeclareLaunchArgument,
@@ -59,6 +60,8 @@ def generate_launch_description():
 def launch_nodes(context):
     check_names(context.argv)
     arguments = dict(context.launch_configurations)
+    if not fullmatch(r"/?|/?[A-Za-z_]\w*(/[A-Za-z_]\w*)*/?", arguments["namespace"], ASCII):
+        raise RuntimeError(f"namespace:={arguments['namespace']} is no ROS name")
     on = {name: arguments[name] == "true" for name, _, _ in SWITCHES}
     files, cameras = (
         arguments[name].replace(",", " ").split() for name in ("params_file", "cameras")
@@ -80,12 +83,12 @@ def launch_nodes(context):
     if arguments["replay"]:
         common["parameters"] = [{"path": arguments["replay"], "sim_time": on["use_sim_time"]}]
         common["parameters"] += [{"camera": camera} for camera in cameras[:1]]
-        actions.append(Node(name="replay", executable="replay", **common))
+        actions += needed(Node(name="replay", executable="replay", **common))
     clock = {"use_sim_time": on["use_sim_time"]}
     if on["demo"] and not arguments["replay"]:
         walk = {"loop": True, "sim_time": on["use_sim_time"]}
         common["parameters"] = [{**walk, **({"cameras": cameras} if cameras else {})}]
-        actions.append(Node(name="sim_camera", executable="sim_camera", **common))
+        actions += needed(Node(name="sim_camera", executable="sim_camera", **common))
     common["parameters"] = [clock]
     if on["viewer"]:
         actions.append(Node(name="viewer", executable="viewer", **common))
@@ -128,6 +131,16 @@ def perception(common):
 
     ended = RegisterEventHandler(OnProcessExit(target_action=node, on_exit=again))
     return [node, ended]
+
+
+def needed(node):
+    """A node that gives the images: where it fails (no such recording), the launch ends."""
+
+    def ended(event, context):
+        if event.returncode != 0 and not context.is_shutdown:
+            give_up(f"{event.action.node_executable} ended with code {event.returncode}")
+
+    return [node, RegisterEventHandler(OnProcessExit(target_action=node, on_exit=ended))]
 
 
 def give_up(sentence):

@@ -7,6 +7,7 @@ import ast
 import importlib.util
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -167,6 +168,27 @@ def test_rviz_is_remapped_on_every_topic_that_it_shows(tree):
     )
     constants = {n.value for n in ast.walk(assignment) if isinstance(n, ast.Constant)}
     assert constants == shown
+
+
+@pytest.mark.parametrize("name", ["1robot", "my robot", "a//b", "ro-bot"])
+def test_a_namespace_that_is_no_ros_name_is_refused(actions, name):
+    assert executables(actions(namespace="/fleet/robot1")) == ["perception"]
+    with pytest.raises(RuntimeError, match="is no ROS name"):
+        actions(namespace=name)
+
+
+def test_a_replay_that_fails_ends_the_launch_and_one_that_is_over_does_not(module, monkeypatch):
+    handlers = []
+    monkeypatch.setattr(module, "OnProcessExit", lambda **options: options["on_exit"])
+    monkeypatch.setattr(module, "RegisterEventHandler", handlers.append)
+    module.needed(Stand())
+    running = SimpleNamespace(is_shutdown=False)
+    event = SimpleNamespace(returncode=0, action=SimpleNamespace(node_executable="replay"))
+    handlers[0](event, running)
+    event.returncode = 2
+    handlers[0](event, SimpleNamespace(is_shutdown=True))
+    with pytest.raises(RuntimeError, match="replay ended with code 2"):
+        handlers[0](event, running)
 
 
 def test_missing_parameter_file_is_named(actions):

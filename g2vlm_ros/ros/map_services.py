@@ -87,6 +87,11 @@ class MapServices:
             raise invalid(
                 f"path {_short(request.path)} is no map file: no regular file on the robot"
             )
+        if path.suffix.lower() != ".npz":
+            raise invalid(
+                f"path {_short(request.path)} is no .npz; .ply and .pcd are for other tools, save "
+                "the map as .npz to load it"
+            )
         try:
             map_from_file = _rigid("map_from_file", request.map_from_file)
             objects, rooms = from_bytes(load_objects(path), map_from_file)

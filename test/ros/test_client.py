@@ -133,6 +133,16 @@ def test_a_node_that_is_not_there_is_an_error(testbed, monkeypatch):
         robot.ask("What?")
 
 
+@pytest.mark.parametrize("node", ["1st", "a b", "robot/", "x" * 300, ""])
+def test_a_node_that_is_no_ros_name_is_one_sentence(node, capsys):
+    from g2vlm_ros.ros.client import agent_tools, ask
+
+    for main, arguments in ((ask.main, ["What?"]), (agent_tools.main, [])):
+        assert main([*arguments, "--node", node]) == 2
+        error = capsys.readouterr().err
+        assert "it must be a ROS name" in error and len(error.splitlines()) == 1
+
+
 def test_ask_prints_an_answer_or_why_there_is_none(testbed, capsys):
     from g2vlm_ros.ros.client import ask
 

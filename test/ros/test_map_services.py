@@ -254,11 +254,13 @@ def test_paths_of_services_are_checked_before_anything_is_opened(tmp_path):
     inside, outside = tmp_path / "maps", tmp_path / "elsewhere"
     inside.mkdir()
     outside.mkdir()
+    (inside / "cloud.ply").write_bytes(b"ply")
     os.mkfifo(inside / "pipe.npz")
     (inside / "way_out").symlink_to(outside)
     with bench(**{"map.folder": str(inside)}) as testbed:
         for path in (
             "/dev/ptmx",
+            str(inside / "cloud.ply"),
             str(inside / "pipe.npz"),
             "~nobody-of-this-name/m.npz",
             "x" * 5000,

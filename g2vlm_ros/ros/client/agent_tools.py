@@ -21,6 +21,7 @@ from g2vlm_ros.query.map_object import ObjectState
 from g2vlm_ros.query.question_plan import AnswerType
 from g2vlm_ros.ros.client.ask import code_name
 from g2vlm_ros.ros.client.client import SpatialClient, UnreachableError
+from g2vlm_ros.ros.security import SecurityError
 from g2vlm_ros.srv import FindObjects, SpatialQuery
 
 _SIMPLE = {
@@ -283,7 +284,11 @@ def main(arguments: list[str] | None = None) -> int:
             )
         )
         return 0
-    return serve(options.node)
+    try:
+        return serve(options.node)
+    except (SecurityError, UnreachableError, ValueError) as error:
+        print(error, file=sys.stderr)
+        return 2
 
 
 if __name__ == "__main__":

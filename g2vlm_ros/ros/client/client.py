@@ -30,6 +30,7 @@ from rclpy.task import Future
 from sensor_msgs.msg import Image
 
 from g2vlm_ros.action import AnswerSpatialQuery
+from g2vlm_ros.parameter_schema import MAX_NAME, TOPIC
 from g2vlm_ros.ros.client.answer_images import AnswerImages
 from g2vlm_ros.ros.client.errors import PictureMissedError, UnreachableError
 from g2vlm_ros.ros.client.fields import message
@@ -53,6 +54,8 @@ class _Connection:
     """A node with the clients, spun by a thread."""
 
     def __init__(self, node: str = "/perception", context: Any = None):
+        if not TOPIC.pattern.fullmatch(node) or len(node) > MAX_NAME:
+            raise ValueError(f"node is {node!r}; it must be {TOPIC.sentence}")
         self._own_context = context is None
         self._context = context or rclpy.Context()
         self._name = node
