@@ -31,6 +31,8 @@ MAX_PATH_LENGTH = 4096
 """Of Linux."""
 MAX_NAME_BYTES = 200
 """Of a file or folder: Linux takes 255, and a file is written under a longer name first."""
+MAX_SHIFT_M = 10_000.0
+"""Of a saved map against the live one: 2^20 voxels of 1 cm; what lies beyond would be lost."""
 SHOWN_LENGTH = 200
 """So much of a path is repeated in an error."""
 
@@ -94,6 +96,11 @@ class MapServices:
             )
         try:
             map_from_file = _rigid("map_from_file", request.map_from_file)
+            if np.abs(map_from_file.translation).max() > MAX_SHIFT_M:
+                raise invalid(
+                    f"map_from_file moves the map by {map_from_file.translation.tolist()} m; at "
+                    f"most {MAX_SHIFT_M:g} m fit into its grid: take an origin nearby"
+                )
             objects, rooms = from_bytes(load_objects(path), map_from_file)
             keyframes = load_keyframes(path)
             pose_is_known = request.known_pose or not _is_identity(map_from_file)
@@ -104,11 +111,6 @@ class MapServices:
                 )
             saved = [] if pose_is_known else self._keyframes.read(keyframes)
             loaded = self._map.read(path, map_from_file)
-            if not len(loaded) and not _is_identity(map_from_file):
-                raise invalid(
-                    f"map_from_file moves the map by {map_from_file.translation.tolist()} m, "
-                    "beyond what a map can hold; give metres from the map's origin"
-                )
         except (MapFileError, ObjectMemoryError, KeyframeFileError) as error:
             raise invalid(str(error)) from error
         # All of the file is sound: from here on nothing of it can fail.
