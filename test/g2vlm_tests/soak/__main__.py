@@ -23,7 +23,7 @@ import numpy as np
 from g2vlm_ros.srv import SpatialQuery
 from g2vlm_tests.dds_domain import isolate
 from g2vlm_tests.soak.round_trip import ROUND_S, RoundTripRobot
-from g2vlm_tests.soak.trend import trend_of
+from g2vlm_tests.soak.trend import BLOCKS, trend_of
 from sensor_msgs.msg import PointCloud2
 
 from g2vlm_ros.mapping.pose_graph import max_folded
@@ -132,9 +132,10 @@ class Soak:
             self._start = time.monotonic()
             while not (self.rows and warm(self.rows[-1], warm_up_s)):
                 self._drive_and_stand()
-            warm_from = self.rows[-1]["seconds"]
-            while self.rows[-1]["seconds"] < warm_from + 60 * minutes:
+            warm_from, stops = self.rows[-1]["seconds"], 1
+            while self.rows[-1]["seconds"] < warm_from + 60 * minutes or stops < BLOCKS:
                 self._drive_and_stand()
+                stops += 1
         finally:
             self._robot.close()
         return report(minutes, warm_from, self.rows, self._ends)

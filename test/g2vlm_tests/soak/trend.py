@@ -44,17 +44,14 @@ class Trend:
 
 
 def trend_of(seconds: Sequence[float], values: Sequence[float]) -> Trend:
-    """The line through the medians of BLOCKS equal parts of the time.
+    """The line through the medians of BLOCKS parts of as many samples each, in order of time.
 
-    ValueError where a part has no sample.
+    ValueError where there are fewer samples.
     """
-    times, values = np.asarray(seconds, float), np.asarray(values, float)
-    edges = np.linspace(times.min(), times.max(), BLOCKS + 1)
-    block = np.clip(np.searchsorted(edges, times, side="right") - 1, 0, BLOCKS - 1)
-    if len(np.unique(block)) < BLOCKS:
-        raise ValueError(f"{len(times)} samples leave one of {BLOCKS} parts of the time empty")
-    hours = np.array([times[block == b].mean() for b in range(BLOCKS)]) / 3600
-    medians = np.array([np.median(values[block == b]) for b in range(BLOCKS)])
+    if len(seconds) < BLOCKS:
+        raise ValueError(f"{len(seconds)} samples; a trend needs {BLOCKS}")
+    hours = np.array([b.mean() for b in np.array_split(np.asarray(seconds, float), BLOCKS)]) / 3600
+    medians = np.array([np.median(b) for b in np.array_split(np.asarray(values, float), BLOCKS)])
     centred = hours - hours.mean()
     slope = float(centred @ medians / (centred @ centred))
     residuals = medians - medians.mean() - slope * centred
