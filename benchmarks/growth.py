@@ -2,8 +2,10 @@
 """Does a window cost more the longer the robot drives? And what does it cost to start?
 
 Processor time (one thread) around windows 60, 600 and 6 000 of one endless drive through a
-simulated home (`drive.Drive`), and resident memory beside it; and a start-up in a process of its
-own: imports, the kernels, the demo checkpoint opened, its first window of random images.
+simulated home (`drive.Drive`), and memory beside it: what is allocated, and what is resident once
+freed pages are given back, as the node does every ten seconds (`ros.heap`); and a start-up in a
+process of its own: imports, the kernels, the demo checkpoint opened, its first window of random
+images.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import os
 os.environ.update(OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1")  # one core, before numpy starts
 
 import argparse
+import ctypes
 import json
 import subprocess
 import sys
@@ -60,6 +63,28 @@ print(json.dumps({"processor_s": spent, "resident_mib": round(resident_mib(), 1)
 """
 
 
+class _MallocState(ctypes.Structure):
+    """`struct mallinfo2` of glibc: bytes by kind."""
+
+    _fields_ = tuple(
+        (name, ctypes.c_size_t)
+        for name in (
+            "arena", "ordblks", "smblks", "hblks", "hblkhd",
+            "usmblks", "fsmblks", "uordblks", "fordblks", "keepcost",
+        )
+    )  # fmt: skip
+
+
+def memory_mib() -> dict[str, float]:
+    """Allocated by malloc, and resident after free pages were given back; glibc only."""
+    libc = ctypes.CDLL(None)
+    libc.mallinfo2.restype = _MallocState
+    state = libc.mallinfo2()
+    libc.malloc_trim(ctypes.c_size_t(0))
+    allocated = (state.uordblks + state.hblkhd) / 2**20
+    return {"allocated": round(allocated, 1), "resident": round(resident(), 1)}
+
+
 def start_up() -> dict[str, Any]:
     """Processor seconds and memory of a process until its first window is through."""
     output = subprocess.check_output([sys.executable, "-c", START_UP], cwd=ROOT, text=True)
@@ -84,7 +109,7 @@ def growth(home: int, windows: int) -> dict[str, Any]:
         drive.pass_by(number)
         number += 1
         if drive.windows in MARKS:
-            memory.setdefault(drive.windows, round(resident(), 1))
+            memory.setdefault(drive.windows, memory_mib())
     marks = [mark for mark in MARKS if drive.cost_ms(mark) is not None]
     costs = {mark: drive.cost_ms(mark) for mark in marks}
     first = costs[marks[0]]
@@ -96,7 +121,7 @@ def growth(home: int, windows: int) -> dict[str, Any]:
         "loops": dict(drive.live.counts().loops),
         "processor_ms": costs,
         "over_first_mark": {mark: round(cost / first, 2) for mark, cost in costs.items()},
-        "resident_mib": {mark: memory.get(mark) for mark in marks},
+        "memory_mib": {mark: memory.get(mark) for mark in marks},
     }
 
 
