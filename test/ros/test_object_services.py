@@ -213,11 +213,13 @@ def test_what_a_question_found_is_remembered_when_it_is_out_of_view(testbed, obj
     covariance = np.reshape(found[0].position_covariance, (3, 3))
     assert off @ np.linalg.solve(covariance, off) < 11.34, "as far off as it says"
     testbed.until(lambda: objects[-1].objects[0].label == "green chair", "it on ~/objects")
-    feed(testbed, start_s=START_S + 60.0)
+    feed(testbed, start_s=START_S + 21.0)
     later = ask(testbed, question="Where did you see the green chair?", answer_kind=4)
     assert later.success and later.remembered, later.error_msg
     assert later.stamp.sec == int(START_S) + 20 and "no view" in later.answer
-    assert later.pose.pose.position.x == pytest.approx(found[0].pose.position.x, abs=0.1)
+    # The new window may have corrected the map since, and the thing moves with it.
+    kept = find(testbed, words="chair").objects[0]
+    assert later.pose.pose.position.x == pytest.approx(kept.pose.position.x, abs=0.1)
 
 
 def test_a_thing_is_doubted_until_it_is_looked_at_again(testbed, objects):
