@@ -70,6 +70,12 @@ class SafeActionServer(ActionServer):
             if not _destroyed(self):
                 raise
 
+    async def _execute_expire_goals(self, expired_goals: Any) -> None:
+        """Forget goals whose results are old. While a server is destroyed rcl may name goals that
+        never were, of memory that is not its any more; there is nothing to forget of them."""
+        goals = [g for g in expired_goals if bytes(g.goal_id.uuid) in self._goal_handles]
+        await super()._execute_expire_goals(goals)
+
 
 class SafeActionClient(ActionClient):
     """An action client that any thread may ask while another spins it.
