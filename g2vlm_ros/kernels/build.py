@@ -17,7 +17,12 @@ import tempfile
 from pathlib import Path
 
 SOURCES = Path(__file__).resolve().parent
-FLAGS = ("-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-fno-math-errno")
+FLAGS = (
+    "-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-fno-math-errno", "-fno-trapping-math"
+)  # fmt: skip
+"""Nobody reads errno or the processor's flags of invalid operations: as long as compilers keep
+these right, they make no vector instructions of a choice between two numbers. CMakeLists.txt
+repeats them; a test compares."""
 SAME_EVERYWHERE = "-ffp-contract=off"
 """No fused multiply-add, so that every processor gives the same bits."""
 VARIANTS = {"g2vlm_kernels": (), "g2vlm_kernels_avx2": ("-mavx2",)}

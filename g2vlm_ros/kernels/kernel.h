@@ -4,13 +4,6 @@
 // frame, the centre of the top-left pixel is (0, 0).
 #pragma once
 
-// Nobody reads the processor's flags of invalid operations. As long as GCC keeps them right it
-// makes no vector instructions of a choice between two numbers; results are the same bits. What is
-// included before this file would not become part of its loops: it is the first of all includes.
-#if defined(__GNUC__) && !defined(__clang__)
-#pragma GCC optimize("no-trapping-math")
-#endif
-
 #include <cmath>
 #include <cstdint>
 #include <cstring>
