@@ -345,7 +345,7 @@ class MappingPipeline:
         return self._refiner.refine(network, odometry, [view_key(frame) for frame in frames])
 
     def _place(self, window: Window, scene: Scene, result: Reconstruction) -> PerceivedWindow:
-        placement = self._slam.place(window, result, self._refiner.errors.share_of_assumed)
+        placement = self._slam.place(window, result)
         self._loop_detector.forget(placement.forgotten)
         views = [view_key(frame) for frame in window.frames]
         new_views = tuple(i for i, view in enumerate(views) if view not in self._last_views)

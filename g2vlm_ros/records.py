@@ -262,6 +262,19 @@ class RawGeometry:
 
 
 @dataclass(frozen=True)
+class ViewStd:
+    """How far views of a window are off within it: standard deviations of half of its views
+    against the other half, so that the errors which neighbours share count in full."""
+
+    turn_rad: float
+    """About each axis."""
+    shift: float
+    """Of each coordinate of the camera's place, as a share of the window's median depth."""
+    scale: float
+    """Relative, of the depth."""
+
+
+@dataclass(frozen=True)
 class Reconstruction:
     """Geometry of one window as users get it: points, colours, poses, confidence, intrinsics.
 
@@ -283,6 +296,8 @@ class Reconstruction:
     """What the network's points said where `intrinsics` are known ones."""
     ignored: np.ndarray | None = None
     """bool (N, H, W): pixels of what moves, as masks say; or None."""
+    view_std: ViewStd | None = None
+    """What images left of its errors (`PoseRefiner`); None where nothing is known of them."""
     _valid: dict[float, np.ndarray] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )

@@ -16,7 +16,7 @@ import numpy as np
 
 from g2vlm_ros.geometry.sim3 import Sim3
 from g2vlm_ros.kernels.registration import fit_view
-from g2vlm_ros.records import Reconstruction, frozen
+from g2vlm_ros.records import Reconstruction, ViewStd, frozen
 
 ROBUST_STEPS = 4
 POLISH_STEPS = 8
@@ -36,9 +36,11 @@ BLOCKS_PER_SIDE = 8
 MIN_PATCHES = 14
 """With fewer, seven unknowns would explain the errors instead of showing them."""
 SYSTEMATIC = np.array([0.01] * 3 + [0.005] * 3 + [0.01])
-"""Assumed error of a view as a whole, which shows in no residual of its own: radians, fraction of
-the range, logarithm of scale. The angle is the demo checkpoint's, by `nees_rotation` of
-`python -m benchmarks demo_map`."""
+"""Error of a view as a whole between two windows, which shows in no residual of its own, assumed
+where `ViewSample.std` is unknown: radians, fraction of the range, logarithm of scale. The angle is
+the demo checkpoint's, by `nees_rotation` of `python -m benchmarks demo_map`."""
+MIN_SYSTEMATIC = 0.1
+"""Of SYSTEMATIC at least: below, lenses and rounding are what is left."""
 WORST = np.array([0.05] * 3 + [0.05] * 3 + [0.1])
 """Standard deviations (same units) at which a registration is worth half of its inliers."""
 
@@ -80,9 +82,6 @@ class RelativePose:
     """0..1: the inliers, discounted where the geometry leaves the similarity undetermined."""
     spread: float
     """How far whole views disagree: their variance over what is assumed, at least 1."""
-    disagreement: tuple[float, int] = (0.0, 0)
-    """The same of this registration alone, as it is: sum of the squared errors of its views over
-    what is assumed, and how many of them are free: one less than the views."""
 
 
 @dataclass(frozen=True)
@@ -97,6 +96,8 @@ class ViewSample:
     """float32 (n,): confidence, 1 where it is unknown."""
     blocks: np.ndarray
     """int16 (n,): which patch of the view each point is from."""
+    std: ViewStd | None = None
+    """Of the view in its window, where that is known."""
 
 
 def sample_view(result: Reconstruction, view: int) -> ViewSample:
@@ -107,7 +108,8 @@ def sample_view(result: Reconstruction, view: int) -> ViewSample:
     pose = result.window_from_camera[view].astype(np.float64)
     points = local.reshape(-1, 3) @ pose[:3, :3].T + pose[:3, 3]
     weights = np.nan_to_num(result.confidence[view, ::step, ::step].reshape(-1), nan=1.0)
-    return ViewSample(points.astype(np.float32), pose[:3, 3], weights, _patches(*local.shape[:2]))
+    patches = _patches(*local.shape[:2])
+    return ViewSample(points.astype(np.float32), pose[:3, 3], weights, patches, result.view_std)
 
 
 @lru_cache(maxsize=8)
@@ -129,9 +131,11 @@ class SharedView:
         weights: np.ndarray,
         centre: np.ndarray,
         blocks: np.ndarray,
+        systematic: np.ndarray = SYSTEMATIC,
     ):
         """source, target: float64 (n, 3). weights: float64 (n,). centre: (3,), the camera in the
-        target. blocks: int (n,), the patch of each point. ValueError for MIN_PATCHES or less."""
+        target. blocks: int (n,), the patch of each point. systematic: (7,), as SYSTEMATIC.
+        ValueError for MIN_PATCHES or less."""
         good = np.isfinite(source.sum(1)) & np.isfinite(target.sum(1)) & (weights > 0)
         self.blocks = blocks[good].astype(np.int64)
         self.patches = int(np.count_nonzero(np.bincount(self.blocks)))
@@ -141,7 +145,7 @@ class SharedView:
                 f"{MIN_PATCHES} are needed to tell how well windows join"
             )
         self.source, self.target, self.weights = source[good], target[good], weights[good]
-        self.centre = centre
+        self.centre, self.systematic = centre, systematic
         ray = self.target - centre
         self.range = np.maximum(np.sqrt(np.einsum("ki,ki->k", ray, ray)), 1e-9)
         self.direction = ray / self.range[:, None]
@@ -166,7 +170,8 @@ def register_views(
         points = (x.points_u[::step].astype(np.float64) for x in (source, target))
         weights = (source.weights * target.weights)[::step].astype(np.float64)
         try:
-            views.append(SharedView(*points, weights, target.centre_u, source.blocks[::step]))
+            blocks, systematic = source.blocks[::step], _systematic(source.std, target.std)
+            views.append(SharedView(*points, weights, target.centre_u, blocks, systematic))
         except ValueError as error:
             refused = error
     if not views:
@@ -185,16 +190,45 @@ def fit_relative_pose(
     and through `spread` those of later registrations, which may have one view and cannot tell.
     Raises ValueError as `fit_sim3` does.
     """
-    fits = [_fit_view(view) for view in views]
-    fit, covariance, spread, scatter = _mean(fits, spread)
+    solutions = [_fit_view(view) for view in views]
+    fits = [
+        (fit, covariance + about(view.centre, view.systematic * _units(view.reach)))
+        for (fit, covariance), view in zip(solutions, views, strict=True)
+    ]
+    fit, covariance, spread = _mean(fits, spread)
     pivot, reach = np.mean([v.centre for v in views], 0), float(np.mean([v.reach for v in views]))
-    covariance = covariance + about(pivot, np.array([0.0] * 6 + [unit_std]))
+    unit = about(pivot, np.array([0.0] * 6 + [unit_std]))
+    covariance = covariance + unit
     weights = np.concatenate([v.weights for v in views])
     error = np.concatenate([_relative_error(fit, view) for view in views])
     inliers = float(weights[error < INLIER_DISTANCE].sum() / weights.sum())
-    quality = inliers / (1.0 + _uncertainty(covariance, pivot, reach) ** 2)
-    residual, disagreement = float(np.median(error)), (scatter, len(views) - 1)
-    return RelativePose(fit, inliers, residual, covariance, quality, spread, disagreement)
+    # A window of a network that is known to be poor is worth as much as of one that is not known.
+    assumed = spread * _as_assumed(solutions, views) + unit
+    unsure = min(_uncertainty(each, pivot, reach) for each in (covariance, assumed))
+    quality = inliers / (1.0 + unsure**2)
+    return RelativePose(fit, inliers, float(np.median(error)), covariance, quality, spread)
+
+
+def _systematic(source: ViewStd | None, target: ViewStd | None) -> np.ndarray:
+    """(7,), as SYSTEMATIC: of a view that two windows share, each off by its own."""
+    variance = np.zeros(7)
+    for std in (source, target):
+        if std is None:
+            variance += SYSTEMATIC**2 / 2
+        else:
+            variance += np.array([std.turn_rad] * 3 + [std.shift] * 3 + [std.scale]) ** 2
+    return np.maximum(np.sqrt(variance), MIN_SYSTEMATIC * SYSTEMATIC)
+
+
+def _as_assumed(
+    solutions: Sequence[tuple[Sim3, np.ndarray]], views: Sequence[SharedView]
+) -> np.ndarray:
+    """(7, 7) of the mean over views that err as SYSTEMATIC says."""
+    information = np.zeros((7, 7))
+    for (_, covariance), view in zip(solutions, views, strict=True):
+        systematic = about(view.centre, SYSTEMATIC * _units(view.reach))
+        information += np.linalg.inv(covariance + systematic)
+    return np.linalg.inv(information)
 
 
 def _relative_error(fit: Sim3, view: SharedView) -> np.ndarray:
@@ -204,7 +238,7 @@ def _relative_error(fit: Sim3, view: SharedView) -> np.ndarray:
 
 
 def _fit_view(view: SharedView) -> tuple[Sim3, np.ndarray]:
-    """Similarity over one view, and its covariance (7, 7).
+    """Similarity over one view, and its covariance (7, 7) by what its points show.
 
     Closed form with Cauchy weights first; then Gauss-Newton on the direction and the logarithm of
     the range from the camera, each with the spread that it shows: depth errs along the ray, and
@@ -225,15 +259,13 @@ def _fit_view(view: SharedView) -> tuple[Sim3, np.ndarray]:
         raise ValueError("the points lie on a line or in one spot; they cannot fix a similarity")
     fit, hessian, curvature, pulls = solution
     similarity = Sim3(float(fit[0]), fit[1:10].reshape(3, 3), fit[10:])
-    covariance = _covariance(hessian, curvature, pulls, view.patches)
-    return similarity, covariance + about(view.centre, SYSTEMATIC * _units(view.reach))
+    return similarity, _covariance(hessian, curvature, pulls, view.patches)
 
 
 def _mean(
     fits: Sequence[tuple[Sim3, np.ndarray]], spread: float
-) -> tuple[Sim3, np.ndarray, float, float]:
-    """Mean by information, with views that stand apart weighted down; covariance, spread, and the
-    squared errors of these views over what is assumed."""
+) -> tuple[Sim3, np.ndarray, float]:
+    """Mean by information, with views that stand apart weighted down; covariance and spread."""
     information = np.stack([np.linalg.inv(covariance) for _, covariance in fits])
     mean, trust, squared = fits[0][0], np.ones(len(fits)), np.zeros(len(fits))
     if len(fits) > 1:
@@ -249,7 +281,7 @@ def _mean(
     scatter = float(trust @ squared)
     spread = (spread * SPREAD_VIEWS + scatter) / (SPREAD_VIEWS + len(fits) - 1)
     spread = max(1.0, spread)
-    return mean, covariance * spread, spread, scatter
+    return mean, covariance * spread, spread
 
 
 def _differences(fits: Sequence[tuple[Sim3, np.ndarray]], mean: Sim3) -> np.ndarray:

@@ -101,7 +101,6 @@ class GraphSlam:
         """Forget the map; the next window starts a new map."""
         self._graph = PoseGraph(self._settings.graph_windows)
         self._map_of: dict[int, _Map] = {}
-        self._network_variance = 1.0
         self._registrar = WindowRegistrar(self._settings)
         self._last_odometry: tuple[int, OdometryConstraint | None] | None = None
 
@@ -128,19 +127,13 @@ class GraphSlam:
         """Whether the map still knows where a window lies."""
         return window_id in self._graph
 
-    def place(
-        self, window: Window, result: Reconstruction, network_variance: float = 1.0
-    ) -> WindowPose:
+    def place(self, window: Window, result: Reconstruction) -> WindowPose:
         """Join a window to the map by the views it shares with the ones before.
-
-        network_variance: `NetworkErrors.share_of_assumed`; covariances are published smaller
-        where that and the views of joints say so.
 
         Where no shared view does, odometry carries a map in metres on, if it knows the way; else
         a new map starts, so that a wrong pose is never published as a continuation. A window
         that raises leaves the map as it was.
         """
-        self._network_variance = network_variance
         before = self._graph, self._map_of, self._map_count, self._last_odometry
         self._graph, self._map_of = self._graph.copy(), _copied(self._map_of)
         try:
@@ -444,20 +437,12 @@ class GraphSlam:
     def _covariance(
         self, node: int, result: Reconstruction, estimate: ScaleEstimate
     ) -> np.ndarray:
-        """float64 (N, 6, 6), see `WindowPose`: chain of edges and view noise, smaller where both
-        joints and images find the network better than assumed; scale if metric."""
+        """float64 (N, 6, 6), see `WindowPose`: chain of edges, view noise, scale if metric."""
         pose, frame = self._graph.pose(node), self._map_of[node]
         move = pose.adjoint()
         in_map = move @ self._graph.covariance(node) @ move.T
         scale_std = estimate.relative_std if frame.metric else 0.0
-        return view_covariances(
-            pose,
-            in_map,
-            result,
-            frame.scale.view_noise,
-            scale_std,
-            max(self._registrar.unit_weight, self._network_variance),
-        )
+        return view_covariances(pose, in_map, result, frame.scale.view_noise, scale_std)
 
     def _fold(self) -> tuple[int, ...]:
         """Keep the graph within its bound; the windows that are forgotten for it."""

@@ -13,8 +13,8 @@ from dataclasses import astuple
 
 import numpy as np
 
-from g2vlm_ros.geometry.registration import SYSTEMATIC
 from g2vlm_ros.mapping.window_adjustment import PER_VIEW, Adjustment, NetworkStd
+from g2vlm_ros.records import ViewStd
 
 FIRST = NetworkStd(turn_rad=np.deg2rad(1.0), shift=0.01, scale=0.02, field=0.02)
 """Before anything is known: between a small network and a large one."""
@@ -49,17 +49,20 @@ class NetworkErrors:
         return _std(self._squares / self._counts)
 
     @property
-    def share_of_assumed(self) -> float:
-        """Variance of turns and places over what joints assume of a view; at most 1."""
+    def view_std(self) -> ViewStd | None:
+        """Of views of the network, which err independently of each other; None before anything
+        was learnt."""
+        if self._counts.max() <= FIRST_COUNT:
+            return None
         std = self.std
-        shares = std.turn_rad / SYSTEMATIC[0], std.shift / SYSTEMATIC[3]
-        return min(float(max(shares)) ** 2, 1.0)
+        scale = float(np.hypot(std.scale, std.field / np.sqrt(_KNOTS)))
+        return ViewStd(std.turn_rad, std.shift, scale)
 
-    def learn(self, adjustment: Adjustment, depth_u: float) -> np.ndarray:
+    def learn(self, adjustment: Adjustment, depth_u: float) -> tuple[np.ndarray, np.ndarray]:
         """Take in an adjustment that was made with `std`; depth_u: the window's median depth.
 
         Returns the change (N, PER_VIEW) that the same evidence, taken as linear, makes with the
-        deviations that follow.
+        deviations that follow, and its information (N PER_VIEW, N PER_VIEW).
         """
         views, prior = len(adjustment.change), self.std
         before = adjustment.information
@@ -76,7 +79,7 @@ class NetworkErrors:
             before_std, prior = prior, self.std
             if abs(prior.turn_rad - before_std.turn_rad) < SETTLED * before_std.turn_rad:
                 break
-        return change
+        return change, evidence + before_std.information(views, depth_u)
 
 
 def _std(variances: np.ndarray) -> NetworkStd:

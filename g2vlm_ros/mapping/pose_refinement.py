@@ -27,6 +27,7 @@ from g2vlm_ros.mapping.window_adjustment import (
     Adjustment,
     Turn,
     WindowAdjustment,
+    adjusted_std,
     knot_field,
     knot_weights,
     moved_points,
@@ -75,13 +76,15 @@ class PoseRefiner:
 
         odometry: per view odom_from_camera (4, 4) or None; only its turns count, which need no
         unit. keys: what identifies each view, so that what was computed for those of the window
-        before is used again. The same object where images do not know better.
+        before is used again. The same poses and depth where images do not know better.
         """
         if result.views < 2:
             return result
         images = self._memory.images(result.colours, keys)
         views = TrackedViews(result, images, self._memory.flows(keys))
         refined = self._refine(result, views, odometry)
+        if refined is result and self._errors.view_std is not None:
+            refined = replace(result, view_std=self._errors.view_std)
         self._memory.keep(keys, images, views.flows)
         return refined
 
@@ -117,11 +120,12 @@ class PoseRefiner:
         if not np.abs(adjustment.change).max() < MAX_CHANGE * max(1.0, depth_u):
             return result
         if not by_features:
-            change = self._errors.learn(adjustment, depth_u)
-            adjustment = adjusting.changed(adjustment, change)
+            adjustment = adjusting.changed(*self._errors.learn(adjustment, depth_u))
         network = replace(adjustment, poses=poses, log_depth=np.zeros_like(adjustment.log_depth))
         known_better = _is_better(adjustment, network, judges, views.size)
-        return _applied(result, adjustment) if known_better else result
+        if not known_better:
+            return result
+        return replace(_applied(result, adjustment), view_std=adjusted_std(adjustment, depth_u))
 
 
 def refine_poses(

@@ -26,6 +26,7 @@ from g2vlm_ros.mapping.view_tracks import (
     Tracks,
     reduced,
 )
+from g2vlm_ros.records import ViewStd
 
 KNOTS = (4, 3)
 """Columns and rows of knots on which a view's depth may be wrong."""
@@ -106,6 +107,24 @@ class Adjustment:
     """float64 (N PER_VIEW, N PER_VIEW) of the unknowns, the prior included."""
 
 
+def adjusted_std(adjustment: Adjustment, depth_u: float) -> ViewStd:
+    """What an adjustment leaves of the errors of its views; depth_u: as of `WindowAdjustment`."""
+    views, half = len(adjustment.poses), len(adjustment.poses) // 2
+    shares = np.zeros(views)
+    shares[:half], shares[views - half :] = -1 / half, 1 / half
+    # Last half less first half, in the axes of the window: turn, shift, mean logarithm of depth.
+    between = np.zeros((7, views, PER_VIEW))
+    for view, (share, pose) in enumerate(zip(shares, adjustment.poses, strict=True)):
+        between[:3, view, :3] = share * pose[:3, :3]
+        between[3:6, view, 3:6] = share / depth_u * pose[:3, :3]
+        between[6, view, 6:] = share / (PER_VIEW - 6)
+    between = between.reshape(7, -1)
+    variance = (between * np.linalg.solve(adjustment.information, between.T).T).sum(1)
+    # Of the difference of two halves of two views each, as that of one view: see `ViewStd`.
+    turn, shift, scale = variance[:3].mean(), variance[3:6].mean(), variance[6]
+    return ViewStd(float(np.sqrt(turn)), float(np.sqrt(shift)), float(np.sqrt(scale)))
+
+
 class WindowAdjustment:
     """The adjustment of one window."""
 
@@ -152,10 +171,10 @@ class WindowAdjustment:
         change = np.zeros((len(self._prior), PER_VIEW))
         return Adjustment(self._prior, change[:, 6:], change, np.eye(change.size))
 
-    def changed(self, adjustment: Adjustment, change: np.ndarray) -> Adjustment:
-        """The same adjustment with another change (N, PER_VIEW) from the network's answers."""
+    def changed(self, change: np.ndarray, information: np.ndarray) -> Adjustment:
+        """An adjustment by its change (N, PER_VIEW) from the network's answers."""
         poses = self._prior @ motions(change[:, :6])
-        return Adjustment(poses, change[:, 6:], change, adjustment.information)
+        return Adjustment(poses, change[:, 6:], change, information)
 
     def _change(self, poses: np.ndarray, knots: np.ndarray) -> np.ndarray:
         moved = [pose_difference(a, b) for a, b in zip(self._prior, poses, strict=True)]

@@ -10,10 +10,11 @@ import numpy as np
 
 from g2vlm_ros.geometry.registration import RelativePose
 from g2vlm_ros.geometry.sim3 import Sim3, cross_matrix
+from g2vlm_ros.mapping.scale_measurements import VIEW_NOISE
 from g2vlm_ros.records import Reason, Reconstruction, ScaleSource, ScaleState, Window
 
 VIEW_TURN_RAD = 0.005
-"""Assumed orientation error of a view in its window."""
+"""Assumed orientation error of a view in its window, where the window does not say it."""
 
 
 class StartReason(Reason):
@@ -184,14 +185,18 @@ def view_covariances(
     result: Reconstruction,
     view_noise: float,
     scale_std: float,
-    unit_weight: float = 1.0,
 ) -> np.ndarray:
     """float64 (N, 6, 6) of the views' poses in the map, in the order of `WindowPose.covariance`.
 
     window_covariance: (7, 7) of the window's place. view_noise: error of a view's position in its
-    window, as a fraction of its median depth. scale_std: relative, of the map about its origin.
-    unit_weight: factor on all of it but the scale's.
+    window, as a fraction of its median depth, where the window does not say that itself.
+    scale_std: relative, of the map about its origin.
     """
+    turn_rad = VIEW_TURN_RAD
+    if result.view_std is not None:
+        # What odometry shows beyond the assumed noise counts here as well.
+        view_noise *= result.view_std.shift / VIEW_NOISE
+        turn_rad = result.view_std.turn_rad
     depth = np.median(result.local_points_u[:, ::8, ::8, 2].reshape(result.views, -1), axis=1)
     centres = map_from_window.apply(result.window_from_camera[:, :3, 3].astype(np.float64))
     noise = view_noise * depth * map_from_window.scale
@@ -202,7 +207,6 @@ def view_covariances(
         jacobian[3:, :3] = np.eye(3)
         pose_covariance += jacobian @ window_covariance @ jacobian.T
         pose_covariance[:3, :3] += np.eye(3) * std**2
-        pose_covariance[3:, 3:] += np.eye(3) * VIEW_TURN_RAD**2
-        pose_covariance *= unit_weight
+        pose_covariance[3:, 3:] += np.eye(3) * turn_rad**2
         pose_covariance[:3, :3] += scale_std**2 * np.outer(centre, centre)
     return covariance

@@ -21,11 +21,6 @@ from g2vlm_ros.settings import MapSettings
 
 REMEMBERED_WINDOWS = 4
 """Earlier windows that a new one may be joined to by shared views."""
-UNIT_WEIGHT_VIEWS = 4.0
-"""Free views, of seven unknowns each, over which the variance of unit weight is learnt; so many
-stand for what is assumed at the start."""
-MIN_UNIT_WEIGHT = 1e-3
-"""A thirtieth of the assumed deviations: below, lenses and rounding are what is left."""
 UNIT_WINDOWS = 8
 """Windows over which the units of single views are compared."""
 
@@ -68,7 +63,7 @@ class WindowRegistrar:
         )
         self._newest: tuple[int, dict[ViewKey, ViewSample]] = (0, {})
         """The window that `constrain` was asked about last."""
-        self._spread = self._unit_weight = 1.0
+        self._spread = 1.0
         self._unit_variance, self._unit_windows = 0.0, 0
 
     def constrain(self, window: Window, result: Reconstruction) -> Constraint:
@@ -103,9 +98,6 @@ class WindowRegistrar:
             return None
         if len(pairs) > 1:
             self._spread = pose.spread
-            scatter, free = pose.disagreement
-            weighted = UNIT_WEIGHT_VIEWS * self._unit_weight + scatter
-            self._unit_weight = weighted / (UNIT_WEIGHT_VIEWS + free)
         limits = self._settings
         if (
             pose.inliers < limits.min_registration_inliers
@@ -113,12 +105,6 @@ class WindowRegistrar:
         ):
             return None
         return pose
-
-    @property
-    def unit_weight(self) -> float:
-        """Variance of whole views over what is assumed (variance of unit weight), where they
-        disagree less than that; at most 1, as more widens the covariances of relative poses."""
-        return float(np.clip(self._unit_weight, MIN_UNIT_WEIGHT, 1.0))
 
     def remember(self, new_map: bool) -> None:
         """Later windows may be joined to the newest one; in a new map it is the only one."""
