@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from g2vlm_ros.geometry.sim3 import Sim3
+from g2vlm_ros.geometry.sim3 import Sim3, cross_matrix
 from g2vlm_ros.mapping.graph_optimizer import Edge, Factors
 
 RECENT = 8
@@ -135,8 +135,18 @@ class PoseGraph:
         self._scales[node] = (float(np.log(scale)), relative_std)
 
     def measure_up(self, node: int, information: np.ndarray) -> None:
-        """An outside measurement of up: (3, 3) in the node's frame, zero along it, 1/rad² else."""
+        """An outside measurement of up: (3, 3) in the node's frame, zero along it, 1/rad² else.
+
+        The node's covariance counts it, and so do those of nodes that are attached to it later.
+        """
         self._ups[node] = information
+        z_by_turn = cross_matrix(self._poses[node].rotation[2])
+        measured = np.zeros((7, 7))
+        measured[:3, :3] = z_by_turn.T @ information @ z_by_turn
+        # (C^-1 + H)^-1 without the inverse of C, which is zero at a map's first node.
+        before = self._covariances[node]
+        after = np.linalg.solve(np.eye(7) + before @ measured, before)
+        self._covariances[node] = (after + after.T) / 2
 
     def forget_ups(self, nodes: Iterable[int]) -> None:
         """These nodes are no longer held upright."""
