@@ -13,6 +13,7 @@ from dataclasses import astuple
 
 import numpy as np
 
+from g2vlm_ros.geometry.registration import SYSTEMATIC
 from g2vlm_ros.mapping.window_adjustment import PER_VIEW, Adjustment, NetworkStd
 from g2vlm_ros.records import ViewStd
 
@@ -57,6 +58,15 @@ class NetworkErrors:
         std = self.std
         scale = float(np.hypot(std.scale, std.field / np.sqrt(_KNOTS)))
         return ViewStd(std.turn_rad, std.shift, scale)
+
+    def refined_std(self, left: ViewStd) -> ViewStd:
+        """Of a refined window, of which its adjustment says that `left` is left.
+
+        A few windows in a hundred are off by much more than that, as where views show little: a
+        window counts as off by what is assumed of any, unless the network itself is better.
+        """
+        network, assumed = astuple(self.view_std or left), SYSTEMATIC[[0, 3, 6]] / np.sqrt(2)
+        return ViewStd(*map(float, np.maximum(astuple(left), np.minimum(assumed, network))))
 
     def learn(self, adjustment: Adjustment, depth_u: float) -> tuple[np.ndarray, np.ndarray]:
         """Take in an adjustment that was made with `std`; depth_u: the window's median depth.

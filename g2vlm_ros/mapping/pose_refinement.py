@@ -125,7 +125,8 @@ class PoseRefiner:
         known_better = _is_better(adjustment, network, judges, views.size)
         if not known_better:
             return result
-        return replace(_applied(result, adjustment), view_std=adjusted_std(adjustment, depth_u))
+        std = self._errors.refined_std(adjusted_std(adjustment, depth_u))
+        return replace(_applied(result, adjustment), view_std=std)
 
 
 def refine_poses(

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Laws of the joint of two windows: exactness, outliers, and an error bar that can be believed."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from g2vlm_tests.random_geometry import random_sim3
@@ -14,6 +16,7 @@ from g2vlm_ros.geometry.registration import (
     register_views,
     sample_view,
 )
+from g2vlm_ros.records import ViewStd
 
 
 @pytest.fixture
@@ -189,6 +192,27 @@ def test_three_shared_views_join_better_than_poses_chained_over_one(rng):
             cosine = (np.trace(turn.T @ truth.rotation) - 1) / 2
             misses[name].append(np.arccos(np.clip(cosine, -1, 1)))
     assert np.mean(misses["joint"]) < 0.75 * np.mean(misses["chain"])
+
+
+def test_covariance_follows_what_windows_say_of_their_errors(rng):
+    nothing = lambda rng, size=(): np.zeros((3072, *size))  # noqa: E731
+    pair = two_windows(rng, rng.uniform(2, 4, ROWS.shape), random_sim3(rng), nothing, 0.0)
+    poses = {}
+    for name, std in {
+        "unknown": None,
+        "good": ViewStd(0.001, 0.0005, 0.001),
+        "poor": ViewStd(0.05, 0.05, 0.08),
+        "exact": ViewStd(0.0, 0.0, 0.0),
+    }.items():
+        poses[name] = register_views([tuple(replace(view, std=std) for view in pair)])
+    turns = {name: np.sqrt(pose.covariance[0, 0]) for name, pose in poses.items()}
+    scales = {name: np.sqrt(pose.covariance[6, 6]) for name, pose in poses.items()}
+    # Each of the two windows is off by its own.
+    assert turns["poor"] == pytest.approx(0.05 * np.sqrt(2), rel=0.05)
+    assert scales["poor"] == pytest.approx(0.08 * np.sqrt(2), rel=0.05)
+    assert turns["good"] < 0.5 * turns["unknown"] and turns["exact"] > 0.0005
+    qualities = [pose.quality for pose in poses.values()]
+    assert max(qualities) - min(qualities) < 0.1, "a poor network's windows still join"
 
 
 def test_units_of_views_that_differ_make_the_scale_uncertain_and_nothing_else(rng):

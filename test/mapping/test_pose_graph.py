@@ -107,6 +107,24 @@ def test_chain_covariance_is_that_of_the_errors_that_are_made(rng):
     assert 0.7 < np.mean(normalised) < 1.4
 
 
+def test_chain_covariance_counts_what_holds_nodes_upright(rng):
+    """Node by node as the whole graph has it at once, where edges fit exactly."""
+    graph, truth = PoseGraph(), {1: Sim3.identity()}
+    graph.add(1, truth[1])
+    for node in range(2, 7):
+        step = Sim3.exp(0.3 * rng.normal(size=7))
+        truth[node] = truth[node - 1] @ step
+        graph.attach(node, node - 1, step, SMALL)
+        up = truth[node].rotation[2]
+        graph.measure_up(node, (np.eye(3) - np.outer(up, up)) / 0.001**2)
+    by_node = graph.covariance(6)
+    graph.optimise(6)
+    np.testing.assert_allclose(graph.covariance(6), by_node, rtol=1e-5, atol=1e-12)
+    yaw = truth[6].rotation[2]
+    turn = by_node[:3, :3]
+    assert yaw @ turn @ yaw > 3 * (np.trace(turn) - yaw @ turn @ yaw)
+
+
 def test_optimising_recent_nodes_leaves_the_others_alone(rng):
     graph, truth = ring(rng, 30, 3.0)
     before = {k: graph.pose(k) for k in truth}

@@ -17,6 +17,12 @@ from g2vlm_ros.demo.sim.analytic_hall import (
 from g2vlm_ros.geometry.confidence import multi_view_confidence
 from g2vlm_ros.mapping import pose_refinement
 from g2vlm_ros.mapping.pose_refinement import PoseRefiner, refine_poses
+from g2vlm_ros.mapping.window_adjustment import (
+    PER_VIEW,
+    Adjustment,
+    NetworkStd,
+    adjusted_std,
+)
 
 
 def wider(result, factor):
@@ -175,3 +181,41 @@ def test_odometry_that_images_contradict_is_not_believed():
     result, truth = window(WRONG)
     refined = refine_poses(result, by_odometry(slip_rad=0.03))
     assert errors(refined, truth)[0] < 0.5 * errors(result, truth)[0]
+
+
+def test_what_is_left_of_errors_is_by_what_holds_views_together():
+    """Halves of a window that nothing ties err as the network does, tied ones hardly."""
+    prior, depth_u = NetworkStd(0.02, 0.03, 0.04, 0.05), 2.0
+    poses = np.stack([np.eye(4)] * 4)
+    poses[:, :3, :3] = [rotation(np.array([0.1, 0.4, 0.2]) * view) for view in range(4)]
+    information = prior.information(4, depth_u)
+
+    def left(tied):
+        """With turns of successive views measured to 0.001 rad where `tied` says so."""
+        evidence = information.copy()
+        for first, second in tied:
+            jacobian = np.zeros((3, 4 * PER_VIEW))
+            for view, sign in ((first, -1), (second, 1)):
+                begin = PER_VIEW * view
+                jacobian[:, begin : begin + 3] = sign * poses[view, :3, :3]
+            evidence += jacobian.T @ jacobian / 0.001**2
+        nothing = np.zeros((4, PER_VIEW))
+        return adjusted_std(Adjustment(poses, nothing[:, 6:], nothing, evidence), depth_u)
+
+    for tied in ([], [(0, 1), (2, 3)]):
+        std = left(tied)
+        assert std.turn_rad == pytest.approx(0.02, rel=1e-3)
+        assert std.shift == pytest.approx(0.03, rel=1e-6)
+        assert std.scale == pytest.approx(np.hypot(0.04, 0.05 / np.sqrt(12)), rel=1e-6)
+    assert left([(0, 1), (1, 2), (2, 3)]).turn_rad < 0.002
+
+
+def test_a_window_says_how_far_its_views_are_off():
+    """What is left is smaller than what the network errs, and about as large as the truth says."""
+    refiner = PoseRefiner()
+    for seed in range(6):
+        result, _ = window(WRONG, seed)
+        refined = refiner.refine(result)
+    assert result.view_std is None
+    assert 0.005 < refined.view_std.turn_rad < 0.5 * refiner.errors.std.turn_rad
+    assert 0 < refined.view_std.shift < refiner.errors.std.shift
