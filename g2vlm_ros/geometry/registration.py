@@ -36,11 +36,11 @@ BLOCKS_PER_SIDE = 8
 MIN_PATCHES = 14
 """With fewer, seven unknowns would explain the errors instead of showing them."""
 SYSTEMATIC = np.array([0.01] * 3 + [0.005] * 3 + [0.01])
-"""Error of a view as a whole between two windows, which shows in no residual of its own, assumed
-where `ViewSample.std` is unknown: radians, fraction of the range, logarithm of scale. The angle is
-the demo checkpoint's, by `nees_rotation` of `python -m benchmarks demo_map`."""
-MIN_SYSTEMATIC = 0.1
-"""Of SYSTEMATIC at least: below, lenses and rounding are what is left."""
+"""Assumed error of a view as a whole, which shows in no residual of its own: radians, fraction of
+the range, logarithm of scale. The angle is the demo checkpoint's, by `nees_rotation` of
+`python -m benchmarks demo_map`."""
+MIN_SYSTEMATIC = 0.03
+"""Of SYSTEMATIC at least, whatever windows say: below, lenses and rounding are what is left."""
 WORST = np.array([0.05] * 3 + [0.05] * 3 + [0.1])
 """Standard deviations (same units) at which a registration is worth half of its inliers."""
 
@@ -82,6 +82,10 @@ class RelativePose:
     """0..1: the inliers, discounted where the geometry leaves the similarity undetermined."""
     spread: float
     """How far whole views disagree: their variance over what is assumed, at least 1."""
+    errors: np.ndarray | None = None
+    """float64 (7, 7), as `covariance`, by what both windows say of their errors
+    (`ViewSample.std`): what is published; None where one does not say it. The graph weighs by
+    `covariance`, whose floor bears the windows that are off by more than they say."""
 
 
 @dataclass(frozen=True)
@@ -131,11 +135,11 @@ class SharedView:
         weights: np.ndarray,
         centre: np.ndarray,
         blocks: np.ndarray,
-        systematic: np.ndarray = SYSTEMATIC,
+        systematic: np.ndarray | None = None,
     ):
         """source, target: float64 (n, 3). weights: float64 (n,). centre: (3,), the camera in the
-        target. blocks: int (n,), the patch of each point. systematic: (7,), as SYSTEMATIC.
-        ValueError for MIN_PATCHES or less."""
+        target. blocks: int (n,), the patch of each point. systematic: (7,), as SYSTEMATIC, by
+        what the two windows say; or None. ValueError for MIN_PATCHES or less."""
         good = np.isfinite(source.sum(1)) & np.isfinite(target.sum(1)) & (weights > 0)
         self.blocks = blocks[good].astype(np.int64)
         self.patches = int(np.count_nonzero(np.bincount(self.blocks)))
@@ -190,44 +194,38 @@ def fit_relative_pose(
     and through `spread` those of later registrations, which may have one view and cannot tell.
     Raises ValueError as `fit_sim3` does.
     """
-    solutions = [_fit_view(view) for view in views]
-    fits = [
-        (fit, covariance + about(view.centre, view.systematic * _units(view.reach)))
-        for (fit, covariance), view in zip(solutions, views, strict=True)
-    ]
+    fits = [_fit_view(view) for view in views]
     fit, covariance, spread = _mean(fits, spread)
     pivot, reach = np.mean([v.centre for v in views], 0), float(np.mean([v.reach for v in views]))
-    unit = about(pivot, np.array([0.0] * 6 + [unit_std]))
-    covariance = covariance + unit
+    covariance = covariance + about(pivot, np.array([0.0] * 6 + [unit_std]))
     weights = np.concatenate([v.weights for v in views])
     error = np.concatenate([_relative_error(fit, view) for view in views])
     inliers = float(weights[error < INLIER_DISTANCE].sum() / weights.sum())
-    # A window of a network that is known to be poor is worth as much as of one that is not known.
-    assumed = spread * _as_assumed(solutions, views) + unit
-    unsure = min(_uncertainty(each, pivot, reach) for each in (covariance, assumed))
-    quality = inliers / (1.0 + unsure**2)
-    return RelativePose(fit, inliers, float(np.median(error)), covariance, quality, spread)
+    quality = inliers / (1.0 + _uncertainty(covariance, pivot, reach) ** 2)
+    residual, errors = float(np.median(error)), _learnt_covariance([c for _, c in fits], views)
+    return RelativePose(fit, inliers, residual, covariance, quality, spread, errors)
 
 
-def _systematic(source: ViewStd | None, target: ViewStd | None) -> np.ndarray:
-    """(7,), as SYSTEMATIC: of a view that two windows share, each off by its own."""
-    variance = np.zeros(7)
-    for std in (source, target):
-        if std is None:
-            variance += SYSTEMATIC**2 / 2
-        else:
-            variance += np.array([std.turn_rad] * 3 + [std.shift] * 3 + [std.scale]) ** 2
-    return np.maximum(np.sqrt(variance), MIN_SYSTEMATIC * SYSTEMATIC)
+def _systematic(source: ViewStd | None, target: ViewStd | None) -> np.ndarray | None:
+    """(7,), as SYSTEMATIC: of a view that two windows share, each off by its own; None where one
+    of them does not say it."""
+    if source is None or target is None:
+        return None
+    stds = [[s.turn_rad] * 3 + [s.shift] * 3 + [s.scale] for s in (source, target)]
+    return np.maximum(np.linalg.norm(stds, axis=0), MIN_SYSTEMATIC * SYSTEMATIC)
 
 
-def _as_assumed(
-    solutions: Sequence[tuple[Sim3, np.ndarray]], views: Sequence[SharedView]
-) -> np.ndarray:
-    """(7, 7) of the mean over views that err as SYSTEMATIC says."""
+def _learnt_covariance(
+    covariances: Sequence[np.ndarray], views: Sequence[SharedView]
+) -> np.ndarray | None:
+    """(7, 7) of the mean over views by what their windows say of their errors, or None."""
     information = np.zeros((7, 7))
-    for (_, covariance), view in zip(solutions, views, strict=True):
-        systematic = about(view.centre, SYSTEMATIC * _units(view.reach))
-        information += np.linalg.inv(covariance + systematic)
+    for covariance, view in zip(covariances, views, strict=True):
+        if view.systematic is None:
+            return None
+        units = _units(view.reach)
+        assumed, learnt = (about(view.centre, s * units) for s in (SYSTEMATIC, view.systematic))
+        information += np.linalg.inv(covariance - assumed + learnt)
     return np.linalg.inv(information)
 
 
@@ -238,7 +236,7 @@ def _relative_error(fit: Sim3, view: SharedView) -> np.ndarray:
 
 
 def _fit_view(view: SharedView) -> tuple[Sim3, np.ndarray]:
-    """Similarity over one view, and its covariance (7, 7) by what its points show.
+    """Similarity over one view, and its covariance (7, 7).
 
     Closed form with Cauchy weights first; then Gauss-Newton on the direction and the logarithm of
     the range from the camera, each with the spread that it shows: depth errs along the ray, and
@@ -259,7 +257,8 @@ def _fit_view(view: SharedView) -> tuple[Sim3, np.ndarray]:
         raise ValueError("the points lie on a line or in one spot; they cannot fix a similarity")
     fit, hessian, curvature, pulls = solution
     similarity = Sim3(float(fit[0]), fit[1:10].reshape(3, 3), fit[10:])
-    return similarity, _covariance(hessian, curvature, pulls, view.patches)
+    covariance = _covariance(hessian, curvature, pulls, view.patches)
+    return similarity, covariance + about(view.centre, SYSTEMATIC * _units(view.reach))
 
 
 def _mean(

@@ -8,7 +8,7 @@ right tangents of the free nodes (their own frames); all others stand still.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -33,6 +33,14 @@ class Edge:
     source: int
     measured: Sim3
     covariance: np.ndarray
+    """By which the graph weighs it."""
+    errors: np.ndarray | None = None
+    """As the covariance, for what is published of nodes; None for the same."""
+
+    @property
+    def published(self) -> Edge:
+        """The edge with its errors as covariance."""
+        return self if self.errors is None else replace(self, covariance=self.errors)
 
     @cached_property
     def information(self) -> np.ndarray:

@@ -294,7 +294,7 @@ class GraphSlam:
     def _attach(self, node: int, target: int, relative_poses: dict[int, RelativePose]) -> None:
         """A node where one relative pose puts it; the others become further edges."""
         pose = relative_poses[target]
-        self._graph.attach(node, target, pose.target_from_source, pose.covariance)
+        self._graph.attach(node, target, pose.target_from_source, pose.covariance, pose.errors)
         self._map_of[node] = self._map_of[target]
         for other in relative_poses.keys() - {target}:
             self._connect(other, node, relative_poses[other])
@@ -415,7 +415,7 @@ class GraphSlam:
     # Both ------------------------------------------------------------------------------------
 
     def _connect(self, target: int, source: int, pose: RelativePose) -> None:
-        self._graph.connect(target, source, pose.target_from_source, pose.covariance)
+        self._graph.connect(target, source, pose.target_from_source, pose.covariance, pose.errors)
 
     def _poses(self, nodes: Sequence[int]) -> dict[int, Sim3 | None]:
         """Poses of the windows that these nodes carry."""

@@ -96,21 +96,38 @@ class PoseGraph:
         self._spans[node] = 1
 
     def attach(
-        self, node: int, target: int, target_from_node: Sim3, covariance: np.ndarray
+        self,
+        node: int,
+        target: int,
+        target_from_node: Sim3,
+        covariance: np.ndarray,
+        errors: np.ndarray | None = None,
     ) -> None:
-        """A new node where its relative pose to an existing one puts it."""
+        """A new node where its relative pose to an existing one puts it.
+
+        errors: as the covariance, and what the node's own is made of instead of that.
+        """
         self.add(node, self.pose(target) @ target_from_node)
-        edge = self.connect(target, node, target_from_node, covariance)
+        edge = self.connect(target, node, target_from_node, covariance, errors)
         back = edge.measured.inverse().adjoint()
-        chain = self._covariances[edge.target] + edge.covariance
+        chain = self._covariances[edge.target] + edge.published.covariance
         self._covariances[node] = back @ chain @ back.T
 
-    def connect(self, target: int, source: int, measured: Sim3, covariance: np.ndarray) -> Edge:
+    def connect(
+        self,
+        target: int,
+        source: int,
+        measured: Sim3,
+        covariance: np.ndarray,
+        errors: np.ndarray | None = None,
+    ) -> Edge:
         """A relative pose between two nodes; a second one between them is merged with it.
 
-        A folded target or source stands for the node that it was folded into.
+        A folded target or source stands for the node that it was folded into. errors: see
+        `Edge`; merged and folded edges are published as they weigh.
         """
         if target in self._folded:
+            errors = None
             target, relative = self._folded[target]
             move = relative.adjoint()
             measured, covariance = relative @ measured, move @ covariance @ move.T
@@ -121,7 +138,7 @@ class PoseGraph:
             if edge.other(target) == source:
                 second = Edge(target, source, measured, covariance).seen_from(edge.target)
                 return self._replace(edge, edge.merged(*second))
-        return self._replace(None, Edge(target, source, measured, covariance))
+        return self._replace(None, Edge(target, source, measured, covariance, errors))
 
     def _replace(self, before: Edge | None, edge: Edge) -> Edge:
         """An edge in place of another one between the same nodes, or as a further one."""
@@ -206,15 +223,17 @@ class PoseGraph:
         factors = self._factors(free)
         self._poses.update(factors.optimise())
         self._covariances[first] = np.zeros((7, 7))
-        self._covariances.update(factors.covariances())
+        self._covariances.update(self._factors(free, published=True).covariances())
         return factors.cost()
 
     def cost(self, node: int) -> float:
         """Sum of squared normalised errors of the node's component (chi square)."""
         return self._factors(sorted(self.component(node), key=abs)[1:]).cost()
 
-    def _factors(self, free: Sequence[int]) -> Factors:
+    def _factors(self, free: Sequence[int], published: bool = False) -> Factors:
         edges = list({id(e): e for n in free for e in self._edges[n]}.values())
+        if published:
+            edges = [edge.published for edge in edges]
         return Factors(self._poses, edges, self._scales, self._ups, free)
 
     def fold(self, max_nodes: int | None = None) -> list[int]:

@@ -409,6 +409,6 @@ def test_covariances_follow_how_far_views_disagree():
         perception, live = make(lap_poses(30, 0.3), noise, window__overlap=2)
         updates = run(perception, live, range(30))
         published = [np.trace(u.placement.covariance[-1, 3:, 3:]) for u in updates]
-        traces[name] = published[-1] / published[1]
+        traces[name] = published[-1]
     assert traces["exact"] < 0.35 * traces["as assumed"]
-    assert traces["as assumed"] > 0.5
+    assert traces["as assumed"] > 0.5 * published[1]
