@@ -19,8 +19,9 @@ from g2vlm_ros.query.point_map import PointMap
 ALONG_STD_M, FAR_STD_PER_M = 0.15, 0.03
 """Error of a distance that all points of a thing share, and what it is over the square of the
 distance: windows place the same wall differently. Measured on validation homes."""
-BEARING_STD = 0.04
-"""Error of the direction to a thing, radians: that of the headings of the cameras in the map."""
+BEARING_STD = 0.06
+"""Error of the direction to a thing, radians: that of the headings of the cameras in the map.
+Measured on validation homes."""
 CUT_STD_M = 0.4
 """How far the middle of a thing that a border cuts is from that of its part."""
 BORDER_PX = 4.0
