@@ -99,8 +99,9 @@ def test_a_turn_too_fast_to_overlap_stays_in_the_map(metres):
         found = world_from_map @ poses[2]
         np.testing.assert_allclose(found[:3, 3], perception.poses[number, :3, 3], atol=0.1)
         np.testing.assert_allclose(found[:3, :3], perception.poses[number, :3, :3], atol=0.05)
-    turns = [np.trace(p.covariance[-1, 3:, 3:]) for p in placements]
-    assert turns[2] > turns[1] + 3 * (0.05 * 3) ** 2, "odometry of half a turn is worth less"
+    # Floor and walls hold the windows upright: what odometry leaves open is the turn about z.
+    turns = [p.covariance[-1, 5, 5] for p in placements]
+    assert turns[2] > turns[1] + (0.05 * 3) ** 2, "odometry of half a turn is worth less"
 
 
 @pytest.mark.parametrize(
