@@ -19,6 +19,7 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import contextlib
+import functools
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -70,7 +71,6 @@ class _Connection:
         self.query = self.node.create_client(SpatialQuery, f"{node}/query")
         self.points = self.node.create_client(GetPoints, f"{node}/get_points")
         self.objects = self.node.create_client(FindObjects, f"{node}/find_objects")
-        self.edits = self.node.create_client(EditObject, f"{node}/edit_object")
         self.answer = SafeActionClient(self.node, AnswerSpatialQuery, f"{node}/answer")
         self._closed = Future(executor=self._executor)
         self._thread = threading.Thread(target=self._spin, daemon=True)
@@ -94,6 +94,11 @@ class _Connection:
         # A caller that stops waiting leaves nothing behind.
         done.add_done_callback(lambda future: client.remove_pending_request(reply))
         return done
+
+    @functools.cached_property
+    def edits(self) -> Any:
+        """Made by who edits only: a policy need not grant it to who asks."""
+        return self.node.create_client(EditObject, f"{self._name}/edit_object")
 
     def pictures(self) -> AnswerImages:
         """Listens to the pictures of answers from now on."""
