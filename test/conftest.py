@@ -55,6 +55,7 @@ def ros() -> Iterator[ModuleType]:
     if reason := missing_ros():
         pytest.skip(reason)
     rclpy = importlib.import_module("rclpy")
-    rclpy.init()
+    # rclpy's handlers would swallow the SIGTERM that is to end pytest.
+    rclpy.init(signal_handler_options=rclpy.signals.SignalHandlerOptions.NO)
     yield rclpy
     rclpy.try_shutdown()

@@ -18,6 +18,12 @@ from pathlib import Path
 PATCH_PX = 14
 RELEASED_MROPE_SECTION = (16, 24, 24)
 DINO_WINDOWS = ("released", "aligned")
+MAX_SIZE = 1_000_000
+"""No size or number comes near it; the largest one released is a vocabulary of 150 000 words."""
+MAX_FACTOR = 1e9
+"""Of a ratio or a base; the largest in use, bases of rotary angles, are some 1e6."""
+MAX_LAYERS = 1000
+"""Of one stack; the released ones have up to 32."""
 
 
 class ConfigError(ValueError):
@@ -155,13 +161,15 @@ def _text_config(keys: _Keys) -> TextConfig:
     heads = keys.count("num_attention_heads")
     hidden_size = keys.count("hidden_size")
     scaling = keys.values.get("rope_scaling") or {}
+    if not isinstance(scaling, dict):
+        raise ConfigError(f"text_config.json: rope_scaling is {scaling!r}; it must be an object")
     # The released code uses 16/24/24 and never reads the file (quirk Q3), so absent means that.
     section = scaling.get("mrope_section", RELEASED_MROPE_SECTION)
     if not isinstance(section, (list, tuple)) or not all(isinstance(n, int) for n in section):
         raise ConfigError(f"text_config.json has mrope_section {section!r}; give three integers")
     return TextConfig(
         hidden_size=hidden_size,
-        layers=keys.count("num_hidden_layers"),
+        layers=keys.count("num_hidden_layers", most=MAX_LAYERS),
         heads=heads,
         kv_heads=keys.count("num_key_value_heads"),
         mlp_size=keys.count("intermediate_size"),
@@ -169,8 +177,8 @@ def _text_config(keys: _Keys) -> TextConfig:
         rms_eps=keys.positive("rms_norm_eps", 1e-5),
         rope_theta=keys.positive("rope_theta", 1e6),
         mrope_section=tuple(section),
-        speaks=bool(keys.values.get("language_trained", True)),
-        can_point=bool(keys.values.get("language_points", True)),
+        speaks=keys.flag("language_trained"),
+        can_point=keys.flag("language_points"),
     )
 
 
@@ -181,9 +189,9 @@ def _vision_config(keys: _Keys, hidden_size: int) -> VisionConfig:
     embed_dim = keys.count("embed_dim", 1280)
     return VisionConfig(
         embed_dim=embed_dim,
-        depth=keys.count("depth", 32),
+        depth=keys.count("depth", 32, most=MAX_LAYERS),
         heads=keys.count("num_heads", 16),
-        mlp_size=int(embed_dim * keys.positive("mlp_ratio", 4)),
+        mlp_size=keys.product("mlp_ratio", 4, embed_dim),
         merge=keys.count("spatial_merge_size", 2),
         frames=keys.count("temporal_patch_size", 2),
     )
@@ -197,9 +205,9 @@ def _dino_config(keys: _Keys) -> DinoConfig:
     hidden_size = keys.count("hidden_size")
     return DinoConfig(
         hidden_size=hidden_size,
-        layers=keys.count("num_hidden_layers"),
+        layers=keys.count("num_hidden_layers", most=MAX_LAYERS),
         heads=keys.count("num_attention_heads"),
-        mlp_size=int(hidden_size * keys.positive("mlp_ratio", 4)),
+        mlp_size=keys.product("mlp_ratio", 4, hidden_size),
         registers=keys.count("num_register_tokens", 4),
         table_side=keys.count("image_size") // PATCH_PX,
         eps=keys.positive("layer_norm_eps", 1e-6),
@@ -210,7 +218,7 @@ def _dino_config(keys: _Keys) -> DinoConfig:
 def _decoder_config(keys: _Keys) -> DecoderConfig:
     released = DecoderConfig()
     return DecoderConfig(
-        blocks=keys.count("blocks", released.blocks),
+        blocks=keys.count("blocks", released.blocks, most=MAX_LAYERS),
         heads=keys.count("heads", released.heads),
         point_channels=keys.count("point_channels", released.point_channels),
         camera_channels=keys.count("camera_channels", released.camera_channels),
@@ -224,16 +232,38 @@ class _Keys:
     file: str
     values: dict
 
-    def count(self, key: str, default: int | None = None) -> int:
+    def count(self, key: str, default: int | None = None, most: int = MAX_SIZE) -> int:
         value = self._get(key, default)
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise ConfigError(f"{self.file}: {key} is {value!r}; it must be an integer above 0")
+        if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= most:
+            raise ConfigError(
+                f"{self.file}: {key} is {value!r}; it must be an integer above 0, at most {most}"
+            )
+        return value
+
+    def product(self, key: str, default: float, size: int) -> int:
+        """A size that the file gives as a multiple of another one."""
+        value = int(size * self.positive(key, default))
+        if not 1 <= value <= MAX_SIZE:
+            raise ConfigError(
+                f"{self.file}: {key} makes a size of {value}; it must be from 1 to {MAX_SIZE}"
+            )
+        return value
+
+    def flag(self, key: str) -> bool:
+        """True where the key is left out."""
+        value = self.values.get(key, True)
+        if not isinstance(value, bool):
+            raise ConfigError(f"{self.file}: {key} is {value!r}; it must be true or false")
         return value
 
     def positive(self, key: str, default: float) -> float:
         value = self._get(key, default)
-        if not isinstance(value, (int, float)) or isinstance(value, bool) or not value > 0:
-            raise ConfigError(f"{self.file}: {key} is {value!r}; it must be a number above 0")
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if not number or not 0 < value <= MAX_FACTOR:
+            raise ConfigError(
+                f"{self.file}: {key} is {value!r}; it must be a number above 0, at most "
+                f"{MAX_FACTOR:g}"
+            )
         return float(value)
 
     def expect(self, key: str, only: object) -> None:

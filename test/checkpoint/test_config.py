@@ -59,6 +59,13 @@ def test_keys_that_hugging_face_leaves_out_have_its_defaults() -> None:
         ("vit", "hidden_size", 32, "only 64"),
         ("dino", "use_swiglu_ffn", True, "only False"),
         ("dino", "patch_size", 16, "only 14"),
+        ("text", "num_hidden_layers", 10**9, "at most 1000"),
+        ("text", "vocab_size", 10**30, "at most 1000000"),
+        ("text", "rope_scaling", "mrope", "rope_scaling is 'mrope'; it must be an object"),
+        ("text", "rope_theta", float("nan"), "number above 0"),
+        ("text", "language_trained", "false", "'false'; it must be true or false"),
+        ("vit", "mlp_ratio", float("inf"), "at most 1e\\+09"),
+        ("vit", "mlp_ratio", 1e-9, "mlp_ratio"),
     ],
 )
 def test_what_we_do_not_build_is_refused(file: str, key: str, value: object, message: str) -> None:

@@ -135,6 +135,14 @@ def test_wordings_of_the_kinds_of_public_question_sets_get_their_plans():
     assert sum(planned(wordings.LATER)) >= 0.8 * len(wordings.LATER)
 
 
+def test_capitals_do_not_change_a_plan():
+    lists = (wordings.DEVELOPMENT, wordings.FRESH, wordings.MENDED, wordings.LATER)
+    questions = [question for each in lists for _, _, question in each]
+    for question in [*questions, "Where is the chair?"]:
+        assert parse(question.upper()) == parse(question.lower()) == parse(question)
+    assert parse("WHERE IS THE CHAIR?").things == ("chair",)
+
+
 @pytest.mark.parametrize(
     "question",
     [

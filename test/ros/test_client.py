@@ -43,6 +43,11 @@ def test_wrong_arguments_are_errors_before_anything_is_sent(robot):
         robot.ask("a\udc00b")
     with pytest.raises(ValueError, match="colour"):
         robot.ask("What?", colour="red")
+    for text in ("Is there a door?\0 No.", "a\x1b[2Jb", "\x85"):
+        with pytest.raises(ValueError, match=r"question holds the control character U\+00"):
+            robot.ask(text)
+    with pytest.raises(ValueError, match=r"targets\[1\] holds the control character U\+0000"):
+        robot.ask("", question_type="distance", targets=["chair", "ta\0ble"])
 
 
 def test_asyncio_asks_several_at_once(testbed):
@@ -269,7 +274,12 @@ def test_an_agent_over_mcp_gets_answers_for_whole_numbers_and_errors_for_nonsens
             good = await client.call_tool("ask", arguments)
             bad = [
                 await client.call_tool("ask", given)
-                for given in ({"question": 5}, {}, {"question": "a", "max_wait_s": "soon"})
+                for given in (
+                    {"question": 5},
+                    {},
+                    {"question": "a", "max_wait_s": "soon"},
+                    {"question": "Is there a door?\0 No."},
+                )
             ]
             return good, bad, await client.call_tool("find", {})
 
@@ -278,6 +288,7 @@ def test_an_agent_over_mcp_gets_answers_for_whole_numbers_and_errors_for_nonsens
     assert not good.is_error and answer["success"] and answer["measured"] is False
     assert all(each.is_error for each in bad)
     assert "max_wait_s" in json.loads(bad[2].content[0].text)["remedy"]
+    assert "U+0000" in bad[3].content[0].text
     assert found.is_error, "nothing is remembered without metres"
 
 

@@ -220,6 +220,12 @@ def change_state(node, transition_id):
         rclpy.shutdown(context=context)
 
 
+def test_a_pytest_that_is_told_to_end_is_not_kept_by_rclpy(ros):
+    """Its handlers would take SIGTERM and SIGINT, and shut contexts down instead."""
+    options = ros.signals.get_current_signal_handlers_options()
+    assert options == ros.signals.SignalHandlerOptions.NO
+
+
 def test_a_callback_that_ends_after_its_executor_leaves_no_line_of_rclpy(ros, capfd):
     """The executor's guard condition, which each callback triggers at its end, is gone by then."""
     from rclpy.executors import MultiThreadedExecutor

@@ -18,6 +18,8 @@ import numpy as np
 _INTEGER = re.compile(r"(u?)int(\d+)|(byte|octet)")
 _FLOAT_MAX = {"float": float(np.finfo(np.float32).max), "double": float(np.finfo(np.float64).max)}
 _SEQUENCE = re.compile(r"sequence<(.+?)(?:, (\d+))?>|(.+)\[(\d+)\]")
+CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
+"""Control characters that are no white space, as the node refuses them."""
 SHOWN = 60
 """Characters of a value in an error message."""
 
@@ -88,6 +90,13 @@ def _converted_string(field: str, value: Any) -> str:
         raise ValueError(
             f"{field} has an unpaired surrogate at character {error.start}; send Unicode"
         ) from error
+    control = CONTROL.search(value)
+    if control:
+        # The node could not refuse U+0000: strings end there on their way through DDS.
+        raise ValueError(
+            f"{field} holds the control character U+{ord(control[0]):04X} at character "
+            f"{control.start()}; send plain text"
+        )
     return value
 
 

@@ -3,7 +3,6 @@
 
 import numpy as np
 import pytest
-import rclpy
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 from geometry_msgs.msg import PoseStamped
 from nav_msgs.msg import Path
@@ -13,12 +12,10 @@ from g2vlm_ros.demo.nodes.demo_recorder import DemoRecorder
 
 
 @pytest.fixture
-def recorder():
-    rclpy.init()
+def recorder(ros):
     node = DemoRecorder()
     yield node
     node.destroy_node()
-    rclpy.shutdown()
 
 
 def path(poses):
