@@ -28,7 +28,7 @@ from g2vlm_ros.query.object_memory import ObjectMemory
 from g2vlm_ros.records import BackendGoneError
 from g2vlm_ros.ros import parameters
 from g2vlm_ros.ros.camera_tracking import CameraTracking, TrackingCounts
-from g2vlm_ros.ros.heap import trim_by_and_by
+from g2vlm_ros.ros.heap import limit_arenas, trim_by_and_by
 from g2vlm_ros.ros.inference_scheduler import InferenceScheduler
 from g2vlm_ros.ros.initial_pose import InitialPose
 from g2vlm_ros.ros.inputs.cameras import Cameras
@@ -453,6 +453,7 @@ def main(arguments: list[str] | None = None) -> int:
 
     Exit code 1 where it should become active and cannot.
     """
+    limit_arenas()
     return run(
         "perception",
         PerceptionNode,
