@@ -7,7 +7,9 @@ window comes in a unit and a frame of its own, as from the network.
 
 from __future__ import annotations
 
+import hashlib
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
@@ -52,7 +54,11 @@ def parse_numbers(record: type, text: str, option: str) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class StandInErrors:
-    """Standard deviations of what is wrong, drawn anew for each view of each window."""
+    """Standard deviations of what is wrong, drawn anew for each view of each window.
+
+    A draw depends on the seed and on which frames a window has, on nothing else: a network that is
+    asked twice says the same, and what the pipeline asks besides redraws no window.
+    """
 
     turn: float = 0.0
     """Degrees about each axis."""
@@ -88,7 +94,8 @@ class StandInPerception:
                 "the sequence has frames without depth, which the stand-in needs; evaluate a "
                 "checkpoint on it, or name its depth topic"
             )
-        self._errors, self._rng = errors, np.random.default_rng(errors.seed)
+        self._errors = errors
+        self._keys = [(frame.stamp_ns, frame.camera) for frame in frames]
         self._poses = np.stack([frame.world_from_camera for frame in frames])
         intrinsics = frames[0].intrinsics
         rows = max(1, round(width_px * intrinsics.height_px / intrinsics.width_px / PATCH_PX))
@@ -119,21 +126,13 @@ class StandInPerception:
 
     def reconstruct(self, numbers: Sequence[int]) -> Reconstruction:
         """Their geometry with errors, in a random unit and frame."""
-        start, rng, errors = time.process_time(), self._rng, self._errors
-        turn, _ = np.linalg.qr(rng.normal(size=(3, 3)))
-        turn *= np.sign(np.linalg.det(turn))
-        unit = Sim3(float(rng.uniform(0.3, 3)), turn, rng.normal(size=3))
-        reach_m = np.median([np.median(self.depths_m[n]) for n in numbers])
+        start = time.process_time()
+        unit = self._window_unit(numbers)
+        reach_m = float(np.median([np.median(self.depths_m[n]) for n in numbers]))
         local, poses = [], []
-        for n in numbers:
-            local.append(unproject(self._pixels, self._depth_m(n), self._cameras[n]))
-            pose = self._poses[n].copy()
-            if errors.turn:
-                vector = rng.normal(size=3) * np.radians(errors.turn)
-                pose[:3, :3] = pose[:3, :3] @ cv2.Rodrigues(vector)[0]
-            if errors.shift:
-                pose[:3, 3] += rng.normal(size=3) * errors.shift * reach_m
-            poses.append(unit.apply_pose(pose))
+        for n, draw in zip(numbers, self._draws(numbers), strict=True):
+            local.append(unproject(self._pixels, self._depth_m(n, draw), self._cameras[n]))
+            poses.append(unit.apply_pose(self._pose(n, draw, reach_m)))
         local = (unit.scale * np.stack(local)).astype(np.float32)
         poses = np.stack(poses)
         nine = poses[:, :3, :3].reshape(-1, 9).astype(np.float32)
@@ -144,14 +143,60 @@ class StandInPerception:
         self.spent_s += time.process_time() - start
         return Reconstruction(raw, views, confidence, cameras, {})
 
-    def _depth_m(self, number: int) -> np.ndarray:
+    def _window_unit(self, numbers: Sequence[int]) -> Sim3:
+        """The unit and frame in which a window comes."""
+        rng = self._generator(sorted(self._keys[n] for n in numbers))
+        turn, _ = np.linalg.qr(rng.normal(size=(3, 3)))
+        turn *= np.sign(np.linalg.det(turn))
+        return Sim3(float(rng.uniform(0.3, 3)), turn, rng.normal(size=3))
+
+    def _draws(self, numbers: Sequence[int]) -> list[_ViewDraw]:
+        """Of each view; one that a window has twice errs in two ways."""
+        window, repeats, draws = sorted(self._keys[n] for n in numbers), Counter(), []
+        for n in numbers:
+            draws.append(_ViewDraw.of(self._generator(window, self._keys[n], repeats[n])))
+            repeats[n] += 1
+        return draws
+
+    def _generator(self, *identity: object) -> np.random.Generator:
+        """A stream of its own for each seed and identity, whatever was drawn before."""
+        digest = hashlib.sha256(repr((self._errors.seed, *identity)).encode()).digest()
+        return np.random.default_rng(int.from_bytes(digest, "little"))
+
+    def _pose(self, number: int, draw: _ViewDraw, reach_m: float) -> np.ndarray:
+        """world_from_camera with errors, in metres."""
+        pose = self._poses[number].copy()
+        turn = cv2.Rodrigues(draw.turn * np.radians(self._errors.turn))[0]
+        pose[:3, :3] = pose[:3, :3] @ turn
+        pose[:3, 3] += draw.shift * self._errors.shift * reach_m
+        return pose
+
+    def _depth_m(self, number: int, draw: _ViewDraw) -> np.ndarray:
         depth_m, share = self.depths_m[number], self._errors.depth
         if not share:
             return depth_m
-        depth_m = depth_m * (1 + share * self._rng.normal())
-        knots = self._rng.normal(size=FIELD_SHAPE).astype(np.float32)
-        field = cv2.resize(knots, self._size, interpolation=cv2.INTER_CUBIC)
-        return np.maximum(depth_m * (1 + share * field), 1e-3)
+        field = cv2.resize(draw.knots, self._size, interpolation=cv2.INTER_CUBIC)
+        return np.maximum(depth_m * (1 + share * draw.depth) * (1 + share * field), 1e-3)
+
+
+@dataclass(frozen=True)
+class _ViewDraw:
+    """Normal errors of a view in standard deviations."""
+
+    turn: np.ndarray
+    """(3,)"""
+    shift: np.ndarray
+    """(3,)"""
+    depth: float
+    """Of the view as a whole."""
+    knots: np.ndarray
+    """float32 FIELD_SHAPE"""
+
+    @classmethod
+    def of(cls, rng: np.random.Generator) -> _ViewDraw:
+        """All are drawn, so that none changes with the size of another."""
+        turn, shift, depth = rng.normal(size=3), rng.normal(size=3), float(rng.normal())
+        return cls(turn, shift, depth, rng.normal(size=FIELD_SHAPE).astype(np.float32))
 
 
 def _thumbnail(image: np.ndarray) -> np.ndarray:
