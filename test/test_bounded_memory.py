@@ -99,6 +99,9 @@ def test_short_maps_do_not_drive_out_the_map_of_the_home():
         robot.dense_map.add(elsewhere(home, number))
     maps, nbytes = robot.dense_map.maps_aside
     assert 1 < maps < 11 and nbytes <= 8 * MIB, (maps, nbytes)
+    sizes = robot.dense_map.sizes()
+    assert (sizes.maps_aside, sizes.aside_bytes) == (maps, nbytes)
+    assert 0 < sizes.voxels <= sizes.max_voxels and 0 < sizes.nbytes <= 8 * MIB
     robot.dense_map.add(home)
     assert len(robot.dense_map.points()) > 0.9 * size
 

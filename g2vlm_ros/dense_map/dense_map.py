@@ -99,6 +99,21 @@ class MapStats:
 
 
 @dataclass(frozen=True)
+class DenseMapSizes:
+    """What is held of maps; memory in bytes."""
+
+    voxels: int
+    max_voxels: int
+    nbytes: int
+    """Of the voxels of the map that is shown."""
+    edits: int
+    """That hold in it."""
+    undo_bytes: int
+    maps_aside: int
+    aside_bytes: int
+
+
+@dataclass(frozen=True)
 class LoadedMap:
     """A saved map that was read and checked, and is in no one's place yet."""
 
@@ -191,6 +206,21 @@ class DenseMap:
         """How many maps are put aside, and their memory in bytes."""
         with self._lock:
             return len(self._aside), sum(each.nbytes for each in self._aside.values())
+
+    def sizes(self) -> DenseMapSizes:
+        """What is held now; waits for no lock, as a map is locked while its file is written."""
+        voxels, editor = self._current.voxels, self._current.editor
+        edits = () if editor is None else editor.edits
+        aside = list(self._aside.values())
+        return DenseMapSizes(
+            0 if voxels is None else len(voxels),
+            0 if voxels is None else voxels.max_voxels,
+            0 if voxels is None else voxels.nbytes,
+            len(edits),
+            sum(edit.nbytes for edit in edits),
+            len(aside),
+            sum(each.nbytes for each in aside),
+        )
 
     def _merge_maps(self, placement: WindowPose) -> None:
         """A map has become part of another one: its voxels go where its windows are now."""

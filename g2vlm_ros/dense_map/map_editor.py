@@ -21,6 +21,8 @@ from g2vlm_ros.geometry.sim3 import Sim3
 
 MAX_RULES = 64
 """Edits that hold at once; every one costs every window, some 0.1 ms if it is in view."""
+HISTORY_BYTES = 64 << 20
+"""Memory for what undoing edits takes."""
 
 
 class MapEditError(ValueError):
@@ -103,7 +105,7 @@ class MapEditor:
     does not fit is done all the same, says so, and ends what can be undone.
     """
 
-    def __init__(self, voxel_map: VoxelMap, history: int = 16, history_bytes: int = 64 << 20):
+    def __init__(self, voxel_map: VoxelMap, history: int = 16, history_bytes: int = HISTORY_BYTES):
         self._map = voxel_map
         self._history, self._history_bytes = history, history_bytes
         self._edits: list[Edit] = []

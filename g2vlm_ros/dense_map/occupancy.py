@@ -24,6 +24,8 @@ UNKNOWN, FREE, OCCUPIED = -1, 0, 100
 LEVEL_FLOOR = (0.0, 0.0, 1.0, 0.0)
 """The plane z = 0 of a metric map whose floor is known."""
 FAN_RAYS = 64
+MAX_FANS = 4096
+"""Views whose free ground is remembered."""
 FAN_BYTES = 2 * FAN_RAYS * 3 * 4 + 300
 """The edges of a view's free ground, and the two objects around them."""
 RAYS_PER_VIEW = 20_000
@@ -70,7 +72,7 @@ class OccupancyMapper:
         low: float,
         high: float,
         min_confidence: float = 0.3,
-        max_fans: int = 4096,
+        max_fans: int = MAX_FANS,
         max_cells: int = 4096,
     ):
         if not 0 < resolution < np.inf:

@@ -7,6 +7,7 @@ by all questions about it. How much is held is bounded: recent windows, conversa
 
 from __future__ import annotations
 
+import itertools
 from collections import OrderedDict, deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -24,7 +25,13 @@ from g2vlm_ros.records import Frame, newest_view
 MAX_TURNS = 8
 """Turns of a conversation that the model is given; earlier ones are left out."""
 MAX_MARKED_SCENES = 2
-"""Scenes with drawn marks kept per window."""
+"""Scenes with drawn marks, or of some of the cameras, kept per selection of views."""
+MAX_SELECTIONS = 4
+"""Selections of views kept per window: all of them, and those of the cameras asked about last."""
+
+
+MAX_SCENES = 1 + MAX_SELECTIONS * MAX_MARKED_SCENES
+"""Of a window: its own, and those of its selections."""
 
 
 class ViewSelection:
@@ -56,6 +63,10 @@ class ViewSelection:
                 self._scenes.popitem(last=False)
         self._scenes.move_to_end(key)
         return self._scenes[key]
+
+    def drawn_scenes(self) -> list[Scene]:
+        """Those held beside that of the window (any thread)."""
+        return list(self._scenes.values())
 
     def image(self, view: int) -> np.ndarray:
         """A view's camera image, uint8 (h, w, 3) RGB."""
@@ -102,14 +113,25 @@ class CachedWindow:
     """A window with what questions about it have computed."""
 
     update: PerceivedWindow
-    _selections: dict[tuple[int, ...], ViewSelection] = field(default_factory=dict)
+    _selections: OrderedDict[tuple[int, ...], ViewSelection] = field(default_factory=OrderedDict)
 
     def select(self, views: Sequence[int] | None = None) -> ViewSelection:
-        """Those views of the window, all by default; the same object for the same views."""
+        """Those views of the window, all by default; the same object for the same views.
+
+        Of MAX_SELECTIONS: the least recently used one goes.
+        """
         key = tuple(range(len(self.update.window.frames)) if views is None else views)
         if key not in self._selections:
             self._selections[key] = ViewSelection(self.update, key)
+            while len(self._selections) > MAX_SELECTIONS:
+                self._selections.popitem(last=False)
+        self._selections.move_to_end(key)
         return self._selections[key]
+
+    def scenes(self) -> list[Scene]:
+        """All that it holds inside the model (any thread)."""
+        further = [each.drawn_scenes() for each in list(self._selections.values())]
+        return [self.update.scene, *itertools.chain.from_iterable(further)]
 
     def gap_s(self, stamp_ns: int) -> float:
         """Seconds between a moment and the view nearest to it."""
@@ -126,6 +148,20 @@ class Dialogue:
     """Questions and answers, oldest first."""
 
 
+@dataclass(frozen=True)
+class ContextSizes:
+    """What is held for questions."""
+
+    windows: int
+    """Recent ones; those of conversations may be others."""
+    dialogues: int
+    caches: int
+    """Scenes with a key/value cache."""
+    cache_tokens: int
+    """Tokens in all of them."""
+    max_caches: int
+
+
 class ContextStore:
     """The recent windows and the conversations. Used on the device's thread only."""
 
@@ -133,6 +169,7 @@ class ContextStore:
         self.recent: deque[CachedWindow] = deque(maxlen=max_windows)
         self._dialogues: OrderedDict[str, Dialogue] = OrderedDict()
         self._max_dialogues = max_dialogues
+        self._max_windows = max_windows
 
     def remember(self, update: PerceivedWindow) -> CachedWindow:
         """Hold a window; the oldest one goes unless a conversation is about it."""
@@ -158,6 +195,20 @@ class ContextStore:
     def dialogues(self) -> list[str]:
         """Names of the remembered conversations, the least recently used first."""
         return list(self._dialogues)
+
+    def sizes(self) -> ContextSizes:
+        """What is held now (any thread)."""
+        recent, dialogues = list(self.recent), list(self._dialogues.values())
+        windows = {id(w): w for w in [*recent, *(dialogue.window for dialogue in dialogues)]}
+        scenes = [scene for window in windows.values() for scene in window.scenes()]
+        prefixes = [scene.prefix for scene in scenes if scene.prefix is not None]
+        return ContextSizes(
+            len(recent),
+            len(dialogues),
+            len(prefixes),
+            sum(prefix.length for prefix in prefixes),
+            (self._max_windows + self._max_dialogues) * MAX_SCENES,
+        )
 
     def add_turn(self, name: str, window: CachedWindow, question: str, answer: str) -> None:
         """A turn of a conversation; makes room by forgetting the least recently used one."""

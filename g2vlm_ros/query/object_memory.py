@@ -55,6 +55,10 @@ class ObjectMemory:
         self._version = 0
         self._lock = threading.RLock()
 
+    def __len__(self) -> int:
+        """All that are held, of maps put aside and not yet confirmed ones too."""
+        return len(self._objects)
+
     @property
     def version(self) -> int:
         """Differs after every change."""

@@ -1,28 +1,33 @@
 # SPDX-License-Identifier: Apache-2.0
-"""~/status and /diagnostics: what came in, what came out, and why not."""
+"""`/diagnostics`: one task for each thing that can fail, and one for what memory holds."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
-import numpy as np
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 from std_msgs.msg import Header
 
 from g2vlm_ros.mapping.camera_tracker import TrackingFailure
-from g2vlm_ros.mapping.window_pose import (
-    Localisation,
-    LocalisationState,
-    MappedWindow,
-    SearchOutcome,
-    StartReason,
-)
-from g2vlm_ros.msg import ReconstructionStatus
+from g2vlm_ros.mapping.window_pose import Localisation, LocalisationState, MappedWindow
 from g2vlm_ros.pipeline import Counts
 from g2vlm_ros.records import DropReason, ScaleState
 from g2vlm_ros.ros.camera_tracking import TrackingCounts
-from g2vlm_ros.ros.conversions import geometry
 from g2vlm_ros.ros.input_rate import FrameRate, UnusedFrames
+from g2vlm_ros.ros.remarks import (
+    MAX_JOB_S,
+    camera_remarks,
+    clock_remark,
+    hang_remark,
+    height_remarks,
+    localisation_remarks,
+    no_metres,
+    rig_remarks,
+    scale_remarks,
+    silence_remarks,
+)
+from g2vlm_ros.ros.stores import Store
 from g2vlm_ros.settings import Settings
 
 EXPECTED_DROPS = (
@@ -32,27 +37,8 @@ EXPECTED_DROPS = (
     DropReason.STILL,
 )
 """Reasons that belong to normal work: more frames came than windows need, or nothing moved."""
-MAX_CLOCK_LEAD_S = 0.5
-"""A stamp further ahead of the node's clock than this is an error of clocks."""
-CLOCK_AGE_S = 86_400.0
-"""An image older than a day is one of another clock, not a slow one."""
-MAX_JOB_S = 10.0
-"""A job of the device that has not come to a pause for so long hangs, by all measurements."""
-FOCAL_CLASH = 0.1
-"""Relative difference of focal lengths, told and recovered, from which it is reported."""
-MAX_CAMERA_HEIGHT_M = 8.0
-"""Above the floor: no robot's camera is higher, and depth in tenths of a millimetre makes 10 m of
-1 m."""
-WINDOWS_FOR_METRES = 3
-"""Windows within which a source of metres contributes, or why not is said."""
 MISSED_FRAMES = 3.0
 """Periods of a slow camera without a frame before it counts as silent."""
-STARTS = {
-    StartReason.NO_SHARED_VIEW: "no view is shared with the windows before",
-    StartReason.NO_OVERLAP: "the newest view shows nothing that the shared ones do",
-    StartReason.POOR_REGISTRATION: "the window does not fit to the ones before",
-}
-"""Why a map starts, in words; the very first one needs none."""
 TRACKING = {
     TrackingFailure.NO_REFERENCE: "no window shows this camera's surroundings yet",
     TrackingFailure.WRONG_SIZE: "frames have another aspect than the window's views",
@@ -62,224 +48,8 @@ TRACKING = {
     TrackingFailure.FEW_INLIERS: "too little of the newest view is found again",
 }
 """Why frames between windows have no pose, in words."""
-LOST_BY = {
-    "saved_map": "a map was loaded without a pose",
-    "no_saved_map": "map.mode is localization; load a map (~/load_map)",
-    "keyframe": "one window was recognised",
-    "unconfirmed": "a place was recognised once and not again",
-}
-SEARCHES = {
-    SearchOutcome.LOCALISED: "the place was found",
-    SearchOutcome.UNCONFIRMED: "the next window has to confirm it",
-    SearchOutcome.AMBIGUOUS: "two places fit about as well; drive on, or give /initialpose",
-    SearchOutcome.NOT_FOUND: "nothing in view fits to the map's keyframes",
-    SearchOutcome.NO_KEYFRAMES: "the map has no keyframes to compare with",
-    SearchOutcome.CONTRADICTS_MAP: "a place fits, but contradicts the map or its metres",
-}
 LOCALISED = Localisation(LocalisationState.LOCALISED)
 OK, WARN, ERROR = DiagnosticStatus.OK, DiagnosticStatus.WARN, DiagnosticStatus.ERROR
-
-
-def status_message(
-    header: Header,
-    counts: Counts,
-    update: MappedWindow | None,
-    latency_s: float,
-    model_version: str,
-    backend: str,
-    message: str,
-    job_s: float = 0.0,
-    localisation: Localisation = LOCALISED,
-    no_metres: str = "",
-) -> ReconstructionStatus:
-    """The state after `update`, or before the first window when it is None.
-
-    message: what is wrong, which comes before the remarks. job_s: how long the device's job runs.
-    no_metres: said of lengths that are none although a source of them is configured.
-    """
-    status = ReconstructionStatus(
-        header=header,
-        metres_per_unit=float("nan"),
-        scale_relative_std=float("nan"),
-        scale_source=ReconstructionStatus.SOURCE_NONE,
-        alignment_quality=-1.0,
-        latency_s=latency_s,
-        frames_received=counts.received,
-        frames_used=counts.used,
-        frames_dropped=sum(counts.dropped.values()),
-        drop_reasons=[str(reason) for reason in counts.dropped],
-        drop_counts=list(counts.dropped.values()),
-        model_version=model_version,
-        backend=backend,
-        message=message,
-        job_s=job_s,
-        localisation=localisation.state.value,
-        localised_since=geometry.stamp(localisation.since_ns),
-        localised_by=localisation.by,
-        search="" if localisation.search is None else localisation.search.value,
-    )
-    lost = localisation_remarks(localisation)
-    if update is None:
-        status.message = message or "; ".join(lost)
-        return status
-    sentences = lost + silence_remarks(counts) + remarks(update)
-    relative = update.placement.scale.state is not ScaleState.METRIC
-    if no_metres and relative and counts.windows >= WINDOWS_FOR_METRES:
-        sentences.append(no_metres)
-    status.message = message or "; ".join(sentences)
-    placement, frames = update.placement, update.window.frames
-    status.window_id = update.window.id
-    status.view_stamps = [geometry.stamp(frame.stamp_ns) for frame in frames]
-    status.view_cameras = [frame.camera for frame in frames]
-    status.scale_state = int(placement.scale.state)
-    status.map_id = placement.map_id
-    if placement.scale.state is ScaleState.METRIC:
-        status.metres_per_unit = placement.map_from_window.scale
-    status.scale_relative_std = placement.scale.relative_std
-    status.scale_source = str(placement.scale.source)
-    if placement.relative_pose is not None:
-        status.alignment_quality = placement.relative_pose.inliers
-    status.stage_names = list(update.stage_times_s)
-    status.stage_times_s = list(update.stage_times_s.values())
-    return status
-
-
-def remarks(update: MappedWindow) -> list[str]:
-    """What people should know of a window, one clause each; empty when all is well."""
-    placement, sentences = update.placement, []
-    if placement.new_map in STARTS:
-        sentences.append(f"map {placement.map_id} starts: {STARTS[placement.new_map]}")
-    if placement.by_odometry:
-        sentences.append(f"odometry places the window: {STARTS[placement.by_odometry]}")
-    lost = update.result.views - len(update.trusted_views)
-    if lost:
-        sentences.append(
-            f"{lost} of {update.result.views} views have no pose: nothing connects them"
-        )
-    return [
-        *sentences,
-        *scale_remarks(update),
-        *height_remarks(update),
-        *camera_remarks(update),
-        *rig_remarks(update),
-    ]
-
-
-def localisation_remarks(localisation: Localisation) -> list[str]:
-    """Why the robot does not know where it is; empty where it does."""
-    if localisation.state is LocalisationState.LOCALISED:
-        return []
-    reason = LOST_BY.get(localisation.by, STARTS.get(localisation.by, localisation.by))
-    if localisation.search is None:
-        return [f"{localisation.state}: {reason}"]
-    return [f"{localisation.state}: {reason}; {SEARCHES[localisation.search]}"]
-
-
-def clock_remark(age_s: float) -> str:
-    """What is wrong with the clocks where an age cannot be one; empty where it can."""
-    if age_s < -MAX_CLOCK_LEAD_S:
-        return (
-            f"stamps are {-age_s:.1f} s ahead of this node's clock; synchronise the clock of the "
-            "camera's host, or check use_sim_time"
-        )
-    if age_s > CLOCK_AGE_S:
-        return (
-            f"stamps are {age_s:.0f} s behind this node's clock: another clock (use_sim_time? "
-            "time since boot? clock of the camera's host?)"
-        )
-    return ""
-
-
-def hang_remark(job_s: float) -> str:
-    """What is wrong where the device does not come back; empty where it does."""
-    if job_s <= MAX_JOB_S:
-        return ""
-    return (
-        f"the device has been busy with one job for {job_s:.0f} s; if it does not end, restart "
-        "the node"
-    )
-
-
-def silence_remarks(counts: Counts) -> list[str]:
-    """Which cameras windows do without."""
-    names = ", ".join(counts.silent)
-    return [f"windows do without {names}: silent, or the stamps are far behind"] if names else []
-
-
-def no_metres(settings: Settings) -> str:
-    """Why lengths are no metres yet: what each configured source of them waits for."""
-    waits = [
-        sentence
-        for source, sentence in (
-            (settings.odometry_topic, "odometry says nothing before 0.1 m of motion in a window"),
-            (settings.depth_topic, "depth images do not fit the views: registered, in metres?"),
-            (settings.map.rig_baselines, "no window has both cameras of map.rig_baselines"),
-            (settings.map.camera_height_m, "no floor is seen for map.camera_height_m"),
-        )
-        if source
-    ]
-    reason = "; ".join(waits) or "set map.metres_per_unit if you know it"
-    return f"lengths are model units, not metres; {reason}"
-
-
-def scale_remarks(update: MappedWindow) -> list[str]:
-    """What contradicts the scale."""
-    placement, sentences = update.placement, []
-    if placement.scale.clash:
-        sentences.append(
-            f"metres by {placement.scale.clash} contradict those by {placement.scale.source} and "
-            "are not used"
-        )
-    if placement.scale.refused:
-        sentences.append(f"{placement.scale.refused} measurements of scale in a row do not fit")
-    return sentences
-
-
-def height_remarks(update: MappedWindow) -> list[str]:
-    """Where cameras so far above the floor show that metres are none."""
-    placement = update.placement
-    if placement.scale.state is not ScaleState.METRIC or not math.isfinite(placement.floor_z):
-        return []
-    heights_m = [update.map_from_camera[i][2, 3] - placement.floor_z for i in update.trusted_views]
-    height_m = float(np.median(heights_m)) if heights_m else math.nan
-    if not height_m > MAX_CAMERA_HEIGHT_M:
-        return []
-    return [
-        f"the cameras are {height_m:.0f} m above the floor by metres of {placement.scale.source}: "
-        "is its unit right? (depth: 32FC1 in metres, 16UC1 in millimetres)"
-    ]
-
-
-def camera_remarks(update: MappedWindow) -> list[str]:
-    """Where camera_info and the focal length recovered from the points differ."""
-    clashes = {}
-    result = update.result
-    cameras = result.recovered_intrinsics or result.intrinsics
-    for frame, recovered in zip(update.window.frames, cameras, strict=True):
-        if frame.intrinsics is None or recovered is None:
-            continue
-        calibrated = frame.intrinsics.resized(recovered.width_px, recovered.height_px)
-        for axis, says, points in (
-            ("x", calibrated.fx_px, recovered.fx_px),
-            ("y", calibrated.fy_px, recovered.fy_px),
-        ):
-            if abs(says / points - 1) > FOCAL_CLASH:
-                clashes[frame.camera] = (
-                    f"camera_info of {frame.camera} says focal length {says:.0f} px, the points "
-                    f"say {points:.0f} px (in {axis}, at {recovered.width_px} px width)"
-                )
-    return list(clashes.values())
-
-
-def rig_remarks(update: MappedWindow) -> list[str]:
-    """Where the fixed transforms between cameras and what they see contradict each other."""
-    off_deg = math.degrees(getattr(update, "rig_off_rad", 0.0))
-    if not off_deg:
-        return []
-    return [
-        f"the views contradict /tf_static of their cameras by {off_deg:.0f} degrees: it is not "
-        "used; check it, its optical frames above all"
-    ]
 
 
 class Diagnostics:
@@ -310,11 +80,12 @@ class Diagnostics:
         failures: int = 0,
         tracking: TrackingCounts | None = None,
         localisation: Localisation = LOCALISED,
+        stores: Sequence[Store] = (),
     ) -> DiagnosticArray:
         """What happened since the last report, `now_s` by the node's clock.
 
         job_s: how long the device's job runs. failures: callbacks that raised, since the start.
-        tracking: frames followed between windows; None where they are not.
+        tracking: frames followed between windows; None where they are not. stores: what is held.
         """
         self.frame_rate.update(now_s, counts.received)
         self.unused_frames.update(counts)
@@ -339,6 +110,7 @@ class Diagnostics:
                 self._engine(problem, job_s),
                 self._callbacks(failures),
                 self._tracking(tracking, span_s),
+                self._memory(stores),
             ],
         )
 
@@ -457,3 +229,14 @@ class Diagnostics:
             return self._task("callbacks", OK, "none failed")
         sentence = f"{failures} failed since the start; the log has their tracebacks"
         return self._task("callbacks", WARN, sentence, failures=failures)
+
+    def _memory(self, stores: Sequence[Store]) -> DiagnosticStatus:
+        values = {store.name: str(store) for store in stores}
+        above = [store.name for store in stores if store.held > store.bound]
+        if above:
+            sentence = f"above their bounds: {', '.join(above)}; report it, this is a bug"
+            return self._task("memory", ERROR, sentence, **values)
+        full = [store.name for store in stores if store.held == store.bound > 0]
+        if full:
+            return self._task("memory", OK, f"at their bounds: {', '.join(full)}", **values)
+        return self._task("memory", OK, "below all bounds", **values)

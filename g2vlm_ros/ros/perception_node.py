@@ -41,6 +41,7 @@ from g2vlm_ros.ros.publishers import Publishers
 from g2vlm_ros.ros.query_server import QueryServer
 from g2vlm_ros.ros.run_node import run
 from g2vlm_ros.ros.status_reports import StatusReports
+from g2vlm_ros.ros.stores import Store, stores
 from g2vlm_ros.ros.window_worker import WindowWorker
 from g2vlm_ros.settings import Settings
 from g2vlm_ros.srv import EditMap, GetPoints, LoadMap, SaveMap
@@ -138,6 +139,7 @@ class PerceptionNode(SafeLifecycleNode):
             self.pipeline,
             self.windows,
             self.outputs,
+            self.stores,
         )
         self._make_services()
         self.windows.connect(
@@ -394,6 +396,16 @@ class PerceptionNode(SafeLifecycleNode):
     def counts(self) -> Counts:
         """Frames and windows since configure."""
         return self.pipeline.counts()
+
+    def stores(self) -> tuple[Store, ...]:
+        """What is held against its bounds, since configure."""
+        return stores(
+            self._settings,
+            self.pipeline,
+            self.dense_map,
+            self.objects,
+            self.queries.worker.sizes(),
+        )
 
     def tracking_counts(self) -> TrackingCounts | None:
         """Frames followed between windows since activation; None where none are."""

@@ -12,7 +12,7 @@ from g2vlm_ros.action import AnswerSpatialQuery
 from g2vlm_ros.perception import Perception
 from g2vlm_ros.pipeline import PerceivedWindow
 from g2vlm_ros.query.answerer import Answerer
-from g2vlm_ros.query.context import ContextStore, ViewSelection
+from g2vlm_ros.query.context import ContextSizes, ContextStore, ViewSelection
 from g2vlm_ros.query.grounding import OutOfTimeError, measure_detections
 from g2vlm_ros.query.object_memory import ObjectMemory
 from g2vlm_ros.query.object_sightings import sightings_of
@@ -85,6 +85,10 @@ class QueryWorker:
     def held(self) -> tuple[int, list[str]]:
         """How many windows are held, and the names of the conversations."""
         return len(self._context.recent), self._context.dialogues()
+
+    def sizes(self) -> ContextSizes:
+        """What windows and conversations hold for questions (any thread)."""
+        return self._context.sizes()
 
     def answer(self, question: Question) -> Any:
         """The response; raises what `QueryServer` turns into error codes."""

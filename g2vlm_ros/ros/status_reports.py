@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 from diagnostic_msgs.msg import DiagnosticArray
 from rclpy.lifecycle import LifecycleNode
 from rclpy.qos import QoSProfile
@@ -11,21 +13,21 @@ from std_msgs.msg import Header
 from g2vlm_ros.msg import ReconstructionStatus
 from g2vlm_ros.pipeline import MappingPipeline
 from g2vlm_ros.ros.conversions import geometry
-from g2vlm_ros.ros.diagnostics import (
-    Diagnostics,
-    clock_remark,
-    hang_remark,
-    no_metres,
-    status_message,
-)
+from g2vlm_ros.ros.diagnostics import Diagnostics
 from g2vlm_ros.ros.inference_scheduler import InferenceScheduler
 from g2vlm_ros.ros.publishers import LATCHED, Publishers
+from g2vlm_ros.ros.remarks import clock_remark, hang_remark, no_metres
+from g2vlm_ros.ros.status_message import status_message
+from g2vlm_ros.ros.stores import Store
 from g2vlm_ros.ros.window_worker import WindowWorker
 from g2vlm_ros.settings import Settings
 
 
 class StatusReports:
-    """The two topics that say how the node is. backend: what the model runs on, in words."""
+    """The two topics that say how the node is.
+
+    backend: what the model runs on, in words. stores(): what is held against its bounds.
+    """
 
     def __init__(
         self,
@@ -37,11 +39,12 @@ class StatusReports:
         pipeline: MappingPipeline,
         windows: WindowWorker,
         outputs: Publishers,
+        stores: Callable[[], Sequence[Store]],
     ):
         self._node, self._map_frame = node, settings.map.frame
         self._model_version, self._backend = model_version, backend
         self._scheduler, self._pipeline = scheduler, pipeline
-        self._windows, self._outputs = windows, outputs
+        self._windows, self._outputs, self._stores = windows, outputs, stores
         sources = (
             settings.odometry_topic,
             settings.depth_topic,
@@ -106,6 +109,7 @@ class StatusReports:
                 failures,
                 None if tracking is None else tracking.counts(),
                 self._pipeline.localisation,
+                self._stores(),
             )
         )
 

@@ -393,6 +393,7 @@ def test_an_edit_made_before_the_metres_holds_afterwards():
                 assert edit.changed
     assert states[0] is ScaleState.RELATIVE and states[-1] is ScaleState.METRIC
     (held,) = dense_map.edits
+    assert dense_map.sizes().edits == 1
     assert not held.undoable and not np.allclose(held.box.half_size, edit.box.half_size)
     assert not held.box.contains(positions_of(dense_map)).any()
     assert dense_map.voxel_size == settings.voxel.size_m

@@ -75,7 +75,7 @@ def test_status_says_in_words_what_is_not_well(update, words):
     from std_msgs.msg import Header
 
     from g2vlm_ros.pipeline import Counts
-    from g2vlm_ros.ros.diagnostics import status_message
+    from g2vlm_ros.ros.status_message import status_message
 
     made = update_of(**update)
     message = status_message(Header(), Counts(0, 0, Counter(), 1), made, 0.1, "m", "b", "").message
@@ -121,7 +121,32 @@ def test_every_thing_that_can_fail_has_a_task(report):
         "engine",
         "callbacks",
         "tracking",
+        "memory",
     }
+
+
+@pytest.mark.parametrize(
+    ("held", "level", "words"),
+    [(5, 0, "below all bounds"), (64, 0, "at their bounds: rules"), (65, 2, "above .*: rules")],
+)
+def test_what_is_held_is_shown_against_its_bound(held, level, words):
+    import re
+
+    from std_msgs.msg import Header
+
+    from g2vlm_ros.pipeline import Counts
+    from g2vlm_ros.ros.diagnostics import Diagnostics
+    from g2vlm_ros.ros.stores import Store
+    from g2vlm_ros.settings import Settings
+
+    stores = (Store("map_mib", 1.25, 256), Store("rules", held, 64))
+    diagnostics = Diagnostics("perception", "torch cpu", Settings())
+    counts = Counts(0, 0, Counter(), 0)
+    array = diagnostics.report(Header(), 0.0, counts, None, 0.0, "", True, stores=stores)
+    memory = next(s for s in array.status if s.name == "perception: memory")
+    assert ord(memory.level) == level and re.search(words, memory.message)
+    values = {pair.key: pair.value for pair in memory.values}
+    assert values == {"map_mib": "1.2 of 256", "rules": f"{held} of 64"}
 
 
 def test_silence_of_the_cameras_is_a_warning_with_a_hint(report):
@@ -167,7 +192,7 @@ def test_tries_to_close_loops_are_told_by_outcome(report):
 
 
 def test_cameras_high_above_the_floor_show_a_wrong_unit():
-    from g2vlm_ros.ros.diagnostics import height_remarks
+    from g2vlm_ros.ros.remarks import height_remarks
 
     assert height_remarks(update_of(floor_z=-1.2)) == []
     assert height_remarks(update_of()) == [], "no floor was seen"
@@ -189,7 +214,8 @@ def test_a_source_of_metres_that_gives_none_is_named_after_a_few_windows(values,
 
     from g2vlm_ros.pipeline import Counts
     from g2vlm_ros.records import ScaleState
-    from g2vlm_ros.ros.diagnostics import no_metres, status_message
+    from g2vlm_ros.ros.remarks import no_metres
+    from g2vlm_ros.ros.status_message import status_message
     from g2vlm_ros.settings import Settings
 
     update = update_of(scale={"state": ScaleState.RELATIVE}.items())

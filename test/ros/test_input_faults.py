@@ -329,7 +329,7 @@ def test_an_initial_pose_beyond_all_bounds_is_refused(covariance):
 
 
 def test_a_clock_that_disagrees_is_named():
-    from g2vlm_ros.ros.diagnostics import clock_remark
+    from g2vlm_ros.ros.remarks import clock_remark
 
     assert "3600.0 s ahead" in clock_remark(-3600.0) and "clock" in clock_remark(-3600.0)
     assert "use_sim_time" in clock_remark(1_795_817_088.0)
@@ -337,7 +337,7 @@ def test_a_clock_that_disagrees_is_named():
 
 
 def test_a_job_that_hangs_is_an_error_of_the_engine():
-    from g2vlm_ros.ros.diagnostics import hang_remark
+    from g2vlm_ros.ros.remarks import hang_remark
 
     assert hang_remark(3.0) == "" and "busy with one job for 60 s" in hang_remark(60.0)
 

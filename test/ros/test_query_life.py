@@ -104,6 +104,11 @@ def test_memory_of_windows_and_dialogues_is_bounded():
             assert answer.success, answer.error_msg
         windows, dialogues = testbed.queries.worker.held()
         assert windows == 2 and dialogues == ["d2", "d3"]
+        held = {store.name: store for store in testbed.node.stores()}
+        assert held["question_windows"].held == held["dialogues"].held == 2
+        assert 1 <= held["question_caches"].held <= 4 < held["question_caches"].bound
+        assert held["question_cache_tokens"].held > 0
+        assert all(store.held <= store.bound for store in held.values())
 
 
 def test_a_client_that_floods_leaves_another_at_least_half_of_its_answers():

@@ -71,17 +71,13 @@ def accounts(node: perception_node.PerceptionNode) -> dict[str, Any]:
     """One line of the books."""
     parts = {name: getattr(node, name) for name in PARTS}
     stores = store_bytes({name: part for name, part in parts.items() if part is not None})
-    sizes, counts = node.pipeline.sizes(), node.pipeline.counts()
-    maps, aside = node.dense_map.maps_aside
+    counts = node.pipeline.counts()
     return {
         "windows": counts.windows,
         "resident_mib": round(resident_bytes() / MIB, 2),
         "malloc_mib": malloc_mib(),
-        "graph_nodes": sizes.graph_nodes,
-        "keyframes": sizes.keyframes,
-        "voxels_mib": round(node.dense_map.stats().nbytes / MIB, 3),
-        "maps_aside": maps,
-        "aside_mib": round(aside / MIB, 3),
+        "graph_nodes": node.pipeline.sizes().graph_nodes,
+        **{store.name: round(store.held, 3) for store in node.stores()},
         "stores_mib": {
             name: round(size / MIB, 3)
             for name, size in stores.items()
