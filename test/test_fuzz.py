@@ -138,3 +138,13 @@ def test_a_recording_whose_metadata_is_no_recording_is_refused(tmp_path):
     metadata.write_text(metadata.read_text().replace("version: 9", "version: {}", 1))
     with pytest.raises(ValueError, match="recording"):
         open_sequence(folder)
+
+
+@pytest.mark.parametrize("text", ["-1", "0", "nan", "inf", "abc", "1e9"])
+def test_a_time_in_which_nothing_could_be_tried_is_refused(text, capsys):
+    """`make fuzz MINUTES=-1` said that nothing was found."""
+    from g2vlm_tests.fuzz.__main__ import main
+
+    with pytest.raises(SystemExit) as end:
+        main([f"--minutes={text}"])
+    assert end.value.code == 2 and f"{text!r} must be a number" in capsys.readouterr().err

@@ -192,6 +192,27 @@ def test_a_robot_that_stands_still_stays_where_it_is():
     ]
 
 
+@pytest.mark.parametrize("sigma", [0.0, 8.0])
+def test_a_robot_that_never_moved_has_one_window_and_drives_on_in_its_map(sigma):
+    """Noisy pictures of one place from the very start: no two views have parallax."""
+    noise = Noise(0.05, 0.0, 0.03, 0.03)
+    perception, live = make(lap_poses(40, 0.2), noise, map__loop_closure=False)
+    rng, parked = np.random.default_rng(0), perception.image(0)
+    updates = []
+    for number in range(20):
+        image = np.clip(parked + rng.normal(0, sigma, parked.shape), 0, 255).astype(np.uint8)
+        again = lambda _, f, i=image, r=number: replace(  # noqa: E731
+            f, decode=lambda: i, stamp_ns=f.stamp_ns + r * GAP_NS
+        )
+        updates += run(perception, live, [0], again)
+    assert live.counts().windows == 1 and [u.still for u in updates[:2]] == [False, True]
+    assert all(update.still for update in updates[1:]) and len(updates) > 5
+    assert np.isfinite([update.map_from_camera for update in updates]).all()
+    later = lambda _, f: replace(f, stamp_ns=f.stamp_ns + 20 * GAP_NS)  # noqa: E731
+    onward = run(perception, live, range(1, 9), later)
+    assert onward and {update.placement.map_id for update in onward} == {0}
+
+
 def test_a_jump_of_exposure_changes_nothing():
     poses = lap_poses(15, 0.2)
     tracks = []

@@ -33,6 +33,7 @@ from g2vlm_ros.records import Intrinsics
 
 FORMAT = "rosbag2 / MCAP"
 SUFFIXES = (".mcap", ".db3")
+METADATA = "metadata.yaml"
 PICTURES = ("sensor_msgs/msg/Image", "sensor_msgs/msg/CompressedImage")
 CALIBRATION = "sensor_msgs/msg/CameraInfo"
 TRUTHS = (
@@ -51,8 +52,8 @@ FISHEYE_MODELS = ("equidistant", "fisheye")
 
 
 def recognises(path: Path) -> bool:
-    """A folder with metadata.yaml, or a recording by its suffix."""
-    return path.suffix in SUFFIXES or (path / "metadata.yaml").is_file()
+    """A folder with metadata.yaml or files of a recording, or a recording by its suffix."""
+    return path.suffix in SUFFIXES or (path / METADATA).is_file() or bool(_files(path))
 
 
 def read(path: Path, options: ReaderOptions) -> PosedSequence:
@@ -60,6 +61,7 @@ def read(path: Path, options: ReaderOptions) -> PosedSequence:
 
     Pictures and depth are read again from the recording when they are asked for.
     """
+    path = _recording(path)
     with _reader(path) as bag:
         topics = {c.topic: c.msgtype for c in bag.connections if c.msgcount}
         depth_topic = options.depth_topic
@@ -103,6 +105,23 @@ def read(path: Path, options: ReaderOptions) -> PosedSequence:
             SequenceFrame(stamp_ns, "camera", image, world_from_tracked @ mount, camera, loader)
         )
     return finished_sequence(path, FORMAT, frames, without_truth(missing, truth.source))
+
+
+def _files(folder: Path) -> list[Path]:
+    """Files of a recording in a folder."""
+    return sorted(path for suffix in SUFFIXES for path in folder.glob(f"*{suffix}"))
+
+
+def _recording(path: Path) -> Path:
+    """The recording, or its only file where the recorder did not live to write metadata.yaml."""
+    if not path.is_dir() or (path / METADATA).is_file():
+        return path
+    files = _files(path)
+    if len(files) > 1:
+        raise SequenceError(
+            f"{path} has no {METADATA} and {len(files)} files; run: ros2 bag reindex {path}"
+        )
+    return files[0]
 
 
 @contextmanager

@@ -264,6 +264,27 @@ def test_bad_input_gets_one_sentence(name, edit, sentence, tmp_path) -> None:
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("name", ["mcap", "sqlite"])
+def test_a_recording_whose_recorder_was_killed_is_read(name, tmp_path) -> None:
+    folder = WRITERS[name](tmp_path, small.drive())
+    whole = open_sequence(folder, OPTIONS)
+    (folder / "metadata.yaml").unlink()
+    cut = open_sequence(folder, OPTIONS)
+    assert [f.stamp_ns for f in cut.frames] == [f.stamp_ns for f in whole.frames]
+    file = next(path for path in folder.iterdir())
+    shutil.copy(file, file.with_stem("second"))
+    with pytest.raises(SequenceError, match="2 files; run: ros2 bag reindex"):
+        open_sequence(folder, OPTIONS)
+
+
+@pytest.mark.parametrize("suffix", [".mcap", ".db3"])
+def test_an_empty_file_is_no_recording(suffix, tmp_path) -> None:
+    (tmp_path / f"empty{suffix}").touch()
+    for path in (tmp_path, tmp_path / f"empty{suffix}"):
+        with pytest.raises(SequenceError, match="cannot be read as a recording"):
+            open_sequence(path)
+
+
 def test_a_recording_without_mount_or_truth_is_refused(tmp_path) -> None:
     folder = small.write_bag(tmp_path / "bag", small.drive(), mcap=True)
     with pytest.raises(SequenceError, match="no topic of true poses '/pose'"):

@@ -22,6 +22,8 @@ from pathlib import Path
 
 import yaml
 
+from g2vlm_ros.demo.nodes import demo_arguments
+from g2vlm_ros.parameter_schema import SettingError
 from g2vlm_ros.ros.end_signals import EndSignals
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -49,9 +51,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     """The command line; paths exist or argparse says which does not."""
     parser = argparse.ArgumentParser(prog="make demo", description=__doc__.split("\n")[0])
     parser.add_argument("--images", type=Path, help="folder or video in place of the home")
-    parser.add_argument("--home", type=int, default=8, help="index of the home in its split")
-    parser.add_argument("--split", default="heldout", help="validation is for choosing settings")
-    parser.add_argument("--legs", type=int, default=8, help="length of the walk, straight legs")
+    demo_arguments.add_walk(parser)
     parser.add_argument("--checkpoint", type=Path, default=ROOT / "engines" / "demo")
     parser.add_argument("--view", action="store_true", help="show it in a browser as well")
     parser.add_argument("--out", type=Path, default=Path("demo_output"))
@@ -60,10 +60,18 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--width", type=int, help="view width in the model, pixels")
     parser.add_argument("--limit-s", type=float, default=120.0, help="stop after this long")
     options = parser.parse_args(arguments)
-    for path in (options.images, options.checkpoint):
-        if path is not None and not path.exists():
-            parser.error(f"{path} does not exist")
+    demo_arguments.check_paths(parser, options.out, options.images, options.checkpoint)
     return options
+
+
+def check_pictures(path: Path) -> None:
+    """SystemExit with a sentence where nothing can be played, before a model is loaded."""
+    from g2vlm_ros.ros.replay.source import Recording
+
+    try:
+        Recording(str(path))
+    except (ValueError, OSError) as error:
+        raise SystemExit(f"make demo: {error}") from error
 
 
 def run(options: argparse.Namespace, signals: EndSignals) -> dict:
@@ -78,7 +86,10 @@ def run(options: argparse.Namespace, signals: EndSignals) -> dict:
     from g2vlm_ros.ros.perception_node import PerceptionNode
 
     rclpy.init(args=[], signal_handler_options=SignalHandlerOptions.NO)
-    perception = PerceptionNode(parameter_overrides=parameters(demo_parameters(options)))
+    try:
+        perception = PerceptionNode(parameter_overrides=parameters(demo_parameters(options)))
+    except SettingError as error:
+        raise SystemExit(f"make demo: {error}") from error
     executor = MultiThreadedExecutor(num_threads=4)
     executor.add_node(perception)
     spinning = threading.Thread(target=executor.spin, daemon=True)
@@ -95,7 +106,10 @@ def run(options: argparse.Namespace, signals: EndSignals) -> dict:
     try:
         activate(perception, signals)
         _wait_for_recorder(perception, recorder, signals)
-        camera = _camera(options)
+        try:
+            camera = _camera(options)
+        except SettingError as error:
+            raise SystemExit(f"make demo: {error}") from error
         executor.add_node(camera)
         if options.images is None:
             questions = _interview(perception, camera)
@@ -290,8 +304,9 @@ def follow(perception, camera, started: float, limit_s: float, signals: EndSigna
 def main(arguments: list[str] | None = None) -> int:
     """Run, write the report, say in a few lines what was received."""
     options = parse(arguments)
-    options.out.mkdir(parents=True, exist_ok=True)
     prepare_environment()
+    if options.images is not None:
+        check_pictures(options.images)
     print(
         f"checkpoint {options.checkpoint.name}: a small one of ours. It knows simulated homes "
         "only; on anything else its geometry means nothing"

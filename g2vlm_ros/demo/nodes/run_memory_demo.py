@@ -19,6 +19,7 @@ from typing import Any
 import cv2
 import numpy as np
 
+from g2vlm_ros.demo.nodes import demo_arguments
 from g2vlm_ros.demo.nodes.run_demo import ROOT, prepare_environment
 from g2vlm_ros.geometry.sim3 import Sim3
 from g2vlm_ros.ros.end_signals import EndSignals
@@ -34,15 +35,12 @@ FIRST, SECOND, FOUND = (200, 120, 40), (60, 200, 60), (60, 60, 240)
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(prog="make demo-memory", description=__doc__.split("\n")[0])
-    parser.add_argument("--home", type=int, default=8, help="index of the home in its split")
-    parser.add_argument("--split", default="heldout", help="validation is for choosing settings")
-    parser.add_argument("--legs", type=int, default=8, help="length of the walk, straight legs")
+    demo_arguments.add_walk(parser)
     parser.add_argument("--checkpoint", type=Path, default=ROOT / "engines" / "demo")
     parser.add_argument("--backend", default="auto")
     parser.add_argument("--out", type=Path, default=Path("demo_output/memory"))
     options = parser.parse_args(arguments)
-    if not options.checkpoint.exists():
-        parser.error(f"{options.checkpoint} does not exist")
+    demo_arguments.check_paths(parser, options.out, options.checkpoint)
     return options
 
 
@@ -115,7 +113,6 @@ def _point(pixel: np.ndarray) -> tuple[int, int]:
 def main(arguments: list[str] | None = None) -> int:
     """Both sessions, and what came of them."""
     options, signals = parse(arguments), EndSignals()
-    options.out.mkdir(parents=True, exist_ok=True)
     prepare_environment()
     print("first session: a drive, and its map in a file")
     first = run_session("drive", options, signals)

@@ -24,11 +24,12 @@ from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import CameraInfo, Image
 from tf2_msgs.msg import TFMessage
 
+from g2vlm_ros.demo.nodes.demo_arguments import MAX_LEGS, MIN_LEGS
 from g2vlm_ros.demo.sim.camera import lens
 from g2vlm_ros.demo.sim.renderer import RenderedViews, render
 from g2vlm_ros.demo.sim.robot_path import RATE_HZ
 from g2vlm_ros.demo.sim.scenes import make_scene
-from g2vlm_ros.demo.sim.splits import SPLITS, home_seed
+from g2vlm_ros.demo.sim.splits import MAX_HOME, SPLITS, home_seed
 from g2vlm_ros.demo.sim.wheel_odometry import base_poses, mount, odometry
 from g2vlm_ros.parameter_schema import TOPIC, SettingError, parameter
 from g2vlm_ros.ros import parameters
@@ -54,9 +55,9 @@ def there_and_back(steps: range) -> Iterator[int]:
 class SimCameraSettings:
     """All settings of the node; they are read once, at start."""
 
-    home: int = parameter(8, "Index of the home in its split.", low=0, high=10**9)
+    home: int = parameter(8, "Index of the home in its split.", low=0, high=MAX_HOME)
     split: str = parameter("heldout", "Which homes; training never saw heldout.", choices=SPLITS)
-    legs: int = parameter(8, "Straight legs of the walk, about.", low=2, high=1000)
+    legs: int = parameter(8, "Straight legs of the walk, about.", low=MIN_LEGS, high=MAX_LEGS)
     cameras: list[str] = parameter(
         ["camera"], "Namespaces; camera:30 looks 30 degrees to the left of ahead."
     )

@@ -6,6 +6,10 @@ from __future__ import annotations
 SPLITS = ("train", "validation", "heldout")
 
 
+MAX_HOME = 10**9
+"""Greatest index of a home: three times it still is a seed of 32 bits."""
+
+
 def home_seed(split: str, index: int) -> int:
     """The seed of the index-th home of a split; seeds of different splits differ modulo 3."""
     if split not in SPLITS:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The demo as a newcomer runs it: a process of its own, real DDS, files left behind."""
 
+import importlib
 import json
 import os
 import signal
@@ -108,3 +109,33 @@ def test_a_drive_that_is_interrupted_ends_in_order_with_a_report(tmp_path):
     assert process.returncode == 128 + signal.SIGINT
     assert "cut short: interrupted" in errors and "Traceback" not in errors, errors
     assert json.loads((tmp_path / "report.json").read_text())["drive_complete"] is False
+
+
+@pytest.mark.parametrize("demo", ["run_demo", "run_memory_demo"])
+@pytest.mark.parametrize(
+    ("argument", "value", "words"),
+    [
+        ("--home", "abc", "'abc' must be a whole number from 0"),
+        ("--home", "-3", "'-3' must be a whole number from 0"),
+        ("--home", "1.5", "'1.5' must be a whole number from 0"),
+        ("--legs", "1", "'1' must be a whole number from 2 to 1000"),
+        ("--split", "test", "invalid choice: 'test'"),
+        ("--out", "/dev/null", "/dev/null cannot be a folder"),
+        ("--checkpoint", "/nowhere", "/nowhere does not exist"),
+    ],
+)
+def test_an_argument_that_means_nothing_is_one_sentence(demo, argument, value, words, capsys):
+    parse = importlib.import_module(f"g2vlm_ros.demo.nodes.{demo}").parse
+    with pytest.raises(SystemExit) as end:
+        parse([f"{argument}={value}"])
+    assert end.value.code == 2 and words in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_what_holds_no_pictures_is_one_sentence(tmp_path, monkeypatch):
+    from g2vlm_ros.demo.nodes import run_demo
+
+    monkeypatch.setattr(run_demo, "prepare_environment", lambda: None)
+    (tmp_path / "notes.txt").write_text("no picture")
+    for images in (tmp_path, tmp_path / "notes.txt"):
+        with pytest.raises(SystemExit, match="make demo: .* (no readable image|as a video)"):
+            run_demo.main(["--images", str(images), "--out", str(tmp_path / "out")])

@@ -16,6 +16,7 @@ from pathlib import Path
 from g2vlm_tests.dds_domain import isolate
 from g2vlm_tests.fuzz.door import Door, escapes, scratch
 from g2vlm_tests.fuzz.file_doors import doors, torch_doors
+from g2vlm_tests.minutes import minutes
 
 MAX_EXAMPLES = 20_000
 """Of one door: quick ones leave their time to the slow ones."""
@@ -50,7 +51,7 @@ def tried(door: Door, share_s: float, seed: int) -> Row:
 def main(arguments: list[str] | None = None) -> int:
     """Exit code 1 where something came out of a door that is no refusal."""
     parser = argparse.ArgumentParser(prog="make fuzz", description=__doc__)
-    parser.add_argument("--minutes", type=float, default=2.0, help="of all doors together")
+    parser.add_argument("--minutes", type=minutes, default=2.0, help="of all doors together")
     parser.add_argument("--seed", type=int, default=None, help="to begin with; else the clock's")
     parser.add_argument("--only", default="", help="doors whose name holds this")
     parser.add_argument("--out", type=Path, help="write the table as JSON")
@@ -70,6 +71,8 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         everything = [*doors(), *torch_doors(), *ros_doors(), *request_doors(node)]
         chosen = [door for door in everything if options.only in door.name]
+        if not chosen:
+            parser.error(f"no door has {options.only!r} in its name")
         end = time.monotonic() + 60 * options.minutes
         for left, door in zip(range(len(chosen), 0, -1), chosen, strict=True):
             row = tried(door, (end - time.monotonic()) / left, seed)

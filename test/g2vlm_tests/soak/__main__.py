@@ -22,6 +22,7 @@ import cv2
 import numpy as np
 from g2vlm_ros.srv import SpatialQuery
 from g2vlm_tests.dds_domain import isolate
+from g2vlm_tests.minutes import minutes
 from g2vlm_tests.soak.round_trip import ROUND_S, RoundTripRobot
 from g2vlm_tests.soak.trend import BLOCKS, trend_of
 from sensor_msgs.msg import PointCloud2
@@ -239,7 +240,7 @@ def as_text(result: dict[str, Any]) -> str:
 def main(arguments: list[str] | None = None) -> int:
     """Writes JSON and plot, prints a table; exit code 1 where a promise is not seen to be kept."""
     parser = argparse.ArgumentParser(prog="make soak", description=__doc__)
-    parser.add_argument("--minutes", type=float, default=10.0, help="after the warm-up")
+    parser.add_argument("--minutes", type=minutes, default=10.0, help="after the warm-up")
     parser.add_argument("--warm-up-s", type=float, default=WARM_UP_S)
     parser.add_argument(
         "--accounts", action="store_true", help="write what each store holds to accounts.jsonl"
