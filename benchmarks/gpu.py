@@ -35,10 +35,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from benchmarks.gpu_commands import (
     GOLDEN,
+    card,
     engines,
     lost_context,
     packing,
@@ -60,6 +59,7 @@ from benchmarks.gpu_network import (
 from benchmarks.record import RESULTS, record
 from g2vlm_ros.checkpoint.config import ModelConfig
 from g2vlm_ros.model.network import G2VLM
+from g2vlm_ros.records import UnfitError
 
 LANGUAGE_GB, CACHE_BYTES = 3.1, 28_672
 """What a decoding step reads: the language stage in bfloat16, and each cached token."""
@@ -78,6 +78,7 @@ LIMITS_S = {
 have what the others leave."""
 PARITY = (("torch", "fp32"), ("torch", "bf16"), ("torch", "fp16"), ("onnx", "fp32"))
 """Backends and precisions that are compared with the golden values."""
+NO_CARD = {"name": "none: tried on a CPU with a tiny network"}
 CACHED = (4163, 8315)
 """Tokens behind a prompt and 4 or 8 views at 518x392."""
 
@@ -205,10 +206,10 @@ def main(arguments: list[str] | None = None) -> int:
     if options.part:
         serve(options.part, Scale.of(options.device, options.views))
         return 0
-    if options.device == "cuda" and not torch.cuda.is_available():
-        print(
-            "error: torch finds no CUDA GPU here; run this on a machine with one", file=sys.stderr
-        )
+    try:
+        gpu = NO_CARD if options.device == "cpu" else card()
+    except UnfitError as error:
+        print(f"error: {error}", file=sys.stderr)
         return 1
     end = time.monotonic() + options.seconds
     parts: dict[str, list[dict[str, Any]]] = {}
@@ -221,20 +222,10 @@ def main(arguments: list[str] | None = None) -> int:
             parts[part] = run_part(part, options.views, limit_s, options.device)
         print(json.dumps(parts[part], indent=1), flush=True)
         # After each part: what is there already stays, whatever ends this command.
-        result = {"gpu": _gpu(options.device), **parts, "summary": summary(parts)}
+        result = {"gpu": gpu, **parts, "summary": summary(parts)}
         path = record("gpu", result, options.out)
     print(path.name)
     return 0
-
-
-def _gpu(device: str) -> dict[str, Any]:
-    if device == "cpu":
-        return {"name": "none: tried on a CPU with a tiny network"}
-    return {
-        "name": torch.cuda.get_device_name(),
-        "cuda": torch.version.cuda,
-        "memory_gib": torch.cuda.get_device_properties(0).total_memory / 2**30,
-    }
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import sys
@@ -14,20 +15,41 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from benchmarks.gpu_network import SIZES, caught
 from g2vlm_ros.checkpoint.onnx_manifest import GLOBAL, STAGES
+from g2vlm_ros.records import UnfitError
 
 GOLDEN = Path(__file__).parents[1] / "test" / "data" / "golden" / "A"
 PLAN = Path(__file__).parents[1] / "engines" / "plan.yaml"
 PRECISIONS = {"bf16": "bfloat16", "fp16": "float16"}
 
 
+CARD = """
+import json, torch
+gpu = torch.cuda.get_device_properties(0)
+print(json.dumps({"name": gpu.name, "cuda": torch.version.cuda,
+                  "memory_gib": gpu.total_memory / 2**30,
+                  "capability": f"{gpu.major}.{gpu.minor}"}))
+"""
+
+
+def card() -> dict[str, Any]:
+    """Name, CUDA, memory (GiB) and compute capability of the GPU; UnfitError where there is none.
+
+    Read by a process that ends: a context here would keep the parts, which are processes of their
+    own, off a card in exclusive-process mode.
+    """
+    done = subprocess.run([sys.executable, "-c", CARD], capture_output=True, text=True)
+    if done.returncode:
+        why = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        raise UnfitError(f"torch finds no CUDA GPU here ({why}); run this on a machine with one")
+    return json.loads(done.stdout)
+
+
 def lost_context() -> Iterator[dict[str, Any]]:
     """Writes to an address that nobody has; ends with a process whose context is lost."""
     from g2vlm_ros.inference.tensorrt.cuda import DeviceLostError, open_cuda
-    from g2vlm_ros.records import UnfitError
 
     cuda = open_cuda()
     source = 'extern "C" __global__ void write_anywhere(int* place) { *place = 1; }'
@@ -121,7 +143,7 @@ class Builds:
         if device != "cuda":
             label = installed("rtx").label
             return Builds("8.9", label, 24, ("--target", "8.9"), ("next_token",), ("bf16",))
-        capability = "{}.{}".format(*torch.cuda.get_device_capability())
+        capability = card()["capability"]
         version = installed(capability=capability)
         numbers = tuple(int(n) for n in version.version.split(".")[:2])
         opset = 24 if version.name == "rtx" or numbers >= (10, 15) else 20

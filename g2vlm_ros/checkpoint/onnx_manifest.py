@@ -24,6 +24,8 @@ FORMAT = 2
 STAGES = ("encode_geometry", "geometry", "heads", "encode_semantics", "language", "next_token")
 GLOBAL = "heads_global"
 """`heads` with the global points, which only training needs: a graph of its own."""
+SCATTER_OPSET = 24
+"""The first ONNX opset with TensorScatter, which TensorRT computes in place."""
 CACHE_GRAPHS = ("store", "load")
 """Copies of keys and values inside a device, for ONNX Runtime alone."""
 

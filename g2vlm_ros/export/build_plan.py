@@ -10,8 +10,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from g2vlm_ros.checkpoint.config import PATCH_PX
-from g2vlm_ros.checkpoint.onnx_manifest import GraphFile, Manifest
-from g2vlm_ros.export.kv_graphs import SCATTER_OPSET
+from g2vlm_ros.checkpoint.onnx_manifest import SCATTER_OPSET, GraphFile, Manifest
 from g2vlm_ros.export.weight_only import MIN_OPSETS, WEIGHT_ONLY_STAGES
 
 Range = tuple[int, int, int]

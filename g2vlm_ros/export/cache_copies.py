@@ -11,8 +11,7 @@ import onnx
 from onnx import ModelProto, NodeProto, TensorProto, helper
 
 from g2vlm_ros.checkpoint.config import TextConfig
-from g2vlm_ros.checkpoint.onnx_manifest import CACHE_GRAPHS
-from g2vlm_ros.export.kv_graphs import SCATTER_OPSET
+from g2vlm_ros.checkpoint.onnx_manifest import CACHE_GRAPHS, SCATTER_OPSET
 
 IR_VERSION = 11
 """The first that knows opset 24's types; what ONNX Runtime since 1.23 reads."""

@@ -40,6 +40,7 @@ from g2vlm_ros.checkpoint.digest import digest, weight_files
 from g2vlm_ros.checkpoint.onnx_manifest import (
     GLOBAL,
     MANIFEST,
+    SCATTER_OPSET,
     STAGES,
     GraphFile,
     Manifest,
@@ -48,7 +49,7 @@ from g2vlm_ros.checkpoint.onnx_manifest import (
 from g2vlm_ros.export.cache_copies import ELEMENTS as CACHE_ELEMENTS
 from g2vlm_ros.export.cache_copies import copying_graphs
 from g2vlm_ros.export.int8 import quantise
-from g2vlm_ros.export.kv_graphs import SCATTER_OPSET, TRANSLATIONS
+from g2vlm_ros.export.kv_graphs import TRANSLATIONS
 from g2vlm_ros.export.precision_study import near_overflow
 from g2vlm_ros.export.stage_graphs import Graph, GraphModule, Shape, stage_graphs
 from g2vlm_ros.export.weight_only import (

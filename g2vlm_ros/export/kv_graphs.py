@@ -15,12 +15,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from g2vlm_ros.checkpoint.onnx_manifest import SCATTER_OPSET
 from g2vlm_ros.model.layers import attend
 
 HIDDEN_FROM_SIGHT = -3e4
 """Added to the score of a key that a token may not look at; finite, for half precision."""
-SCATTER_OPSET = 24
-"""The first with TensorScatter, which TensorRT computes in place."""
 
 
 class CompactCache:

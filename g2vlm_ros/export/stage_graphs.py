@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from g2vlm_ros.checkpoint.config import PATCH_PX, ModelConfig, TextConfig
+from g2vlm_ros.checkpoint.onnx_manifest import SCATTER_OPSET
 from g2vlm_ros.export.kv_graphs import (
     HIDDEN_FROM_SIGHT,
-    SCATTER_OPSET,
     CompactCache,
     ScatteredCache,
     TwoPartCache,

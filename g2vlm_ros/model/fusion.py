@@ -12,7 +12,6 @@ import copy
 from typing import Any
 
 import torch
-import torch._dynamo
 
 from g2vlm_ros.model.decoder import GatedMlp, Layer, silu_gate
 from g2vlm_ros.model.heads import CrossAttention
@@ -42,7 +41,9 @@ def with_fused_parts(network: G2VLM, compiler: Any = "inductor") -> G2VLM:
     Numbers differ by rounding. The first call with a new width or type compiles: on a GPU that
     needs Triton, which torch's CUDA build brings, on a CPU a C++ compiler.
     """
-    settings = torch._dynamo.config
+    # Takes 2 s to import, which a process that compiles nothing need not spend.
+    from torch._dynamo import config as settings
+
     settings.recompile_limit = max(settings.recompile_limit, MAX_VARIANTS)
     # Else the epsilon of a norm is a tensor on the host, made anew in every call.
     settings.specialize_float = True

@@ -133,7 +133,10 @@ def test_token_counts_of_the_plan_belong_together() -> None:
             ids + images
         ]
         assert decode["ids"][i] == [1] and decode["features"][i][0] == 0
-    assert prefill["features"][2][0] == 27 * 27
+    # Kernels are chosen for an image of 756x756, the heaviest use; also of a single profile.
+    _, usual, largest = prefill["features"]
+    assert usual[0] == largest[0] == 27 * 27
+    assert plan.profiles(graphs["language"], Part("language"), one=True) == [prefill]
     fixed, one = plan.profiles(graphs["language"], Part("language", places=8192))
     for shapes in (fixed, one):
         assert {shape[2] for shape in shapes["past_keys_0"]} == {8192}

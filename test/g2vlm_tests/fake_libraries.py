@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import platform
+import resource
 import shutil
 import subprocess
 import sys
@@ -23,6 +24,11 @@ WHEELS = ROOT / ".venv" / ".setup" / "wheels"
 FAKES = ROOT / "test" / "inference" / "tensorrt" / "fakes"
 KERNELS = ROOT / "g2vlm_ros" / "inference" / "tensorrt"
 PACKING, STORING = KERNELS / "point_packing.cu", KERNELS / "store_tokens.cu"
+CPU_S = 60
+"""Of a process over fake libraries, which takes 2 s. Processor time, since the load of a machine
+is no fault of it; by the clock one took more than 120 s."""
+HANG_S = 600
+"""After which such a process waits for something that never comes."""
 FLAGS = ("-std=c++17", "-O1", "-Wall", "-Werror", "-shared", "-fPIC", "-ffp-contract=off")
 
 
@@ -69,6 +75,10 @@ def fake_tensorrt(folder: Path) -> Path:
     return folder
 
 
+def limit_processor_time() -> None:
+    resource.setrlimit(resource.RLIMIT_CPU, (CPU_S, CPU_S))
+
+
 def run_over(
     code: str, libraries: Path, wheels: list[Path], *arguments: str, **variables: str
 ) -> subprocess.CompletedProcess:
@@ -86,7 +96,8 @@ def run_over(
         [sys.executable, "-c", code, *arguments],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=HANG_S,
+        preexec_fn=limit_processor_time,
         env=environment,
         cwd=ROOT,
     )

@@ -307,6 +307,9 @@ class StandInContext:
         self.shapes[name] = tuple(shape)
         return True
 
+    def infer_shapes(self) -> list[str]:
+        return [name for name in self.engine.inputs if name not in self.shapes]
+
     def get_tensor_shape(self, name: str) -> tuple[int, ...]:
         sizes: dict[str, int] = {}
         for key, known in self.shapes.items():

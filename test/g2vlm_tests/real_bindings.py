@@ -20,7 +20,10 @@ from typing import Any
 LIBRARIES = {"10": "libnvinfer.so.10", "11": "libnvinfer.so.11", "rtx": "libtensorrt_rtx.so.1"}
 PLAN = b"a serialised engine"
 SHAPE = (2, 3)
-"""What `get_tensor_shape` answers."""
+"""What `get_tensor_shape` answers, unless another shape of two sizes is wanted."""
+WITHOUT_CALL: dict[str, Any] = {"infer_shapes": []}
+"""Methods that ask an engine and a context in one call, for which one answer is not enough: they
+must be there, take nothing, and are answered here."""
 
 
 class Answers:
@@ -32,10 +35,11 @@ class Answers:
         self.object = self._library.universal_object()
         self._answer = ctypes.c_uint64.in_dll(self._library, "answer")
         self._shape = ctypes.c_int.in_dll(self._library, "answers_shape")
+        self._sizes = (ctypes.c_int64 * 2).in_dll(self._library, "shape")
         self._fail = ctypes.c_int.in_dll(self._library, "factories_fail")
         self._arguments = (ctypes.c_uint64 * 5).in_dll(self._library, "arguments")
         self.fixed: dict[str, Any] = {}
-        """Method or property -> answer (bool, int, text or None), where another one is wanted."""
+        """Method or property -> answer (bool, int, text, shape, None), where another is wanted."""
         self.calls: list[str] = []
         """Class.name of everything that our code called, read or set."""
         self._texts: list[Any] = []
@@ -52,11 +56,13 @@ class Answers:
     def prepare(self, name: str, returns: str) -> None:
         """Sets what the next call answers, by the name of what is called and its return type."""
         value = self.fixed[name] if name in self.fixed else self._usual(returns)
-        self._shape.value = value is SHAPE
+        self._shape.value = isinstance(value, tuple)
         if isinstance(value, str):
             self._texts.append(ctypes.create_string_buffer(value.encode()))
             value = ctypes.addressof(self._texts[-1])
-        if value is not SHAPE:
+        if isinstance(value, tuple):
+            self._sizes[:] = value
+        else:
             self._answer.value = 0 if value is None else int(value)
 
     def _usual(self, returns: str) -> Any:
@@ -83,6 +89,10 @@ class Proxy:
         if isinstance(kind, property):
             answers.prepare(name, _returns(kind.fget.__doc__))
             return wrapped(getattr(real, name), answers)
+
+        if name in WITHOUT_CALL:
+            assert re.search(rf"{name}\(self: [\w.]+\) -> ", kind.__doc__), kind.__doc__
+            return lambda: answers.fixed.get(name, WITHOUT_CALL[name])
 
         def call(*arguments: Any, **named: Any) -> Any:
             method = getattr(real, name)

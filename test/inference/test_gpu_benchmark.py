@@ -104,7 +104,7 @@ def test_engines_call_what_there_is(
     monkeypatch.setattr(
         export_onnx, "export", lambda *a, **named: taken.append(signature.bind(*a, **named))
     )
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (8, 9))
+    monkeypatch.setattr(commands, "card", lambda: {"capability": "8.9"})
     fake = TensorRTVersion("tensorrt", SimpleNamespace(__version__="10.16.1"))
     monkeypatch.setattr(versions, "installed", lambda *_, **__: fake)
 
@@ -127,13 +127,14 @@ def test_engines_call_what_there_is(
         assert line["failed"] == "OSError: no room" and "engines in" in line["what"]
 
 
-def test_a_part_that_takes_too_long_or_fails_is_a_line(gpu) -> None:
+def test_a_part_that_takes_too_long_is_a_line_and_no_gpu_a_sentence(
+    gpu: ModuleType, capsys: pytest.CaptureFixture
+) -> None:
     (line,) = gpu.run_part("lost_context", [1], limit_s=0.2)
     assert line == {"failed": "stopped after 0 s"}
     if not torch.cuda.is_available():
-        (line,) = gpu.run_part("floors", [1], limit_s=60)
-        assert "CUDA" in line["failed"] or "NVIDIA" in line["failed"]
         assert gpu.main([]) == 1
+        assert "torch finds no CUDA GPU here (" in capsys.readouterr().err
 
 
 def test_the_command_runs_on_a_cpu_with_a_tiny_network(gpu, tmp_path: Path) -> None:
@@ -147,6 +148,24 @@ def test_the_command_runs_on_a_cpu_with_a_tiny_network(gpu, tmp_path: Path) -> N
     (line,) = result["packing"]
     assert "UnfitError" in line["failed"]  # no GPU, or no package that calls one
     assert result["floors"] and not [line for line in result["floors"] if "failed" in line]
+
+
+def test_the_card_is_known_without_a_context_in_the_process_of_the_parts(
+    gpu: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In exclusive-process mode a context here would be the only one that the card takes."""
+    (tmp_path / "torch.py").write_text(
+        "from types import SimpleNamespace as made\n"
+        "card = made(name='a card', total_memory=8 * 2**30, major=8, minor=9)\n"
+        "cuda, version = made(get_device_properties=[card].__getitem__), made(cuda='13.0')\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setattr(torch.cuda, "_lazy_init", mock.Mock(side_effect=AssertionError))
+    monkeypatch.setattr(gpu, "run_part", lambda *_: [{"what": "ran"}])
+    assert gpu.main(["--out", str(tmp_path)]) == 0
+    result = json.loads((tmp_path / "gpu.json").read_text())["result"]
+    card = {"name": "a card", "cuda": "13.0", "memory_gib": 8.0, "capability": "8.9"}
+    assert result["gpu"] == card and result["engines"] == [{"what": "ran"}]
 
 
 def test_a_line_that_was_cut_with_its_process_is_left_out(

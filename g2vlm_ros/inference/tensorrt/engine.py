@@ -54,6 +54,7 @@ class Engine:
             self._engine, shapes_repeat, self._kernels
         )
         self._profile = 0
+        self._shapes_checked = False
         if self._context is None:
             raise EngineError(
                 f"{self._version.label} has no room to run {self.metadata.file}; its messages are "
@@ -106,6 +107,7 @@ class Engine:
             if not self._context.set_input_shape(name, array.shape):
                 raise EngineError(f"{self.metadata.file} refuses {array.shape} for {name}")
             self._bind(name, array)
+        self._check_shapes()
         results = {}
         for name, (element, _) in self.metadata.outputs.items():
             shape = tuple(self._context.get_tensor_shape(name))
@@ -127,6 +129,23 @@ class Engine:
                 raise EngineError(f"{self._version.label} failed to run {self.metadata.file}")
         return results
 
+    def _check_shapes(self) -> None:
+        """Whether the inputs fit together, at the first run of a context, which the proof makes.
+
+        Not at every run: TensorRT infers shapes by itself, and a decoding step has no time for it.
+        """
+        if self._shapes_checked:
+            return
+        try:
+            unset = self._context.infer_shapes()
+        except RuntimeError as error:  # of the bindings, where inputs contradict each other
+            raise EngineError(
+                f"{self.metadata.file} cannot infer its shapes from these inputs ({error})"
+            ) from error
+        if unset:
+            raise EngineError(f"{self.metadata.file} was given no shape for {', '.join(unset)}")
+        self._shapes_checked = True
+
     def _bind(self, name: str, array: DeviceArray) -> None:
         if not self._context.set_tensor_address(name, array.address):
             raise EngineError(
@@ -137,7 +156,11 @@ class Engine:
         index = self.profile_for(shapes)
         if index != self._profile:
             stream = self._device.cuda.handle(self._device.compute)
-            if not self._context.set_optimization_profile_async(index, stream):
+            try:
+                changed = self._context.set_optimization_profile_async(index, stream)
+            except RuntimeError:  # what the bindings make of a change that is refused
+                changed = False
+            if not changed:
                 raise EngineError(f"{self.metadata.file} cannot change to its profile {index}")
             self._profile = index
 

@@ -13,7 +13,8 @@
 extern "C" {
 
 uint64_t answer = 0;       // what calls return; 0, 1, an address, or the address of a text
-int answers_shape = 0;     // instead fill a nvinfer1::Dims of 2 x 3, which the caller has made room for
+int answers_shape = 0;     // instead fill a nvinfer1::Dims with `shape`, which the caller has made room for
+int64_t shape[2] = {2, 3};
 uint64_t arguments[5];     // of the last call, behind `this`
 uint64_t calls = 0;
 
@@ -26,8 +27,8 @@ uint64_t answer_call(uint64_t first, uint64_t a, uint64_t b, uint64_t c, uint64_
         auto* words = reinterpret_cast<int64_t*>(first);  // int32 count, then int64 sizes
         std::memset(words, 0, 72);
         words[0] = 2;
-        words[1] = 2;
-        words[2] = 3;
+        words[1] = shape[0];
+        words[2] = shape[1];
         return first;
     }
     return answer;
