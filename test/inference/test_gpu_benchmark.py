@@ -160,7 +160,8 @@ def test_the_card_is_known_without_a_context_in_the_process_of_the_parts(
         "cuda, version = made(get_device_properties=[card].__getitem__), made(cuda='13.0')\n"
     )
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    monkeypatch.setattr(torch.cuda, "_lazy_init", mock.Mock(side_effect=AssertionError))
+    for name in ("is_available", "get_device_properties", "get_device_name", "init"):
+        monkeypatch.setattr(torch.cuda, name, mock.Mock(side_effect=AssertionError))
     monkeypatch.setattr(gpu, "run_part", lambda *_: [{"what": "ran"}])
     assert gpu.main(["--out", str(tmp_path)]) == 0
     result = json.loads((tmp_path / "gpu.json").read_text())["result"]
