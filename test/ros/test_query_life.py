@@ -96,7 +96,10 @@ def test_a_client_that_goes_while_it_is_answered_leaves_nothing_behind():
 
 
 def test_memory_of_windows_and_dialogues_is_bounded():
-    with bench(**SMALL_QUERY, **{"query.windows": 2, "query.dialogues": 2}) as testbed:
+    from diagnostic_msgs.msg import DiagnosticArray
+
+    bounds = {"query.windows": 2, "query.dialogues": 2, "status_period_s": 0.1}
+    with bench(**SMALL_QUERY, **bounds) as testbed:
         for k in range(4):
             feed(testbed, start_s=START_S + 10 * k)
             testbed.node.refresh(20)
@@ -109,6 +112,13 @@ def test_memory_of_windows_and_dialogues_is_bounded():
         assert 1 <= held["question_caches"].held <= 4 < held["question_caches"].bound
         assert held["question_cache_tokens"].held > 0
         assert all(store.held <= store.bound for store in held.values())
+        reports = []
+        testbed.peer.create_subscription(DiagnosticArray, "/diagnostics", reports.append, 1)
+        testbed.until(lambda: reports, "/diagnostics")
+        memory = next(task for task in reports[-1].status if task.name == "perception: memory")
+        shown = {pair.key: pair.value for pair in memory.values}
+        assert shown["question_windows"] == shown["dialogues"] == "2 of 2"
+        assert "at their bounds: question_windows, dialogues" in memory.message
 
 
 def test_a_client_that_floods_leaves_another_at_least_half_of_its_answers():
