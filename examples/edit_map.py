@@ -31,6 +31,9 @@ def main(arguments: list[str] | None = None) -> int:
         for request in (remove, EditMap.Request(action=EditMap.Request.UNDO)):
             future = client.call_async(request)
             rclpy.spin_until_future_complete(node, future, timeout_sec=60.0)
+            if not future.done():
+                print("/perception/edit_map does not respond")
+                break
             replies.append(future.result())
             print(
                 f"{replies[-1].changed} voxels" if replies[-1].success else replies[-1].error_msg

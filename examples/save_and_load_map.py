@@ -20,6 +20,8 @@ def call(node: rclpy.node.Node, kind: type, name: str, request: object) -> objec
         raise TimeoutError(f"/perception/{name} is not offered; is the node configured?")
     future = client.call_async(request)
     rclpy.spin_until_future_complete(node, future, timeout_sec=60.0)
+    if not future.done():
+        raise TimeoutError(f"/perception/{name} does not respond")
     return future.result()
 
 

@@ -55,7 +55,9 @@ def ros() -> Iterator[ModuleType]:
     if reason := missing_ros():
         pytest.skip(reason)
     rclpy = importlib.import_module("rclpy")
-    # rclpy's handlers would swallow the SIGTERM that is to end pytest.
+    # rclpy's handlers would swallow the SIGTERM that is to end pytest; a program that a test ran
+    # in this process may have left them.
+    rclpy.signals.uninstall_signal_handlers()
     rclpy.init(signal_handler_options=rclpy.signals.SignalHandlerOptions.NO)
     yield rclpy
     rclpy.try_shutdown()

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 import xml.etree.ElementTree as ElementTree
 from contextlib import contextmanager
 from pathlib import Path
@@ -52,6 +53,11 @@ def allowed(node: str) -> dict[str, set[str]]:
 
 def used(observer, node: str) -> dict[str, set[str]]:
     """What a node has in the graph, actions put together."""
+
+    # A request may come before the node that asks is discovered.
+    deadline = time.monotonic() + 60
+    while node not in observer.get_node_names() and time.monotonic() < deadline:
+        time.sleep(0.05)
 
     def names(kind: str) -> set[str]:
         look = getattr(observer, f"get_{kind}_names_and_types_by_node")
@@ -221,7 +227,7 @@ def test_who_drives_may_call_nav2_and_nothing_else(context):
         return nav2.NavigateToPose.Result()
 
     server = ActionServer(server_node, nav2.NavigateToPose, "navigate_to_pose", execute)
-    rclpy.init(args=[])
+    rclpy.init(args=[], signal_handler_options=rclpy.signals.SignalHandlerOptions.NO)
     try:
         driver = rclpy.create_node("go_to")
         with spun(server_node, context):

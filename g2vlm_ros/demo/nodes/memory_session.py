@@ -149,6 +149,8 @@ class Recollection:
     """In no view now."""
     off_m: float | None
     """From the middle of the nearest thing of that name; None without an answer, or a thing."""
+    std_m: float | None = None
+    """By which the place is off as the answer says: root of the trace of its covariance."""
 
 
 class Session:
@@ -295,7 +297,11 @@ def _recollections(camera: SimCamera, home_from_map: Sim3) -> list[Recollection]
             off_m = min(
                 (round(float(np.linalg.norm(place - c)), 2) for c in centres), default=None
             )
-            answers.append(Recollection(question, response.answer, response.remembered, off_m))
+            variances = np.asarray(response.position_covariance).reshape(3, 3).diagonal()
+            std_m = round(float(np.sqrt(variances.sum())), 2)
+            answers.append(
+                Recollection(question, response.answer, response.remembered, off_m, std_m)
+            )
             if len(answers) == MAX_QUESTIONS:
                 break
     return answers
