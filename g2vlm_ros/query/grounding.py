@@ -31,6 +31,10 @@ QUOTED_CHARACTERS = 80
 """Of the model's words in a step."""
 
 
+OF_VIEWS = re.compile(r"\b(newest|current|these|this) views?\b|\bin view\b|\bnow\b", re.IGNORECASE)
+"""A question that names the views, or this moment."""
+
+
 class NotVisibleError(Exception):  # noqa: N818 - no error, an answer
     """The thing is in no view."""
 
@@ -66,7 +70,8 @@ class Finder:
         self._points = points
         self._regions = list(query.regions)
         self._detections = query.detections
-        self._memory, self._now_ns = query.memory, query.now_ns
+        self._memory = () if of_views_alone(query.question) else query.memory
+        self._now_ns = query.now_ns
         self._ask_model = ask_model
         self._to_model = to_model
         self._note = note
@@ -225,3 +230,8 @@ def certainty(things: Sequence[Object3D]) -> float:
         if thing.cut_across or thing.cut_upright:
             sure *= CUT_TRUST
     return sure
+
+
+def of_views_alone(question: str) -> bool:
+    """Whether a question is about what the views show, where nothing remembered may stand in."""
+    return bool(OF_VIEWS.search(question))
