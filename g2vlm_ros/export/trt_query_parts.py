@@ -12,6 +12,7 @@ there is one, and behind a Slice of computed size TensorRT-RTX 1.7 ends the proc
 
 from __future__ import annotations
 
+import itertools
 from typing import NamedTuple
 
 from onnx import GraphProto, NodeProto, TensorProto, helper
@@ -97,7 +98,7 @@ def _bounds(nodes: list[NodeProto], queries: str, parts: int) -> list[tuple[str,
         places.append(f"{step}:place_{index}")
         nodes.append(helper.make_node("Mul", [step, number], [places[-1]]))
     _constant(nodes, _axis_name(queries), TOKEN_AXIS)
-    return list(zip(places, places[1:], strict=False))
+    return list(itertools.pairwise(places))
 
 
 def _cut(attention: WholeAttention, bounds: list[tuple[str, str]]) -> list[NodeProto]:

@@ -11,7 +11,7 @@ import math
 import re
 from collections.abc import Callable, Sequence
 
-from g2vlm_ros.query import answer_parser, map_object, prompts
+from g2vlm_ros.query import answer_parser, lexicon, map_object, prompts
 from g2vlm_ros.query.labels import label_fit
 from g2vlm_ros.query.object_measurement import Object3D, group, locate
 from g2vlm_ros.query.point_map import PointMap, Region
@@ -29,10 +29,6 @@ MARKED_PLACE = "marked place"
 """Label of what a request marks without naming it."""
 QUOTED_CHARACTERS = 80
 """Of the model's words in a step."""
-
-
-OF_VIEWS = re.compile(r"\b(newest|current|these|this) views?\b|\bin view\b|\bnow\b", re.IGNORECASE)
-"""A question that names the views, or this moment."""
 
 
 class NotVisibleError(Exception):  # noqa: N818 - no error, an answer
@@ -234,4 +230,4 @@ def certainty(things: Sequence[Object3D]) -> float:
 
 def of_views_alone(question: str) -> bool:
     """Whether a question is about what the views show, where nothing remembered may stand in."""
-    return bool(OF_VIEWS.search(question))
+    return bool(re.search(lexicon.OF_VIEWS, question, re.IGNORECASE))

@@ -269,9 +269,7 @@ class ObjectMemory:
                 continue
             absence = object_belief.absence(update, points, views, detected_views, each)
             if absence.change:
-                evidence = float(
-                    np.clip(each.evidence + absence.change, -MAX_EVIDENCE, MAX_EVIDENCE)
-                )
+                evidence = each.evidence + absence.change
                 changed = replace(
                     each,
                     evidence=float(np.clip(evidence, -MAX_EVIDENCE, MAX_EVIDENCE)),

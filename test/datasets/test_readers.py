@@ -267,10 +267,10 @@ def test_bad_input_gets_one_sentence(name, edit, sentence, tmp_path) -> None:
 @pytest.mark.parametrize("name", ["mcap", "sqlite"])
 def test_a_recording_whose_recorder_was_killed_is_read(name, tmp_path) -> None:
     folder = WRITERS[name](tmp_path, small.drive())
-    whole = open_sequence(folder, OPTIONS)
+    sequence = open_sequence(folder, OPTIONS)
     (folder / "metadata.yaml").unlink()
     cut = open_sequence(folder, OPTIONS)
-    assert [f.stamp_ns for f in cut.frames] == [f.stamp_ns for f in whole.frames]
+    assert [f.stamp_ns for f in cut.frames] == [f.stamp_ns for f in sequence.frames]
     file = next(path for path in folder.iterdir())
     shutil.copy(file, file.with_stem("second"))
     with pytest.raises(SequenceError, match="2 files; run: ros2 bag reindex"):

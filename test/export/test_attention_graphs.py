@@ -185,9 +185,9 @@ def test_the_next_token_and_its_state(sessions: dict) -> None:
 def test_attention_one_view_at_a_time_is_the_same(sessions: dict, tmp_path: Path) -> None:
     """Scores exist of at most one view's queries, whatever the number of views is."""
     folder = link_checkpoint(tmp_path / "checkpoint")
-    whole = read_graph(folder / "geometry.onnx")
-    model = arranged(whole, "decomposed", "float32", views=MAX_VIEWS)
-    layers = count_attentions(whole)
+    graph = read_graph(folder / "geometry.onnx")
+    model = arranged(graph, "decomposed", "float32", views=MAX_VIEWS)
+    layers = count_attentions(graph)
     assert count_attentions(model) == MAX_VIEWS * layers == MAX_VIEWS * 2
     scores = [n.output[0] for n in model.graph.node if n.op_type == "Softmax"]
     model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in scores)
@@ -196,8 +196,8 @@ def test_attention_one_view_at_a_time_is_the_same(sessions: dict, tmp_path: Path
     for views, patches, cached in ((1, 12, 0), (2, 13, 200), (MAX_VIEWS, 12, 7), (3, 10, 1)):
         tokens = views * (patches + 2)
         sizes = {"views": views, "patches": patches, "tokens": tokens, "cached": cached}
-        given = feeds(sessions[20]["geometry"], sizes)
-        want, results = outputs(sessions[20]["geometry"], given), outputs(parts, given)
+        inputs = feeds(sessions[20]["geometry"], sizes)
+        want, results = outputs(sessions[20]["geometry"], inputs), outputs(parts, inputs)
         for name in want:
             np.testing.assert_allclose(results[name], want[name], atol=1e-5, rtol=1e-5)
         group = HEADS_OF_GOLDEN // results["keys"].shape[1]

@@ -33,10 +33,10 @@ def test_questions_about_ever_other_cameras_hold_no_more(monkeypatch):
     store = context.ContextStore(max_windows=2, max_dialogues=1)
     for _ in range(3):
         asked = store.remember(window(views=6))
-        whole = asked.select()
+        selection = asked.select()
         for views in range(1, 2**6 - 1):
             asked.select([view for view in range(6) if views >> view & 1])
-            assert asked.select() is whole, "what is asked about most stays"
+            assert asked.select() is selection, "what is asked about most stays"
     sizes = store.sizes()
     assert sizes.windows == 2
     assert sizes.caches == 2 * context.MAX_SCENES < sizes.max_caches == 3 * context.MAX_SCENES

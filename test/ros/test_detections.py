@@ -116,9 +116,9 @@ def test_detections_that_match_no_view_say_why_within_ten_of_them(
     node = N(get_logger=lambda: log, create_subscription=lambda *_: "subscription")
     detector = Detections(node, "/detections")
     if frame_id is not None:
-        given = message([detection("chair")], stamp_s)
-        given.header.frame_id = frame_id
-        detector.receive(given)
+        detections = message([detection("chair")], stamp_s)
+        detections.header.frame_id = frame_id
+        detector.receive(detections)
     for _ in range(10):
         detector.of(views())
     assert bool(warnings) == bool(words) and words in "".join(warnings[:1])

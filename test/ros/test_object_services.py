@@ -206,11 +206,11 @@ def test_what_a_question_found_is_remembered_when_it_is_out_of_view(testbed, obj
     box = region(width=20.0, height=20.0)
     asked = ask(testbed, question="Where is the green chair?", answer_kind=4, regions=[box])
     assert asked.success and not asked.remembered, asked.error_msg
-    found = find(testbed, words="chair").objects
-    assert [(each.label, each.sightings, each.state) for each in found] == [("green chair", 1, 0)]
-    here, there = asked.pose.pose.position, found[0].pose.position
+    (chair,) = find(testbed, words="chair").objects
+    assert (chair.label, chair.sightings, chair.state) == ("green chair", 1, 0)
+    here, there = asked.pose.pose.position, chair.pose.position
     off = np.array([there.x - here.x, there.y - here.y, there.z - here.z])
-    covariance = np.reshape(found[0].position_covariance, (3, 3))
+    covariance = np.reshape(chair.position_covariance, (3, 3))
     assert off @ np.linalg.solve(covariance, off) < 11.34, "as far off as it says"
     testbed.until(lambda: objects[-1].objects[0].label == "green chair", "it on ~/objects")
     feed(testbed, start_s=START_S + 21.0)

@@ -88,11 +88,11 @@ def test_gradients_keep_to_what_is_free(training):
     hook = query.register_forward_pre_hook(lambda module, inputs: states.append(inputs[0]))
     geometry(begun, other_views(begun))
     hook.remove()
-    seen = torch.cat([part.flatten(0, -2) for part in states]).detach()
+    rows = torch.cat([part.flatten(0, -2) for part in states]).detach()
     query.weight.grad = torch.randn(query.weight.shape, generator=torch.Generator().manual_seed(0))
-    before = (seen @ query.weight.grad.T).norm()
+    before = (rows @ query.weight.grad.T).norm()
     begun.hold.project_gradients()
-    assert (seen @ query.weight.grad.T).norm() < 0.06 * before
+    assert (rows @ query.weight.grad.T).norm() < 0.06 * before
     assert float(query.weight.grad.norm()) > 1.0
 
 

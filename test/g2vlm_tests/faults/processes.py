@@ -122,10 +122,10 @@ SAID = {"runtime": "RuntimeError", "memory": "MemoryError", "exit": "SystemExit"
 def failing(it: Robot, fault: str) -> Seen:
     """it runs `saboteur`."""
     it.fail(fault)
-    told = it.until(lambda: it.status and SAID[fault] in it.status.message)
+    says_so = it.until(lambda: it.status and SAID[fault] in it.status.message)
     said = it.status.message if it.status else ""
     it.fail("")
-    return Seen(f"~/status: “{said}”"[:100], told and it.works())
+    return Seen(f"~/status: “{said}”"[:100], says_so and it.works())
 
 
 def failing_language(it: Robot) -> Seen:
@@ -140,11 +140,11 @@ def failing_language(it: Robot) -> Seen:
 
 def hanging(it: Robot) -> Seen:
     it.fail("hang")
-    told = it.until(lambda: "busy with one job" in it.diagnostics)
+    says_so = it.until(lambda: "busy with one job" in it.diagnostics)
     answers = it.answers()
     it.fail("")
     what = "/diagnostics names it, the node answers, then windows"
-    return Seen(what, told and answers and it.works())
+    return Seen(what, says_so and answers and it.works())
 
 
 def hanging_at_the_end(it: Robot) -> Seen:
