@@ -80,6 +80,9 @@ class MapSizes:
     """What the pipeline holds; each is bounded by a parameter."""
 
     graph_nodes: int
+    windows: int
+    """Whose place is known: nodes, and what was folded into them."""
+    max_windows: int
     keyframes: int
     waiting_frames: int
 
@@ -186,7 +189,8 @@ class MappingPipeline:
         """What is held now (device thread)."""
         with self._lock:
             waiting = self._buffer.waiting
-        return MapSizes(len(self._slam), len(self._loop_detector.keyframes), waiting)
+        slam, keyframes = self._slam, len(self._loop_detector.keyframes)
+        return MapSizes(len(slam), slam.windows, slam.max_windows, keyframes, waiting)
 
     def step(self) -> PerceivedWindow | None:
         """Run the next window, if there is one, through network and map (device thread only).

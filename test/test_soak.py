@@ -61,31 +61,47 @@ def test_memory_counts_while_the_robot_stands_and_after_the_warm_up():
             "map": 0,
             "threads": 40,
             "descriptors": 20,
-            "resident_mib": 300.0 + (0 if k % 2 == 0 else k) - 10 * max(0, 20 - k),
-            "anonymous_mib": 200.0,
+            "resident_mib": 300.0 - 0.1 * k,
+            "anonymous_mib": 200.0 + (0 if k % 2 == 0 else k) - 10 * max(0, 20 - k),
         }
         for k in range(80)
     ]
     result = soak.report(10.0, 200.0, rows, Counter(answered=5))
-    assert result["trends"]["resident_mib"]["per_hour"] == 0 and not broken_promises(result)
-    assert result["trends"]["resident_mib"]["start"] == 300 and result["questions"] == 5
+    assert result["trends"]["anonymous_mib"]["per_hour"] == 0 and not broken_promises(result)
+    assert result["trends"]["anonymous_mib"]["start"] == 200 and result["questions"] == 5
     assert json.loads(soak.as_text(result)) == result
 
 
 def report(per_hour: float, noise: float, **changes: object) -> dict:
-    trends = {"resident_mib": trend_of(SECONDS, memory(per_hour, noise)).as_json()}
+    trend = trend_of(SECONDS, memory(per_hour, noise)).as_json()
+    trends = {"resident_mib": trend, "anonymous_mib": trend}
     lasting = {"threads": [40, 40], "descriptors": [20, 21], "ends": {"answered": 3}}
-    return {"trends": trends, **lasting, **changes}
+    result = {"minutes": 10, "trends": trends, **lasting, **changes}
+    return result | {"broken": broken_promises(result)}
 
 
 def test_what_breaks_a_promise():
-    assert broken_promises(report(1.0, 0.02)) == []
-    assert "grows" in broken_promises(report(9.0, 0.02))[0]
-    assert "cannot be told" in broken_promises(report(6.0, 20.0))[0]
+    assert report(1.0, 0.02)["broken"] == []
+    assert "grows" in report(9.0, 0.02)["broken"][0]
+    assert "tells nothing" in report(6.0, 80.0)["broken"][0]
     more = [40, 40 + MAX_MORE_THREADS + 1]
-    assert broken_promises(report(1.0, 0.02, threads=more)) == ["threads grow: 40 to 45"]
+    assert report(1.0, 0.02, threads=more)["broken"] == ["threads grow: 40 to 45"]
     silent = {"answered": 3, "no response": 1}
-    assert "no response" in broken_promises(report(1.0, 0.02, ends=silent))[0]
+    assert "no response" in report(1.0, 0.02, ends=silent)["broken"][0]
+
+
+def test_the_verdict_says_what_the_minutes_can_tell():
+    assert "below 1 % an hour" in soak.verdict(report(1.0, 0.02))
+    assert "10 minutes exclude only more than" in soak.verdict(report(10.0, 5.0))
+    assert soak.verdict(report(9.0, 0.02)).startswith("memory grows")
+
+
+@pytest.mark.parametrize(("seconds", "windows", "over"), [(300, 528, True), (300, 527, False)])
+def test_the_warm_up_lasts_until_no_more_windows_can_be_kept(seconds, windows, over):
+    row = {"seconds": seconds, "windows_kept": windows, "max_windows": 528}
+    assert soak.warm(row, 100.0) is over
+    with pytest.raises(RuntimeError, match=f"{windows} windows"):
+        soak.warm(row | {"seconds": 1801}, 100.0)
 
 
 def test_the_way_back_stands_at_neither_end():

@@ -123,6 +123,16 @@ class GraphSlam:
         """Nodes of the pose graph, bounded by `graph_windows`."""
         return len(self._graph)
 
+    @property
+    def windows(self) -> int:
+        """Windows whose place is known."""
+        return self._graph.windows
+
+    @property
+    def max_windows(self) -> int:
+        """Most of `windows`."""
+        return self._graph.max_windows
+
     def __contains__(self, window_id: int) -> bool:
         """Whether the map still knows where a window lies."""
         return window_id in self._graph

@@ -55,6 +55,16 @@ class PoseGraph:
     def __len__(self) -> int:
         return len(self._poses)
 
+    @property
+    def windows(self) -> int:
+        """Windows whose place is known: nodes, and what was folded into them."""
+        return len(self._poses) + len(self._folded)
+
+    @property
+    def max_windows(self) -> int:
+        """Most of `windows`."""
+        return self._max_nodes + self._max_folded
+
     def __contains__(self, node: int) -> bool:
         return node in self._poses or node in self._folded
 

@@ -39,7 +39,7 @@ def stores(
 ) -> tuple[Store, ...]:
     """All of them, whatever other threads hold meanwhile: no lock is waited for that a file or
     the device may keep."""
-    sizes = dense_map.sizes()
+    sizes, slam = dense_map.sizes(), pipeline.sizes()
     max_aside_mib = settings.voxel.memory_mib + math.ceil(MAX_FANS * FAN_BYTES / MIB)
     return (
         Store("voxels", sizes.voxels, sizes.max_voxels),
@@ -48,7 +48,8 @@ def stores(
         Store("maps_aside_mib", sizes.aside_bytes / MIB, max_aside_mib),
         Store("edit_rules", sizes.edits, MAX_RULES),
         Store("undo_mib", sizes.undo_bytes / MIB, HISTORY_BYTES // MIB),
-        Store("keyframes", pipeline.sizes().keyframes, settings.map.keyframes),
+        Store("windows", slam.windows, slam.max_windows),
+        Store("keyframes", slam.keyframes, settings.map.keyframes),
         Store("objects", len(objects), settings.query.objects),
         Store("question_windows", questions.windows, settings.query.windows),
         Store("dialogues", questions.dialogues, settings.query.dialogues),

@@ -99,7 +99,7 @@ class Robot:
         node.create_subscription(
             ReconstructionStatus, "/perception/status", self._on_status, LATCHED
         )
-        node.create_subscription(DiagnosticArray, "/diagnostics", self._on_diagnostics, 10)
+        node.create_subscription(DiagnosticArray, "/diagnostics", self.on_diagnostics, 10)
         node.create_subscription(PointCloud2, "/perception/points", lambda _: None, 2)
         self.camera = node.create_publisher(Image, "/camera/image_raw", 10)
         self.camera_info = node.create_publisher(CameraInfo, "/camera/camera_info", 10)
@@ -122,7 +122,8 @@ class Robot:
     def _on_status(self, message: ReconstructionStatus) -> None:
         self.status = message
 
-    def _on_diagnostics(self, message: DiagnosticArray) -> None:
+    def on_diagnostics(self, message: DiagnosticArray) -> None:
+        """What the node says of itself."""
         self.diagnostics = " ".join(f"{each.name}: {each.message}" for each in message.status)
 
     def _spin(self) -> None:

@@ -76,7 +76,6 @@ def accounts(node: perception_node.PerceptionNode) -> dict[str, Any]:
         "windows": counts.windows,
         "resident_mib": round(resident_bytes() / MIB, 2),
         "malloc_mib": malloc_mib(),
-        "graph_nodes": node.pipeline.sizes().graph_nodes,
         **{store.name: round(store.held, 3) for store in node.stores()},
         "stores_mib": {
             name: round(size / MIB, 3)

@@ -10,6 +10,7 @@ import time
 from typing import Any
 
 import numpy as np
+from diagnostic_msgs.msg import DiagnosticArray
 from g2vlm_tests.faults.robot import Robot
 from nav_msgs.msg import Odometry
 
@@ -53,7 +54,16 @@ class RoundTripRobot(Robot):
         self._steps = 0
         self.standing = False
         """Whether the camera goes on to show the same view."""
+        self.windows_kept, self.max_windows = 0, 1
+        """Of the task `memory` of /diagnostics."""
         super().__init__(**arguments)
+
+    def on_diagnostics(self, message: DiagnosticArray) -> None:
+        """What the node says of itself, and how many windows it keeps."""
+        super().on_diagnostics(message)
+        values = {pair.key: pair.value for task in message.status for pair in task.values}
+        if "windows" in values and " of " in values["windows"]:
+            self.windows_kept, self.max_windows = map(int, values["windows"].split(" of "))
 
     def send_view(self, count: int) -> None:
         """A frame of the camera, and where the wheels were."""
