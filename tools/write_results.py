@@ -252,6 +252,12 @@ ROWS = {
             ),
         ),
         Result(
+            "first words of an answer beside windows, median and 95 % (goal {goal:.0f} ms)",
+            "{p50:.0f} and {p95:.0f} ms",
+            "python -m benchmarks first_token",
+            benchmark("first_token", p50="p50_ms", p95="p95_ms", goal="goal_ms"),
+        ),
+        Result(
             "a goal of the action acknowledged, 95 % (beside a working device)",
             "{rest:.0f} ms ({work:.0f} ms)",
             "python -m benchmarks question_cost",
