@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from g2vlm_ros.query import answer_parser, prompts
 from g2vlm_ros.query.answer_measures import Nearest, Objects, Passage, Word
@@ -51,6 +52,8 @@ class Agreement:
             same, model_answer = False, conclusion
         if same is False:
             result.confidence *= DISAGREEMENT
+            doubted = [replace(each, trust=each.trust * DISAGREEMENT) for each in result.things]
+            result.things = tuple(doubted)
             words = " ".join(model_answer.split())
             result.text += f" The model's own words disagree: {words!r}."
             self._steps.append("The measurement and the model's words disagree.")

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from g2vlm_ros.query import answer_parser, map_object, prompts, relations
+from g2vlm_ros.query import answer_parser, map_object, prompts, recall, relations
 from g2vlm_ros.query.answer_builders import AnswerBuilder
 from g2vlm_ros.query.grounding import Finder, NotVisibleError, OutOfTimeError, certainty
 from g2vlm_ros.query.object_measurement import Object3D, map_covariance
@@ -83,6 +83,7 @@ class Answerer:
             if question_type is QuestionType.CONTENTS:
                 return self._checked(self._talk(kind))
         model_answer = self._model_answer()
+        self._finder.in_words = self._presence(kind, model_answer)
         try:
             result = self._measured(kind, model_answer)
         except NotVisibleError as error:
@@ -133,6 +134,27 @@ class Answerer:
             )
         return text
 
+    def _presence(self, kind: AnswerType, text: str) -> bool | None:
+        """Whether the model's words answer as of a thing that the views show.
+
+        False where they say that there is none; None where they tell neither, where a place is
+        asked for, or a confidence, which words do not have.
+        """
+        plan = self._plan
+        if not text:
+            return None
+        if answer_parser.says_absent(text):
+            return False if len(plan.things) == 1 else None
+        if kind in PLACES or self._query.min_confidence > 0:
+            return None
+        if plan.question_type in (QuestionType.WHERE, QuestionType.SIDE):
+            return answer_parser.directions(text) is not None or None
+        try:
+            result = self._parsed(Result(kind, text), kind, text)
+        except Abstention:
+            return None
+        return result.yes_no if plan.question_type is QuestionType.EXISTS else True
+
     def _absent(self, error: NotVisibleError) -> Result:
         """The answer where what is asked about is in no view."""
         if self._plan.question_type is QuestionType.EXISTS:
@@ -147,6 +169,15 @@ class Answerer:
         if self._plan.question_type is QuestionType.APPROACH and self._plan.word == "nearest":
             candidates = sorted(candidates, key=self._distance_m)[:1]
         if len(candidates) > 1:
+            ids = {each.memory_id for each in candidates}
+            remembered = [each for each in self._query.memory if each.id in ids]
+            if remembered:
+                places = recall.whereabouts(remembered, self._query.now_ns)
+                raise Abstention(
+                    Reason.AMBIGUOUS,
+                    f"{len(remembered)} things that are remembered fit '{phrase}': {places}; say "
+                    "which by its name, or ask with a region",
+                )
             raise Abstention(
                 Reason.AMBIGUOUS,
                 f"{len(candidates)} things fit '{phrase}'; say which by its colour or place, or "
@@ -195,6 +226,8 @@ class Answerer:
         phrase = self._plan.things[0]
         objects = self._finder.detected(phrase)
         if self._plan.question_type is QuestionType.EXISTS:
+            if self._plan.word == "in_view":
+                return objects
             return objects or self._finder.remembered(phrase)
         if self._plan.question_type is QuestionType.COUNT:
             return objects
@@ -437,7 +470,9 @@ class Answerer:
         if objects:
             result.remembered = min(objects, key=lambda each: each.last_seen_ns)
             age = map_object.age_in_words(result.remembered, self._query.now_ns)
-            result.text += f" In no view now; the {result.remembered.label} was seen {age} ago."
+            here = recall.in_view(self._points, result.remembered)
+            where = "From memory, its place is in view" if here else "In no view now"
+            result.text += f" {where}; the {result.remembered.label} was seen {age} ago."
         return result
 
 

@@ -2,7 +2,8 @@
 """Finds the objects of a question in the images, and measures them in the point map.
 
 The first source that gives an answer counts: a region of the request, the detections of a
-detector node, the model's own words (boxes, points, pixels), the object memory.
+detector node. Then what the model's own words point at (boxes, points, pixels) is weighed against
+the object memory (`recall`).
 """
 
 from __future__ import annotations
@@ -10,8 +11,9 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
-from g2vlm_ros.query import answer_parser, lexicon, map_object, prompts
+from g2vlm_ros.query import answer_parser, map_object, prompts, recall
 from g2vlm_ros.query.labels import label_fit
 from g2vlm_ros.query.object_measurement import Object3D, group, locate
 from g2vlm_ros.query.point_map import PointMap, Region
@@ -20,7 +22,7 @@ from g2vlm_ros.query.question_plan import THIS, VIEWER
 from g2vlm_ros.query.types import Detection, Query
 
 MODEL_TRUST = 0.6
-"""How sure a place in the model's own words is taken to be."""
+"""How sure a place in the model's own words is taken to be, by one view of it."""
 UNRATED_TRUST = 0.9
 """Factor for an object whose points have no confidence."""
 CUT_TRUST = 0.9
@@ -66,11 +68,14 @@ class Finder:
         self._points = points
         self._regions = list(query.regions)
         self._detections = query.detections
-        self._memory = () if of_views_alone(query.question) else query.memory
+        self._memory = query.memory
         self._now_ns = query.now_ns
         self._ask_model = ask_model
         self._to_model = to_model
         self._note = note
+        self.in_words: bool | None = None
+        """Whether the model's words answer as of a thing that the views show; False where they
+        say that there is none, None where they tell neither."""
 
     def shows(self, phrases: Sequence[str]) -> bool:
         """Whether a region, a detector or the memory shows these, without asking the model."""
@@ -94,12 +99,23 @@ class Finder:
         if detected:
             return detected
         try:
-            return self._from_model(phrase) or self.remembered(phrase)
+            pointed = self._from_model(phrase)
         except NotVisibleError:
-            remembered = self.remembered(phrase)
-            if not remembered:
+            elsewhere = self._recalled(phrase)
+            if not elsewhere:
                 raise
-            return remembered
+            return elsewhere
+        return self._weighed(phrase, pointed) or self.remembered(phrase)
+
+    def _weighed(self, phrase: str, pointed: list[Object3D]) -> list[Object3D]:
+        """What the model points at, as far as the memory does not speak against it."""
+        if not pointed:
+            return []
+        memory = [each for each in map_object.matching(self._memory, phrase) if each.there]
+        weighed = recall.weigh(self._points, pointed, memory)
+        if not weighed:
+            self._note(f"What is remembered of the {phrase} in these views is surer than that.")
+        return weighed
 
     def detected(self, phrase: str) -> list[Object3D]:
         """Every object of a kind that the detector sees; "thing" means any."""
@@ -113,7 +129,19 @@ class Finder:
         return objects
 
     def remembered(self, phrase: str) -> list[Object3D]:
-        """What the object memory holds; NotVisibleError where it is known to be gone."""
+        """What the object memory holds, where the model's words do not answer as of another one.
+
+        Empty where they answer as of a thing that the views show, and none is remembered there.
+        NotVisibleError where what is remembered is known to be gone.
+        """
+        if self.in_words:
+            objects = map_object.matching(self._memory, phrase)
+            if not any(each.there and recall.in_view(self._points, each) for each in objects):
+                return []
+        return self._recalled(phrase)
+
+    def _recalled(self, phrase: str) -> list[Object3D]:
+        """The likeliest of what is remembered; several where they are as likely."""
         objects = map_object.matching(self._memory, phrase)
         there = [each for each in objects if each.there]
         if objects and not there:
@@ -123,10 +151,11 @@ class Finder:
                 f"the {latest.label} was at {latest.place_in_words()} {age} ago and is gone "
                 "from there"
             )
-        for each in there:
+        likeliest = recall.surest(self._points, there)
+        for each in likeliest:
             age = map_object.age_in_words(each, self._now_ns)
             self._note(f"Remembered: the {each.label} was at {each.place_in_words()} {age} ago.")
-        return [each.as_object3d() for each in there]
+        return [each.as_object3d() for each in likeliest]
 
     def named(self, question: str) -> list[Object3D]:
         """The objects that a question calls by a detection's label, where the label fits one."""
@@ -152,6 +181,8 @@ class Finder:
         return [thing]
 
     def _from_model(self, phrase: str) -> list[Object3D]:
+        if self.in_words is False:
+            raise NotVisibleError(f"the model sees no {phrase} in the newest views")
         if self._to_model is None:
             return []
         try:
@@ -174,7 +205,13 @@ class Finder:
             self._note(f"The model gave no place for the {phrase}.")
             return []
         self._note(f"The model points at the {phrase}: {_quoted(text)}.")
-        return group(sightings)
+        return [_agreed(thing) for thing in group(sightings)]
+
+
+def _agreed(thing: Object3D) -> Object3D:
+    """A thing that the model points at, surer by each view whose place agrees."""
+    views = len({region.view for region in thing.regions})
+    return replace(thing, trust=recall.probability(views * recall.log_odds(MODEL_TRUST)))
 
 
 def measure_detections(
@@ -226,8 +263,3 @@ def certainty(things: Sequence[Object3D]) -> float:
         if thing.cut_across or thing.cut_upright:
             sure *= CUT_TRUST
     return sure
-
-
-def of_views_alone(question: str) -> bool:
-    """Whether a question is about what the views show, where nothing remembered may stand in."""
-    return bool(re.search(lexicon.OF_VIEWS, question, re.IGNORECASE))

@@ -245,5 +245,8 @@ SCENES = (
     r"|sight|frame|newest views?|time)"
 )
 """What the cameras show, or all of it: no thing, and no room of its own."""
-OF_VIEWS = r"\b(?:newest|current|these|this) views?\b|\bin view\b|\bnow\b"
-"""A question that names the views, or this moment: nothing remembered may stand in."""
+OF_VIEWS = (
+    r"\b(?:(?:newest|current|these|this|the) (?:views?|images?|frames?)|in (?:view|sight)|visible"
+    r"|(?:do|can) (?:you|we|i) see)\b"
+)
+"""That the question whether there is one means the views alone."""

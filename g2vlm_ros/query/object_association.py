@@ -13,8 +13,10 @@ from dataclasses import replace
 
 import numpy as np
 
+from g2vlm_ros.query import recall
 from g2vlm_ros.query.labels import label_fit
 from g2vlm_ros.query.map_object import MAX_EVIDENCE, MAX_NAME, SIGHTING, MapObject
+from g2vlm_ros.query.object_measurement import Object3D
 from g2vlm_ros.query.object_sightings import Sighting, picture_of
 from g2vlm_ros.query.object_views import Box, image_box, overlap
 from g2vlm_ros.query.point_map import PointMap
@@ -174,13 +176,20 @@ def new_object(object_id: int, sighting: Sighting, map_id: int, window_id: int) 
         camera=sighting.camera,
         box_px=sighting.box_px,
         colour=sighting.colour,
-        evidence=SIGHTING * thing.trust,
+        evidence=_evidence(thing),
         detected=thing.source == "detection",
         seen_from=thing.seen_from,
         picture=picture_of(sighting),
         picture_ns=sighting.stamp_ns,
         picture_px=sighting.area_px,
     )
+
+
+def _evidence(thing: Object3D) -> float:
+    """Log odds of a sighting: what the model points at counts as much as that is sure."""
+    if thing.source == "model":
+        return max(0.0, recall.log_odds(thing.trust))
+    return SIGHTING * thing.trust
 
 
 def fuse(before: MapObject, sighting: Sighting, window_id: int) -> MapObject:
@@ -206,7 +215,7 @@ def fuse(before: MapObject, sighting: Sighting, window_id: int) -> MapObject:
         camera=sighting.camera,
         box_px=sighting.box_px,
         colour=sighting.colour or before.colour,
-        evidence=min(MAX_EVIDENCE, max(before.evidence, 0.0) + SIGHTING * thing.trust),
+        evidence=min(MAX_EVIDENCE, max(before.evidence, 0.0) + _evidence(thing)),
         sightings=before.sightings + 1,
         misses=0,
         detected=before.detected or thing.source == "detection",

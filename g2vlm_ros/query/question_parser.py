@@ -233,7 +233,7 @@ def _count(reading: Reading) -> Plan | None:
 
 
 def _exists(reading: Reading) -> Plan | None:
-    """Whether there is one: in view, or in a room."""
+    """Whether there is one: in these views, in a room, or anywhere."""
     room = _room_name(reading)
     things = [name for name in reading.things if name.text != room]
     if room and not things:
@@ -241,7 +241,10 @@ def _exists(reading: Reading) -> Plan | None:
     plan = _plan(QuestionType.EXISTS, things, 1)
     if plan is None and reading.has("contain") and len(things) == 2:
         plan, room = _plan(QuestionType.EXISTS, things[1:], 1), things[0].text
-    return None if plan is None else replace(plan, room=room)
+    if plan is None:
+        return None
+    word = "in_view" if re.search(lexicon.OF_VIEWS, reading.text) else ""
+    return replace(plan, room=room, word=word)
 
 
 def _contents(reading: Reading) -> Plan | None:

@@ -92,7 +92,8 @@ class Plan:
     word: str = ""
     """RELATION: one of left, right, front, behind, above, below. SIZE: height, width, length,
     depth or size. CLOSER: "yes_no" where that is asked for. COUNT: "seen" for all that was seen so
-    far. APPROACH: "nearest" where the nearest of a kind is asked for. The rest: empty."""
+    far. EXISTS: "in_view" where the views alone are meant. APPROACH: "nearest" where the nearest
+    of a kind is asked for. The rest: empty."""
     width_m: float | None = None
     """FITS: what should pass; None where only "the robot" is named."""
     forward_m: float = 0.0

@@ -191,8 +191,11 @@ def _well_seen(things: Sequence[Seen]) -> bool:
 def verdict(qa: QuestionAnswer, response: SpatialQuery.Response) -> str:
     """right, wrong, or bound where the node only says "at least" and that is true.
 
-    A thing that is not there is answered rightly by NOT_VISIBLE, or by saying so.
+    The truth is that of the newest views. A thing that is not there is answered rightly by
+    NOT_VISIBLE, by saying so, or from memory, which says that it is in no view.
     """
+    if response.success and response.remembered and qa.kind == "absent":
+        return "right"
     if not response.success:
         unseen = response.error_code == SpatialQuery.Response.NOT_VISIBLE
         return "right" if qa.kind == "absent" and unseen else "wrong"
@@ -213,7 +216,7 @@ def _said(qa: QuestionAnswer, response: SpatialQuery.Response) -> str:
     if qa.kind == "count":
         return f"{response.number:.0f}."
     if qa.kind == "exists":
-        return "Yes." if response.yes_no else "No."
+        return "Yes." if response.yes_no and not response.remembered else "No."
     return response.answer
 
 

@@ -1,0 +1,198 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is remembered against what the newest views show, by belief."""
+
+
+import numpy as np
+import pytest
+from g2vlm_tests.room import box, camera, room
+
+from g2vlm_ros.query import recall
+from g2vlm_ros.query.answerer import Answerer
+from g2vlm_ros.query.map_object import MapObject
+from g2vlm_ros.query.object_association import new_object
+from g2vlm_ros.query.object_sightings import sightings_of
+from g2vlm_ros.query.point_map import Region
+from g2vlm_ros.query.types import Abstention, Query, Reason
+
+CHAIR, TABLE = box(3.0, 0.7), box(4.0, -0.9, size=(0.8, 1.2, 0.7))
+AWAY = box(-3.0, 1.0)
+"""Behind the camera."""
+SECOND_NS = 1_000_000_000
+SURE, DOUBTED = 4.0, 0.4
+"""Evidence of what a detector saw often, and of what the model pointed at once."""
+
+
+def remembered(place, number=1, evidence=SURE, label="chair", seen_s=10):
+    low, high = place
+    return MapObject(
+        id=number,
+        label=label,
+        centre=(low + high) / 2,
+        size=high - low,
+        yaw_rad=0.0,
+        covariance=np.eye(3) * 0.05**2,
+        map_id=0,
+        window_id=1,
+        first_seen_ns=SECOND_NS,
+        last_seen_ns=seen_s * SECOND_NS,
+        evidence=evidence,
+        sightings=3,
+    )
+
+
+def middle(region):
+    return np.add(region.low_px, region.high_px) / 2
+
+
+def answer(question, memory, words="", at=(), poses=None, unseen="Somewhere.", **fields):
+    """words: the model's own; at: numbers of the boxes (0 chair, 1 table) that it points at, one
+    for each view. Of none it says `unseen`."""
+    points, regions = room([CHAIR, TABLE], poses)
+
+    def says(prompt, marks):
+        if not prompt.startswith("Where in"):
+            return words
+        sides = [(view, middle(regions[which][view])) for view, which in enumerate(at)]
+        places = [f"frame {view + 1}, pixel ({u:.0f}, {v:.0f})" for view, (u, v) in sides]
+        return "; ".join(places) or unseen
+
+    def to_model(place):
+        u, v, *_ = place.pixels(*points.size_px)
+        return Region(place.view or 0, (u, v), (u, v))
+
+    query = Query(question, memory=tuple(memory), now_ns=70 * SECOND_NS, **fields)
+    return Answerer(points, query, says, to_model).answer()
+
+
+def off(result, place):
+    return float(np.linalg.norm(result.things[0].centre - np.mean(place, axis=0)))
+
+
+def test_the_newest_window_answers_where_the_thing_is_in_it():
+    result = answer("Where is the chair?", [remembered(AWAY)], "Over there.", at=[0])
+    assert result.remembered is None and off(result, CHAIR) < 0.5
+    assert result.things[0].trust == pytest.approx(0.6)
+
+
+def test_a_place_that_the_memory_knows_is_surer_than_pointing_alone():
+    alone = answer("Where is the chair?", [], "Over there.", at=[0])
+    both = answer("Where is the chair?", [remembered(CHAIR)], "Over there.", at=[0])
+    assert both.remembered is None and off(both, CHAIR) < 0.5
+    assert both.confidence > alone.confidence + 0.2
+
+
+@pytest.mark.parametrize("evidence, views, kept", [(SURE, 1, True), (DOUBTED, 2, False)])
+def test_in_one_view_the_surer_of_memory_and_pointing_counts(evidence, views, kept):
+    """The chair is remembered where it stands; the model points at the table for it."""
+    poses = [camera(), camera(0.2, 0.1)][:views]
+    memory = [remembered(CHAIR, evidence=evidence)]
+    result = answer("Where is the chair?", memory, "Over there.", [1] * views, poses)
+    assert (result.remembered is not None) is kept
+    assert off(result, CHAIR if kept else TABLE) < 0.7
+    assert ("its place is in view" in result.text) is kept
+
+
+def test_what_the_views_do_not_show_is_remembered_unless_it_is_gone():
+    result = answer("Where is the chair?", [remembered(AWAY)], "There is no chair.")
+    assert result.remembered is not None and off(result, AWAY) < 0.01
+    assert result.text.endswith("In no view now; the chair was seen 1 minute ago.")
+    for memory in ([remembered(AWAY, evidence=-4.0)], []):
+        with pytest.raises(Abstention) as refusal:
+            answer("Where is the chair?", memory, "There is no chair.")
+        assert refusal.value.reason is Reason.NOT_VISIBLE
+
+
+@pytest.mark.parametrize(
+    "question, words, from_memory",
+    [
+        ("In which direction is the chair?", "It is to your left.", False),
+        ("In which direction is the chair?", "There is no chair.", True),
+        ("In which direction is the chair?", "Chairs are for sitting.", True),
+        ("How far is the chair?", "3 metres.", False),
+        ("How far is the chair?", "It is not visible.", True),
+        ("How far is the chair?", "Some way off.", True),
+        ("Is there a chair?", "Yes.", False),
+        ("Is there a chair?", "No.", True),
+    ],
+)
+def test_words_about_a_thing_in_view_come_before_what_is_remembered_elsewhere(
+    question, words, from_memory
+):
+    result = answer(question, [remembered(AWAY)], words)
+    assert (result.remembered is not None) is from_memory
+
+
+def test_a_model_that_does_not_see_what_it_talks_of_leaves_it_to_the_memory():
+    memory = [remembered(AWAY)]
+    result = answer("How far is the chair?", memory, "3 metres.", unseen="It is not visible.")
+    assert result.remembered is not None
+
+
+def test_what_is_remembered_in_these_views_is_measured_though_the_model_gives_no_place():
+    result = answer("How far is the chair?", [remembered(CHAIR)], "2.9 metres.")
+    assert result.measured and result.number.value == pytest.approx(3.2, abs=0.3)
+
+
+def test_words_have_no_confidence_that_could_be_asked_for():
+    result = answer("How far is the chair?", [remembered(AWAY)], "3 metres.", min_confidence=0.5)
+    assert result.remembered is not None and result.confidence > 0.5
+
+
+@pytest.mark.parametrize(
+    "question, there",
+    [
+        ("Is there a chair?", True),
+        ("Is a chair in these views?", False),
+        ("Do you see a chair?", False),
+    ],
+)
+def test_whether_there_is_one_in_these_views_is_no_matter_of_memory(question, there):
+    assert answer(question, [remembered(AWAY)], "No.").yes_no is there
+
+
+def test_several_that_are_believed_alike_are_named_with_place_and_age():
+    memory = [remembered(AWAY), remembered(box(-4.0, -1.0), 2, label="red chair", seen_s=40)]
+    with pytest.raises(Abstention) as refusal:
+        answer("Where is the chair?", memory, "There is no chair.")
+    assert refusal.value.reason is Reason.AMBIGUOUS
+    for part in ("(-3.00, 1.00, 0.40), seen 1 minute ago", "(-4.00, -1.00, 0.40), seen 30 s ago"):
+        assert part in str(refusal.value)
+
+
+@pytest.mark.parametrize("rival", [DOUBTED, -1.0])
+def test_of_several_the_one_that_is_clearly_surer_is_meant(rival):
+    memory = [remembered(AWAY), remembered(box(-4.0, -1.0), 2, evidence=rival)]
+    result = answer("Where is the chair?", memory, "There is no chair.")
+    assert result.remembered.id == 1
+
+
+def test_of_several_the_one_in_view_is_meant():
+    memory = [remembered(AWAY), remembered(CHAIR, 2)]
+    assert answer("Where is the chair?", memory, "Over there.").remembered.id == 2
+
+
+def test_a_place_is_in_view_by_its_surface_and_not_by_the_floor_at_its_feet():
+    points, _ = room([CHAIR, TABLE])
+    taken_away, _ = room([TABLE])
+    assert recall.in_view(points, remembered(CHAIR))
+    assert not recall.in_view(taken_away, remembered(CHAIR))
+    assert not recall.in_view(points, remembered(AWAY))
+
+
+@pytest.mark.parametrize(
+    "poses, belief", [([camera()], 0.6), ([camera(), camera(0.2, 0.1)], 0.69)]
+)
+def test_what_the_model_points_at_is_remembered_as_surely_as_its_views_agree(poses, belief):
+    from types import SimpleNamespace
+
+    result = answer("Where is the chair?", [], "Over there.", [0] * len(poses), poses)
+    points, _ = room([CHAIR, TABLE], poses)
+    frames = [SimpleNamespace(camera="camera", stamp_ns=k + 1) for k in range(len(poses))]
+    selection = SimpleNamespace(
+        points=points,
+        frames=frames,
+        image=lambda view: np.zeros((120, 160, 3), np.uint8),
+        corners=lambda region: (*region.low_px, *region.high_px),
+    )
+    (sighting,) = sightings_of(selection, result.things)
+    assert new_object(1, sighting, 0, 1).belief == pytest.approx(belief, abs=0.01)
