@@ -41,7 +41,8 @@ SHARED_STD_M = 0.05
 pushed a little is followed."""
 
 ALIKE_WINDOWS = 3.0
-"""So many sightings say as much as one: windows share views, and the network errs alike."""
+"""So many sightings say as much as one: windows share views, and the network errs alike. All
+weigh the same in the mean: the first is mostly the one from farthest away."""
 
 PICTURE_GAIN = 1.3
 """A box that is larger by this factor shows a thing better: its picture is taken anew."""
@@ -234,16 +235,25 @@ def _floored(covariance: np.ndarray) -> np.ndarray:
     return (vectors * np.maximum(values, SHARED_STD_M**2)) @ vectors.T
 
 
+def _place_mean(before: MapObject, sighting: Sighting) -> tuple[np.ndarray, np.ndarray]:
+    """Mean of all places so far, each weighed by its own covariance, and the covariance of that.
+
+    n sightings say as much as n / ALIKE_WINDOWS, but never less than one.
+    """
+    count, next_count = (min(before.sightings + k, ALIKE_WINDOWS) for k in (0, 1))
+    measured = sighting.covariance + np.eye(3) * PLACE_STD_M**2
+    together = np.linalg.inv(count * np.linalg.inv(before.covariance) + np.linalg.inv(measured))
+    gain = together @ np.linalg.inv(measured)
+    centre = before.centre + gain @ (sighting.thing.centre - before.centre)
+    return centre, _floored(next_count * together)
+
+
 def _place_after(
     before: MapObject, sighting: Sighting
 ) -> tuple[np.ndarray, np.ndarray, float, np.ndarray]:
     """Centre, size, yaw and covariance after one more sighting."""
     thing = sighting.thing
-    prior = before.covariance
-    measured = ALIKE_WINDOWS * (sighting.covariance + np.eye(3) * PLACE_STD_M**2)
-    gain = prior @ np.linalg.inv(prior + measured)
-    centre = before.centre + gain @ (thing.centre - before.centre)
-    covariance = _floored((np.eye(3) - gain) @ prior)
+    centre, covariance = _place_mean(before, sighting)
     size = np.nan_to_num(thing.size, nan=0.0)
     if not size.any():
         return centre, before.size, before.yaw_rad, covariance

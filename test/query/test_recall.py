@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What is remembered against what the newest views show, by belief."""
 
+import dataclasses
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,8 +11,8 @@ from g2vlm_tests.room import box, camera, room
 from g2vlm_ros.query import recall
 from g2vlm_ros.query.answerer import Answerer
 from g2vlm_ros.query.map_object import MapObject
-from g2vlm_ros.query.object_association import new_object
-from g2vlm_ros.query.object_sightings import sightings_of
+from g2vlm_ros.query.object_association import fuse, new_object
+from g2vlm_ros.query.object_sightings import Sighting, sightings_of
 from g2vlm_ros.query.point_map import Region
 from g2vlm_ros.query.types import Abstention, Query, Reason
 
@@ -179,12 +181,27 @@ def test_a_place_is_in_view_by_its_surface_and_not_by_the_floor_at_its_feet():
     assert not recall.in_view(points, remembered(AWAY))
 
 
+def seen_at(x, stamp_ns):
+    """A sighting with a deviation of 0.3 m."""
+    thing = remembered(CHAIR).as_object3d()
+    thing = dataclasses.replace(thing, centre=np.array([x, 0.0, 0.0]), source="detection")
+    image, corners = np.zeros((120, 160, 3), np.uint8), (10.0, 10.0, 20.0, 20.0)
+    return Sighting(thing, np.eye(3) * 0.3**2, stamp_ns, "camera", corners, None, image)
+
+
+@pytest.mark.parametrize("order", [(0.4, 0.0, 0.0, 0.0), (0.0, 0.0, 0.0, 0.4)])
+def test_all_sightings_of_an_object_weigh_alike_whichever_came_first(order):
+    thing = new_object(1, seen_at(order[0], 1), 0, 1)
+    for k, x in enumerate(order[1:]):
+        thing = fuse(thing, seen_at(x, k + 2), 1)
+    assert thing.centre[0] == pytest.approx(0.1, abs=0.01)
+    assert thing.covariance[0, 0] == pytest.approx(0.3**2 * 3 / 4, rel=0.05), "four say 4/3"
+
+
 @pytest.mark.parametrize(
     "poses, belief", [([camera()], 0.6), ([camera(), camera(0.2, 0.1)], 0.69)]
 )
 def test_what_the_model_points_at_is_remembered_as_surely_as_its_views_agree(poses, belief):
-    from types import SimpleNamespace
-
     result = answer("Where is the chair?", [], "Over there.", [0] * len(poses), poses)
     points, _ = room([CHAIR, TABLE], poses)
     frames = [SimpleNamespace(camera="camera", stamp_ns=k + 1) for k in range(len(poses))]

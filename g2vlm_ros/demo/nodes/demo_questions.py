@@ -213,6 +213,11 @@ def _said(qa: QuestionAnswer, response: SpatialQuery.Response) -> str:
         return response.answer.split(" is closer than ")[0] + "."
     if qa.kind == "beside":
         return "Left." if " is left of " in response.answer else "Right."
+    if qa.kind == "direction":
+        way = re.search(
+            r"\b(?:to your (?:left|right)|(?:in front of|behind) you)\b", response.answer
+        )
+        return f"It is {way[0]}." if way else response.answer
     if qa.kind == "count":
         return f"{response.number:.0f}."
     if qa.kind == "exists":

@@ -24,6 +24,7 @@ def response(**fields):
 
 
 UNSEEN, UNSURE = 9905, 9906
+REMEMBERED = {"remembered": True}
 
 
 @pytest.mark.parametrize(
@@ -42,6 +43,22 @@ UNSEEN, UNSURE = 9905, 9906
         ("colour", "It is red.", {"answer": "It is blue."}, "wrong"),
         ("count", "2.", {"number": 2.0, "answer": "There are two."}, "right"),
         ("exists", "No.", {"yes_no": False, "answer": "No."}, "right"),
+        (
+            "exists",
+            "No.",
+            {"yes_no": True, "answer": "Yes. In no view now."} | REMEMBERED,
+            "right",
+        ),
+        (
+            "exists",
+            "Yes.",
+            {"yes_no": True, "answer": "Yes. In no view now."} | REMEMBERED,
+            "wrong",
+        ),
+        ("direction", "It is behind you.", {"answer": "The bed is behind you. It was"}, "right"),
+        ("direction", "It is behind you.", {"answer": "The bed is in front of you."}, "wrong"),
+        ("direction", "It is to your left.", {"answer": "It is to your left."}, "right"),
+        ("absent", "There is no bed.", {"answer": "It is behind you."} | REMEMBERED, "right"),
         ("absent", "There is no bed.", {"answer": "There is no bed."}, "right"),
         ("absent", "There is no bed.", {"answer": "It is red."}, "wrong"),
         ("absent", "There is no bed.", {"success": False, "error_code": UNSEEN}, "right"),
