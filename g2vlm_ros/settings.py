@@ -58,6 +58,13 @@ class ModelSettings:
         low=0,
         high=1024,
     )
+    max_job_s: float = parameter(
+        10.0,
+        "A window, or an answer between two tokens, that occupies the device for longer is an "
+        "error of the engine in ~/status and /diagnostics; raise it where the device is that slow.",
+        low=1,
+        high=600,
+    )
     cuda_graphs: bool = parameter(
         True,
         "Of backend torch on a GPU: windows and decoding steps are recorded once per shape and "

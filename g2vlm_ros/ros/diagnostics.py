@@ -16,7 +16,6 @@ from g2vlm_ros.records import DropReason, ScaleState
 from g2vlm_ros.ros.camera_tracking import TrackingCounts
 from g2vlm_ros.ros.input_rate import FrameRate, UnusedFrames
 from g2vlm_ros.ros.remarks import (
-    MAX_JOB_S,
     camera_remarks,
     clock_remark,
     hang_remark,
@@ -60,6 +59,7 @@ class Diagnostics:
         self._hardware_id = hardware_id
         self._cameras = settings.cameras
         self._no_metres = no_metres(settings)
+        self._max_job_s = settings.model.max_job_s
         self.frame_rate = FrameRate(settings)
         self.unused_frames = UnusedFrames(settings)
         self._last = Counts(0, 0, {}, 0)
@@ -213,8 +213,7 @@ class Diagnostics:
         return self._task("tracking", OK, message, **values)
 
     def _engine(self, problem: str, job_s: float) -> DiagnosticStatus:
-        if job_s > MAX_JOB_S:
-            problem = hang_remark(job_s)
+        problem = hang_remark(job_s, self._max_job_s) or problem
         level = ERROR if problem else OK
         return self._task(
             "engine",

@@ -25,8 +25,6 @@ MAX_CLOCK_LEAD_S = 0.5
 """A stamp further ahead of the node's clock than this is an error of clocks."""
 CLOCK_AGE_S = 86_400.0
 """An image older than a day is one of another clock, not a slow one."""
-MAX_JOB_S = 10.0
-"""A job of the device that has not come to a pause for so long hangs, by all measurements."""
 FOCAL_CLASH = 0.1
 """Relative difference of focal lengths, told and recovered, from which it is reported."""
 MAX_CAMERA_HEIGHT_M = 8.0
@@ -100,13 +98,16 @@ def clock_remark(age_s: float) -> str:
     return ""
 
 
-def hang_remark(job_s: float) -> str:
-    """What is wrong where the device does not come back; empty where it does."""
-    if job_s <= MAX_JOB_S:
+def hang_remark(job_s: float, max_job_s: float) -> str:
+    """What is wrong where the device does not come back; empty where it does.
+
+    max_job_s: of the setting `model.max_job_s`.
+    """
+    if job_s <= max_job_s:
         return ""
     return (
         f"the device has been busy with one job for {job_s:.0f} s; if it does not end, restart "
-        "the node"
+        "the node, or raise model.max_job_s where the device is that slow"
     )
 
 

@@ -42,6 +42,7 @@ class StatusReports:
         stores: Callable[[], Sequence[Store]],
     ):
         self._node, self._map_frame = node, settings.map.frame
+        self._max_job_s = settings.model.max_job_s
         self._model_version, self._backend = model_version, backend
         self._scheduler, self._pipeline = scheduler, pipeline
         self._windows, self._outputs, self._stores = windows, outputs, stores
@@ -116,7 +117,7 @@ class StatusReports:
     def input_problem(self) -> str:
         """Why nothing, or nothing right, comes of the frames that arrive."""
         remarks = (
-            hang_remark(self._scheduler.running_for_s()),
+            hang_remark(self._scheduler.running_for_s(), self._max_job_s),
             clock_remark(self._windows.latency_s),
             self._diagnostics.frame_rate.remark() or self._diagnostics.unused_frames.remark(),
         )

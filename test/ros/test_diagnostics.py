@@ -184,6 +184,30 @@ def test_a_failed_device_is_an_error_and_rest_is_not(report):
     assert waiting.level == DiagnosticStatus.WARN and "waiting" in waiting.message
 
 
+@pytest.mark.parametrize(("job_s", "max_job_s"), [(10.5, 10.0), (60.0, 10.0), (60.0, 59.0)])
+def test_a_job_that_hangs_is_an_error_of_the_engine_above_the_stated_time(job_s, max_job_s):
+    from diagnostic_msgs.msg import DiagnosticStatus
+    from g2vlm_ros.pipeline import Counts
+    from g2vlm_ros.ros.diagnostics import Diagnostics
+    from g2vlm_ros.settings import Settings
+    from std_msgs.msg import Header
+
+    settings = Settings.from_flat({"model.max_job_s": max_job_s})
+    diagnostics = Diagnostics("perception", "torch cpu", settings)
+
+    def engine(seconds):
+        report = diagnostics.report(
+            Header(), 0.0, Counts(0, 0, {}, 0), None, 0.0, "", True, job_s=seconds
+        )
+        return next(status for status in report.status if status.name.endswith("engine"))
+
+    assert engine(max_job_s).level == DiagnosticStatus.OK
+    status = engine(job_s)
+    assert status.level == DiagnosticStatus.ERROR
+    assert f"busy with one job for {job_s:.0f} s" in status.message
+    assert "model.max_job_s" in status.message
+
+
 def test_tries_to_close_loops_are_told_by_outcome(report):
     assert report(0.0)["loops"].message == "no place was seen again"
     told = report(1.0, loops={"no_overlap": 2, "closed": 1})["loops"]

@@ -336,12 +336,6 @@ def test_a_clock_that_disagrees_is_named():
     assert clock_remark(0.3) == clock_remark(40.0) == clock_remark(-0.1) == ""
 
 
-def test_a_job_that_hangs_is_an_error_of_the_engine():
-    from g2vlm_ros.ros.remarks import hang_remark
-
-    assert hang_remark(3.0) == "" and "busy with one job for 60 s" in hang_remark(60.0)
-
-
 def test_a_camera_too_slow_for_its_window_is_told_what_to_raise():
     from g2vlm_ros.ros.input_rate import FrameRate
     from g2vlm_ros.settings import Settings
