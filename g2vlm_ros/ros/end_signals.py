@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import signal
 import sys
@@ -35,6 +36,7 @@ class EndSignals:
             for number in ASKING:
                 if signal.getsignal(number) != signal.SIG_IGN or number != signal.SIGHUP:
                     signal.signal(number, self._on_signal)
+            atexit.register(leave_signals_to_the_system)
 
     def wait(self, timeout_s: float) -> bool:
         """Wait for the end to be asked for, at most so long; whether it is."""

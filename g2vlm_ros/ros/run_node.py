@@ -27,7 +27,7 @@ from rclpy.executors import (
 from rclpy.node import Node
 from rclpy.signals import SignalHandlerOptions
 
-from g2vlm_ros.ros.end_signals import EndSignals, leave_signals_to_the_system
+from g2vlm_ros.ros.end_signals import EndSignals
 from g2vlm_ros.ros.inference_scheduler import DEVICE_THREAD
 from g2vlm_ros.ros.rclpy_workarounds import drain
 from g2vlm_ros.ros.security import SecurityError, security_errors
@@ -164,7 +164,6 @@ def run(
         watchdog.cancel()
         if _device_running():
             _leave(code)
-    leave_signals_to_the_system()
     return code
 
 
