@@ -61,7 +61,7 @@ class ModelSettings:
     max_job_s: float = parameter(
         10.0,
         "A window, or an answer between two tokens, that occupies the device for longer is an "
-        "error of the engine in ~/status and /diagnostics; raise it where the device is that slow.",
+        "error of the engine in /diagnostics and named in ~/status; raise it for a slow device.",
         low=1,
         high=600,
     )

@@ -14,7 +14,7 @@ from collections.abc import Callable
 
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 
-from g2vlm_ros.ros.rclpy_workarounds import SafeEntities
+from g2vlm_ros.ros.rclpy_workarounds import SafeEntities, safe_service
 
 END_WAIT_S = 2.0
 """How long the end of the process waits for a transition that runs; a model may load minutes."""
@@ -56,6 +56,14 @@ class SafeLifecycleNode(SafeEntities, LifecycleNode):
         self.bring_up_failed = False
         """Whether `bring_up` was tried in vain."""
         super().__init__(name, **node_arguments)
+        for service in (
+            self._service_change_state,
+            self._service_get_state,
+            self._service_get_available_states,
+            self._service_get_available_transitions,
+            self._service_get_transition_graph,
+        ):
+            safe_service(service, self.get_logger().warning)
 
     def possible_transitions(self) -> dict[int, str]:
         """Label by id of the transitions that the current state allows."""

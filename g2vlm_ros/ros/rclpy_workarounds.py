@@ -21,6 +21,8 @@ from rclpy.action import ActionClient, ActionServer
 from rclpy.exceptions import InvalidHandle
 from rclpy.impl.implementation_singleton import rclpy_implementation
 
+from g2vlm_ros.ros.late_response import MATCH_S, send_until_matched
+
 RCLError = rclpy_implementation.RCLError
 GONE = (InvalidHandle, RCLError)
 """What rclpy raises where an entity is used that another thread has destroyed."""
@@ -51,8 +53,9 @@ class SafeEntities:
         super().add_waitable(safe_waitable(waitable))
 
     def create_service(self, *arguments, **named):
-        """A service whose late reply is dropped where it was destroyed meanwhile."""
-        return safe_service(super().create_service(*arguments, **named))
+        """A service whose responses reach their clients, or are dropped with a word in the log."""
+        service = super().create_service(*arguments, **named)
+        return safe_service(service, self.get_logger().warning)
 
     def destroy_publisher(self, publisher) -> bool:
         """Destroy it; transitions of a lifecycle node do not touch it any more."""
@@ -69,6 +72,27 @@ class SafeActionServer(ActionServer):
         except (*GONE, KeyError):  # rclpy forgets the goal, too
             if not _destroyed(self):
                 raise
+
+    async def _execute_goal_request(self, request_header_and_message: Any) -> None:
+        """Accept or refuse a goal; the client is told again where it may not have heard."""
+        header, request = request_header_and_message
+        start = time.monotonic()
+        await super()._execute_goal_request(request_header_and_message)
+        if time.monotonic() - start >= MATCH_S:
+            response = self._action_type.Impl.SendGoalService.Response()
+            response.accepted = bytes(request.goal_id.uuid) in self._goal_handles
+            self._send_until_matched(lambda: self._handle.send_goal_response(header, response))
+
+    def _send_result_response(self, request_header: Any, future: Any) -> None:
+        self._send_until_matched(
+            lambda: self._handle.send_result_response(request_header, future.result())
+        )
+
+    def _send_until_matched(self, send: Callable[[], None]) -> None:
+        try:
+            send_until_matched(send, _dropped(self._action_type.__name__, self._logger.warning))
+        except GONE:
+            self._logger.warning("a response is dropped: its client has gone")
 
     async def _execute_expire_goals(self, expired_goals: Any) -> None:
         """Forget goals whose results are old. While a server is destroyed rcl may name goals that
@@ -106,19 +130,27 @@ class SafeActionClient(ActionClient):
             return super()._cancel_goal_async(goal_handle)
 
 
-def safe_service(service):
-    """The service, whose reply goes nowhere once it is destroyed."""
-    send = service.send_response
+def safe_service(service: Any, warn: Callable[[str], Any]) -> Any:
+    """The service, whose responses wait for clients that are not fully discovered, and go nowhere
+    once it is destroyed."""
+    send, dropped = service.send_response, _dropped(service.srv_name, warn)
 
     def send_response(response: Any, header: Any) -> None:
         try:
-            send(response, header)
+            send_until_matched(lambda: send(response, header), dropped)
         except GONE:
             if not _destroyed(service.handle):
                 raise
 
     service.send_response = send_response
     return service
+
+
+def _dropped(name: str, warn: Callable[[str], Any]) -> Callable[[], Any]:
+    return lambda: warn(
+        f"a response of {name} is dropped: discovery has not found its client's reader; is its "
+        "QoS reliable and volatile?"
+    )
 
 
 def safe_waitable(waitable):

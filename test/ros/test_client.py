@@ -4,6 +4,7 @@
 import asyncio
 import importlib.util
 import json
+import time
 
 import pytest
 
@@ -332,6 +333,21 @@ def stamped(kind, instant_ns, **fields):
 
     stamp = Time(sec=instant_ns // 10**9, nanosec=instant_ns % 10**9)
     return kind(stamp=stamp, **fields)
+
+
+def test_a_callback_that_raises_does_not_end_the_client(robot):
+    calls = []
+
+    def fail():
+        calls.append(1)
+        raise KeyError("a bug of the user's")
+
+    timer = robot.node.create_timer(0.01, fail)
+    deadline = time.monotonic() + 20
+    while len(calls) < 2 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    robot.node.destroy_timer(timer)
+    assert len(calls) >= 2 and robot.ask("What is there?", **OLD).success
 
 
 def test_a_missed_picture_is_named_at_once_and_asked_for_again(testbed, monkeypatch):

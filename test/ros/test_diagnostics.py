@@ -187,10 +187,11 @@ def test_a_failed_device_is_an_error_and_rest_is_not(report):
 @pytest.mark.parametrize(("job_s", "max_job_s"), [(10.5, 10.0), (60.0, 10.0), (60.0, 59.0)])
 def test_a_job_that_hangs_is_an_error_of_the_engine_above_the_stated_time(job_s, max_job_s):
     from diagnostic_msgs.msg import DiagnosticStatus
+    from std_msgs.msg import Header
+
     from g2vlm_ros.pipeline import Counts
     from g2vlm_ros.ros.diagnostics import Diagnostics
     from g2vlm_ros.settings import Settings
-    from std_msgs.msg import Header
 
     settings = Settings.from_flat({"model.max_job_s": max_job_s})
     diagnostics = Diagnostics("perception", "torch cpu", settings)

@@ -21,6 +21,7 @@ import concurrent.futures
 import contextlib
 import functools
 import threading
+import traceback
 from collections.abc import Callable
 from typing import Any
 
@@ -77,10 +78,14 @@ class _Connection:
         self._thread.start()
 
     def _spin(self) -> None:
-        try:
-            self._executor.spin_until_future_complete(self._closed)
-        except ExternalShutdownException:
-            pass
+        """Until the client is closed: a callback that raises costs no other its answer."""
+        while self._context.ok() and not self._closed.done():
+            try:
+                self._executor.spin_until_future_complete(self._closed)
+            except ExternalShutdownException:
+                return
+            except Exception:
+                self.node.get_logger().error(f"a callback failed: {traceback.format_exc()}")
 
     def send(self, client: Any, request: Any) -> concurrent.futures.Future:
         """Call a service; a future of this process, whoever waits for it."""
