@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
+from functools import lru_cache, partial
 
 import numpy as np
 
@@ -95,6 +96,7 @@ class Perception:
         self._model = settings.model
         self._query = settings.query
         self._reconstruction_prefix: Cache | None = None
+        self._segments = lru_cache(maxsize=4)(partial(reconstruction_segments, tokenizer))
         self._resized: list[
             tuple[np.ndarray, np.ndarray]
         ] = []  # images and views of the last scene
@@ -171,7 +173,7 @@ class Perception:
         """
         scene = scene if isinstance(scene, Scene) else self.scene(scene)
         clock = StageTimer()
-        text, views = reconstruction_segments(self._tokenizer, len(scene.views), scene.grid_hw)
+        text, views = self._segments(len(scene.views), scene.grid_hw)
         if self._reconstruction_prefix is None:
             self._reconstruction_prefix = self._stages.new_cache()
             self._stages.language(text, self._reconstruction_prefix)

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum, IntEnum
+from functools import cached_property
 
 import numpy as np
 
@@ -261,6 +262,10 @@ class RawGeometry:
             _freeze(self, "global_points_u", (views, height, width, 3), np.float32)
 
 
+DEPTH_STRIDE = 8
+"""Rows and columns from one sample of depth to the next: medians need no more."""
+
+
 @dataclass(frozen=True)
 class ViewStd:
     """How far views of a window are off within it: standard deviations of half of its views
@@ -316,6 +321,17 @@ class Reconstruction:
     def views(self) -> int:
         """How many views N."""
         return self.geometry.local_points_u.shape[0]
+
+    @cached_property
+    def sampled_depths_u(self) -> np.ndarray:
+        """float32 (N, n): depths of every DEPTH_STRIDE-th row and column of each view."""
+        depths = self.local_points_u[:, ::DEPTH_STRIDE, ::DEPTH_STRIDE, 2]
+        return np.ascontiguousarray(depths).reshape(self.views, -1)
+
+    @cached_property
+    def median_depth_u(self) -> float:
+        """Of all views, by samples."""
+        return float(np.median(self.sampled_depths_u))
 
     @property
     def local_points_u(self) -> np.ndarray:

@@ -490,8 +490,8 @@ class DenseMap:
 
     @staticmethod
     def _held(update: MappedWindow) -> _Held:
-        place, depth = update.placement.map_from_window, update.result.local_points_u[..., 2]
-        reach = float(np.nanmedian(depth[:, ::8, ::8])) * place.scale
+        place, depths = update.placement.map_from_window, update.result.sampled_depths_u
+        reach = float(np.median(depths[~np.isnan(depths)])) * place.scale
         return place, update.map_from_camera[:, :3, 3].mean(0), reach
 
     def _integrate(self, update: MappedWindow) -> None:

@@ -140,15 +140,19 @@ class SharedView:
         """source, target: float64 (n, 3). weights: float64 (n,). centre: (3,), the camera in the
         target. blocks: int (n,), the patch of each point. systematic: (7,), as SYSTEMATIC, by
         what the two windows say; or None. ValueError for MIN_PATCHES or less."""
-        good = np.isfinite(source.sum(1)) & np.isfinite(target.sum(1)) & (weights > 0)
-        self.blocks = blocks[good].astype(np.int64)
+        good = np.isfinite((source + target).sum(1)) & (weights > 0)
+        if not good.all():
+            source, target, weights, blocks = (
+                each[good] for each in (source, target, weights, blocks)
+            )
+        self.blocks = blocks.astype(np.int64)
         self.patches = int(np.count_nonzero(np.bincount(self.blocks)))
         if self.patches <= MIN_PATCHES:
             raise ValueError(
                 f"the shared points are from {self.patches} patches of a view; more than "
                 f"{MIN_PATCHES} are needed to tell how well windows join"
             )
-        self.source, self.target, self.weights = source[good], target[good], weights[good]
+        self.source, self.target, self.weights = source, target, weights
         self.centre, self.systematic = centre, systematic
         ray = self.target - centre
         self.range = np.maximum(np.sqrt(np.einsum("ki,ki->k", ray, ray)), 1e-9)

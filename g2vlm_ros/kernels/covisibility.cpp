@@ -8,6 +8,12 @@
 
 #include "small_matrix.h"
 
+// A pixel of view i that view j shows: both by index, and its depth there.
+struct SeenPixel {
+    int64_t at, seen;
+    double depth;
+};
+
 constexpr double NONE = std::numeric_limits<double>::quiet_NaN();
 
 static double brightness(const uint8_t* colour)
@@ -52,6 +58,7 @@ KERNEL void covisibility(
 {
     const Pinhole* lens = reinterpret_cast<const Pinhole*>(pinholes);
     std::vector<double> off, from, to;
+    std::vector<SeenPixel> pixels;
     std::fill(shared, shared + views * views, NONE);
     std::fill(alike, alike + views * views, NONE);
     std::fill(stretch, stretch + views * views, NONE);
@@ -69,6 +76,7 @@ KERNEL void covisibility(
             off.clear();
             from.clear();
             to.clear();
+            pixels.clear();
             int64_t count = 0;
             for (int64_t v = 0; v < height; v += step) {
                 for (int64_t u = 0; u < width; u += step) {
@@ -92,14 +100,20 @@ KERNEL void covisibility(
                         continue;
                     }
                     const int64_t seen = (j * height + int64_t(y)) * width + int64_t(x);
-                    const double log_ratio = std::log(std::max(q[2], 1e-9) / points[3 * seen + 2]);
-                    if (std::fabs(log_ratio) < nearness) {
-                        off.push_back(log_ratio);
-                    }
-                    if (std::fabs(log_ratio) < agreement) {
-                        from.push_back(brightness(colours + 3 * at));
-                        to.push_back(brightness(colours + 3 * seen));
-                    }
+                    __builtin_prefetch(points + 3 * seen + 2);
+                    __builtin_prefetch(colours + 3 * seen);
+                    pixels.push_back({at, seen, q[2]});
+                }
+            }
+            for (const SeenPixel& each : pixels) {
+                const double surface = points[3 * each.seen + 2];
+                const double log_ratio = std::log(std::max(each.depth, 1e-9) / surface);
+                if (std::fabs(log_ratio) < nearness) {
+                    off.push_back(log_ratio);
+                }
+                if (std::fabs(log_ratio) < agreement) {
+                    from.push_back(brightness(colours + 3 * each.at));
+                    to.push_back(brightness(colours + 3 * each.seen));
                 }
             }
             shared[i * views + j] = double(from.size()) / double(count);

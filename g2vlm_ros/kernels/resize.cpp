@@ -120,6 +120,17 @@ static void resize_rows(
     }
 }
 
+// The pixels of two rows as numbers. A byte follows each in memory, which means nothing as the
+// fourth and the eighth number; the lowest byte of a word comes first, as on all these processors.
+static Eight two_pixels(const uint8_t* upper, const uint8_t* lower)
+{
+    int32_t a, b;
+    std::memcpy(&a, upper, 4);
+    std::memcpy(&b, lower, 4);
+    constexpr Eight SHIFT = {0, 8, 16, 24, 0, 8, 16, 24};
+    return (Eight{a, a, a, a, b, b, b, b} >> SHIFT) & 255;
+}
+
 // Resamples the width. in (height, width, 3) -> out (height, new_width, 3), two rows at a time:
 // a pixel of both rows is one vector of eight numbers, two of which mean nothing. TAPS: weights
 // that are applied to each pixel, those behind its own are 0; a loop of fixed length is unrolled.
@@ -135,10 +146,11 @@ static void resize_columns_by(
     for (int64_t y = 0; y < height; y += 2) {
         const uint8_t* upper = in + 3 * y * width;
         const uint8_t* lower = y + 1 < height ? upper + 3 * width : upper;
-        for (int64_t x = 0; x < width; ++x) {
-            const uint8_t *a = upper + 3 * x, *b = lower + 3 * x;
-            pair[x] = Eight{a[0], a[1], a[2], 0, b[0], b[1], b[2], 0};
+        for (int64_t x = 0; x + 1 < width; ++x) {
+            pair[x] = two_pixels(upper + 3 * x, lower + 3 * x);
         }
+        const uint8_t *a = upper + 3 * (width - 1), *b = lower + 3 * (width - 1);
+        pair[width - 1] = Eight{a[0], a[1], a[2], 0, b[0], b[1], b[2], 0};
         uint8_t* first = out + 3 * y * new_width;
         uint8_t* second = y + 1 < height ? first + 3 * new_width : first;
         for (int64_t x = 0; x < new_width; ++x) {

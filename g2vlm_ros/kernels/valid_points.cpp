@@ -31,8 +31,12 @@ KERNEL void valid_points(
         if (!(edge_step > 0)) {
             continue;
         }
-        depths_of(v > 0 ? p - 3 * width : p, width, above.data() + 1);
-        depths_of(p, width, here.data() + 1);
+        above.swap(here);
+        here.swap(below);
+        if (v == 0) {
+            depths_of(p, width, here.data() + 1);
+            above = here;
+        }
         depths_of(v < height - 1 ? p + 3 * width : p, width, below.data() + 1);
         here[0] = here[1];
         here[width + 1] = here[width];

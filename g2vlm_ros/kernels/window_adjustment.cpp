@@ -430,7 +430,7 @@ KERNEL void warp_view(
         const float near = 1 / moved[2];
         const float x = pinhole.fx * moved[0] * near + pinhole.cx;
         const float y = pinhole.fy * moved[1] * near + pinhole.cy;
-        const bool ahead = moved[2] > 0 && is_finite(x) && is_finite(y);
+        const bool ahead = (moved[2] > 0) & is_finite(x) & is_finite(y);
         place[2 * i] = ahead ? x : OUTSIDE;
         place[2 * i + 1] = ahead ? y : OUTSIDE;
         depth[i] = moved[2];

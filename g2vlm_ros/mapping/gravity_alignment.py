@@ -119,8 +119,8 @@ def surfaces_of(result: Reconstruction) -> Surfaces:
         max_bend=MAX_BEND,
         side=BLOCKS_PER_SIDE,
     )
-    reach = float(np.median(points[:, ::8, ::8, 2]))
-    return Surfaces(places, normals, blocks, poses[:, :3, 3].astype(np.float64), reach)
+    centres = poses[:, :3, 3].astype(np.float64)
+    return Surfaces(places, normals, blocks, centres, result.median_depth_u)
 
 
 def gravity_up(frames: Sequence[Frame], result: Reconstruction) -> Up | None:

@@ -167,7 +167,7 @@ class LoopDetector:
         """Keep the newest view as a keyframe if it shows something new."""
         newest, result = mapped.window.newest, mapped.result
         pose = mapped.map_from_camera[newest]
-        depth = float(np.median(result.local_points_u[newest, ::8, ::8, 2]))
+        depth = float(np.median(result.sampled_depths_u[newest]))
         if not self._keyframes.is_new(pose, depth * mapped.placement.map_from_window.scale):
             return
         frame = mapped.window.frames[newest]
@@ -232,7 +232,7 @@ def by_pose(
     if result.intrinsics[view] is None:
         return None
     pose = result.window_from_camera[view].astype(np.float64)
-    motion = MAX_MOTION * float(np.median(result.local_points_u[view, ::8, ::8, 2]))
+    motion = MAX_MOTION * float(np.median(result.sampled_depths_u[view]))
     best, least = None, 1.0
     for keyframe in keyframes:
         move = window_from(keyframe.window_id)

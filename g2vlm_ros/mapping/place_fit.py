@@ -129,7 +129,7 @@ def _covariance(
     np.add.at(pulls, blocks.reshape(-1), np.einsum("nki,n,nk->ni", j, weight, e))
     inverse = np.linalg.inv(hessian)
     spread = inverse @ (pulls.T @ pulls) @ inverse
-    reach = fit.scale * float(np.median(result.local_points_u[:, ::8, ::8, 2]))
+    reach = fit.scale * result.median_depth_u
     local = spread + np.diag((SYSTEMATIC * ([1.0] * 3 + [reach] * 3 + [1.0])) ** 2)
     move = Sim3(1.0, np.eye(3), pivot).adjoint()
     return move @ local @ move.T

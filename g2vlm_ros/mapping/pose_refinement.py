@@ -95,7 +95,7 @@ class PoseRefiner:
         odometry: Sequence[np.ndarray | None],
     ) -> Reconstruction:
         poses = result.window_from_camera.astype(np.float64)
-        depth_u = float(np.median(result.local_points_u[:, ::8, ::8, 2]))
+        depth_u = result.median_depth_u
         std = self._errors.std
         turns = _turns(odometry)
         adjusting = WindowAdjustment(views, poses, depth_u)

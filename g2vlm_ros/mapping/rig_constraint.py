@@ -57,7 +57,7 @@ def rig_fit(result: Reconstruction, frames: Sequence[Frame]) -> RigFit | None:
     turn_off_rad = float(np.median(off))
     if turn_off_rad > MAX_TURN_OFF_RAD:
         return RigFit(poses, turn_off_rad, used=False)
-    depth_u = float(np.median(result.local_points_u[:, ::8, ::8, 2]))
+    depth_u = result.median_depth_u
     unit = _units_per_metre(poses, instants, turns, mounts, VIEW_NOISE * depth_u)
     for views, turn in zip(instants, turns, strict=True):
         arms = np.stack([turn @ mounts[i][:3, 3] for i in views])

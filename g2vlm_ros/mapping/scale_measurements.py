@@ -210,7 +210,7 @@ def _reach(
     should be there where the scale is about known: those that are there err themselves, and
     short ones would count too little, long ones too much.
     """
-    depth = float(np.median(result.local_points_u[..., ::8, ::8, 2]))
+    depth = result.median_depth_u
     length_u = metres.mean() / expected if np.isfinite(expected) else units.mean()
     return depth / max(float(length_u), 1e-9) * np.sqrt(2 / len(units))
 

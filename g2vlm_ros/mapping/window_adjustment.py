@@ -75,8 +75,9 @@ class NetworkStd:
         block = np.zeros((PER_VIEW, PER_VIEW))
         shift = (self.shift * depth_u) ** -2.0
         block[:6, :6] = np.diag([self.turn_rad**-2.0] * 3 + [shift] * 3)
-        covariance = self.scale**2 * np.ones((knots, knots)) + self.field**2 * np.eye(knots)
-        block[6:, 6:] = np.linalg.inv(covariance)
+        # The inverse of scale**2 everywhere plus field**2 on the diagonal (Sherman & Morrison).
+        common = self.scale**2 / (self.field**2 + knots * self.scale**2)
+        block[6:, 6:] = (np.eye(knots) - common) / self.field**2
         information = np.zeros((views, PER_VIEW, views, PER_VIEW))
         information[np.arange(views), :, np.arange(views)] = block
         return information.reshape(views * PER_VIEW, -1)
