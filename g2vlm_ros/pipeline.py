@@ -73,6 +73,8 @@ class Counts:
     """Frames that still miss a partner."""
     step_s: float = 0.0
     """Time between the last two stamps of a camera, of the slowest one."""
+    clock_jumps: int = 0
+    """How often the stamps jumped back, so that a new map was begun."""
 
 
 @dataclass(frozen=True)
@@ -106,6 +108,7 @@ class MappingPipeline:
         self._last_views: set[ViewKey] = set()
         self._images: dict[ViewKey, np.ndarray] = {}  # of the last window, decoded
         self._restart = False
+        self._clock_jumps = 0
         self._session = 0
         self._windows = 0
         self._loops: Counter[LoopOutcome] = Counter()
@@ -146,6 +149,7 @@ class MappingPipeline:
                 buffer.ready,
                 buffer.unpaired,
                 buffer.step_s,
+                self._clock_jumps,
             )
 
     @property
@@ -406,6 +410,7 @@ class MappingPipeline:
 
     def _clock_jumped(self) -> None:
         self._restart = True
+        self._clock_jumps += 1
 
 
 def _map_settings(settings: Settings) -> MapSettings:

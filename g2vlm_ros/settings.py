@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -101,6 +102,12 @@ class ModelSettings:
         "for none.",
         choices=("", "auto", "torch", "onnx", "tensorrt"),
     )
+
+    def __post_init__(self) -> None:
+        for name in ("checkpoint", "engines"):
+            folder = getattr(self, name)
+            if isinstance(folder, str):  # of another type it is refused by Settings
+                object.__setattr__(self, name, os.path.expanduser(folder))
 
 
 @dataclass(frozen=True)

@@ -82,3 +82,13 @@ def test_a_name_longer_than_dds_takes_is_refused(name):
     value = ["a" * 201] if name == "cameras" else "a" * 201
     with pytest.raises(SettingError, match="has a name of 201 characters; at most 200"):
         Settings.from_flat({name: value})
+
+
+@pytest.mark.parametrize("name", ["model.checkpoint", "model.engines"])
+def test_a_tilde_is_the_home_of_the_user(name, monkeypatch):
+    """Launch files and YAML hand it over as it is; no shell expands it."""
+    monkeypatch.setenv("HOME", "/somebody")
+    group, leaf = name.split(".")
+    settings = Settings.from_flat({name: "~/folder"})
+    assert getattr(getattr(settings, group), leaf) == "/somebody/folder"
+    assert getattr(Settings.from_flat({name: "a/~b"}).model, leaf) == "a/~b"

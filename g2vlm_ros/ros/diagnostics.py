@@ -129,7 +129,8 @@ class Diagnostics:
         slow = self.frame_rate.remark() or self.unused_frames.remark()
         if slow:
             return self._task("input", WARN, slow, rate_hz=f"{1 / self.frame_rate.period_s:.2f}")
-        regular = span_s < MISSED_FRAMES * self.frame_rate.period_s < math.inf
+        rate = self.frame_rate
+        regular = rate.silent_s < MISSED_FRAMES * rate.period_s < math.inf
         if frames or span_s == 0 or regular:
             message, level = "; ".join(sentences) or "frames arrive", WARN if sentences else OK
             return self._task("input", level, message, rate_hz=f"{rate_hz:.2f}")

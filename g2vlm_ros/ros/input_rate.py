@@ -31,11 +31,14 @@ class FrameRate:
     def __init__(self, settings: Settings):
         self._window, self._cameras = settings.window, len(settings.cameras)
         self._frames: deque[tuple[float, int]] = deque()
+        self._newest_s = -math.inf
 
     def update(self, now_s: float, received: int) -> None:
         """One report: frames received so far."""
         if self._frames and now_s < self._frames[-1][0]:
             self._frames.clear()
+        if not self._frames or received > self._frames[-1][1]:
+            self._newest_s = now_s
         self._frames.append((now_s, received))
         while now_s - self._frames[0][0] > REMEMBERED_S:
             self._frames.popleft()
@@ -48,6 +51,11 @@ class FrameRate:
         (first_s, before), (last_s, now) = self._frames[0], self._frames[-1]
         frames = (now - before) / self._cameras
         return (last_s - first_s) / frames if frames > 0 else math.inf
+
+    @property
+    def silent_s(self) -> float:
+        """Seconds between the last report that brought frames and the newest one."""
+        return self._frames[-1][0] - self._newest_s if self._frames else math.inf
 
     @property
     def remembered_s(self) -> float:

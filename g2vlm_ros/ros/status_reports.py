@@ -43,6 +43,7 @@ class StatusReports:
     ):
         self._node, self._map_frame = node, settings.map.frame
         self._max_job_s = settings.model.max_job_s
+        self._clock_jumps = 0
         self._model_version, self._backend = model_version, backend
         self._scheduler, self._pipeline = scheduler, pipeline
         self._windows, self._outputs, self._stores = windows, outputs, stores
@@ -71,6 +72,12 @@ class StatusReports:
         counts = self._pipeline.counts()
         self._diagnostics.frame_rate.update(self._now_s(), counts.received)
         self._diagnostics.unused_frames.update(counts)
+        if counts.clock_jumps > self._clock_jumps:
+            self._node.get_logger().warning(
+                "the cameras' stamps jumped back: a new map starts (a simulation or recording "
+                "that started over? a clock that was set?)"
+            )
+        self._clock_jumps = counts.clock_jumps
 
     def publish_status(self) -> None:
         """`~/status`, of the newest window (any thread)."""

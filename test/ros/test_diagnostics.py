@@ -44,7 +44,8 @@ def update_of(told_px=None, found_px=50.0, trusted=(True, True), scale=(), **pla
     from g2vlm_ros.records import Frame, Intrinsics, Reconstruction, ScaleState, Window
     from g2vlm_ros.records import RawGeometry as Raw
 
-    told = None if told_px is None else Intrinsics(told_px, told_px, 63.5, 47.5, 128, 96)
+    fx_px, fy_px = np.broadcast_to(np.nan if told_px is None else told_px, 2)
+    told = None if told_px is None else Intrinsics(fx_px, fy_px, 63.5, 47.5, 128, 96)
     found = Intrinsics(found_px, found_px, 31.5, 23.5, 64, 48)
     frames = tuple(Frame(s, "front", "optical", lambda: None, intrinsics=told) for s in (1, 2))
     poses = np.stack([np.eye(4, dtype=np.float32)] * 2)
@@ -67,6 +68,7 @@ def update_of(told_px=None, found_px=50.0, trusted=(True, True), scale=(), **pla
         ({"scale": {"refused": 2}}, "2 measurements of scale in a row"),
         ({"told_px": 101.0}, ""),
         ({"told_px": 140.0}, "front says focal length 70 px, the points say 50 px"),
+        ({"told_px": (100.0, 140.0)}, "70 px, the points say 50 px .in y, at 64 px"),
     ],
 )
 def test_status_says_in_words_what_is_not_well(update, words):
@@ -160,6 +162,16 @@ def test_silence_of_the_cameras_is_a_warning_with_a_hint(report):
     assert flowing.values[0].key == "rate_hz" and flowing.values[0].value == "30.00"
     partial = report(3.0, received=90, silent=("rear",))["input"]
     assert partial.level == DiagnosticStatus.WARN and "do without rear" in partial.message
+
+
+def test_a_slow_camera_whose_frames_come_regularly_is_no_silent_one(report):
+    """At 0.8 Hz one report of a second in five sees no frame."""
+    from diagnostic_msgs.msg import DiagnosticStatus
+
+    levels = [report(float(s), received=int(0.8 * s))["input"].level for s in range(40)]
+    assert set(levels[10:]) == {DiagnosticStatus.OK}
+    silence = [report(40.0 + s, received=32)["input"].level for s in range(1, 8)]
+    assert silence[-1] == DiagnosticStatus.WARN, "until it stops"
 
 
 def test_bad_frames_warn_and_surplus_ones_do_not(report):

@@ -11,6 +11,9 @@ pytest.importorskip("rclpy", reason="the module lies in g2vlm_ros.ros")
 
 from g2vlm_ros.ros.inference_scheduler import BusyError, InferenceScheduler  # noqa: E402
 
+TIMEOUT_S = 60.0
+"""For what takes no time: a machine that does much else may rest a thread for seconds."""
+
 
 @pytest.fixture
 def device():
@@ -25,11 +28,11 @@ class Gate:
     def __init__(self, device):
         self.entered, self._open = threading.Event(), threading.Event()
         self.future = device.submit(self)
-        assert self.entered.wait(5)
+        assert self.entered.wait(TIMEOUT_S)
 
     def __call__(self):
         self.entered.set()
-        assert self._open.wait(5)
+        assert self._open.wait(TIMEOUT_S)
 
     def open(self):
         self._open.set()
@@ -40,7 +43,7 @@ def test_lanes_take_turns_and_keep_their_own_order(device):
     for lane, number in (("a", 1), ("a", 2), ("a", 3), ("b", 1)):
         device.ask(lane, lambda job=(lane, number): order.append(job), quick=True)
     gate.open()
-    device.submit(lambda: None).result(5)
+    device.submit(lambda: None).result(TIMEOUT_S)
     device.shutdown()
     assert order == [("a", 1), ("b", 1), ("a", 2), ("a", 3)]
 
@@ -54,15 +57,15 @@ def test_more_questions_than_the_bound_are_refused_and_none_is_lost(device):
     futures[3] = device.ask("", lambda: answered.append(4), quick=True)
     gate.open()
     for future in futures:
-        future.result(5)
+        future.result(TIMEOUT_S)
     assert answered == [0, 1, 2, 4]
 
 
 def test_a_failure_reaches_its_asker_and_nobody_else(device):
     failed = device.ask("", lambda: 1 / 0, quick=True)
     with pytest.raises(ZeroDivisionError):
-        failed.result(5)
-    assert device.submit(lambda: 7).result(5) == 7
+        failed.result(TIMEOUT_S)
+    assert device.submit(lambda: 7).result(TIMEOUT_S) == 7
 
 
 def test_quick_questions_and_due_windows_pass_a_slow_question_between_tokens(device):
@@ -77,8 +80,8 @@ def test_quick_questions_and_due_windows_pass_a_slow_question_between_tokens(dev
             device.yield_to_others()
             order.append(token)
 
-    device.ask("slow", slow, quick=False).result(5)
-    device.submit(lambda: None).result(5)
+    device.ask("slow", slow, quick=False).result(TIMEOUT_S)
+    device.submit(lambda: None).result(TIMEOUT_S)
     device.shutdown()
     assert max(order.index("quick"), order.index("window")) < order.index(1)
     assert order.index("other slow") == 5, "slow ones wait until it has ended"
@@ -96,7 +99,7 @@ def test_what_passes_does_not_let_others_pass(device):
         device.ask("a", nested, quick=True)
         device.yield_to_others()
 
-    device.ask("slow", slow, quick=False).result(5)
+    device.ask("slow", slow, quick=False).result(TIMEOUT_S)
     device.shutdown()
     assert depth == ["nested", "too deep"]
 
@@ -131,7 +134,7 @@ def test_windows_keep_their_share_under_many_questions():
 def test_a_rest_gives_no_credit():
     """A minute of questions alone does not let windows take the device for a minute."""
     device, order = InferenceScheduler(window_share=0.5, max_questions=64), []
-    device.ask("", lambda: time.sleep(0.2), quick=True).result(5)
+    device.ask("", lambda: time.sleep(0.2), quick=True).result(TIMEOUT_S)
     gate = Gate(device)
     for _ in range(6):
         device.submit(lambda: (order.append("w"), time.sleep(0.01)))
@@ -139,3 +142,17 @@ def test_a_rest_gives_no_credit():
     gate.open()
     device.shutdown()
     assert "q" in order[:4], order
+
+
+def test_a_job_that_wants_to_end_the_process_is_logged_and_the_next_one_runs():
+    logged = []
+    device = InferenceScheduler(log_failure=lambda what, error: logged.append(error))
+
+    def leave():
+        raise SystemExit("a library wants to end the process")
+
+    with pytest.raises(SystemExit):
+        device.submit(leave).result(TIMEOUT_S)
+    assert device.submit(lambda: 7).result(TIMEOUT_S) == 7
+    assert [str(error) for error in logged] == ["a library wants to end the process"]
+    assert device.shutdown(TIMEOUT_S)

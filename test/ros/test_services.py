@@ -71,6 +71,7 @@ def test_points_in_a_box_are_those_inside(testbed):
         ({"camera": "left", "u_px": [1.0], "v_px": [1.0]}, 9909, "it has camera"),
         ({"camera": "camera", "u_px": [1.0]}, 9909, "1 u_px for 0 v_px"),
         ({"camera": "camera", "u_px": [64.0], "v_px": [1.0]}, 9909, "outside the 64x48"),
+        ({"camera": "camera", "u_px": [1.0] * 100_001}, 9909, "at most 100000"),
         ({}, 9909, "box_size"),
         ({"max_points": 0}, 9909, "max_points is 0"),
         ({"camera": "camera", "min_confidence": float("nan")}, 9909, "min_confidence is nan"),
