@@ -10,7 +10,14 @@ from collections.abc import Sequence
 import numpy as np
 
 from g2vlm_ros.demo.sim.camera import lens
-from g2vlm_ros.demo.sim.questions import KINDS, QuestionAnswer, ask, shares, truth
+from g2vlm_ros.demo.sim.questions import (
+    KINDS,
+    QuestionAnswer,
+    ask,
+    metres,
+    shares,
+    truth,
+)
 from g2vlm_ros.demo.sim.scenes import make_clips, make_scene
 from g2vlm_ros.demo.sim.splits import home_seed
 
@@ -36,6 +43,16 @@ def correct(kind: str, answer: str, true_answer: str) -> bool:
         named, true = _listed(given_text), _listed(true_text)
         return len(named & true) >= LIST_OVERLAP * len(named | true)
     return given_text == true_text
+
+
+def right_lengths(true_answer: str) -> list[str]:
+    """Every length in tenths of a metre, above 0, that counts as right, the shortest first."""
+    true_m = _length(_plain(true_answer))
+    if true_m is None:
+        raise ValueError(f"'{true_answer}' must be a length, like '1.2 metres.'")
+    longest = int(10 * (true_m * (1 + LENGTH_TOLERANCE) + 0.1)) + 1
+    lengths = [f"{metres(tenths / 10)}." for tenths in range(1, longest + 1)]
+    return [length for length in lengths if correct("size", length, true_answer)]
 
 
 def bound_holds(least: str, true_answer: str) -> bool:

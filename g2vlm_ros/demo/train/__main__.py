@@ -87,6 +87,7 @@ def configured(options: argparse.Namespace) -> Config:
     data = replace(
         config.data,
         pairs_first=options.pairs_first,
+        first_shard=options.first_shard,
         shards_first=options.shards_first,
         shards_kept=max(options.shards_first, options.shards_kept),
         windows_per_scene=options.windows_per_home,
@@ -144,6 +145,12 @@ def parse_options(arguments: list[str] | None) -> argparse.Namespace:
         type=int,
         default=Data.windows_per_scene,
         help="more where a GPU would wait for new homes",
+    )
+    parser.add_argument(
+        "--first-shard",
+        type=int,
+        default=Data.first_shard,
+        help="number of the first shard of 32 homes; behind those that earlier trainings drew",
     )
     parser.add_argument(
         "--shards-first",

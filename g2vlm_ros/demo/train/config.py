@@ -117,6 +117,9 @@ class Data:
     views_weights: tuple[float, ...] = (0.15, 0.15, 0.35, 0.1, 0.15, 0.1)
     pairs_first: int = 40_000
     """So many windows of two views come first: only one other view to compare with."""
+    first_shard: int = 0
+    """Number of the first shard that is drawn; a training that goes on begins behind those that
+    earlier ones drew, so that its homes are new."""
     shards_first: int = 24
     """Shards of 32 scenes that are there before the first step."""
     shards_kept: int = 100
@@ -129,6 +132,9 @@ class Data:
     """Kinds of questions that are asked two to three times as often as the others."""
     nearest_weight: float = 3.0
     """When questions are drawn, of what is nearest, which can be asked in few ways."""
+    tolerant_lengths: bool = True
+    """Of a distance or a size any tenth is taught that counts as right: then the likeliest answer
+    is the one that is right most often, not the one most often true to the tenth."""
     tokens: int = 40
     """Longest question with its answer."""
 

@@ -12,6 +12,7 @@ Shards can be rendered ahead by another process into a cache folder:
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,6 +24,7 @@ from torch import Tensor
 from g2vlm_ros.demo.sim.furniture import NAMES
 from g2vlm_ros.demo.sim.home import STRUCTURE, Home
 from g2vlm_ros.demo.sim.materials import COLOURS
+from g2vlm_ros.demo.sim.question_metrics import LENGTH_KINDS, right_lengths
 from g2vlm_ros.demo.sim.questions import QuestionAnswer
 from g2vlm_ros.demo.train.augmentation import exposed, mirrored, on_device, recoloured
 from g2vlm_ros.demo.train.config import Data
@@ -81,8 +83,9 @@ class Ring:
         """
         data, self._windows = self.data, windows
         self.shards.words = words
-        last = data.shards_first + windows // (SHARD * data.windows_per_scene)
-        due = range(max(0, last - data.shards_kept), last)
+        first = data.first_shard
+        last = first + data.shards_first + windows // (SHARD * data.windows_per_scene)
+        due = range(max(first, last - data.shards_kept), last)
         for number in self._resident - set(due):
             self._resident.discard(number)
             self._worded.pop(number, None)
@@ -208,7 +211,16 @@ def _drawn(
         return []
     weight = np.array([data.nearest_weight if qa.kind == "nearest" else 1.0 for qa in pairs])
     order = rng.choice(len(pairs), min(data.questions, len(pairs)), False, weight / weight.sum())
-    return [pairs[i] for i in order]
+    drawn = [pairs[i] for i in order]
+    return [tolerant(qa, rng) for qa in drawn] if data.tolerant_lengths else drawn
+
+
+def tolerant(qa: QuestionAnswer, rng: np.random.Generator) -> QuestionAnswer:
+    """With any of the lengths that count as right in place of a true length, all as likely."""
+    if qa.kind not in LENGTH_KINDS:
+        return qa
+    lengths = right_lengths(qa.answer)
+    return replace(qa, answer=lengths[int(rng.integers(len(lengths)))])
 
 
 def cell_shares(items: Tensor, side: int) -> Tensor:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from g2vlm_ros.demo.sim.camera import lens
-from g2vlm_ros.demo.sim.question_metrics import Baselines, correct
+from g2vlm_ros.demo.sim.question_metrics import Baselines, correct, right_lengths
 from g2vlm_ros.demo.sim.questions import (
     KINDS,
     MIN_SHARE,
@@ -180,6 +180,18 @@ def test_scoring():
     assert not correct("list", "I see a bed.", "I see a box, a bed and a lamp.")
     with pytest.raises(ValueError, match="'taste'"):
         correct("taste", "", "")
+
+
+def test_right_lengths_are_those_that_count_as_right():
+    assert right_lengths("0.3 metres.") == ["0.2 metres.", "0.3 metres.", "0.4 metres."]
+    assert right_lengths("0.1 metres.") == ["0.1 metres.", "0.2 metres."]
+    assert right_lengths("2.0 metres.") == [
+        f"{tenths / 10:.1f} metres." for tenths in range(16, 25)
+    ]
+    for kind in ("distance", "size"):
+        assert all(correct(kind, length, "3.7 metres.") for length in right_lengths("3.7 metres."))
+    with pytest.raises(ValueError, match="must be a length"):
+        right_lengths("Yes.")
 
 
 def test_baselines_read_only_the_question():

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -12,7 +13,8 @@ from g2vlm_tests.tiny_training import TINY
 from g2vlm_ros.checkpoint.prompt_layout import after_images, question_ids
 from g2vlm_ros.checkpoint.tokenizer import Tokenizer
 from g2vlm_ros.demo.sim.camera import lens
-from g2vlm_ros.demo.sim.questions import KINDS
+from g2vlm_ros.demo.sim.question_metrics import LENGTH_KINDS, correct, right_lengths
+from g2vlm_ros.demo.sim.questions import KINDS, QuestionAnswer
 from g2vlm_ros.demo.sim.splits import home_seed
 from g2vlm_ros.demo.train.config import Data
 from g2vlm_ros.demo.train.data import (
@@ -20,6 +22,7 @@ from g2vlm_ros.demo.train.data import (
     Ring,
     cell_shares,
     squares,
+    tolerant,
 )
 from g2vlm_ros.demo.train.home_worker import pick_views
 from g2vlm_ros.demo.train.losses import true_rays
@@ -46,6 +49,19 @@ def test_a_cached_shard_is_the_rendered_one(shard_cache):
     first, again = shards.get(0), Shards(TINY.data, "train", "cpu", shard_cache).get(0)
     assert first.keys() == again.keys()
     assert all(torch.equal(first[name], again[name]) for name in first)
+
+
+def test_a_training_begins_behind_the_homes_of_another(shard_cache, monkeypatch):
+    data = replace(TINY.data, first_shard=40, shards_first=2, shards_kept=2, windows_per_scene=1)
+    shards, drawn = Shards(data, "train", "cpu"), []
+    arrays = Shards(TINY.data, "train", "cpu", shard_cache).get(0)
+    monkeypatch.setattr(shards, "get", lambda number: drawn.append(number) or arrays)
+    fresh = Ring(shards)
+    fresh.advance(0)
+    fresh.advance(SHARD - 1)
+    assert drawn == [40, 41]
+    fresh.advance(SHARD)
+    assert drawn == [40, 41, 42]
 
 
 def test_batches_are_finite_and_repeatable(shard_cache):
@@ -146,3 +162,35 @@ def test_squares_show_the_same_picture():
     torch.testing.assert_close(
         made.float().mean((2, 3)), pixels.float().mean((2, 3)), atol=2.0, rtol=0.0
     )
+
+
+def test_of_a_length_every_right_answer_is_taught_and_no_other():
+    rng, true = np.random.default_rng(0), QuestionAnswer("size", "How tall is it?", "1.4 metres.")
+    counts = Counter(tolerant(true, rng).answer for _ in range(900))
+    assert sorted(counts) == right_lengths("1.4 metres.")
+    assert min(counts.values()) > 0.5 * max(counts.values())
+    count = QuestionAnswer("count", "How many chairs are there?", "2.")
+    assert tolerant(count, rng) == count
+
+
+def test_lengths_are_taught_as_asked_for(shard_cache):
+    """Both ways on the same windows: only lengths differ, and each of them counts as right."""
+    exact_data = replace(TINY.data, tolerant_lengths=False)
+    exact, loose = (
+        Ring(Shards(data, "train", "cpu", shard_cache)) for data in (exact_data, TINY.data)
+    )
+    lengths = 0
+    for one in (exact, loose):
+        one.advance(0, words=True)
+    for scene in range(6):
+        key = (2, 0)
+        pairs = zip(
+            *(one.questions(0, scene, key, 1, np.random.default_rng(5)) for one in (exact, loose)),
+            strict=True,
+        )
+        for true, taught in pairs:
+            assert (true.kind, true.question) == (taught.kind, taught.question)
+            assert correct(true.kind, taught.answer, true.answer)
+            assert true.answer == taught.answer or true.kind in LENGTH_KINDS
+            lengths += true.answer != taught.answer
+    assert lengths > 0
