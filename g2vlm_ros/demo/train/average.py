@@ -25,7 +25,7 @@ from g2vlm_ros.demo.train.train_state import atomically
 CONFIG_FILES = ("text_config.json", "vit_config.json", "dino_config.json", "decoder_config.json")
 
 
-def averaged(
+def mean_weights(
     first: dict[str, Tensor], second: dict[str, Tensor], share: float
 ) -> dict[str, Tensor]:
     """fp16 weights, `share` (0..1) of them from the second; ValueError where they do not match."""
@@ -50,7 +50,7 @@ def average(first: Path, second: Path, share: float, target: Path) -> None:
     for name in files:
         if (first / name).read_bytes() != (second / name).read_bytes():
             raise ValueError(f"{name} differs between {first} and {second}")
-    weights = averaged(load_file(first / WEIGHTS), load_file(second / WEIGHTS), share)
+    weights = mean_weights(load_file(first / WEIGHTS), load_file(second / WEIGHTS), share)
     target.mkdir(parents=True, exist_ok=True)
     for name in files:
         if target.resolve() != first.resolve():

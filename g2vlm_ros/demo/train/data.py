@@ -211,11 +211,13 @@ def _drawn(
         return []
     weight = np.array([data.nearest_weight if qa.kind == "nearest" else 1.0 for qa in pairs])
     order = rng.choice(len(pairs), min(data.questions, len(pairs)), False, weight / weight.sum())
-    drawn = [pairs[i] for i in order]
-    return [tolerant(qa, rng) for qa in drawn] if data.tolerant_lengths else drawn
+    questions = [pairs[i] for i in order]
+    if not data.tolerant_lengths:
+        return questions
+    return [with_any_right_length(qa, rng) for qa in questions]
 
 
-def tolerant(qa: QuestionAnswer, rng: np.random.Generator) -> QuestionAnswer:
+def with_any_right_length(qa: QuestionAnswer, rng: np.random.Generator) -> QuestionAnswer:
     """With any of the lengths that count as right in place of a true length, all as likely."""
     if qa.kind not in LENGTH_KINDS:
         return qa

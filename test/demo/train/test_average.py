@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from g2vlm_ros.demo.train.average import CONFIG_FILES, INPUT_SIZES, averaged, main
+from g2vlm_ros.demo.train.average import CONFIG_FILES, INPUT_SIZES, main, mean_weights
 from g2vlm_ros.demo.train.export_checkpoint import TOKENIZER_FILES, WEIGHTS
 
 
@@ -40,9 +40,9 @@ def test_what_is_of_another_architecture_is_refused(tmp_path, capsys):
     one = {"a": torch.zeros(2), "b": torch.zeros(3)}
     for other in ({"a": torch.zeros(2)}, {"a": torch.zeros(2), "b": torch.zeros(1)}):
         with pytest.raises(ValueError, match="b is not of one shape"):
-            averaged(one, other, 0.5)
+            mean_weights(one, other, 0.5)
     with pytest.raises(ValueError, match="share is 1.5"):
-        averaged(one, one, 1.5)
+        mean_weights(one, one, 1.5)
     first, second = checkpoint(tmp_path / "first", 1.0), checkpoint(tmp_path / "second", 3.0)
     (second / "vocab.json").write_text("other words")
     with pytest.raises(SystemExit):

@@ -22,7 +22,7 @@ from g2vlm_ros.demo.train.data import (
     Ring,
     cell_shares,
     squares,
-    tolerant,
+    with_any_right_length,
 )
 from g2vlm_ros.demo.train.home_worker import pick_views
 from g2vlm_ros.demo.train.losses import true_rays
@@ -53,15 +53,15 @@ def test_a_cached_shard_is_the_rendered_one(shard_cache):
 
 def test_a_training_begins_behind_the_homes_of_another(shard_cache, monkeypatch):
     data = replace(TINY.data, first_shard=40, shards_first=2, shards_kept=2, windows_per_scene=1)
-    shards, drawn = Shards(data, "train", "cpu"), []
+    shards, numbers = Shards(data, "train", "cpu"), []
     arrays = Shards(TINY.data, "train", "cpu", shard_cache).get(0)
-    monkeypatch.setattr(shards, "get", lambda number: drawn.append(number) or arrays)
+    monkeypatch.setattr(shards, "get", lambda number: numbers.append(number) or arrays)
     fresh = Ring(shards)
     fresh.advance(0)
     fresh.advance(SHARD - 1)
-    assert drawn == [40, 41]
+    assert numbers == [40, 41]
     fresh.advance(SHARD)
-    assert drawn == [40, 41, 42]
+    assert numbers == [40, 41, 42]
 
 
 def test_batches_are_finite_and_repeatable(shard_cache):
@@ -166,11 +166,11 @@ def test_squares_show_the_same_picture():
 
 def test_of_a_length_every_right_answer_is_taught_and_no_other():
     rng, true = np.random.default_rng(0), QuestionAnswer("size", "How tall is it?", "1.4 metres.")
-    counts = Counter(tolerant(true, rng).answer for _ in range(900))
+    counts = Counter(with_any_right_length(true, rng).answer for _ in range(900))
     assert sorted(counts) == right_lengths("1.4 metres.")
     assert min(counts.values()) > 0.5 * max(counts.values())
     count = QuestionAnswer("count", "How many chairs are there?", "2.")
-    assert tolerant(count, rng) == count
+    assert with_any_right_length(count, rng) == count
 
 
 def test_lengths_are_taught_as_asked_for(shard_cache):
