@@ -177,7 +177,7 @@ class Localiser:
             outcome = SearchOutcome.UNCONFIRMED
         sure = outcome is SearchOutcome.LOCALISED
         if outcome is SearchOutcome.UNCONFIRMED:
-            sure = self._confirmed(place, mapped, slam)
+            sure = place.held and self._confirmed(place, mapped, slam)
             if not sure:
                 target = slam.map_id_of(place.keyframe.window_id)
                 self._pending = mapped.window.id, target, place.map_from_window

@@ -46,6 +46,8 @@ class FeatureMatches:
     """float64 (n, 4, 4): window_from_camera of the view."""
     keyframes: np.ndarray
     """int (n,): index of the map's view."""
+    views: np.ndarray
+    """int (n,): of the window."""
     focal_px: float
 
 
@@ -150,6 +152,7 @@ def all_matches(
                 each.point_u[matches[:, 1], 2],
                 np.broadcast_to(pose, (len(at), 4, 4)),
                 np.full(len(at), index),
+                np.full(len(at), view),
             )
         )
     columns = [np.concatenate(column) for column in zip(*parts, strict=True)]

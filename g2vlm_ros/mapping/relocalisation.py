@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import cv2
 import numpy as np
 
 from g2vlm_ros.geometry.sim3 import Sim3
@@ -20,6 +21,7 @@ from g2vlm_ros.mapping.keyframes import Keyframe, pose_gap
 from g2vlm_ros.mapping.map_view import MapView
 from g2vlm_ros.mapping.place_fit import fit_place
 from g2vlm_ros.mapping.place_matching import (
+    MIN_MATCHES,
     FeatureMatches,
     all_matches,
     hypotheses,
@@ -47,6 +49,10 @@ MIN_SHARED = 0.25
 """Share of a keyframe's points that lie on the window's surfaces."""
 SURE_INLIERS = 40
 """With so many a window is believed alone; with fewer, once a second one confirms it."""
+MAX_CARRIED = np.deg2rad(30.0)
+"""Turn between the newest view and the nearest one that the map holds, up to which the window's
+own poses carry a place from one to the other. In two validation homes none of 210 pairs of views
+within 30 degrees is off by more than 5, and 6 of 112 farther ones are, by up to 18."""
 RIVAL = 0.5
 """Another place with this share of the best one's inliers makes both ambiguous."""
 NEAR_HINT = 4.0
@@ -84,6 +90,13 @@ class Place:
     """float64 (7, 7) of d in ``truth = Sim3.exp(d) @ map_from_window``, about the map's origin."""
     map_from_camera: np.ndarray
     """float64 (4, 4): of the window's newest view."""
+    carried_rad: float = 0.0
+    """Turn between that view and the nearest one in which MIN_MATCHES of the features lie."""
+
+    @property
+    def held(self) -> bool:
+        """Whether the map's features themselves, nearly, say where the newest view is."""
+        return self.carried_rad <= MAX_CARRIED
 
     @property
     def plausible(self) -> bool:
@@ -98,7 +111,7 @@ class Place:
     @property
     def sure(self) -> bool:
         """Whether one window is enough."""
-        return self.plausible and self.inliers >= SURE_INLIERS
+        return self.plausible and self.held and self.inliers >= SURE_INLIERS
 
 
 @dataclass(frozen=True)
@@ -215,7 +228,18 @@ def _refined(
         shared,
         fit.covariance,
         fit.map_from_window.apply_pose(local),
+        _carried_rad(np.bincount(matches.views[fit.inlier]), views[0], result),
     )
+
+
+def _carried_rad(inliers: np.ndarray, newest: int, result: Reconstruction) -> float:
+    """`Place.carried_rad`; inliers: int (n,), by view of the window."""
+    rotations = result.window_from_camera[:, :3, :3].astype(np.float64)
+    turns = [
+        float(np.linalg.norm(cv2.Rodrigues(rotations[view].T @ rotations[newest])[0]))
+        for view in np.flatnonzero(inliers >= MIN_MATCHES)
+    ]
+    return min(turns, default=np.pi)
 
 
 def surfaces_agree(

@@ -4,6 +4,7 @@
 import io
 from dataclasses import replace
 
+import cv2
 import numpy as np
 import pytest
 from g2vlm_tests.places import (
@@ -96,6 +97,36 @@ def test_a_view_of_unknown_focal_length_does_not_end_the_search(saved):
     live.load(from_bytes(saved[0], ORIGIN))
     updates = pass_by(live, [replace(f, intrinsics=None) for f in frames], LATER_S)
     assert len(updates) == 2 and sum(live.counts().searches.values()) >= 1
+
+
+def turned_away(perception, degrees):
+    """The network sees nothing in the newer views, and errs by their turn from the oldest one."""
+    reconstruct = perception.reconstruct
+
+    def spoilt(scene):
+        result = reconstruct(scene)
+        poses, colours = result.window_from_camera.copy(), result.colours.copy()
+        for view in range(1, len(poses)):
+            angle = np.deg2rad(degrees) * view / (len(poses) - 1)
+            turn, _ = cv2.Rodrigues(np.array([0.0, angle, 0.0]))
+            poses[view, :3, :3] = poses[view, :3, :3] @ turn
+        colours[1:] = 0
+        geometry = replace(result.geometry, window_from_camera=poses, pack=None)
+        return replace(result, geometry=geometry, colours=colours)
+
+    perception.reconstruct = spoilt
+    return perception
+
+
+@pytest.mark.parametrize(("degrees", "believed"), [(0.0, True), (-45.0, False)])
+def test_a_place_far_from_every_view_that_the_map_holds_is_not_believed(saved, degrees, believed):
+    """The oldest view lies where it should; where the newest looks the network alone says."""
+    live = pipeline(turned_away(perception_of(0), degrees))
+    live.load(from_bytes(saved[0], ORIGIN))
+    updates = pass_by(live, home_frames(0)[5:14], LATER_S)
+    states = [u.localisation.state for u in updates]
+    assert (LOCALISED in states) is believed
+    assert believed or RELOCALISING in states, "the map is recognised all the same"
 
 
 def two_rooms(saved, shift_m=8.0):

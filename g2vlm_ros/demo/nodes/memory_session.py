@@ -29,6 +29,7 @@ from rclpy.node import Node
 from rclpy.signals import SignalHandlerOptions
 from std_msgs.msg import Header
 
+from g2vlm_ros.demo.nodes import demo_arguments
 from g2vlm_ros.demo.nodes.run_demo import activate, demo_parameters, follow, parameters
 from g2vlm_ros.demo.nodes.sim_camera_node import Moment, SimCamera
 from g2vlm_ros.demo.sim import drive_metrics
@@ -319,19 +320,22 @@ def _as_sim3(values: dict[str, Any]) -> Sim3:
     return Sim3(values["scale"], np.array(values["rotation"]), np.array(values["translation"]))
 
 
-def main() -> int:
+def main(arguments: list[str] | None = None) -> int:
     """Run one session and leave its JSON."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("session", choices=("drive", "return"))
     parser.add_argument("out", type=Path)
-    parser.add_argument("--home", type=int, default=8)
-    parser.add_argument("--split", default="heldout")
-    parser.add_argument("--legs", type=int, default=8)
+    demo_arguments.add_walk(parser)
     parser.add_argument("--checkpoint", type=Path, required=True)
     parser.add_argument("--backend", default="auto")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
+    demo_arguments.check_paths(parser, options.out, options.checkpoint)
     options.out = options.out.resolve()
     options.images = options.width = None
+    if options.session == "return":
+        for name in ("drive.json", "home.npz"):
+            if not (options.out / name).is_file():
+                parser.error(f"{options.out} has no {name}; run the session 'drive' there first")
     result = drive(options) if options.session == "drive" else come_back(options)
     (options.out / f"{options.session}.json").write_text(json.dumps(result, indent=1) + "\n")
     return 0

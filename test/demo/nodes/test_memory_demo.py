@@ -33,3 +33,22 @@ def test_a_new_process_finds_itself_and_remembers(tmp_path):
         pytest.skip("this machine was too busy to see a thing three times")
     for each in remembered:
         assert each["off_m"] < 2.5 * each["std_m"] < 1.5, "further off than the answer says"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--home", "-1"], "--home: '-1' must be a whole number from 0"),
+        (["--home", "kitchen"], "--home: 'kitchen' must be a whole number from 0"),
+        (["--split", "kitchen"], "--split: invalid choice: 'kitchen'"),
+        (["--legs", "1"], "--legs: '1' must be a whole number from 2"),
+        (["--checkpoint", "nowhere"], "nowhere does not exist"),
+        ([], "has no drive.json; run the session 'drive' there first"),
+    ],
+)
+def test_a_session_by_hand_is_refused_with_a_sentence(arguments, sentence, tmp_path, capsys):
+    from g2vlm_ros.demo.nodes import memory_session
+
+    with pytest.raises(SystemExit) as end:
+        memory_session.main(["return", str(tmp_path), "--checkpoint", str(tmp_path), *arguments])
+    assert end.value.code == 2 and sentence in capsys.readouterr().err
