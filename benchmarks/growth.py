@@ -3,9 +3,10 @@
 
 Processor time (one thread) around windows 60, 600 and 6 000 of one endless drive through a
 simulated home (`drive.Drive`), and memory beside it: what is allocated, and what is resident once
-freed pages are given back, as the node does every ten seconds (`ros.heap`); and a start-up in a
-process of its own: imports, the kernels, the demo checkpoint opened, its first window of random
-images.
+freed pages are given back, as the node does every ten seconds (`ros.heap`). Until window FULL
+graph, keyframes and voxels fill up to their bounds; what is allocated more from then on is told
+per thousand windows. And a start-up in a process of its own: imports, the kernels, the demo
+checkpoint opened, its first window of random images.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import cv2
+import numpy as np
 
 from benchmarks.drive import MEMORY_MIB, SPAN, WIDTH_PX, Drive, NoisyPerception, there_and_back
 from benchmarks.drive import resident_mib as resident
@@ -34,6 +36,11 @@ from g2vlm_ros.settings import Settings
 ROOT = Path(__file__).resolve().parents[1]
 MARKS = (60, 600, 6000)
 """Windows around which costs are compared: half a minute, five minutes, most of an hour."""
+FULL, SAMPLE_EVERY = 240, 60
+"""Windows after which the pose graph (`map.graph_windows`), the keyframes and the voxels of this
+drive have reached their bounds, and from one look at memory to the next."""
+MIN_LOOKS = 4
+"""At memory, for a line through them to say anything."""
 WALK_VIEWS = 120
 
 START_UP = """
@@ -85,6 +92,14 @@ def memory_mib() -> dict[str, float]:
     return {"allocated": round(allocated, 1), "resident": round(resident(), 1)}
 
 
+def slope(memory: dict[int, dict[str, float]], kind: str) -> float | None:
+    """MiB per 1000 windows from window FULL on, the least-squares line; None for too few looks."""
+    late = {window: looked[kind] for window, looked in memory.items() if window >= FULL}
+    if len(late) < MIN_LOOKS:
+        return None
+    return round(1000 * float(np.polyfit(list(late), list(late.values()), 1)[0]), 2)
+
+
 def start_up() -> dict[str, Any]:
     """Processor seconds and memory of a process until its first window is through."""
     output = subprocess.check_output([sys.executable, "-c", START_UP], cwd=ROOT, text=True)
@@ -104,12 +119,13 @@ def growth(home: int, windows: int) -> dict[str, Any]:
         make_scene(home_seed("heldout", home), legs=12), WALK_VIEWS, WIDTH_PX
     )
     drive = Drive(perception, settings, there_and_back(len(perception.images), 3 * windows + 100))
-    memory, number = {}, 0
+    memory: dict[int, dict[str, float]] = {0: memory_mib()}
+    number = 0
     while drive.windows < windows + SPAN and number < len(drive.window_ms):
         drive.pass_by(number)
         number += 1
-        if drive.windows in MARKS:
-            memory.setdefault(drive.windows, memory_mib())
+        if drive.windows % SAMPLE_EVERY == 0 and drive.windows not in memory:
+            memory[drive.windows] = memory_mib()
     marks = [mark for mark in MARKS if drive.cost_ms(mark) is not None]
     costs = {mark: drive.cost_ms(mark) for mark in marks}
     first = costs[marks[0]]
@@ -121,7 +137,11 @@ def growth(home: int, windows: int) -> dict[str, Any]:
         "loops": dict(drive.live.counts().loops),
         "processor_ms": costs,
         "over_first_mark": {mark: round(cost / first, 2) for mark, cost in costs.items()},
-        "memory_mib": {mark: memory.get(mark) for mark in marks},
+        "memory_mib": memory,
+        "mib_per_1000_windows": {
+            "from_window": FULL,
+            **{kind: slope(memory, kind) for kind in ("allocated", "resident")},
+        },
     }
 
 

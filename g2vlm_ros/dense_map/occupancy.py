@@ -3,14 +3,14 @@
 
 Obstacles and floor come from the voxels of the map, so they follow its corrections and removals.
 Free space also comes from camera rays: each view leaves a fan, the ground that its rays crossed
-below the top of the height band. Fans belong to windows and move with them. Lengths are in map
-units, the map is z-up.
+below the top of the height band, in place of an older one from the same spot and the same way, so
+that memory follows the way through a home and not how often it is driven. Fans belong to windows
+and move with them. Lengths are in map units, the map is z-up.
 """
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import cv2
@@ -26,8 +26,11 @@ LEVEL_FLOOR = (0.0, 0.0, 1.0, 0.0)
 FAN_RAYS = 64
 MAX_FANS = 4096
 """Views whose free ground is remembered."""
-FAN_BYTES = 2 * FAN_RAYS * 3 * 4 + 300
-"""The edges of a view's free ground, and the two objects around them."""
+FAN_BYTES = 2 * FAN_RAYS * 3 * 4 + 600
+"""The edges of a view's free ground, its axis, and the objects around them."""
+SPOT_CELLS, SECTORS = 4, 36
+"""Views within so many cells of the grid, and of one of so many directions, see the same ground
+free: 0.2 m and 10 degrees, little against a fan of 60 degrees and some metres."""
 RAYS_PER_VIEW = 20_000
 """Pixels of a view beyond this number are skipped evenly."""
 _SUBPIXEL_BITS = 4
@@ -56,6 +59,12 @@ class _Fan:
 
     window: int
     edges: np.ndarray
+    axis: np.ndarray
+    """float32 (2, 3): the camera, and a point in front of it."""
+
+    def moved(self, motion: Sim3) -> _Fan:
+        """The same, by a motion of the map."""
+        return _Fan(self.window, motion.apply(self.edges), motion.apply(self.axis))
 
 
 class OccupancyMapper:
@@ -81,7 +90,9 @@ class OccupancyMapper:
             raise ValueError(f"the height band is {low} to {high}; it needs 0 < low < high")
         self._resolution, self._low, self._high = resolution, low, high
         self._min_confidence, self._max_cells = min_confidence, max_cells
-        self._fans: deque[_Fan] = deque(maxlen=max_fans)
+        self._max_fans = max_fans
+        self._fans: dict[tuple[int, int, int], _Fan] = {}
+        """By spot and direction; those that were seen or moved last come last."""
 
     @property
     def nbytes(self) -> int:
@@ -104,20 +115,25 @@ class OccupancyMapper:
         space = view.free_space(self._min_confidence)
         edges = space.ground(_plane(floor), *band, FAN_RAYS, step)
         if edges is not None:
-            self._fans.append(_Fan(window_id, edges.astype(np.float32)))
+            ahead = view.origin + self._resolution * view.map_from_camera[:3, 2]
+            axis = np.stack([view.origin, ahead]).astype(np.float32)
+            self._keep([_Fan(window_id, edges.astype(np.float32), axis)])
 
     def correct(self, moves: Mapping[int, Sim3]) -> None:
         """Windows moved (map_from_map); their views go with them."""
-        for i, fan in enumerate(self._fans):
-            if fan.window in moves:
-                self._fans[i] = _Fan(fan.window, moves[fan.window].apply(fan.edges))
+        moved = {
+            key: fan.moved(moves[fan.window])
+            for key, fan in self._fans.items()
+            if fan.window in moves
+        }
+        for key in moved:
+            del self._fans[key]
+        self._keep(moved.values())
 
     def absorb(self, other: OccupancyMapper, moves: Mapping[int, Sim3]) -> None:
         """Take over the views of another map's windows, moved into this one."""
-        self._fans.extend(
-            _Fan(fan.window, moves[fan.window].apply(fan.edges))
-            for fan in other._fans
-            if fan.window in moves
+        self._keep(
+            fan.moved(moves[fan.window]) for fan in other._fans.values() if fan.window in moves
         )
 
     def grid(
@@ -135,7 +151,7 @@ class OccupancyMapper:
         heights = positions @ _plane(floor)[:3].astype(np.float32) + np.float32(floor[3])
         walls = positions[(heights > self._low) & (heights < self._high), :2]
         ground = positions[np.abs(heights) <= self._low, :2]
-        fans = np.array([fan.edges[..., :2] for fan in self._fans], np.float64)
+        fans = np.array([fan.edges[..., :2] for fan in self._fans.values()], np.float64)
         fans = fans.reshape(-1, 2, FAN_RAYS, 2)
         lower, size = self._extent([walls, ground, fans.reshape(-1, 2)], np.asarray(middle)[:2])
         free = np.zeros(size, np.uint8)
@@ -147,6 +163,22 @@ class OccupancyMapper:
         data[self._cells(ground, lower, size)] = FREE
         data[self._cells(walls, lower, size)] = OCCUPIED
         return Occupancy(data, self._resolution, float(lower[0]), float(lower[1]))
+
+    def _keep(self, fans: Iterable[_Fan]) -> None:
+        """Remember fans, each in place of a fan of an older window with its spot and direction."""
+        for fan in fans:
+            if not np.isfinite(fan.axis).all():
+                continue
+            (x, y, _), (right, up, _) = fan.axis[0], fan.axis[1] - fan.axis[0]
+            sector = int(np.arctan2(up, right) / (2 * np.pi) * SECTORS + SECTORS)
+            spot = SPOT_CELLS * self._resolution
+            key = int(np.floor(x / spot)), int(np.floor(y / spot)), sector % SECTORS
+            older = self._fans.get(key)
+            if older is None or older.window <= fan.window:
+                self._fans.pop(key, None)
+                self._fans[key] = fan
+        while len(self._fans) > self._max_fans:
+            del self._fans[next(iter(self._fans))]
 
     def _extent(
         self, parts: list[np.ndarray], middle: np.ndarray

@@ -85,6 +85,14 @@ def cross_matrix(vector: np.ndarray) -> np.ndarray:
     return np.array([[0.0, -z, y], [z, 0.0, -x], [-y, x, 0.0]])
 
 
+def cross_matrices(vectors: np.ndarray) -> np.ndarray:
+    """(n, 3, 3): `cross_matrix` of each of vectors (n, 3)."""
+    matrices = np.zeros((len(vectors), 3, 3))
+    for i, j, k in ((2, 1, 0), (0, 2, 1), (1, 0, 2)):
+        matrices[:, i, j], matrices[:, j, i] = vectors[:, k], -vectors[:, k]
+    return matrices
+
+
 def quaternion_xyzw(rotation: np.ndarray) -> np.ndarray:
     """Unit quaternion float64 (4,), in ROS order x, y, z, w with w >= 0, of a rotation (3, 3).
 

@@ -13,11 +13,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import cv2
 import numpy as np
 
-from g2vlm_ros.geometry.sim3 import cross_matrix
+from g2vlm_ros.geometry.sim3 import cross_matrices
 from g2vlm_ros.kernels.window_adjustment import surface_equations, track_equations
 from g2vlm_ros.mapping.view_tracks import (
     BORDER_PX,
@@ -211,10 +212,7 @@ class _Surfaces:
         depth = reduced(views.points_u, size)
         edges = np.stack([cv2.resize(each, size, interpolation=cv2.INTER_NEAREST)
                           for each in views.edges])  # fmt: skip
-        column, row = np.meshgrid(
-            *(((np.arange(n) + 0.5) * m / n).astype(int) for n, m in zip(GRID, size, strict=True))
-        )
-        column, row = column.reshape(-1), row.reshape(-1)
+        column, row = _grid(size)
         self._border_px = BORDER_PX / step
         with_camera = [i for i, camera in enumerate(cameras) if camera is not None]
         source, target, at = [], [], []
@@ -247,6 +245,14 @@ class _Surfaces:
             cauchy=CAUCHY, nearest=NEAREST, border_px=self._border_px, min_points=MIN_POINTS,
             min_std=MIN_DEPTH_STD, alike=ALIKE_DEPTH,
         )  # fmt: skip
+
+
+@lru_cache(maxsize=8)
+def _grid(size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """int (n,), (n,): columns and rows of GRID on an image of a size (columns, rows)."""
+    places = (((np.arange(n) + 0.5) * m / n).astype(int) for n, m in zip(GRID, size, strict=True))
+    column, row = np.meshgrid(*places)
+    return column.reshape(-1), row.reshape(-1)
 
 
 def _slopes(depth: np.ndarray, edges: np.ndarray) -> np.ndarray:
@@ -325,7 +331,7 @@ def motions(steps: np.ndarray) -> np.ndarray:
     """Poses (n, 4, 4) of rotation vectors and translations (n, 6)."""
     angle = np.maximum(np.linalg.norm(steps[:, :3], axis=1), 1e-12)
     moved = np.tile(np.eye(4), (len(steps), 1, 1))
-    cross = np.stack([cross_matrix(step) for step in steps[:, :3]]) / angle[:, None, None]
+    cross = cross_matrices(steps[:, :3] / angle[:, None])
     sine, rest = np.sin(angle)[:, None, None], (1 - np.cos(angle))[:, None, None]
     moved[:, :3, :3] += sine * cross + rest * cross @ cross
     moved[:, :3, 3] = steps[:, 3:]

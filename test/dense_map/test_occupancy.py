@@ -3,9 +3,12 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 
+from g2vlm_ros.dense_map import occupancy
 from g2vlm_ros.dense_map.free_space import DepthView
 from g2vlm_ros.dense_map.occupancy import FREE, OCCUPIED, UNKNOWN, Occupancy, OccupancyMapper
 from g2vlm_ros.dense_map.voxel_map import VoxelMap
@@ -163,3 +166,50 @@ def test_nothing_known_is_one_unknown_cell_and_bad_settings_are_refused():
         OccupancyMapper(0.1, 0.1, 1.0).grid(
             np.zeros((1, 3), np.float32), np.zeros(3), (0, 0, 2, 0)
         )
+
+
+def test_memory_follows_the_way_and_not_how_often_it_is_driven():
+    """A round driven three times costs what it costs once, and its newest views are the ones that
+    corrections of their windows move."""
+    corners = [(1.0, 0.8), (5.0, 0.8), (5.0, 3.2), (1.0, 3.2), (1.0, 0.8)]
+    way = []
+    for start, end in pairwise(np.array(corners)):
+        yaw = np.arctan2(*(end - start)[::-1])
+        way += [((*place, 1.2), yaw) for place in np.linspace(start, end, 14, endpoint=False)]
+    mapper, grids, sizes = OccupancyMapper(RESOLUTION, 0.15, 1.5), [], []
+    for lap in range(3):
+        for i, (position, yaw) in enumerate(way):
+            mapper.observe(look(position, yaw, i)[1], len(way) * lap + i)
+        grids.append(mapper.grid(np.zeros((0, 3), np.float32), np.array([3.0, 2.0])))
+        sizes.append(mapper.nbytes)
+    assert sizes[0] == sizes[1] == sizes[2] > 0
+    np.testing.assert_array_equal(grids[0].data, grids[2].data)
+    away, laps = (
+        Sim3(1.0, np.eye(3), np.array([7.0, 0, 0])),
+        np.arange(3 * len(way)).reshape(3, -1),
+    )
+    mapper.correct(dict.fromkeys(laps[:2].reshape(-1).tolist(), away))
+    unmoved = mapper.grid(np.zeros((0, 3), np.float32), np.array([3.0, 2.0]))
+    np.testing.assert_array_equal(unmoved.data, grids[2].data)
+    mapper.correct(dict.fromkeys(laps[2].tolist(), away))
+    moved = mapper.grid(np.zeros((0, 3), np.float32), np.array([3.0, 2.0]))
+    assert moved.origin_x == pytest.approx(grids[2].origin_x + 7.0)
+    assert 0 < mapper.nbytes <= sizes[2]
+
+
+def test_views_of_one_spot_that_are_left_out_cost_next_to_no_free_ground(monkeypatch):
+    rng = np.random.default_rng(3)
+    places = np.array([1.2, 2.0]) + np.cumsum(rng.normal(0, 0.08, (200, 2)), 0)
+    places = np.clip(places, (0.4, 0.4), (2.2, 3.6))
+    yaws = np.cumsum(rng.normal(0, 0.15, 200))
+    grids, sizes = [], []
+    for spot in (occupancy.SPOT_CELLS, 1e-6):
+        monkeypatch.setattr(occupancy, "SPOT_CELLS", spot)
+        mapper = OccupancyMapper(0.05, 0.15, 1.5)
+        for i, (place, yaw) in enumerate(zip(places, yaws, strict=True)):
+            mapper.observe(look((*place, 1.2), yaw, i)[1], i)
+        grids.append(mapper.grid(np.zeros((0, 3), np.float32), np.array([3.0, 2.0])))
+        sizes.append(mapper.nbytes)
+    few, all_of_them = ((grid.data == FREE).sum() for grid in grids)
+    assert sizes[0] < 0.7 * sizes[1]
+    assert 0.97 * all_of_them <= few <= all_of_them
