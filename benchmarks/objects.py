@@ -4,13 +4,14 @@
 The robot drives through a home and the same way back; when it turns, some things have been taken
 away and some stand elsewhere in their room. Windows are those of `demo_map` (the demo's checkpoint
 and settings). The detector is simulated: the box of each thing that shows MIN_PX pixels, by the
-name of its kind, shifted by BOX_NOISE_PX, one in ten overlooked. Judged after the best rigid fit
+name of its kind, shifted by BOX_NOISE_PX, one in ten overlooked. Judged after the best similarity
 of the drive to the truth, at the turn (what is remembered) and at the end (what changed):
 
 - `precision`, `recall`: confirmed objects within NEAR_M of a thing of their name; things that were
   shown in MIN_SIGHTINGS views or more and are confirmed. `duplicates`: objects beyond the first
   of one thing. `distance_m`: from an object to the nearest thing of its name, median. `nees`:
-  squared error of places over what their covariances say, per axis.
+  squared error of the places of those within NEAR_M over what their covariances say, per axis;
+  `nees_median`: of all objects, 0.8 would be right.
 - `noticed`: things that went and whose place was shown to the camera again, of which the object is
   GONE or MOVED, or lies nearer to where the thing stands now, within NOTICE_S of that.
   `false_gone`: objects of things that never went, but are said to be GONE or MOVED.
@@ -261,7 +262,7 @@ def _judge_memory(
     home_from_map = fit.home_from_map
     if plan is not None:
         write_plan(plan, home, home_from_map, objects)
-    owners, surprises, distances_m = {}, [], []
+    owners, surprises, all_surprises, distances_m = {}, [], [], []
     for each in objects:
         place = home_from_map.apply(each.centre[None])[0]
         alike = [item for item in home.items if item.name == each.label]
@@ -270,11 +271,12 @@ def _judge_memory(
         if nearest is None:
             continue
         distances_m.append(float(np.linalg.norm(off[nearest])))
+        turned = home_from_map.rotation @ each.covariance @ home_from_map.rotation.T
+        all_surprises.append(off[nearest] @ np.linalg.solve(turned, off[nearest]) / 3)
         if distances_m[-1] > NEAR_M:
             continue
         owners[each.id] = nearest
-        turned = home_from_map.rotation @ each.covariance @ home_from_map.rotation.T
-        surprises.append(off[nearest] @ np.linalg.solve(turned, off[nearest]) / 3)
+        surprises.append(all_surprises[-1])
     shown = {i for i, views in observer.detector.views.items() if len(views) >= MIN_SIGHTINGS}
     scores = {
         "objects": len(objects),
@@ -283,6 +285,7 @@ def _judge_memory(
         "remembered": len(shown & set(owners.values())),
         "duplicates": len(owners) - len(set(owners.values())),
         "nees": round(float(np.mean(surprises)), 2) if surprises else None,
+        "nees_median": round(float(np.median(all_surprises)), 2) if all_surprises else None,
         "distance_m": round(float(np.median(distances_m)), 3) if distances_m else None,
         "trajectory_error_m": fit.scores()["trajectory_error_m"],
     }
@@ -365,6 +368,7 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
         "duplicates": total["duplicates"],
         "distance_m": mean("distance_m"),
         "nees": mean("nees"),
+        "nees_median": mean("nees_median"),
         "noticed": share("noticed", "went"),
         "false_gone": share("false_gone", "stay"),
         **{name: total[name] for name in ("objects", "shown", "went", "stay")},

@@ -22,8 +22,6 @@ from g2vlm_ros.query.object_views import Box, image_box, overlap
 from g2vlm_ros.query.point_map import PointMap
 from g2vlm_ros.records import Intrinsics
 
-GATE = 11.34
-"""Squared Mahalanobis distance of 99 % of sightings of one object (chi-square, 3 dimensions)."""
 PLACE_STD_M = 0.05
 """Error of a place that no covariance tells: another part of the object is seen each time."""
 PART_OF_SIZE = 0.25
@@ -118,7 +116,7 @@ class _Remembered:
         return [
             (float(distance), self._objects[i].id)
             for distance, i in zip(distances, index, strict=True)
-            if distance < GATE
+            if distance < recall.GATE
         ]
 
 
