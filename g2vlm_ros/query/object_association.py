@@ -233,17 +233,31 @@ def _floored(covariance: np.ndarray) -> np.ndarray:
     return (vectors * np.maximum(values, SHARED_STD_M**2)) @ vectors.T
 
 
-def _place_mean(before: MapObject, sighting: Sighting) -> tuple[np.ndarray, np.ndarray]:
-    """Mean of all places so far, each weighed by its own covariance, and the covariance of that.
+def _mean(
+    centres: Sequence[np.ndarray], covariances: Sequence[np.ndarray], counts: Sequence[float]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Mean of places (3,) of so many sightings each, weighed by their covariances, and its own.
 
-    n sightings say as much as n / ALIKE_WINDOWS, but never less than one.
+    n sightings say as much as n / ALIKE_WINDOWS, but never less than one: a covariance of n is
+    that of one, or ALIKE_WINDOWS / n of it.
     """
-    count, next_count = (min(before.sightings + k, ALIKE_WINDOWS) for k in (0, 1))
-    measured = sighting.covariance + np.eye(3) * PLACE_STD_M**2
-    together = np.linalg.inv(count * np.linalg.inv(before.covariance) + np.linalg.inv(measured))
-    gain = together @ np.linalg.inv(measured)
-    centre = before.centre + gain @ (sighting.thing.centre - before.centre)
-    return centre, _floored(next_count * together)
+    weights = [
+        min(count, ALIKE_WINDOWS) * np.linalg.inv(covariance)
+        for covariance, count in zip(covariances, counts, strict=True)
+    ]
+    together = np.linalg.inv(sum(weights))
+    pulls = [weight @ centre for weight, centre in zip(weights, centres, strict=True)]
+    return together @ sum(pulls), _floored(min(sum(counts), ALIKE_WINDOWS) * together)
+
+
+def _hidden(size: np.ndarray, other_size: np.ndarray) -> np.ndarray:
+    """float64 (3, 3) by which the middle of a thing may be off where one size (3,) of it is that
+    of a part: anywhere along the larger one, evenly probable. A door frame cuts as a border does.
+    """
+    if not size.any():
+        return np.zeros((3, 3))
+    longer, higher = np.maximum(other_size - size, 0.0)[[0, 2]]
+    return np.diag(np.array([longer, longer, higher]) ** 2) / 12
 
 
 def _place_after(
@@ -251,8 +265,11 @@ def _place_after(
 ) -> tuple[np.ndarray, np.ndarray, float, np.ndarray]:
     """Centre, size, yaw and covariance after one more sighting."""
     thing = sighting.thing
-    centre, covariance = _place_mean(before, sighting)
     size = np.nan_to_num(thing.size, nan=0.0)
+    measured = sighting.covariance + np.eye(3) * PLACE_STD_M**2 + _hidden(size, before.size)
+    prior = before.covariance + _hidden(before.size, size)
+    centres, covariances = (before.centre, thing.centre), (prior, measured)
+    centre, covariance = _mean(centres, covariances, (before.sightings, 1))
     if not size.any():
         return centre, before.size, before.yaw_rad, covariance
     if not before.size.any():
@@ -269,12 +286,23 @@ def are_one(one: MapObject, other: MapObject) -> bool:
 
 
 def merge(one: MapObject, other: MapObject) -> MapObject:
-    """One object of two: as the newer was seen, with the id and the name of the older."""
-    first, second = sorted((one, other), key=lambda each: each.id)
-    newer = max((one, other), key=lambda each: each.last_seen_ns)
-    best_shown = max((one, other), key=lambda each: each.picture_px)
+    """One object of two: seen last as the newer, sized as the one that was seen more often, where
+    both are by their covariances; with the id and the name of the older."""
+    both = first, second = sorted((one, other), key=lambda each: each.id)
+    newer = max(both, key=lambda each: each.last_seen_ns)
+    better_known = max(both, key=lambda each: (each.sightings, each.last_seen_ns))
+    best_shown = max(both, key=lambda each: each.picture_px)
+    centre, covariance = _mean(
+        [each.centre for each in both],
+        [each.covariance for each in both],
+        [each.sightings for each in both],
+    )
     return replace(
         newer,
+        centre=centre,
+        covariance=covariance,
+        size=better_known.size,
+        yaw_rad=better_known.yaw_rad,
         picture=best_shown.picture,
         picture_ns=best_shown.picture_ns,
         picture_px=best_shown.picture_px,

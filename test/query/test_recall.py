@@ -11,7 +11,7 @@ from g2vlm_tests.room import box, camera, room
 from g2vlm_ros.query import recall
 from g2vlm_ros.query.answerer import Answerer
 from g2vlm_ros.query.map_object import MapObject
-from g2vlm_ros.query.object_association import fuse, new_object
+from g2vlm_ros.query.object_association import fuse, merge, new_object
 from g2vlm_ros.query.object_sightings import Sighting, sightings_of
 from g2vlm_ros.query.point_map import Region
 from g2vlm_ros.query.types import Abstention, Query, Reason
@@ -181,10 +181,12 @@ def test_a_place_is_in_view_by_its_surface_and_not_by_the_floor_at_its_feet():
     assert not recall.in_view(points, remembered(AWAY))
 
 
-def seen_at(x, stamp_ns):
+def seen_at(x, stamp_ns, size=(0.5, 0.5, 0.8)):
     """A sighting with a deviation of 0.3 m."""
     thing = remembered(CHAIR).as_object3d()
-    thing = dataclasses.replace(thing, centre=np.array([x, 0.0, 0.0]), source="detection")
+    thing = dataclasses.replace(
+        thing, centre=np.array([x, 0.0, 0.0]), size=np.array(size), source="detection"
+    )
     image, corners = np.zeros((120, 160, 3), np.uint8), (10.0, 10.0, 20.0, 20.0)
     return Sighting(thing, np.eye(3) * 0.3**2, stamp_ns, "camera", corners, None, image)
 
@@ -213,3 +215,22 @@ def test_what_the_model_points_at_is_remembered_as_surely_as_its_views_agree(pos
     )
     (sighting,) = sightings_of(selection, result.things)
     assert new_object(1, sighting, 0, 1).belief == pytest.approx(belief, abs=0.01)
+
+
+def test_a_sliver_behind_a_door_frame_does_not_say_where_the_middle_is():
+    """Seen twice 0.2 m wide and surely, then once whole, 1.6 m wide and 0.6 m aside."""
+    sliver, whole = np.array([0.2, 0.2, 0.7]), np.array([1.6, 0.6, 0.7])
+    thing = new_object(1, seen_at(0.6, 1, sliver), 0, 1)
+    thing = fuse(thing, seen_at(0.6, 2, sliver), 1)
+    thing = fuse(thing, seen_at(0.0, 3, whole), 1)
+    assert thing.centre[0] < 0.35, "two slivers weigh less than one whole sighting"
+    assert thing.centre[0] ** 2 < 2 * thing.covariance[0, 0]
+
+
+def test_a_part_that_was_taken_for_another_thing_does_not_move_or_shrink_it():
+    whole = new_object(1, seen_at(0.0, 1, np.array([1.6, 0.6, 0.7])), 0, 1)
+    whole = dataclasses.replace(whole, sightings=9)
+    part = new_object(2, seen_at(0.5, 5, np.array([0.2, 0.2, 0.3])), 0, 2)
+    both = merge(part, whole)
+    assert (both.id, both.sightings, both.last_seen_ns) == (1, 10, 5)
+    assert both.size == pytest.approx(whole.size) and both.centre[0] < 0.2
