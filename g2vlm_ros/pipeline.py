@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from g2vlm_ros.geometry.calibration import with_known_cameras
+from g2vlm_ros.images.preprocessing import geometry_size
 from g2vlm_ros.images.quality import ImageQualityFilter
 from g2vlm_ros.mapping.depth_fusion import fuse_depth
 from g2vlm_ros.mapping.graph_slam import GraphSlam
@@ -307,6 +308,8 @@ class MappingPipeline:
                     image = frame.decode()
                 if view_key(frame) in self._last_views:
                     pass
+                elif not self._fits(image):
+                    fault = DropReason.SIZE
                 elif self._stillness.is_still(frame, image):
                     fault = DropReason.STILL
                     unmoved.append(frame)
@@ -324,6 +327,16 @@ class MappingPipeline:
                     if fault is DropReason.STILL:
                         self._buffer.renew(frame.stamp_ns)
         return Window(window.id, tuple(frames)), images, unmoved
+
+    def _fits(self, image: np.ndarray) -> bool:
+        """Whether the network can see an image: one too flat or too tall would fail each window
+        that holds it."""
+        height_px, width_px = image.shape[:2]
+        try:
+            geometry_size(width_px, height_px, self._settings.model.image_width_px)
+        except ValueError:
+            return False
+        return True
 
     def _shows_nothing_new(self, window: Window) -> bool:
         return all(view_key(frame) in self._last_views for frame in window.frames)

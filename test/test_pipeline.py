@@ -123,6 +123,19 @@ def test_spoilt_frames_are_left_out_and_counted(short):
     assert (counts.received, counts.used, counts.windows) == (3, 2, 1)
 
 
+@pytest.mark.parametrize("shape", [(1, 500, 3), (500, 1, 3)])
+def test_frames_too_flat_or_too_tall_for_the_network_are_left_out_and_counted(short, shape):
+    """Textured ones, which are not taken for covered: every window that held one failed."""
+    strip = np.random.default_rng(0).integers(0, 255, shape, dtype=np.uint8)
+    perception, live = short
+
+    def spoil(number, frame):
+        return replace(frame, decode=lambda: strip) if number == 1 else frame
+
+    (update,) = run(perception, live, range(3), spoil)
+    assert len(update.window.frames) == 2 and live.counts().dropped == {"size": 1}
+
+
 def test_a_window_of_nothing_but_spoilt_frames_is_no_window(short):
     perception, live = short
     black = with_image(np.zeros_like)

@@ -129,6 +129,26 @@ def test_a_configuration_that_fails_half_way_leaves_no_topic(monkeypatch):
         made.close()
 
 
+def test_a_language_that_cannot_run_is_found_at_configure_and_not_at_the_first_question(
+    monkeypatch,
+):
+    from rclpy.lifecycle import TransitionCallbackReturn
+
+    from g2vlm_ros.perception import Perception
+
+    def fail(*_, **__):
+        raise ValueError("language.onnx is missing")
+
+    monkeypatch.setattr(Perception, "speaks", property(lambda _: True))
+    monkeypatch.setattr(Perception, "ask", fail)
+    made = Bench()
+    try:
+        assert made.node.trigger_configure() == TransitionCallbackReturn.FAILURE
+        assert state(made) == "unconfigured" and not made.escaped
+    finally:
+        made.close()
+
+
 def test_the_executor_survives_a_callback_that_raises_and_counts_it():
     with bench() as made:
 
