@@ -28,7 +28,6 @@ from typing import Any
 import rclpy
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.node import Node
-from rclpy.task import Future
 from sensor_msgs.msg import Image
 
 from g2vlm_ros.action import AnswerSpatialQuery
@@ -44,6 +43,8 @@ PATIENCE_S = 2.0
 """How long a client waits past the question's own max_wait_s before it gives the node up."""
 DISCOVERY_S = 15.0
 """How long to look for the node: DDS repeats a lost announcement every 3 s."""
+LOOK_S = 0.2
+"""How often a client looks for responses that it was not woken for."""
 MAX_QUESTIONS_FOR_A_PICTURE = 3
 """The first picture may be missed while the node finds the new listener; a third one was never."""
 
@@ -73,15 +74,15 @@ class _Connection:
         self.points = self.node.create_client(GetPoints, f"{node}/get_points")
         self.objects = self.node.create_client(FindObjects, f"{node}/find_objects")
         self.answer = SafeActionClient(self.node, AnswerSpatialQuery, f"{node}/answer")
-        self._closed = Future(executor=self._executor)
+        self._closed = threading.Event()
         self._thread = threading.Thread(target=self._spin, daemon=True)
         self._thread.start()
 
     def _spin(self) -> None:
         """Until the client is closed: a callback that raises costs no other its answer."""
-        while self._context.ok() and not self._closed.done():
+        while self._context.ok() and not self._closed.is_set():
             try:
-                self._executor.spin_until_future_complete(self._closed)
+                self._executor.spin_once(timeout_sec=LOOK_S)
             except ExternalShutdownException:
                 return
             except Exception:
@@ -118,7 +119,8 @@ class _Connection:
     def close(self) -> None:
         """Leave the graph."""
         # The thread goes first: Executor.shutdown takes away what a running spin still needs.
-        self._closed.set_result(None)
+        self._closed.set()
+        self._executor.wake()
         self._thread.join(timeout=2)
         self._executor.shutdown()
         self.answer.destroy()
