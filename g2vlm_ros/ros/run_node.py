@@ -39,9 +39,6 @@ POLL_S = 0.1
 """How often the main thread looks whether the node has ended by itself."""
 MAX_FAILURES_IN_A_ROW = 100
 """An executor that fails this often without one success in between will not recover."""
-LOOK_S = 0.5
-"""How often an executor looks for what it was not woken for: on a busy machine rmw_fastrtps waits
-on beside what has come, and an inactive node has no timer."""
 PAUSE_S = 0.02
 """Between two failures in a row, so that a lasting one does not occupy a core."""
 
@@ -85,7 +82,7 @@ class Spinner:
         in_a_row = 0
         while not self._stopping.is_set() and self.executor.context.ok():
             try:
-                self.executor.spin_once(LOOK_S)
+                self.executor.spin_once()
                 in_a_row = 0
             except (ExternalShutdownException, ShutdownException):
                 return

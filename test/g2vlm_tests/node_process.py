@@ -65,9 +65,7 @@ def change_state(node, transition_id):
         assert client.wait_for_service(60)
         request = ChangeState.Request(transition=Transition(id=transition_id))
         future = client.call_async(request)
-        deadline = time.monotonic() + 60
-        while not future.done() and time.monotonic() < deadline:
-            executor.spin_once(timeout_sec=0.2)
+        executor.spin_until_future_complete(future, 60)
         return future.result().success
     finally:
         asker.destroy_node()

@@ -340,19 +340,6 @@ def stamped(kind, instant_ns, **fields):
     return kind(stamp=stamp, **fields)
 
 
-def test_an_answer_comes_to_a_client_that_nothing_wakes(testbed, monkeypatch):
-    """The answer lay there, and the client had no response within 22 s. A node has timers that
-    wake it; a client has none."""
-    from g2vlm_tests.lost_wakeups import lost_wakeups
-
-    from g2vlm_ros.ros.client.client import SpatialClient
-
-    with lost_wakeups(monkeypatch):
-        robot = SpatialClient()
-    with robot:
-        assert robot.ask("What is there?", **OLD).success
-
-
 def test_a_callback_that_raises_does_not_end_the_client(robot):
     calls = []
 

@@ -222,30 +222,3 @@ def test_a_callback_that_ends_after_its_executor_leaves_no_line_of_rclpy(ros, ca
     node.destroy_node()
     gc.collect()
     assert "never retrieved" not in capfd.readouterr().err
-
-
-def test_a_spinner_serves_what_it_was_not_woken_for(ros, monkeypatch):
-    """An inactive node has no timer that would wake it, and its operator waits."""
-    from g2vlm_tests.lost_wakeups import lost_wakeups
-    from rclpy.executors import MultiThreadedExecutor
-    from std_srvs.srv import Trigger
-
-    from g2vlm_ros.ros.run_node import Spinner
-
-    node, peer = ros.create_node("idle"), ros.create_node("operator")
-    node.create_service(Trigger, "idle", lambda _, response: response)
-    executor = MultiThreadedExecutor(2)
-    executor.add_node(node)
-    with lost_wakeups(monkeypatch):
-        spinner = Spinner(executor, lambda _: None).start()
-    client = peer.create_client(Trigger, "idle")
-    assert client.wait_for_service(30)
-    future, deadline = client.call_async(Trigger.Request()), time.monotonic() + 30
-    own = ros.executors.SingleThreadedExecutor()
-    own.add_node(peer)
-    while not future.done() and time.monotonic() < deadline:
-        own.spin_once(timeout_sec=0.2)
-    assert future.done()
-    assert spinner.stop(5.0)
-    for each in (node, peer):
-        each.destroy_node()

@@ -44,7 +44,8 @@ PATIENCE_S = 2.0
 DISCOVERY_S = 15.0
 """How long to look for the node: DDS repeats a lost announcement every 3 s."""
 LOOK_S = 0.2
-"""How often a client looks for responses that it was not woken for."""
+"""How often a client's thread looks whether the client was closed. Spinning until a future is done
+would do it at once, but rclpy adds a callback to that future with every message."""
 MAX_QUESTIONS_FOR_A_PICTURE = 3
 """The first picture may be missed while the node finds the new listener; a third one was never."""
 
@@ -120,7 +121,6 @@ class _Connection:
         """Leave the graph."""
         # The thread goes first: Executor.shutdown takes away what a running spin still needs.
         self._closed.set()
-        self._executor.wake()
         self._thread.join(timeout=2)
         self._executor.shutdown()
         self.answer.destroy()
