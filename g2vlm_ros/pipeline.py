@@ -22,12 +22,13 @@ from g2vlm_ros.mapping.depth_fusion import fuse_depth
 from g2vlm_ros.mapping.graph_slam import GraphSlam
 from g2vlm_ros.mapping.ignored_pixels import distrusted, with_ignored
 from g2vlm_ros.mapping.keyframes import Keyframe
-from g2vlm_ros.mapping.localisation import Localiser
+from g2vlm_ros.mapping.localisation import Localiser, hold_to_place
 from g2vlm_ros.mapping.loop_closure import LoopDetector, LoopMatch
 from g2vlm_ros.mapping.map_view import MapView
 from g2vlm_ros.mapping.pose_graph import RECENT
 from g2vlm_ros.mapping.pose_refinement import PoseRefiner
 from g2vlm_ros.mapping.relocalisation import PlaceHint
+from g2vlm_ros.mapping.revisits import RevisitSearch
 from g2vlm_ros.mapping.rig_constraint import rig_fit, with_rig
 from g2vlm_ros.mapping.stillness import StillnessDetector
 from g2vlm_ros.mapping.window_buffer import WindowBuffer
@@ -105,6 +106,7 @@ class MappingPipeline:
         self._stillness = StillnessDetector()
         self._last: PerceivedWindow | None = None
         self._loop_detector = LoopDetector(self._settings, self._reconstruct)
+        self._revisits = RevisitSearch(settings.map.loop_gap_windows)
         self._lock = threading.Lock()
         self._last_views: set[ViewKey] = set()
         self._images: dict[ViewKey, np.ndarray] = {}  # of the last window, decoded
@@ -254,6 +256,7 @@ class MappingPipeline:
     def _start_over(self) -> None:
         self._slam.reset()
         self._loop_detector.clear()
+        self._revisits.clear()
         self._localiser.clear()
         self._last_views.clear()
         self._images.clear()
@@ -387,6 +390,17 @@ class MappingPipeline:
         match = self._loop_detector.detect(mapped, images, self._slam.between)
         if match is not None:
             mapped = replace(mapped, placement=self._join(match, mapped.placement))
+        if not mapped.placement.loop_closed:
+            place = self._revisits.find(mapped, self._slam, list(self._loop_detector.keyframes))
+            if place is not None:
+                mapped, outcome = hold_to_place(mapped, self._slam, place)
+                with self._lock:
+                    self._loops[outcome] += 1
+                if outcome is LoopOutcome.CLOSED:
+                    self._loop_detector.closed(mapped.window.id)
+                    self._loop_detector.forget(mapped.placement.forgotten)
+        if mapped.placement.loop_closed:
+            self._revisits.closed(mapped.window.id)
         return mapped
 
     def _remember(self, mapped: PerceivedWindow, images: list[np.ndarray]) -> None:

@@ -131,7 +131,7 @@ class Localiser:
             mapped.placement.map_from_window, place.map_from_window, mapped.result
         ):
             return mapped
-        return self._join(mapped, slam, place)[0]
+        return hold_to_place(mapped, slam, place)[0]
 
     def _look(
         self,
@@ -183,8 +183,8 @@ class Localiser:
                 self._pending = mapped.window.id, target, place.map_from_window
                 self._turn(LocalisationState.RELOCALISING, mapped, "keyframe", outcome)
         if sure:
-            mapped, joined = self._join(mapped, slam, place)
-            if not joined:
+            mapped, joined = hold_to_place(mapped, slam, place)
+            if joined is not LoopOutcome.CLOSED:
                 outcome = SearchOutcome.CONTRADICTS_MAP
             elif mapped.placement.map_id == home:
                 self._pending, self._hint = None, None
@@ -222,23 +222,6 @@ class Localiser:
         expected = map_from_node @ way.inverse()
         return confirms(expected, place.map_from_window, mapped.result)
 
-    def _join(
-        self, mapped: MappedWindow, slam: GraphSlam, place: Place
-    ) -> tuple[MappedWindow, bool]:
-        """Hold the window to the keyframe of its place; whether the map agrees."""
-        target = place.keyframe.window_id
-        target_from_map = slam.map_from(target).inverse()
-        move = target_from_map.adjoint()
-        placement, outcome = slam.localise(
-            mapped.window.id,
-            target,
-            target_from_map @ place.map_from_window,
-            move @ place.covariance @ move.T,
-            mapped.result,
-            mapped.placement,
-        )
-        return replace(mapped, placement=placement), outcome is LoopOutcome.CLOSED
-
     def _turn(
         self,
         state: LocalisationState,
@@ -251,6 +234,24 @@ class Localiser:
         placed = self._now.placed if placed is None else placed
         since_ns = self._now.since_ns if state is self._now.state else mapped.window.stamp_ns
         self._now = Localisation(state, since_ns or mapped.window.stamp_ns, by, outcome, placed)
+
+
+def hold_to_place(
+    mapped: MappedWindow, slam: GraphSlam, place: Place
+) -> tuple[MappedWindow, LoopOutcome]:
+    """Hold a window to the keyframe of its place, if the map agrees (`GraphSlam.localise`)."""
+    target = place.keyframe.window_id
+    target_from_map = slam.map_from(target).inverse()
+    move = target_from_map.adjoint()
+    placement, outcome = slam.localise(
+        mapped.window.id,
+        target,
+        target_from_map @ place.map_from_window,
+        move @ place.covariance @ move.T,
+        mapped.result,
+        mapped.placement,
+    )
+    return replace(mapped, placement=placement), outcome
 
 
 def _newest_trusted(mapped: MappedWindow) -> int:

@@ -145,6 +145,16 @@ def search(
     candidates = most_similar(allowed, result, views)
     if not candidates:
         return SearchResult(SearchOutcome.NOT_FOUND)
+    places = find_places_of(candidates, result, views, newest)
+    if hint is not None:
+        places = [p for p in places if hint.allows(p.map_from_camera[:3, 3])]
+    return judge(places)
+
+
+def find_places_of(
+    candidates: Sequence[MapView], result: Reconstruction, views: Sequence[int], newest: int
+) -> list[Place]:
+    """`find_places` by these views of a window, whose features are searched, the newest first."""
     order = [newest, *sorted(set(views) - {newest}, reverse=True)]
     features = {
         v: view_features(
@@ -152,10 +162,7 @@ def search(
         )
         for v in order
     }
-    places = find_places(candidates, result, features)
-    if hint is not None:
-        places = [p for p in places if hint.allows(p.map_from_camera[:3, 3])]
-    return judge(places)
+    return find_places(candidates, result, features)
 
 
 def find_places(

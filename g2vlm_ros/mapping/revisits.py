@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Places of the same map seen again from farther away than a network joins views: by features.
+
+`loop_closure` asks the network about old and new views together, which holds close to the old
+view only. Features with the points that the map knows for them hold from a room's width. A place
+found so is believed with fewer of them than a lost robot needs where the map expects it there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from g2vlm_ros.mapping.covisibility import NEAR_SURFACE, depth_ratio
+from g2vlm_ros.mapping.graph_slam import GraphSlam
+from g2vlm_ros.mapping.keyframes import SAVED_MAP, Keyframe, pose_gap
+from g2vlm_ros.mapping.map_view import MapView
+from g2vlm_ros.mapping.relocalisation import (
+    MIN_SHARED,
+    Place,
+    confirms,
+    find_places_of,
+    judge,
+)
+from g2vlm_ros.mapping.window_pose import MappedWindow, SearchOutcome
+from g2vlm_ros.records import newest_view
+
+MAX_MOTION = 1.0
+"""Farthest that a keyframe may be, as a share of the newest view's median range..."""
+MAX_TURN = np.deg2rad(45.0)
+"""...and as an angle: features of surfaces seen more aslant are no longer the same."""
+NEAR_VIEWS = 6
+"""Keyframes that are compared, the nearest first."""
+RETRY_WINDOWS = 3
+"""From a search that found nothing to the next one."""
+
+
+class RevisitSearch:
+    """When old keyframes around the robot are compared with the newest window. Device thread."""
+
+    def __init__(self, gap_windows: int):
+        """gap_windows: between a window and what counts as old, and between two closures."""
+        self._gap = gap_windows
+        self.clear()
+
+    def clear(self) -> None:
+        """Nothing was tried."""
+        self._next = 0
+
+    def closed(self, window_id: int) -> None:
+        """A loop was closed, by whatever means."""
+        self._next = window_id + self._gap
+
+    def find(
+        self, mapped: MappedWindow, slam: GraphSlam, keyframes: Sequence[Keyframe]
+    ) -> Place | None:
+        """Where the window lies by what old keyframes around it show; None where that is unsure,
+        or nothing is due or near."""
+        window = mapped.window
+        if window.id < self._next:
+            return None
+        near = self._near(mapped, slam, keyframes)
+        if not near:
+            return None
+        self._next = window.id + RETRY_WINDOWS
+        newest = newest_view(window.frames, mapped.trusted_views)
+        places = find_places_of(near, mapped.result, mapped.trusted_views, newest)
+        found = judge(places)
+        if found.outcome is SearchOutcome.LOCALISED:
+            return found.place
+        expected = found.outcome is SearchOutcome.UNCONFIRMED and confirms(
+            mapped.placement.map_from_window, found.place.map_from_window, mapped.result
+        )
+        return found.place if expected else None
+
+    def _near(
+        self, mapped: MappedWindow, slam: GraphSlam, keyframes: Sequence[Keyframe]
+    ) -> list[MapView]:
+        """Old keyframes of the window's map that should show what its newest view shows."""
+        result, node = mapped.result, mapped.window.id
+        newest = newest_view(mapped.window.frames, mapped.trusted_views)
+        if result.intrinsics[newest] is None:
+            return []
+        here = result.window_from_camera[newest].astype(np.float64)
+        reach = MAX_MOTION * float(np.median(result.local_points_u[newest, ::8, ::8, 2]))
+        near = []
+        for keyframe in keyframes:
+            old = keyframe.window_id == SAVED_MAP or keyframe.window_id <= node - self._gap
+            move = slam.between(node, keyframe.window_id) if old else None
+            if move is None:
+                continue
+            pose = move.apply_pose(keyframe.window_from_camera)
+            gap = pose_gap(pose, here, reach, MAX_TURN)
+            if gap > 1:
+                continue
+            _, _, off = depth_ratio(result, newest, move.apply(keyframe.sample.points_u[::4]))
+            if (np.abs(off) < NEAR_SURFACE).mean() >= MIN_SHARED:
+                near.append((gap, keyframe))
+        near.sort(key=lambda entry: entry[0])
+        return [MapView(k, slam.map_from(k.window_id)) for _, k in near[:NEAR_VIEWS]]
