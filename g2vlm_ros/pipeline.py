@@ -391,16 +391,21 @@ class MappingPipeline:
         if match is not None:
             mapped = replace(mapped, placement=self._join(match, mapped.placement))
         if not mapped.placement.loop_closed:
-            place = self._revisits.find(mapped, self._slam, list(self._loop_detector.keyframes))
-            if place is not None:
-                mapped, outcome = hold_to_place(mapped, self._slam, place)
-                with self._lock:
-                    self._loops[outcome] += 1
-                if outcome is LoopOutcome.CLOSED:
-                    self._loop_detector.closed(mapped.window.id)
-                    self._loop_detector.forget(mapped.placement.forgotten)
+            mapped = self._revisit(mapped)
         if mapped.placement.loop_closed:
+            self._loop_detector.closed(mapped.window.id)
             self._revisits.closed(mapped.window.id)
+            self._loop_detector.forget(mapped.placement.forgotten)
+        return mapped
+
+    def _revisit(self, mapped: PerceivedWindow) -> PerceivedWindow:
+        """Hold the window to an old place around it that its features show; a try is counted."""
+        place = self._revisits.find(mapped, self._slam, list(self._loop_detector.keyframes))
+        if place is None:
+            return mapped
+        mapped, outcome = hold_to_place(mapped, self._slam, place)
+        with self._lock:
+            self._loops[outcome] += 1
         return mapped
 
     def _remember(self, mapped: PerceivedWindow, images: list[np.ndarray]) -> None:
@@ -413,9 +418,6 @@ class MappingPipeline:
         outcome = match
         if isinstance(match, LoopMatch):
             placement, outcome = self._slam.close_loop(match, placement)
-            if outcome is LoopOutcome.CLOSED:
-                self._loop_detector.closed(match.window_id)
-                self._loop_detector.forget(placement.forgotten)
         with self._lock:
             self._loops[outcome] += 1
         return placement
