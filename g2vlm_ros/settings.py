@@ -246,8 +246,8 @@ class MapSettings:
     )
     loop_closure: bool = parameter(
         True,
-        "Look for places seen before; a candidate costs one more run of the model, or a search for "
-        "features.",
+        "Look for places seen before; a candidate costs one more run of the model, or a search "
+        "for features.",
     )
     loop_gap_windows: int = parameter(
         10,
