@@ -12,12 +12,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from g2vlm_ros.geometry.sim3 import Sim3
 from g2vlm_ros.mapping.covisibility import NEAR_SURFACE, depth_ratio
 from g2vlm_ros.mapping.graph_slam import GraphSlam
 from g2vlm_ros.mapping.keyframes import SAVED_MAP, Keyframe, pose_gap
 from g2vlm_ros.mapping.map_view import MapView
 from g2vlm_ros.mapping.relocalisation import (
-    MIN_SHARED,
     Place,
     confirms,
     find_places_of,
@@ -30,8 +30,16 @@ MAX_MOTION = 1.0
 """Farthest that a keyframe may be, as a share of the newest view's median range..."""
 MAX_TURN = np.deg2rad(45.0)
 """...and as an angle: features of surfaces seen more aslant are no longer the same."""
+DRIFT = 2.0
+"""Standard deviations by which the map may have drifted, which both grow by."""
+MIN_EXPECTED = 0.1
+"""Least share of a keyframe's points that the map puts near the view's surfaces: drift hides many
+of them."""
 NEAR_VIEWS = 6
 """Keyframes that are compared, the nearest first."""
+NEWS = 14.07
+"""Squared error, in its own deviations, from which on a place is news: 95 % of chi square with
+the seven unknowns of a similarity."""
 RETRY_WINDOWS = 3
 """From a search that found nothing to the next one."""
 
@@ -55,8 +63,8 @@ class RevisitSearch:
     def find(
         self, mapped: MappedWindow, slam: GraphSlam, keyframes: Sequence[Keyframe]
     ) -> Place | None:
-        """Where the window lies by what old keyframes around it show; None where that is unsure,
-        or nothing is due or near."""
+        """Where the window lies by what old keyframes around it show; None where that is unsure or
+        no news, or nothing is due or near."""
         window = mapped.window
         if window.id < self._next:
             return None
@@ -66,13 +74,13 @@ class RevisitSearch:
         self._next = window.id + RETRY_WINDOWS
         newest = newest_view(window.frames, mapped.trusted_views)
         places = find_places_of(near, mapped.result, mapped.trusted_views, newest)
-        found = judge(places)
-        if found.outcome is SearchOutcome.LOCALISED:
-            return found.place
-        expected = found.outcome is SearchOutcome.UNCONFIRMED and confirms(
-            mapped.placement.map_from_window, found.place.map_from_window, mapped.result
-        )
-        return found.place if expected else None
+        verdict, expected = judge(places), mapped.placement.map_from_window
+        if verdict.outcome is SearchOutcome.UNCONFIRMED:
+            if not confirms(expected, verdict.place.map_from_window, mapped.result):
+                return None
+        elif verdict.outcome is not SearchOutcome.LOCALISED:
+            return None
+        return verdict.place if _tells_more(verdict.place, expected) else None
 
     def _near(
         self, mapped: MappedWindow, slam: GraphSlam, keyframes: Sequence[Keyframe]
@@ -83,7 +91,9 @@ class RevisitSearch:
         if result.intrinsics[newest] is None:
             return []
         here = result.window_from_camera[newest].astype(np.float64)
+        place_std, turn_std = _drift(mapped, newest)
         reach = MAX_MOTION * float(np.median(result.local_points_u[newest, ::8, ::8, 2]))
+        reach, turn = reach + DRIFT * place_std, MAX_TURN + DRIFT * turn_std
         near = []
         for keyframe in keyframes:
             old = keyframe.window_id == SAVED_MAP or keyframe.window_id <= node - self._gap
@@ -91,11 +101,25 @@ class RevisitSearch:
             if move is None:
                 continue
             pose = move.apply_pose(keyframe.window_from_camera)
-            gap = pose_gap(pose, here, reach, MAX_TURN)
+            gap = pose_gap(pose, here, reach, turn)
             if gap > 1:
                 continue
             _, _, off = depth_ratio(result, newest, move.apply(keyframe.sample.points_u[::4]))
-            if (np.abs(off) < NEAR_SURFACE).mean() >= MIN_SHARED:
+            if (np.abs(off) < NEAR_SURFACE).mean() >= MIN_EXPECTED:
                 near.append((gap, keyframe))
         near.sort(key=lambda entry: entry[0])
         return [MapView(k, slam.map_from(k.window_id)) for _, k in near[:NEAR_VIEWS]]
+
+
+def _drift(mapped: MappedWindow, view: int) -> tuple[float, float]:
+    """Deviations of a view's place (window's units) and orientation (rad) in the map."""
+    covariance = mapped.placement.covariance[view]
+    place = float(np.sqrt(np.trace(covariance[:3, :3]))) / mapped.placement.map_from_window.scale
+    return place, float(np.sqrt(np.trace(covariance[3:, 3:])))
+
+
+def _tells_more(place: Place, expected: Sim3) -> bool:
+    """Whether a place is off from where the map has the window by more than its own error: a find
+    that is no better than the map would only bend it."""
+    off = (place.map_from_window @ expected.inverse()).log()
+    return float(off @ np.linalg.solve(place.covariance, off)) > NEWS
