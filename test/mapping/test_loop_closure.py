@@ -28,6 +28,7 @@ def no_features(monkeypatch):
     """Windows are not recognised by their features: the network's bridge alone joins maps."""
     nothing = SearchResult(SearchOutcome.NOT_FOUND)
     monkeypatch.setattr(localisation, "search", lambda *arguments: nothing)
+    monkeypatch.setattr(RevisitSearch, "find", lambda *arguments: None)
 
 
 def after_a_minute(number, frame):
@@ -76,10 +77,11 @@ def test_loop_closure_says_what_it_moved():
 
 
 @pytest.mark.parametrize("guards", ["all", "only the map"])
-def test_a_network_that_hallucinates_a_bridge_cannot_bend_the_map(monkeypatch, guards):
+def test_a_network_that_hallucinates_a_bridge_cannot_bend_the_map(
+    monkeypatch, no_features, guards
+):
     """The place is the same, but the bridge puts the new views three metres aside. (Features would
     show where it is.)"""
-    monkeypatch.setattr(RevisitSearch, "find", lambda *_: None)
     if guards == "only the map":
         monkeypatch.setattr(loop_closure, "MIN_ALIKE", -2.0)
         monkeypatch.setattr(loop_closure, "MIN_OVERLAP", 0.0)
@@ -121,8 +123,7 @@ def test_views_of_windows_that_the_map_forgot_are_not_looked_for(monkeypatch):
     assert 0 < live.sizes().keyframes <= len(updates) - len(forgotten)
 
 
-def test_a_bridge_that_the_network_cannot_compute_is_counted(monkeypatch):
-    monkeypatch.setattr(RevisitSearch, "find", lambda *_: None)
+def test_a_bridge_that_the_network_cannot_compute_is_counted(no_features):
     poses = lap_poses(round(LAP_M / 0.4) + 5, 0.4, weave=0.0)
     perception, live = make(poses, map__loop_gap_windows=20)
     honest = perception.reconstruct
