@@ -192,9 +192,9 @@ def verdict(qa: QuestionAnswer, response: SpatialQuery.Response) -> str:
     """right, wrong, or bound where the node only says "at least" and that is true.
 
     The truth is that of the newest views. A thing that is not there is answered rightly by
-    NOT_VISIBLE, by saying so, or from memory, which says that it is in no view.
+    NOT_VISIBLE, by saying so, or from memory where that says that it is in no view.
     """
-    if response.success and response.remembered and qa.kind == "absent":
+    if response.success and _in_no_view(response) and qa.kind == "absent":
         return "right"
     if not response.success:
         unseen = response.error_code == SpatialQuery.Response.NOT_VISIBLE
@@ -203,6 +203,11 @@ def verdict(qa: QuestionAnswer, response: SpatialQuery.Response) -> str:
     if qa.kind in LENGTH_KINDS and " at least " in response.answer:
         return "bound" if bound_holds(value, qa.answer) else "wrong"
     return "right" if correct(qa.kind, value, qa.answer) else "wrong"
+
+
+def _in_no_view(response: SpatialQuery.Response) -> bool:
+    """Whether the answer says that the thing is remembered from elsewhere."""
+    return response.remembered and "In no view now" in response.answer
 
 
 def _said(qa: QuestionAnswer, response: SpatialQuery.Response) -> str:
@@ -221,7 +226,7 @@ def _said(qa: QuestionAnswer, response: SpatialQuery.Response) -> str:
     if qa.kind == "count":
         return f"{response.number:.0f}."
     if qa.kind == "exists":
-        return "Yes." if response.yes_no and not response.remembered else "No."
+        return "Yes." if response.yes_no and not _in_no_view(response) else "No."
     return response.answer
 
 
