@@ -249,8 +249,14 @@ def test_who_keeps_maps_may_call_what_the_examples_call(context, tmp_path):
 
     def serve(kind, name, program):
         def answer(request, response):
-            # What one snapshot of the graph has not discovered yet, the other has.
-            graphs.setdefault(program, set()).update(used(keeper, program)["request"])
+            # A request may come before the graph shows who sent it.
+            deadline = time.monotonic() + 5
+            while time.monotonic() < deadline:
+                requests = used(keeper, program)["request"]
+                if f"/perception/{name}" in requests:
+                    break
+                time.sleep(0.02)
+            graphs.setdefault(program, set()).update(requests)
             response.success = True
             return response
 
