@@ -115,7 +115,7 @@ class Factors:
             moved = move_poses(before[: len(step)], step)
             self._poses = np.concatenate([moved, before[len(step) :]])
             after = self.cost()
-            if after > cost * (1 + 1e-9):
+            if not after <= cost * (1 + 1e-9):  # a step to where the cost is not finite as well
                 self._poses = before
                 damping = max(damping, 1e-6) * 100
                 if damping > MAX_DAMPING:

@@ -40,6 +40,16 @@ def test_adjoint_of_a_product_is_the_product_of_adjoints(rng):
     np.testing.assert_allclose(cross_matrix([1, 2, 3]) @ [4, 5, 6], np.cross([1, 2, 3], [4, 5, 6]))
 
 
+def test_poses_stay_rotations_however_often_they_are_corrected():
+    """What rounding adds is doubled by each product with an inverse, if nothing takes it out."""
+    pose = Sim3.exp(np.array([0.3, -0.5, 0.2, 1.0, 2.0, 3.0, 0.1]))
+    first = pose
+    for _ in range(100):
+        pose = pose @ (pose.inverse() @ pose)
+    np.testing.assert_allclose(pose.rotation @ pose.rotation.T, np.eye(3), atol=1e-14)
+    np.testing.assert_allclose(pose.rotation, first.rotation, atol=1e-12)
+
+
 def ring(rng, count, noise, max_nodes=128, close=True):
     """A graph of a chain around a circle, each node in a unit of its own, and the truth."""
     truth = {}
