@@ -2,10 +2,10 @@
 """How soon the first word of an answer comes while windows run; results/first_token.json.
 
 The node with the demo checkpoint gets the frames of a walk through a held-out home at 5 Hz, as a
-camera would give them, and makes windows of them all the time. A client in a process of its own
-listens to the poses and sends goals of the action, one after another: milliseconds from sending a
-goal until its first words arrive over DDS. A goal waits for the window that runs, and most are the
-first on a new window, whose images its prompt holds.
+camera would give them, and makes windows of them: 0.8 a second, as in `make demo`. A client in
+a process of its own listens to the poses and sends goals of the action, one after another:
+milliseconds from sending a goal until its first words arrive over DDS. A goal waits for the window
+that runs, and the first on a new window for its images, which the prompt holds.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ import numpy as np
 
 from benchmarks.query import DEMO
 from benchmarks.record import record
+from benchmarks.running_node import running_node
 from g2vlm_ros.demo.sim.camera import lens
 from g2vlm_ros.demo.sim.renderer import render
 from g2vlm_ros.demo.sim.scenes import make_scene
@@ -63,37 +64,18 @@ def pictures() -> np.ndarray:
 
 def beside_windows(questions: int) -> dict[str, Any]:
     """Runs the node, its camera and the client; what the client waited, and the node's windows."""
-    import rclpy
-    from rclpy.executors import MultiThreadedExecutor
-    from rclpy.parameter import Parameter
-
-    from g2vlm_ros.ros.perception_node import PerceptionNode
-
-    rclpy.init(args=[])
-    overrides = [Parameter(name, value=value) for name, value in SETTINGS.items()]
-    node = PerceptionNode(parameter_overrides=overrides)
-    executor = MultiThreadedExecutor(num_threads=16)
-    executor.add_node(node)
-    spinning = threading.Thread(target=executor.spin, daemon=True)
-    spinning.start()
-    node.trigger_configure()
-    node.trigger_activate()
     stop = threading.Event()
-    camera = threading.Thread(target=_film, args=(node, pictures(), stop), daemon=True)
-    camera.start()
-    begin = time.perf_counter()
-    try:
-        waited_ms = _client(questions)
-    finally:
-        spent_s = time.perf_counter() - begin
-        windows = node.pipeline.counts().windows
-        backend = node.perception.backend
-        stop.set()
-        camera.join()
-        node.trigger_shutdown()
-        executor.shutdown()
-        spinning.join(timeout=5)
-        rclpy.try_shutdown()
+    with running_node(SETTINGS) as node:
+        camera = threading.Thread(target=_film, args=(node, pictures(), stop), daemon=True)
+        camera.start()
+        begin = time.perf_counter()
+        try:
+            waited_ms = _client(questions)
+        finally:
+            spent_s = time.perf_counter() - begin
+            windows, backend = node.pipeline.counts().windows, node.perception.backend
+            stop.set()
+            camera.join()
     p50, p95, most = (round(float(ms), 1) for ms in np.percentile(waited_ms, [50, 95, 100]))
     return {
         "backend": backend,

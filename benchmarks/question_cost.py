@@ -26,6 +26,7 @@ import numpy as np
 
 from benchmarks.query import DEMO, opened, windows
 from benchmarks.record import record
+from benchmarks.running_node import running_node
 from g2vlm_ros.perception import Perception
 
 GOLDEN = Path(__file__).parents[1] / "test" / "data" / "golden" / "A"
@@ -69,37 +70,20 @@ def cost(perception: Perception, count: int) -> dict[str, Any]:
 
 def acknowledgement(checkpoint: Path, width_px: int) -> dict[str, Any]:
     """Milliseconds from sending a goal to its acceptance, while the device rests and works."""
-    import rclpy
-    from rclpy.executors import MultiThreadedExecutor
-    from rclpy.parameter import Parameter
-
-    from g2vlm_ros.ros.perception_node import PerceptionNode
-
     settings = {"model.checkpoint": str(checkpoint), "model.image_width_px": width_px}
-    rclpy.init(args=[])
-    node = PerceptionNode(parameter_overrides=[Parameter(k, value=v) for k, v in settings.items()])
-    executor = MultiThreadedExecutor(num_threads=16)
-    executor.add_node(node)
-    spinning = threading.Thread(target=executor.spin, daemon=True)
-    spinning.start()
-    node.trigger_configure()
-    node.trigger_activate()
     grey = [np.full((480, 640, 3), 128, np.uint8)] * 4
     stop = threading.Event()
+    with running_node(settings) as node:
 
-    def work() -> None:
-        node.perception.reconstruct(grey)
-        if not stop.is_set():
-            node.scheduler.submit(work)
+        def work() -> None:
+            node.perception.reconstruct(grey)
+            if not stop.is_set():
+                node.scheduler.submit(work)
 
-    times = {"resting": acknowledged_by_client()}
-    node.scheduler.submit(work)
-    times["working"] = acknowledged_by_client()
-    stop.set()
-    node.trigger_shutdown()
-    executor.shutdown()
-    spinning.join(timeout=5)
-    rclpy.try_shutdown()
+        times = {"resting": acknowledged_by_client()}
+        node.scheduler.submit(work)
+        times["working"] = acknowledged_by_client()
+        stop.set()
     return times
 
 

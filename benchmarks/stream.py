@@ -14,11 +14,11 @@ import resource
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from pathlib import Path
 
 from benchmarks.record import record
+from benchmarks.running_node import running_node
 
 ROOT = Path(__file__).resolve().parents[1]
 CAMERAS = ["front", "left", "right", "rear"]
@@ -63,12 +63,6 @@ def publish(seconds: float) -> None:
 
 def measure(seconds: float) -> dict:
     """Run the node against the cameras."""
-    import rclpy
-    from rclpy.executors import MultiThreadedExecutor
-    from rclpy.parameter import Parameter
-
-    from g2vlm_ros.ros.perception_node import PerceptionNode
-
     settings = {
         "cameras": CAMERAS,
         "model.checkpoint": str(ROOT / "test" / "data" / "golden" / "A"),
@@ -77,29 +71,17 @@ def measure(seconds: float) -> dict:
         "window.views": 8,
         "window.overlap": 1,
     }
-    rclpy.init(args=[])
-    node = PerceptionNode(
-        parameter_overrides=[Parameter(name, value=value) for name, value in settings.items()]
-    )
-    executor = MultiThreadedExecutor(num_threads=4)
-    executor.add_node(node)
-    spinning = threading.Thread(target=executor.spin, daemon=True)
-    spinning.start()
-    node.trigger_configure()
-    node.trigger_activate()
-    before, start = resource.getrusage(resource.RUSAGE_SELF), time.monotonic()
-    cameras = subprocess.run(
-        [sys.executable, "-m", "benchmarks.stream", "--publish", str(seconds)],
-        stdout=subprocess.PIPE,
-        text=True,
-        check=True,
-    )
-    wall_s, after = time.monotonic() - start, resource.getrusage(resource.RUSAGE_SELF)
+    with running_node(settings, threads=4) as node:
+        before, start = resource.getrusage(resource.RUSAGE_SELF), time.monotonic()
+        cameras = subprocess.run(
+            [sys.executable, "-m", "benchmarks.stream", "--publish", str(seconds)],
+            stdout=subprocess.PIPE,
+            text=True,
+            check=True,
+        )
+        wall_s, after = time.monotonic() - start, resource.getrusage(resource.RUSAGE_SELF)
+        counts = node.counts()
     sent, late, streamed_s = cameras.stdout.split()[-3:]
-    counts = node.counts()
-    executor.shutdown()
-    spinning.join(timeout=5)
-    rclpy.try_shutdown()
     cpu_s = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     return {
         "seconds": seconds,

@@ -18,25 +18,25 @@ SUCCESS = TransitionCallbackReturn.SUCCESS
 START_S = 100.0
 
 
-def device_rests(made):
+def device_rests(bench):
     """Wait until no job runs on the device, if there is one."""
-    scheduler = made.node.scheduler
-    made.until(lambda: scheduler is None or scheduler.running_for_s() == 0, "the device to rest")
+    scheduler = bench.node.scheduler
+    bench.until(lambda: scheduler is None or scheduler.running_for_s() == 0, "the device to rest")
 
 
-def state(made):
+def state(bench):
     from lifecycle_msgs.srv import GetState
 
-    return made.call(GetState, "/perception/get_state", GetState.Request()).current_state.label
+    return bench.call(GetState, "/perception/get_state", GetState.Request()).current_state.label
 
 
 class CameraStream:
     """Publishes frames from a thread until it is left; nobody needs to listen."""
 
-    def __init__(self, made, rate_hz=30.0):
+    def __init__(self, bench, rate_hz=30.0):
         from sensor_msgs.msg import Image
 
-        self._topic = made.peer.create_publisher(Image, "/camera/image_raw", 5)
+        self._topic = bench.peer.create_publisher(Image, "/camera/image_raw", 5)
         self._period_s, self._ending = 1 / rate_hz, threading.Event()
         self._thread = threading.Thread(target=self._publish, daemon=True)
 
@@ -55,25 +55,25 @@ class CameraStream:
             self._topic.publish(image(seconds))
 
 
-def random_transitions(made, count, seed):
+def random_transitions(bench, count, seed):
     """Transitions, possible ones and others, beside a camera at 30 Hz and a listener."""
     from sensor_msgs.msg import PointCloud2
 
-    made.peer.create_subscription(PointCloud2, "/perception/points", lambda _: None, 2)
+    bench.peer.create_subscription(PointCloud2, "/perception/points", lambda _: None, 2)
     draw = random.Random(seed)
     names = ("configure", "activate", "deactivate", "cleanup")
     possible = {"unconfigured": "configure", "inactive": "activate", "active": "deactivate"}
-    with CameraStream(made):
+    with CameraStream(bench):
         for _ in range(count):
-            before = state(made)
+            before = state(bench)
             wanted = draw.choice((possible[before], *names))
-            result = getattr(made.node, f"trigger_{wanted}")()
-            assert made.spinner.alive
+            result = getattr(bench.node, f"trigger_{wanted}")()
+            assert bench.spinner.alive
             if (before, wanted) == ("inactive", "cleanup") and result != SUCCESS:
                 # Refused while a job of the device runs, which on a busy machine may take long.
-                assert state(made) == "inactive"
-                device_rests(made)
-                result = made.node.trigger_cleanup()
+                assert state(bench) == "inactive"
+                device_rests(bench)
+                result = bench.node.trigger_cleanup()
             allowed = wanted in (possible[before], "cleanup" if before == "inactive" else None)
             assert (result == SUCCESS) == allowed, (before, wanted)
             time.sleep(draw.choice((0.0, 0.0, 0.02, 0.1)))
@@ -88,16 +88,16 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=7)
     options = parser.parse_args()
     _claim, start = isolate(), time.monotonic()
-    made = Bench()
+    bench = Bench()
     try:
-        random_transitions(made, options.count, options.seed)
+        random_transitions(bench, options.count, options.seed)
     finally:
-        made.node.trigger_deactivate()
-        device_rests(made)  # or C++ would abort where the interpreter ends beside a job
-        made.close()
+        bench.node.trigger_deactivate()
+        device_rests(bench)  # or C++ would abort where the interpreter ends beside a job
+        bench.close()
     spent_s = time.monotonic() - start
-    print(f"{options.count} transitions in {spent_s:.0f} s; {len(made.escaped)} callbacks raised")
-    return int(bool(made.escaped))
+    print(f"{options.count} transitions in {spent_s:.0f} s; {len(bench.escaped)} callbacks raised")
+    return int(bool(bench.escaped))
 
 
 if __name__ == "__main__":

@@ -228,9 +228,9 @@ def test_a_sliver_behind_a_door_frame_does_not_say_where_the_middle_is():
 
 
 def test_a_part_that_was_taken_for_another_thing_does_not_move_or_shrink_it():
-    whole = new_object(1, seen_at(0.0, 1, np.array([1.6, 0.6, 0.7])), 0, 1)
-    whole = dataclasses.replace(whole, sightings=9)
+    wardrobe = new_object(1, seen_at(0.0, 1, np.array([1.6, 0.6, 0.7])), 0, 1)
+    wardrobe = dataclasses.replace(wardrobe, sightings=9)
     part = new_object(2, seen_at(0.5, 5, np.array([0.2, 0.2, 0.3])), 0, 2)
-    both = merge(part, whole)
+    both = merge(part, wardrobe)
     assert (both.id, both.sightings, both.last_seen_ns) == (1, 10, 5)
-    assert both.size == pytest.approx(whole.size) and both.centre[0] < 0.2
+    assert both.size == pytest.approx(wardrobe.size) and both.centre[0] < 0.2

@@ -45,9 +45,11 @@ def update_of(told_px=None, found_px=50.0, trusted=(True, True), scale=(), **pla
     from g2vlm_ros.records import RawGeometry as Raw
 
     fx_px, fy_px = np.broadcast_to(np.nan if told_px is None else told_px, 2)
-    told = None if told_px is None else Intrinsics(fx_px, fy_px, 63.5, 47.5, 128, 96)
+    from_driver = None if told_px is None else Intrinsics(fx_px, fy_px, 63.5, 47.5, 128, 96)
     found = Intrinsics(found_px, found_px, 31.5, 23.5, 64, 48)
-    frames = tuple(Frame(s, "front", "optical", lambda: None, intrinsics=told) for s in (1, 2))
+    frames = tuple(
+        Frame(s, "front", "optical", lambda: None, intrinsics=from_driver) for s in (1, 2)
+    )
     poses = np.stack([np.eye(4, dtype=np.float32)] * 2)
     raw = Raw(np.ones((2, 48, 64, 3), np.float32), poses, np.zeros((2, 9), np.float32))
     grey = np.zeros((2, 48, 64, 3), np.uint8)

@@ -32,10 +32,10 @@ def process(fault):
     arguments = [part for k, v in settings.items() for part in ("-p", f"{k}:={v}")]
     module = [sys.executable, "-m", "g2vlm_tests.faults.saboteur", "--ros-args"]
     environment = {"G2VLM_FAULTS": str(fault)}
-    made = NodeProcess(*module, "-r", "__ns:=/lived", *arguments, environment=environment)
-    yield made
-    made.popen.kill()
-    made.popen.wait()
+    process = NodeProcess(*module, "-r", "__ns:=/lived", *arguments, environment=environment)
+    yield process
+    process.popen.kill()
+    process.popen.wait()
 
 
 @pytest.fixture(scope="module")

@@ -42,9 +42,9 @@ class Simulator:
         clock = self._testbed.node.get_clock()
 
         def heard():
-            whole = int(seconds)
-            nanosec = round((seconds - whole) * 1e9)
-            self._clock.publish(self._kind(clock=Time(sec=whole, nanosec=nanosec)))
+            full_s = int(seconds)
+            nanosec = round((seconds - full_s) * 1e9)
+            self._clock.publish(self._kind(clock=Time(sec=full_s, nanosec=nanosec)))
             return abs(clock.now().nanoseconds * 1e-9 - seconds) < 1e-3
 
         self._testbed.until(heard, f"the time {seconds}")
