@@ -14,7 +14,14 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from g2vlm_ros.query import answer_parser, map_object, prompts, recall, relations
+from g2vlm_ros.query import (
+    answer_parser,
+    map_object,
+    memory_answers,
+    prompts,
+    recall,
+    relations,
+)
 from g2vlm_ros.query.answer_builders import AnswerBuilder
 from g2vlm_ros.query.grounding import Finder, NotVisibleError, OutOfTimeError, certainty
 from g2vlm_ros.query.object_measurement import Object3D, map_covariance
@@ -70,18 +77,11 @@ class Answerer:
             return self._checked(self._talk(kind))
         if question_type is QuestionType.MOTION:
             return self._checked(self._motion())
-        if question_type is QuestionType.LAST_SEEN:
-            return self._checked(self._last_seen())
-        if question_type is QuestionType.COUNT and self._plan.word == "seen":
-            return self._checked(self._count_remembered())
-        if question_type is QuestionType.ROOM:
-            return self._checked(self._room_of())
-        if question_type is QuestionType.CONTENTS or self._plan.room:
-            result = self._about_room(kind)
-            if result is not None:
-                return self._checked(result)
-            if question_type is QuestionType.CONTENTS:
-                return self._checked(self._talk(kind))
+        from_memory = memory_answers.answer(self._query, kind, self._steps)
+        if from_memory is not None:
+            return self._checked(from_memory)
+        if question_type is QuestionType.CONTENTS:
+            return self._checked(self._talk(kind))
         model_answer = self._model_answer()
         self._finder.in_words = self._presence(kind, model_answer)
         try:
@@ -224,7 +224,8 @@ class Answerer:
         For the nearest to an object, that object comes last.
         """
         phrase = self._plan.things[0]
-        objects = self._finder.detected(phrase)
+        claim = self._plan.question_type in (QuestionType.EXISTS, QuestionType.COUNT)
+        objects = self._finder.detected(phrase, certain=claim)
         if self._plan.question_type is QuestionType.EXISTS:
             if self._plan.word == "in_view":
                 return objects
@@ -241,80 +242,6 @@ class Answerer:
 
     def _in_newest(self, thing: Object3D) -> bool:
         return any(region.view == self._points.viewer for region in thing.regions)
-
-    # Memory ----------------------------------------------------------------------------------
-
-    def _last_seen(self) -> Result:
-        """When a thing was seen last, by the object memory."""
-        phrase = self._plan.things[0]
-        objects = map_object.matching(self._query.memory, phrase)
-        if not objects:
-            raise Abstention(
-                Reason.NOT_VISIBLE, f"no {phrase} is remembered; look around or ask again"
-            )
-        latest = max(objects, key=lambda each: each.last_seen_ns)
-        age = map_object.age_in_words(latest, self._query.now_ns)
-        text = f"The {latest.label} was last seen {age} ago, at {latest.place_in_words()}."
-        self._steps.append(f"Remembered: {text}")
-        return Result(
-            AnswerType.TEXT, text, confidence=latest.belief, measured=True, remembered=latest
-        )
-
-    def _count_remembered(self) -> Result:
-        """How many things of a kind are remembered and, as far as is known, there."""
-        phrase = self._plan.things[0]
-        objects = [each for each in map_object.matching(self._query.memory, phrase) if each.there]
-        text = f"{len(objects)} {phrase} seen so far."
-        self._steps.append(f"Counted in the object memory: {text}")
-        number = Measure(float(len(objects)), 0.0, "")
-        sure = math.prod(each.belief for each in objects)
-        return Result(AnswerType.NUMBER, text, number=number, confidence=sure, measured=True)
-
-    def _room_of(self) -> Result:
-        """Which room a thing is in; NOT_VISIBLE where it is in none that is known."""
-        phrase = self._plan.things[0]
-        remembered = map_object.matching(self._query.memory, phrase)
-        placed = [each for each in remembered if each.there and each.room]
-        if not placed:
-            raise Abstention(
-                Reason.NOT_VISIBLE,
-                f"no {phrase} is remembered in a room of the map; look around or ask again",
-            )
-        thing = placed[0]
-        text = f"The {thing.label} is in {thing.room_title}."
-        self._steps.append(f"Remembered: {text}")
-        return Result(
-            AnswerType.TEXT, text, confidence=thing.belief, measured=True, remembered=thing
-        )
-
-    def _about_room(self, kind: AnswerType) -> Result | None:
-        """What is remembered in a room; None where no thing is remembered in a room called so."""
-        plan = self._plan
-        room = plan.room or plan.things[0]
-        inside = [each for each in self._query.memory if map_object.in_room(each, room)]
-        if not inside:
-            return None
-        title = inside[0].room_title
-        there = [each for each in inside if each.there]
-        sure = min((each.belief for each in inside), default=1.0)
-        if plan.question_type is QuestionType.CONTENTS:
-            text = f"In {title}: {map_object.listing(there) or 'nothing that I remember'}."
-            things = [each.as_object3d() for each in there] if kind == AnswerType.OBJECTS else []
-            result = Result(kind, text, things=tuple(things))
-        else:
-            fitting = map_object.matching(there, plan.things[0])
-            count = len(fitting)
-            text = f"{count} {plan.things[0]} in {title}."
-            if plan.question_type is QuestionType.EXISTS:
-                text = f"{'Yes' if count else 'No'}, {text}"
-                result = Result(AnswerType.YES_NO, text, yes_no=bool(count))
-            else:
-                number = Measure(float(count), 0.0, "")
-                result = Result(AnswerType.NUMBER, text, number=number)
-        self._steps.append(f"Remembered: {text}")
-        result.confidence, result.measured = sure, True
-        result.remembered = min(inside, key=lambda each: each.last_seen_ns)
-        return result
 
     # Places ----------------------------------------------------------------------------------
 

@@ -81,15 +81,19 @@ class Finder:
         """Whether a region, a detector or the memory shows these, without asking the model."""
         if len(self._regions) >= len(phrases) or self._detections:
             return True
-        return all(
-            phrase == VIEWER or map_object.matching(self._memory, phrase) for phrase in phrases
-        )
+        return all(phrase == VIEWER or self._may_remember(phrase) for phrase in phrases)
+
+    def _may_remember(self, phrase: str) -> bool:
+        """Whether something is remembered that a phrase means, or may mean."""
+        known = map_object.matching(self._memory, phrase)
+        return bool(known or map_object.undetermined(self._memory, phrase))
 
     def things(self, phrase: str) -> list[Object3D]:
         """The different objects that a phrase may mean, best first; empty where no source tells.
 
         Raises NotVisibleError where the model says that there is none and none is remembered, or
-        where it is known to be gone.
+        where it is known to be gone; Abstention where only such are remembered of which an
+        attribute that is asked for is not known.
         """
         if self._regions:
             return self._from_request(phrase)
@@ -112,14 +116,26 @@ class Finder:
         if not pointed:
             return []
         memory = [each for each in map_object.matching(self._memory, phrase) if each.there]
+        # What may be meant supports a place that is pointed at, but is no rival elsewhere.
+        memory += [
+            each
+            for each in map_object.undetermined(self._memory, phrase)
+            if each.there
+            and any(recall.same_place(self._points, thing, each) for thing in pointed)
+        ]
         weighed = recall.weigh(self._points, pointed, memory)
         if not weighed:
             self._note(f"What is remembered of the {phrase} in these views is surer than that.")
         return weighed
 
-    def detected(self, phrase: str) -> list[Object3D]:
-        """Every object of a kind that the detector sees; "thing" means any."""
+    def detected(self, phrase: str, certain: bool = False) -> list[Object3D]:
+        """Every object of a kind that the detector sees; "thing" means any.
+
+        certain: only those whose labels tell all that the phrase asks for.
+        """
         fits = [label_fit(phrase, detection.label) for detection in self._detections]
+        if certain:
+            fits = [float(fit == 1.0) for fit in fits]
         objects = measure_detections(self._points, self._detections, fits)
         if objects:
             unchecked = any(0 < fit < 1 for fit in fits)
@@ -132,7 +148,8 @@ class Finder:
         """What the object memory holds, where the model's words do not answer as of another one.
 
         Empty where they answer as of a thing that the views show, and none is remembered there.
-        NotVisibleError where what is remembered is known to be gone.
+        NotVisibleError where what is remembered is known to be gone, Abstention where it is of
+        the kind but an attribute that is asked for is not known.
         """
         if self.in_words:
             objects = map_object.matching(self._memory, phrase)
@@ -144,6 +161,8 @@ class Finder:
         """The likeliest of what is remembered; several where they are as likely."""
         objects = map_object.matching(self._memory, phrase)
         there = [each for each in objects if each.there]
+        if not objects:
+            recall.check_known(phrase, self._memory, self._now_ns)
         if objects and not there:
             latest = max(objects, key=lambda each: each.last_seen_ns)
             age = map_object.age_in_words(latest, self._now_ns)

@@ -8,8 +8,17 @@ from functools import lru_cache
 COLOURS = frozenset(
     "red green blue yellow white black brown grey gray orange purple pink beige".split()
 )
-ATTRIBUTES = COLOURS | frozenset("wooden dark light big small large tall".split())
-"""Words that tell objects of one kind apart; the rest of a name is its kind."""
+BRIGHTNESSES = frozenset(("dark", "light"))
+SIZES = frozenset(("big", "small", "large", "tall"))
+MATERIALS = frozenset(("wooden",))
+ATTRIBUTES = {
+    "colour": COLOURS,
+    "brightness": BRIGHTNESSES,
+    "size": SIZES,
+    "material": MATERIALS,
+}
+"""Words that tell objects of one kind apart, by what they tell of them; the rest of a name is its
+kind. Two words of one group contradict each other."""
 KIND_ONLY = 0.7
 """Fit of a label that only names the kind: "chair" for "red chair"."""
 _PLURALS = (
@@ -46,12 +55,27 @@ def label_fit(phrase: str, label: str) -> float:
         return 0.0
     if phrase_words[-1] == label_words[-1] and set(phrase_words) <= set(label_words):
         return 1.0
-    asked_attributes = {word for word in phrase_words if word in ATTRIBUTES}
-    other_attributes = {word for word in label_words if word in ATTRIBUTES} - asked_attributes
-    same_kind = _kind(phrase_words) == _kind(label_words)
-    contradicts = bool(asked_attributes) and bool(other_attributes)
-    return KIND_ONLY if same_kind and not contradicts else 0.0
+    if _kind(phrase_words) != _kind(label_words):
+        return 0.0
+    asked, told = _attributes(phrase_words), _attributes(label_words)
+    contradicts = any(told[group] - asked[group] for group in asked if asked[group])
+    return 0.0 if contradicts else KIND_ONLY
+
+
+def unknown_attributes(phrase: str, label: str) -> dict[str, str]:
+    """What a phrase asks of an object that a label of its kind does not tell: the words by their
+    group, {"colour": "red"} of "red chair" where the label is "chair"."""
+    asked, told = _attributes(words_of(phrase)), _attributes(words_of(label))
+    return {
+        group: " ".join(sorted(asked[group] - told[group]))
+        for group in asked
+        if asked[group] - told[group]
+    }
+
+
+def _attributes(words: tuple[str, ...]) -> dict[str, set[str]]:
+    return {group: set(words) & members for group, members in ATTRIBUTES.items()}
 
 
 def _kind(words: tuple[str, ...]) -> list[str]:
-    return [word for word in words if word not in ATTRIBUTES]
+    return [word for word in words if not any(word in group for group in ATTRIBUTES.values())]

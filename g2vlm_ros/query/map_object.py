@@ -166,21 +166,25 @@ class MapObject:
 def matching(objects: Iterable[MapObject], phrase: str) -> list[MapObject]:
     """The objects that a phrase means, the likeliest first: those of that name, else by label.
 
-    Where one fits wholly ("red chair"), those that only are of its kind ("chair") are left out.
+    A "chair" is no "red chair": its colour is not known (`undetermined`).
     """
-    phrase_words = words_of(phrase)
-    fits = []
-    for each in objects:
-        fit = (
-            2.0
-            if each.name and words_of(each.name) == phrase_words
-            else label_fit(phrase, each.label)
-        )
-        if fit:
-            fits.append((fit, each))
-    best = max((fit for fit, _ in fits), default=0.0)
-    best_objects = [each for fit, each in fits if fit == best]
-    return sorted(best_objects, key=lambda each: (-each.belief, -each.last_seen_ns))
+    objects, phrase_words = list(objects), words_of(phrase)
+    named = [each for each in objects if each.name and words_of(each.name) == phrase_words]
+    return _likeliest_first(
+        named or [each for each in objects if label_fit(phrase, each.label) == 1.0]
+    )
+
+
+def undetermined(objects: Iterable[MapObject], phrase: str) -> list[MapObject]:
+    """The objects that a phrase may mean as well: they are of its kind, but their labels do not
+    tell an attribute that it asks for."""
+    return _likeliest_first(
+        [each for each in objects if 0.0 < label_fit(phrase, each.label) < 1.0]
+    )
+
+
+def _likeliest_first(objects: Iterable[MapObject]) -> list[MapObject]:
+    return sorted(objects, key=lambda each: (-each.belief, -each.last_seen_ns))
 
 
 def in_room(each: MapObject, room: str) -> bool:

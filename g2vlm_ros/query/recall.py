@@ -15,9 +15,11 @@ from dataclasses import replace
 import numpy as np
 
 from g2vlm_ros.query import map_object
+from g2vlm_ros.query.labels import unknown_attributes
 from g2vlm_ros.query.map_object import MapObject
 from g2vlm_ros.query.object_measurement import Object3D, map_covariance
 from g2vlm_ros.query.point_map import PointMap
+from g2vlm_ros.query.types import Abstention, Reason
 
 GATE = 11.34
 """Squared Mahalanobis distance of 99 % of places of one object (chi-square, 3 dimensions)."""
@@ -99,6 +101,28 @@ def whereabouts(objects: Sequence[MapObject], now_ns: int) -> str:
         title = each.name or each.label
         sentences.append(f"the {title} at {each.place_in_words()}{room}, seen {age} ago")
     return "; ".join(sentences)
+
+
+def unknown_in_words(phrase: str, objects: Sequence[MapObject], now_ns: int) -> str:
+    """That objects of the kind of a phrase are remembered, and what is not known of them."""
+    unknown: dict[str, str] = {}
+    for each in objects:
+        unknown |= unknown_attributes(phrase, each.label)
+    groups = " and ".join(unknown)
+    places = whereabouts(objects, now_ns)
+    return f"the {groups} of what is remembered is not known: {places}"
+
+
+def check_known(phrase: str, memory: Sequence[MapObject], now_ns: int) -> None:
+    """Abstention where nothing that is remembered is what a phrase asks for, but something may be:
+    of its kind, with an attribute that is not known."""
+    doubtful = [each for each in map_object.undetermined(memory, phrase) if each.there]
+    if doubtful and not map_object.matching(memory, phrase):
+        unknown = unknown_in_words(phrase, doubtful, now_ns)
+        raise Abstention(
+            Reason.AMBIGUOUS,
+            f"no {phrase} is known, but {unknown}; ask for it without that, or look at it again",
+        )
 
 
 def log_odds(trust: float) -> float:

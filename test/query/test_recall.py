@@ -10,6 +10,7 @@ from g2vlm_tests.room import box, camera, room
 
 from g2vlm_ros.query import recall
 from g2vlm_ros.query.answerer import Answerer
+from g2vlm_ros.query.labels import KIND_ONLY, label_fit, unknown_attributes
 from g2vlm_ros.query.map_object import MapObject
 from g2vlm_ros.query.object_association import fuse, merge, new_object
 from g2vlm_ros.query.object_sightings import Sighting, sightings_of
@@ -234,3 +235,68 @@ def test_a_part_that_was_taken_for_another_thing_does_not_move_or_shrink_it():
     both = merge(part, wardrobe)
     assert (both.id, both.sightings, both.last_seen_ns) == (1, 10, 5)
     assert both.size == pytest.approx(wardrobe.size) and both.centre[0] < 0.2
+
+
+def painted(label, number=1, place=AWAY):
+    return remembered(place, number, label=label)
+
+
+@pytest.mark.parametrize(
+    "question, words",
+    [
+        ("Is there a yellow television?", "No."),
+        ("Where is the yellow television?", "There is no yellow television."),
+        ("When did you last see the yellow television?", ""),
+        ("Which room is the yellow television in?", ""),
+    ],
+)
+def test_a_thing_of_unknown_colour_answers_for_no_colour(question, words):
+    with pytest.raises(Abstention) as refusal:
+        answer(question, [painted("television")], words)
+    assert refusal.value.reason is Reason.AMBIGUOUS
+    assert "the colour of what is remembered is not known: the television at" in str(refusal.value)
+
+
+def test_what_the_wording_leaves_open_or_the_label_tells_needs_no_doubt():
+    assert answer("Is there a television?", [painted("television")], "No.").yes_no
+    assert answer("Is there a yellow television?", [painted("yellow television")], "No.").yes_no
+    assert not answer("Is there a yellow television?", [painted("red television")], "No.").yes_no
+    assert answer("Is there a yellow television?", [painted("television")], "Yes.").yes_no, (
+        "the model sees its colour in the views"
+    )
+
+
+def test_a_count_says_what_may_be_meant_as_well():
+    memory = [painted("red chair"), painted("chair", 2), painted("blue chair", 3)]
+    result = answer("How many red chairs have you seen?", memory)
+    assert result.number.value == 1
+    assert "There may be more: the colour of what is remembered is not known" in result.text
+    assert result.text.count("chair at") == 1
+
+
+def test_a_thing_in_no_known_room_is_not_said_to_be_in_none():
+    table = dataclasses.replace(painted("table"), room=2, room_name="kitchen")
+    question = "Is there a cup in the kitchen?"
+    with pytest.raises(Abstention, match="no cup is known to be in the kitchen, but the room"):
+        answer(question, [table, painted("cup", 2)])
+    hall = dataclasses.replace(painted("cup", 2), room=3)
+    assert answer(question, [table, hall]).yes_no is False
+
+
+@pytest.mark.parametrize(
+    "phrase, label, unknown",
+    [
+        ("red chair", "chair", {"colour": "red"}),
+        ("red chair", "wooden chair", {"colour": "red"}),
+        ("big red chair", "red chair", {"size": "big"}),
+        ("chair", "red chair", {}),
+    ],
+)
+def test_what_a_label_does_not_tell_is_unknown(phrase, label, unknown):
+    assert unknown_attributes(phrase, label) == unknown
+    assert label_fit(phrase, label) == (KIND_ONLY if unknown else 1.0)
+
+
+@pytest.mark.parametrize("label", ["blue chair", "red table", "dark blue chair"])
+def test_another_colour_or_kind_is_no_match_at_all(label):
+    assert label_fit("red chair", label) == 0.0
