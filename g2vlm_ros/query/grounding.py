@@ -85,8 +85,8 @@ class Finder:
 
     def _may_remember(self, phrase: str) -> bool:
         """Whether something is remembered that a phrase means, or may mean."""
-        known = map_object.matching(self._memory, phrase)
-        return bool(known or map_object.undetermined(self._memory, phrase))
+        memory = self._memory
+        return bool(map_object.matching(memory, phrase) or map_object.undetermined(memory, phrase))
 
     def things(self, phrase: str) -> list[Object3D]:
         """The different objects that a phrase may mean, best first; empty where no source tells.
