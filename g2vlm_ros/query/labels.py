@@ -57,19 +57,26 @@ def label_fit(phrase: str, label: str) -> float:
         return 1.0
     if _kind(phrase_words) != _kind(label_words):
         return 0.0
-    asked, told = _attributes(phrase_words), _attributes(label_words)
-    contradicts = any(told[group] - asked[group] for group in asked if asked[group])
+    phrase_attributes, label_attributes = _attributes(phrase_words), _attributes(label_words)
+    contradicts = any(
+        label_attributes[group] - phrase_attributes[group]
+        for group in phrase_attributes
+        if phrase_attributes[group]
+    )
     return 0.0 if contradicts else KIND_ONLY
 
 
 def unknown_attributes(phrase: str, label: str) -> dict[str, str]:
     """What a phrase asks of an object that a label of its kind does not tell: the words by their
     group, {"colour": "red"} of "red chair" where the label is "chair"."""
-    asked, told = _attributes(words_of(phrase)), _attributes(words_of(label))
+    phrase_attributes, label_attributes = (
+        _attributes(words_of(phrase)),
+        _attributes(words_of(label)),
+    )
     return {
-        group: " ".join(sorted(asked[group] - told[group]))
-        for group in asked
-        if asked[group] - told[group]
+        group: " ".join(sorted(phrase_attributes[group] - label_attributes[group]))
+        for group in phrase_attributes
+        if phrase_attributes[group] - label_attributes[group]
     }
 
 
