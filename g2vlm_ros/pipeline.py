@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -21,7 +22,7 @@ from g2vlm_ros.images.quality import ImageQualityFilter
 from g2vlm_ros.mapping.depth_fusion import fuse_depth
 from g2vlm_ros.mapping.graph_slam import GraphSlam
 from g2vlm_ros.mapping.ignored_pixels import distrusted, with_ignored
-from g2vlm_ros.mapping.keyframes import Keyframe
+from g2vlm_ros.mapping.keyframes import SAVED_MAP, Keyframe
 from g2vlm_ros.mapping.localisation import Localiser, hold_to_place
 from g2vlm_ros.mapping.loop_closure import LoopDetector, LoopMatch
 from g2vlm_ros.mapping.map_view import MapView
@@ -37,11 +38,20 @@ from g2vlm_ros.mapping.window_pose import (
     LoopOutcome,
     MappedWindow,
     SearchOutcome,
+    StartReason,
     WindowPose,
 )
 from g2vlm_ros.mapping.window_registration import ViewKey, view_key
 from g2vlm_ros.perception import Perception, Scene, StageTimer, with_input_sizes
-from g2vlm_ros.records import DropReason, Frame, Reconstruction, Window, newest_view
+from g2vlm_ros.records import (
+    BackendGoneError,
+    DropReason,
+    Frame,
+    MappingError,
+    Reconstruction,
+    Window,
+    newest_view,
+)
 from g2vlm_ros.settings import MapSettings, Settings
 
 
@@ -91,6 +101,17 @@ class MapSizes:
     waiting_frames: int
 
 
+@contextmanager
+def mapping_errors() -> Iterator[None]:
+    """Whatever is raised inside, but for the end of the device, is a MappingError."""
+    try:
+        yield
+    except (BackendGoneError, MappingError):
+        raise
+    except Exception as error:
+        raise MappingError(f"{type(error).__name__}: {error}") from error
+
+
 class MappingPipeline:
     """Windows of frames through the network into one map."""
 
@@ -110,7 +131,7 @@ class MappingPipeline:
         self._lock = threading.Lock()
         self._last_views: set[ViewKey] = set()
         self._images: dict[ViewKey, np.ndarray] = {}  # of the last window, decoded
-        self._restart = False
+        self._restart = self._gave_up = False
         self._clock_jumps = 0
         self._session = 0
         self._windows = 0
@@ -178,6 +199,28 @@ class MappingPipeline:
         self._localiser.clear(saved_map=True)
         return session, self._slam.add_saved_map()
 
+    def give_up_map(self, keep_saved: bool) -> int | None:
+        """Begin a new map, LOST, because windows cannot be entered into this one (device thread).
+
+        keep_saved: a saved map stays as it is, and the robot is looked for in it. Where nothing
+        stays, returns the `session` of the windows to come, as `reset` does.
+        """
+        keyframes = [k for k in self._loop_detector.keyframes if k.window_id == SAVED_MAP]
+        saved_id = None
+        if keep_saved and SAVED_MAP in self._slam:
+            saved_id = self._slam.map_id_of(SAVED_MAP)
+        with self._lock:
+            self._buffer.clear()
+            self._restart = False
+            self._session += saved_id is None
+        self._start_over()
+        self._gave_up = True
+        if saved_id is not None:
+            self._loop_detector.keyframes.load(keyframes)
+            self._slam.add_saved_map(saved_id)
+        self._localiser.lose(saved_map=saved_id is not None)
+        return self._session if saved_id is None else None
+
     def map_views(self) -> list[MapView]:
         """Keyframes of the map that is published, where they lie in it (device thread only)."""
         views = [
@@ -206,19 +249,34 @@ class MappingPipeline:
         counted and left out, and so are those of cameras that have not moved: where all are, the
         last window comes once more (`still`), which no map grows by. Otherwise there is no update
         without a new view, nor after a reset meanwhile.
-        Raises NonFiniteError, and whatever the backend raises when the device fails.
+        Raises NonFiniteError, and whatever the backend raises when the device fails; MappingError
+        where what it brought cannot be entered into the map.
         """
         window, session = self._take()
         if window is None:
             return None
         timer = StageTimer()
-        with timer.measure("decode"):
-            window, images, unmoved = self._decode(window)
-        if self._shows_nothing_new(window):
-            return self._repeated(unmoved, session) if unmoved else None
+        with mapping_errors():
+            with timer.measure("decode"):
+                window, images, unmoved = self._decode(window)
+            if self._shows_nothing_new(window):
+                return self._repeated(unmoved, session) if unmoved else None
         scene = self._perception.scene(images)
         network = self._perception.reconstruct(scene)
         timer.times_s.update(network.stage_times_s)
+        with mapping_errors():
+            return self._enter(window, scene, network, images, session, timer)
+
+    def _enter(
+        self,
+        window: Window,
+        scene: Scene,
+        network: Reconstruction,
+        images: list[np.ndarray],
+        session: int,
+        timer: StageTimer,
+    ) -> PerceivedWindow | None:
+        """The window as the map takes it; None where a reset came meanwhile."""
         network = with_known_cameras(network, [frame.intrinsics for frame in window.frames])
         network = with_ignored(network, window.frames)
         with timer.measure("poses"):
@@ -372,6 +430,9 @@ class MappingPipeline:
         placement = self._slam.place(window, result)
         self._loop_detector.forget(placement.forgotten)
         views = [view_key(frame) for frame in window.frames]
+        if placement.new_map is StartReason.FIRST and self._gave_up:
+            placement = replace(placement, new_map=StartReason.WINDOWS_FAILED)
+        self._gave_up = False
         new_views = tuple(i for i, view in enumerate(views) if view not in self._last_views)
         self._last_views = set(views)
         return PerceivedWindow(window, result, placement, new_views, scene=scene)

@@ -22,6 +22,13 @@ class BackendGoneError(RuntimeError):
     """What runs the network can run nothing any more in this process."""
 
 
+class MappingError(RuntimeError):
+    """A window could not be entered into the map, though the device perceived it.
+
+    `__cause__` is what happened.
+    """
+
+
 class UnfitError(ValueError):
     """A backend cannot run this checkpoint here; another one may."""
 

@@ -104,12 +104,17 @@ class GraphSlam:
         self._registrar = WindowRegistrar(self._settings)
         self._last_odometry: tuple[int, OdometryConstraint | None] | None = None
 
-    def add_saved_map(self) -> int:
-        """Put a saved map in metres into the empty graph, as a node of its own; its id."""
+    def add_saved_map(self, map_id: int | None = None) -> int:
+        """Put a saved map in metres into the empty graph, as a node of its own; its id.
+
+        map_id: the one that it has already; otherwise it is the next map.
+        """
+        if map_id is None:
+            map_id = self._map_count
+            self._map_count += 1
         self._graph.add(SAVED_MAP, Sim3.identity())
-        self._map_of[SAVED_MAP] = _Map.of_saved(self._map_count)
-        self._map_count += 1
-        return self._map_of[SAVED_MAP].id
+        self._map_of[SAVED_MAP] = _Map.of_saved(map_id)
+        return map_id
 
     def map_id_of(self, window_id: int) -> int:
         """The map in which a window lies that the graph still holds."""

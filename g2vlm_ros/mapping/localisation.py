@@ -31,6 +31,7 @@ from g2vlm_ros.mapping.window_pose import (
     LoopOutcome,
     MappedWindow,
     SearchOutcome,
+    StartReason,
 )
 from g2vlm_ros.records import newest_view
 
@@ -72,6 +73,16 @@ class Localiser:
         self._pending: tuple[int, int, Sim3] | None = None
         self._last_ambiguous: int | None = None
         self._last_correction = 0
+
+    def lose(self, saved_map: bool) -> None:
+        """Start over, LOST until a window tells more, since windows failed one after another.
+
+        saved_map: the robot is looked for in it.
+        """
+        self.clear(saved_map)
+        by = str(StartReason.WINDOWS_FAILED)
+        if saved_map or not self._fixed_map:  # else no map is there to be in
+            self._now = Localisation(LocalisationState.LOST, by=by, placed=False)
 
     def give_hint(self, hint: PlaceHint) -> None:
         """Where somebody says that the robot is (any thread): only places near it are believed."""

@@ -27,6 +27,8 @@ class StartReason(Reason):
     """A turn too fast for the views to overlap."""
     POOR_REGISTRATION = "poor_registration"
     """The shared views do not fit to each other."""
+    WINDOWS_FAILED = "windows_failed"
+    """Window after window could not be entered into the map before, which was given up."""
 
 
 class LoopOutcome(Reason):

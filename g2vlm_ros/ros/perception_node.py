@@ -35,10 +35,12 @@ from g2vlm_ros.ros.inputs.cameras import Cameras
 from g2vlm_ros.ros.keyframe_keeper import KeyframeKeeper
 from g2vlm_ros.ros.lifecycle import FAILURE, SafeLifecycleNode, all_or_nothing
 from g2vlm_ros.ros.map_services import MapServices
+from g2vlm_ros.ros.name_clash import NameClash
 from g2vlm_ros.ros.object_services import ObjectServices
 from g2vlm_ros.ros.point_service import PointService
 from g2vlm_ros.ros.publishers import Publishers
 from g2vlm_ros.ros.query_server import QueryServer
+from g2vlm_ros.ros.repeated_faults import RepeatedFaults
 from g2vlm_ros.ros.run_node import run
 from g2vlm_ros.ros.status_reports import StatusReports
 from g2vlm_ros.ros.stores import Store, stores
@@ -78,6 +80,7 @@ class PerceptionNode(SafeLifecycleNode):
         self._failures = 0
         self._map_is_void = False
         """Whether topics still show a map that no window will continue: it was deactivated."""
+        self._name_clash = NameClash(self)
         self._report_timers: list = []
         self._map_and_point_services: list = []
         self._clock_watch: threading.Timer | None = None
@@ -129,6 +132,8 @@ class PerceptionNode(SafeLifecycleNode):
             self.outputs,
             lambda: self.get_clock().now().nanoseconds,
             self.log_failure,
+            self.get_logger().error,
+            RepeatedFaults(settings),
         )
         self._reports = StatusReports(
             self,
@@ -435,6 +440,7 @@ class PerceptionNode(SafeLifecycleNode):
         self.windows.refresh(timeout_s)
 
     def _report(self) -> None:
+        self._name_clash.check()
         self._reports.count_frames()
         self._reports.publish_status()
         self.object_services.publish()

@@ -34,6 +34,7 @@ STARTS = {
     StartReason.NO_SHARED_VIEW: "no view is shared with the windows before",
     StartReason.NO_OVERLAP: "the newest view shows nothing that the shared ones do",
     StartReason.POOR_REGISTRATION: "the window does not fit to the ones before",
+    StartReason.WINDOWS_FAILED: "window after window failed in the map before; the log says why",
 }
 """Why a map starts, in words; the very first one needs none."""
 LOST_BY = {
@@ -41,6 +42,7 @@ LOST_BY = {
     "no_saved_map": "map.mode is localization; load a map (~/load_map)",
     "keyframe": "one window was recognised",
     "unconfirmed": "a place was recognised once and not again",
+    "windows_failed": "window after window failed, and their map was given up",
 }
 SEARCHES = {
     SearchOutcome.LOCALISED: "the place was found",

@@ -11,20 +11,21 @@ from concurrent.futures import wait
 from g2vlm_ros.dense_map.dense_map import DenseMap
 from g2vlm_ros.dense_map.rooms import RoomMap
 from g2vlm_ros.mapping.keyframes import Keyframe
-from g2vlm_ros.pipeline import MappingPipeline, PerceivedWindow
-from g2vlm_ros.records import Frame
+from g2vlm_ros.pipeline import MappingPipeline, PerceivedWindow, mapping_errors
+from g2vlm_ros.records import Frame, MappingError
 from g2vlm_ros.ros.camera_tracking import CameraTracking
 from g2vlm_ros.ros.inference_scheduler import InferenceScheduler
 from g2vlm_ros.ros.object_services import ObjectServices
 from g2vlm_ros.ros.publishers import Publishers
 from g2vlm_ros.ros.query_server import QueryServer
+from g2vlm_ros.ros.repeated_faults import RepeatedFaults
 
 
 class WindowWorker:
     """Implements `WindowSource`. Any thread may call it unless a method says otherwise.
 
-    `connect` comes before the first frame. tracking: follows frames between windows, while the
-    node is active and wants it.
+    `connect` comes before the first frame. log_failure(what, error): logs a fault with where it
+    happened; log_error: a sentence.
     """
 
     def __init__(
@@ -36,10 +37,13 @@ class WindowWorker:
         outputs: Publishers,
         now_ns: Callable[[], int],
         log_failure: Callable[[str, BaseException], None],
+        log_error: Callable[[str], object],
+        faults: RepeatedFaults,
     ):
         self._scheduler, self._pipeline = scheduler, pipeline
         self._map, self._rooms, self._outputs = dense_map, rooms, outputs
         self._now_ns, self.log_failure = now_ns, log_failure
+        self._log_error, self._faults = log_error, faults
         self._queries: QueryServer | None = None
         self._objects: ObjectServices | None = None
         self._report: Callable[[], None] = lambda: None
@@ -48,6 +52,7 @@ class WindowWorker:
         self.active = False
         """Whether windows are made and requests served."""
         self.tracking: CameraTracking | None = None
+        """Follows frames between windows, while the node is active and wants it."""
         self.newest: PerceivedWindow | None = None
         self.session = 0
         """Grows with each reset; what belongs to an earlier one is thrown away."""
@@ -117,8 +122,10 @@ class WindowWorker:
             if self.active and self._step():
                 self._schedule()
         except BaseException as error:  # a SystemExit of a library ends no window in silence
-            self.problem = f"{type(error).__name__}: {error}"
+            self.problem = str(error) if isinstance(error, MappingError) else _named(error)
             self.log_failure("window", error)
+            if self._faults.update(error):
+                self._give_up_map()
         finally:
             self._running.clear()
 
@@ -136,12 +143,9 @@ class WindowWorker:
         update = self._pipeline.step()
         if update is None:
             return False
-        self._map.add(update)
-        self._outputs.publish(update)
-        if update.localisation.placed:
-            if (tracking := self.tracking) is not None:
-                tracking.add(update)
-            self._queries.remember(update)
+        with mapping_errors():
+            self._show(update)
+        self._faults.clear()
         if update.session < self.session:
             return True  # forgotten while it was published
         self._objects.publish()
@@ -149,6 +153,15 @@ class WindowWorker:
         self.latency_s = self._age_s(update)
         self._report()
         return True
+
+    def _show(self, update: PerceivedWindow) -> None:
+        """Enter a window into the map that is published, and let questions know of it."""
+        self._map.add(update)
+        self._outputs.publish(update)
+        if update.localisation.placed:
+            if (tracking := self.tracking) is not None:
+                tracking.add(update)
+            self._queries.remember(update)
 
     def _age_s(self, update: PerceivedWindow) -> float:
         return (self._now_ns() - update.window.stamp_ns) * 1e-9
@@ -158,15 +171,35 @@ class WindowWorker:
     def reset(self) -> None:
         """Forget frames, map, rooms, and what questions know."""
         self._begin(self._pipeline.reset())
+        self._faults.clear()
         self._rooms.clear()
         self._scheduler.submit(self._queries.forget)
 
     def look_for(self, keyframes: Sequence[Keyframe]) -> int:
         """Be LOST in a saved map; its id (device's thread)."""
         session, map_id = self._pipeline.load(keyframes)
+        self._faults.clear()
         self._begin(session)
         self._queries.forget()
         return map_id
+
+    def _give_up_map(self) -> None:
+        """Begin a new map: window after window could not be entered into this one.
+
+        A saved map is kept the first time, and the robot looked for in it.
+        """
+        session = self._pipeline.give_up_map(keep_saved=self._faults.maps == 1)
+        if session is not None:
+            self._begin(session)
+            self._rooms.clear()
+            self._queries.forget()
+        self.newest = None
+        self.problem = (
+            "window after window could not be entered into the map, the last one by "
+            f"{self.problem}; it was given up, a new map starts"
+        )
+        if self._faults.maps == 1:
+            self._log_error(self.problem)
 
     def _begin(self, session: int) -> None:
         """A new session: nothing of an earlier one is shown any more."""
@@ -176,3 +209,8 @@ class WindowWorker:
             tracking.reset(session)
         self._outputs.retract(session, self._now_ns())
         self.newest = None
+
+
+def _named(error: BaseException) -> str:
+    """An exception in one sentence."""
+    return f"{type(error).__name__}: {error}"

@@ -129,6 +129,22 @@ def test_a_place_far_from_every_view_that_the_map_holds_is_not_believed(saved, d
     assert believed or RELOCALISING in states, "the map is recognised all the same"
 
 
+@pytest.mark.parametrize("keep_saved", [True, False])
+def test_a_robot_that_gives_its_map_up_finds_itself_in_the_saved_one_again(saved, keep_saved):
+    frames = home_frames(0)
+    live = lost_in(saved[0], 0)
+    updates = pass_by(live, frames[:10], LATER_S)
+    map_id = updates[-1].placement.map_id
+    assert updates[-1].localisation.state is LOCALISED
+    session = live.give_up_map(keep_saved)
+    assert live.localisation.state is LOST and live.localisation.by == "windows_failed"
+    assert not live.localisation.placed and (session is None) == keep_saved
+    updates = pass_by(live, frames, 2 * LATER_S)
+    assert updates[0].placement.new_map == "windows_failed"
+    assert updates[-1].localisation.state is LOCALISED
+    assert (updates[-1].placement.map_id == map_id) == keep_saved
+
+
 def two_rooms(saved, shift_m=8.0):
     """Keyframes of a map with the same room twice, side by side."""
     return doubled(from_bytes(saved[0], ORIGIN), shift_m)
