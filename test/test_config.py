@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -11,6 +12,8 @@ from pathlib import Path
 
 import pytest
 import yaml
+from g2vlm_tests.dds_domain import PROFILE as TESTS_PROFILE
+from g2vlm_tests.dds_domain import PROFILE_VARIABLES
 
 from g2vlm_ros.parameter_schema import default_of, parameters_of
 from g2vlm_ros.settings import Settings
@@ -112,6 +115,50 @@ def test_fast_dds_profile_holds_a_full_cloud():
     assert int(segment) >= 64 * MIB
     assert root.findtext(".//dds:useBuiltinTransports", namespaces=ns) == "false"
     assert root.findtext(".//dds:publishMode/dds:kind", namespaces=ns) == "ASYNCHRONOUS"
+
+
+def test_fast_dds_asks_soon_again_for_what_was_lost():
+    """As in the tests' own profile, where late responses were counted."""
+    assert heartbeat_s(CONFIG / "fastdds.xml") == heartbeat_s(TESTS_PROFILE) == 0.2
+
+
+def heartbeat_s(profile):
+    """Of the writers that a profile gives to every topic and service."""
+    ns = {"dds": "http://www.eprosima.com/XMLSchemas/fastRTPS_Profiles"}
+    (writer,) = ET.parse(profile).getroot().iterfind(".//dds:data_writer", ns)
+    assert writer.get("is_default_profile") == "true"
+    period = writer.find("dds:times/dds:heartbeatPeriod", ns)
+    seconds, nanoseconds = (float(part.text) for part in period)
+    return seconds + nanoseconds * 1e-9
+
+
+MAKE_A_PARTICIPANT = """
+import rclpy
+from std_srvs.srv import Trigger
+rclpy.init()
+node = rclpy.create_node("profiled")
+node.create_service(Trigger, "~/call", lambda request, response: response)
+print("made", flush=True)
+"""
+
+
+@pytest.mark.ros
+@pytest.mark.parametrize("spoilt", ["", "heartbeatPeriod", "leaseAnnouncement", "segment_size"])
+def test_fast_dds_reads_the_profile_without_a_complaint(tmp_path, spoilt):
+    """And would complain of each of these elements, so that none is passed over."""
+    rclpy = pytest.importorskip("rclpy")
+    if rclpy.get_rmw_implementation_identifier() != "rmw_fastrtps_cpp":
+        pytest.skip("another middleware than Fast DDS is set")
+    content = (CONFIG / "fastdds.xml").read_text()
+    if spoilt:
+        content = re.sub(rf"(<{spoilt}>\s*(?:<sec>)?)[^<]*", r"\1soon", content)
+    profile = tmp_path / "profile.xml"
+    profile.write_text(content)
+    environment = {**os.environ, **dict.fromkeys(PROFILE_VARIABLES, str(profile))}
+    command = [sys.executable, "-c", MAKE_A_PARTICIPANT]
+    child = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+    assert ("XMLPARSER" in child.stdout + child.stderr) == bool(spoilt), child.stderr
+    assert "made" in child.stdout, child.stderr
 
 
 def test_cyclone_profile_asks_for_large_buffers():

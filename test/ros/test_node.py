@@ -3,6 +3,7 @@
 
 import asyncio
 import math
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -440,6 +441,29 @@ def test_the_map_and_its_grid_are_latched_and_saved_in_every_format(tmp_path):
     assert grid.info.width * grid.info.height == len(grid.data) and grid.info.resolution > 0
     assert set(grid.data) <= {-1, 0, 100}
     assert {answer.points for answer in saved.values()} == {point_cloud.width}
+
+
+def test_a_second_node_of_the_same_name_is_named_in_the_log_once():
+    import rclpy
+    from rcl_interfaces.msg import Log
+
+    with bench(status_period_s=0.1) as testbed:
+        lines = []
+
+        def hear(line):
+            if "another node is named" in line.msg:
+                lines.append(line.msg)
+
+        testbed.peer.create_subscription(Log, "/rosout", hear, 100)
+        other = rclpy.create_node("perception", namespace="/two", context=testbed.context)
+        time.sleep(0.5)
+        assert not lines, "in another namespace it is another node"
+        second = rclpy.create_node("perception", context=testbed.context, enable_rosout=False)
+        testbed.until(lambda: lines, "a word")
+        time.sleep(0.5)
+        assert len(lines) == 1 and "named /perception:" in lines[0]
+        for node in (second, other):
+            node.destroy_node()
 
 
 @pytest.mark.parametrize("error", ["InvalidHandle", "RCLError"])
