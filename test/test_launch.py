@@ -10,6 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import yaml
 
 FILE = Path(__file__).parents[1] / "launch" / "perception.launch.py"
 END_WITH_PARENT = "G2VLM_ROS_END_WITH_PARENT"
@@ -58,6 +59,17 @@ def test_arguments(tree):
     described = [*constant(tree, "TEXTS").values(), *(text for _, _, text in switches)]
     assert all(text.endswith(".") for text in described)
     assert any("bond_timeout: 0.0" in text for text in described), "Nav2 would end the bring-up"
+
+
+def test_the_page_for_robots_has_a_manager_of_nav2_that_waits_for_no_bond():
+    """The node makes none; with the default of 4 s the manager takes the bring-up down again."""
+    page = (FILE.parents[1] / "docs" / "robot.md").read_text()
+    (block,) = re.findall(r"```\n(lifecycle_manager_perception:.*?)```", page, re.S)
+    ((_, manager),) = yaml.safe_load(block).items()
+    parameters = manager["ros__parameters"]
+    assert parameters["bond_timeout"] == 0.0 and parameters["node_names"] == ["perception"]
+    node = FILE.parents[1] / "g2vlm_ros" / "ros" / "lifecycle.py"
+    assert "bond" not in node.read_text(), "then the page is no longer true"
 
 
 @pytest.fixture

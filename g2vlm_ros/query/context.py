@@ -40,11 +40,22 @@ class ViewSelection:
     def __init__(self, update: PerceivedWindow, views: Sequence[int]):
         self.update, self.views = update, tuple(views)
         self.frames: tuple[Frame, ...] = tuple(update.window.frames[i] for i in self.views)
+        self.points = self._points()
+        self._scenes: OrderedDict[tuple[prompts.Mark, ...], Scene] = OrderedDict()
+
+    def _points(self) -> PointMap:
+        update = self.update
         stamps_ns = [frame.stamp_ns for frame in update.window.frames]
         points = PointMap.of_window(update.result, update.placement, stamps_ns)
-        newest = newest_view(self.frames)
-        self.points = points.part(self.views, newest)
-        self._scenes: OrderedDict[tuple[prompts.Mark, ...], Scene] = OrderedDict()
+        return points.part(self.views, newest_view(self.frames))
+
+    def renew(self, update: PerceivedWindow) -> None:
+        """The window has come once more, because its cameras stand still: newer stamps, and maybe
+        another place in the map."""
+        earlier, self.update = self.update, update
+        self.frames = tuple(update.window.frames[i] for i in self.views)
+        if update.placement.map_from_window is not earlier.placement.map_from_window:
+            self.points = self._points()
 
     @property
     def stamp_ns(self) -> int:
@@ -128,6 +139,12 @@ class CachedWindow:
         self._selections.move_to_end(key)
         return self._selections[key]
 
+    def renew(self, update: PerceivedWindow) -> None:
+        """The window has come once more, because its cameras stand still."""
+        self.update = update
+        for selection in self._selections.values():
+            selection.renew(update)
+
     def scenes(self) -> list[Scene]:
         """All that it holds inside the model (any thread)."""
         further = [each.drawn_scenes() for each in list(self._selections.values())]
@@ -174,7 +191,7 @@ class ContextStore:
     def remember(self, update: PerceivedWindow) -> CachedWindow:
         """Hold a window; the oldest one goes unless a conversation is about it."""
         if update.still and self.recent and self._same(self.recent[-1].update, update):
-            self.recent[-1].update = update
+            self.recent[-1].renew(update)
         elif not self.recent or self.recent[-1].update is not update:
             self.recent.append(CachedWindow(update))
         return self.recent[-1]

@@ -272,6 +272,8 @@ def test_paths_of_services_are_checked_before_anything_is_opened(tmp_path):
             reply = testbed.call(LoadMap, "/perception/load_map", LoadMap.Request(path=path))
             assert not reply.success and reply.error_code == 9909, (path, reply.error_msg)
             assert len(reply.error_msg) < 1000
+            if path.endswith(".ply"):
+                assert path in reply.error_msg and "save the map as .npz" in reply.error_msg
 
 
 @pytest.mark.parametrize("metres", [1e8, 1e300])

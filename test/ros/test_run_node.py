@@ -161,7 +161,9 @@ def test_what_hangs_is_cut_off_in_the_stated_time(what):
     assert ("cut off" in output) == (what == "destroy")
 
 
-def test_an_active_perception_node_ends_without_a_traceback_at_a_second_sigint():
+@pytest.mark.parametrize("apart_s", [0.05, 0.6])
+def test_an_active_perception_node_ends_without_a_traceback_at_a_second_sigint(apart_s):
+    """At once, as a terminal and `ros2 launch` send it, and as an impatient user does."""
     from lifecycle_msgs.msg import Transition
 
     settings = {**SMALL, "cameras": "[camera]"}
@@ -171,7 +173,7 @@ def test_an_active_perception_node_ends_without_a_traceback_at_a_second_sigint()
         change_state("/ends/perception", Transition.TRANSITION_CONFIGURE)
         change_state("/ends/perception", Transition.TRANSITION_ACTIVATE)
         assert not change_state("/ends/perception", Transition.TRANSITION_ACTIVATE)
-        process.signal(signal.SIGINT, signal.SIGINT)
+        process.signal(signal.SIGINT, signal.SIGINT, signal.SIGINT, apart_s=apart_s)
         code, output = process.end()
         assert code == 0 and "Traceback" not in output, output
     finally:

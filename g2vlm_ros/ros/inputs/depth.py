@@ -109,6 +109,11 @@ class DepthImages:
                 f"depth image of {frame_id!r} has a median of {median_m:.0f} m; 16UC1 must be in "
                 "millimetres, is it in tenths of them? Convert it where it is"
             )
+        if not positive.size:
+            self._warn(
+                f"depth image of {frame_id!r} has no pixel above 0 m: is the projector off, or "
+                "all too near?"
+            )
         if median_m <= MAX_DEPTH_M:
             return depth_m
         self._warn(

@@ -67,8 +67,9 @@ class OdometryPoses:
     def camera_at(self, stamp_ns: int, frame_id: str) -> dict[str, np.ndarray]:
         """What a Frame gets: `odom_from_camera`, or `position_m` of the robot, or nothing."""
         pose = self._pose_at(stamp_ns)
-        self._unmatched.note(pose is not None, lambda: self._why_unmatched(stamp_ns))
-        if pose is None or not np.isfinite(pose[:3, 3]).all():
+        usable = pose is not None and bool(np.isfinite(pose[:3, 3]).all())
+        self._unmatched.note(usable, lambda: self._why_unmatched(stamp_ns, pose))
+        if not usable:
             return {}
         if np.isnan(pose).any():
             return {"position_m": pose[:3, 3]}
@@ -85,7 +86,9 @@ class OdometryPoses:
             return {}
         return {"odom_from_camera": odom_from_camera}
 
-    def _why_unmatched(self, stamp_ns: int) -> str:
+    def _why_unmatched(self, stamp_ns: int, pose: np.ndarray | None) -> str:
+        if pose is not None:
+            return f"odometry is not used: its position is {pose[:3, 3].tolist()}, not finite"
         if not self._poses:
             return "no odometry comes; compare odometry_topic with the topics that exist, and QoS"
         newest_ns = self._poses[-1][0]
