@@ -6,8 +6,11 @@ from __future__ import annotations
 import ast
 import importlib.util
 import re
+import runpy
+import sys
 from pathlib import Path
 from types import SimpleNamespace
+from unittest import mock
 
 import pytest
 import yaml
@@ -101,6 +104,40 @@ def actions(module):
         return module.launch_nodes(context)
 
     return start
+
+
+@pytest.fixture
+def started(monkeypatch):
+    """A function from arguments to the nodes that are started, without the package launch."""
+    names = ("launch", "launch.actions", "launch.event_handlers", "launch.substitutions")
+    names += ("launch.substitutions.substitution_failure", "launch_ros.substitutions")
+    for name in names:
+        monkeypatch.setitem(sys.modules, name, mock.MagicMock())
+    node = mock.Mock(side_effect=lambda **options: SimpleNamespace(**options))
+    for name in ("launch_ros", "launch_ros.actions"):
+        monkeypatch.setitem(sys.modules, name, SimpleNamespace(Node=node))
+    file = runpy.run_path(str(FILE))
+
+    def start(environment=None, **given):
+        defaults = dict.fromkeys(TEXTS, "") | SWITCHES
+        context = SimpleNamespace(
+            argv=[], launch_configurations=defaults | given, environment=environment or {}
+        )
+        actions = file["launch_nodes"](context)
+        return [action for action in actions if isinstance(action, SimpleNamespace)]
+
+    return start
+
+
+def test_every_node_gets_the_dds_profile_unless_the_user_has_one(started):
+    new, old = "FASTDDS_DEFAULT_PROFILES_FILE", "FASTRTPS_DEFAULT_PROFILES_FILE"
+    nodes = started(demo="true", viewer="true")
+    assert [node.name for node in nodes] == ["perception", "sim_camera", "viewer"]
+    for node in nodes + started(replay="/r"):
+        assert Path(node.additional_env[new]).samefile(FILE.parents[1] / "config" / "fastdds.xml")
+        assert node.additional_env[old] == node.additional_env[new]
+    (node,) = started(environment={new: "/mine.xml"})
+    assert new not in node.additional_env and old in node.additional_env
 
 
 def executables(entities):
