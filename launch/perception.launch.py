@@ -35,6 +35,7 @@ TEXTS = {
     "cameras": "Camera namespaces, separated by commas; empty: cameras of the parameter files.",
     "namespace": "Namespace of the nodes and of the cameras.",
     "replay": "Folder of images, video or recording to play as the first camera.",
+    "viewer_port": "Port of the viewer, another one for each robot; empty: 8080.",
 }
 SWITCHES = (
     ("use_sim_time", "false", "Take time from /clock; a replay then publishes it."),
@@ -89,8 +90,11 @@ def launch_nodes(context):
         walk = {"loop": True, "sim_time": on["use_sim_time"]}
         common["parameters"] = [{**walk, **({"cameras": cameras} if cameras else {})}]
         actions += needed(Node(name="sim_camera", executable="sim_camera", **common))
-    common["parameters"] = [clock]
     if on["viewer"]:
+        port = arguments["viewer_port"]
+        if not fullmatch(r"\d*", port, ASCII):
+            raise RuntimeError(f"viewer_port:={port} is no port; give a number up to 65535")
+        common["parameters"] = [{**clock, **({"port": int(port)} if port else {})}]
         actions.append(Node(name="viewer", executable="viewer", **common))
     if on["rviz"]:
         actions.append(rviz(context, arguments["namespace"], clock))

@@ -17,7 +17,7 @@ import yaml
 
 FILE = Path(__file__).parents[1] / "launch" / "perception.launch.py"
 END_WITH_PARENT = "G2VLM_ROS_END_WITH_PARENT"
-TEXTS = {"params_file", "checkpoint", "backend", "cameras", "namespace", "replay"}
+TEXTS = {"params_file", "checkpoint", "backend", "cameras", "namespace", "replay", "viewer_port"}
 SWITCHES = {
     "use_sim_time": "false",
     "autostart": "true",
@@ -138,6 +138,13 @@ def test_every_node_gets_the_dds_profile_unless_the_user_has_one(started):
         assert node.additional_env[old] == node.additional_env[new]
     (node,) = started(environment={new: "/mine.xml"})
     assert new not in node.additional_env and old in node.additional_env
+
+
+def test_a_second_viewer_gets_another_port_by_argument(started):
+    ports = [started(viewer="true", viewer_port=port)[-1].parameters for port in ("", "8081")]
+    assert ports == [[{"use_sim_time": False}], [{"use_sim_time": False, "port": 8081}]]
+    with pytest.raises(RuntimeError, match="viewer_port:=http is no port"):
+        started(viewer="true", viewer_port="http")
 
 
 def executables(entities):

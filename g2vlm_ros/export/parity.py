@@ -301,6 +301,10 @@ def check(
 
 
 def _check(folder: Path, checkpoint: Path, backend: str, precision: str) -> Iterator[Line]:
+    if not (folder / "cases.json").is_file():
+        raise ValueError(
+            f"{folder} holds no reference vectors (cases.json); test/data/golden/A does"
+        )
     cases = json.loads((folder / "cases.json").read_text(encoding="utf-8"))
     meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
     present = [case for case in cases if (folder / f"{case['case']}.safetensors").exists()]
@@ -357,6 +361,9 @@ def main(arguments: list[str] | None = None) -> int:
         for line in check(options.golden, options.backend, options.precision, options.onnx):
             print(line, flush=True)
             lines.append(line)
+    except ImportError as error:
+        print(f"error: {error}; install it, or give another --backend", file=sys.stderr)
+        return 1
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -122,7 +122,13 @@ def open_backend(
         if backend not in BACKENDS:
             names = ", ".join(["auto", *BACKENDS])
             raise ValueError(f"backend '{backend}' is not there; choose one of {names}")
-        return _open(backend, folder, "asked for", special, options)
+        try:
+            return _open(backend, folder, "asked for", special, options)
+        except ImportError as error:
+            raise UnfitError(
+                f"model.backend is {backend}, which needs what is not installed here: {error}; "
+                "install it, or choose another (auto takes one that is here)"
+            ) from error
     passed_over = []
     for name in _by_preference(options.get("device", "auto")):
         try:

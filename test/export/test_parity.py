@@ -99,5 +99,6 @@ def test_sets_that_cannot_be_checked_are_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["--golden", str(tmp_path)]) == 1
+    assert "holds no reference vectors (cases.json)" in capsys.readouterr().err
     assert main(["--golden", str(GOLDEN), "--backend", "abacus"]) == 1
     assert "backend 'abacus' is not there" in capsys.readouterr().err

@@ -280,6 +280,14 @@ def test_auto_without_any_backend_names_every_reason(
         open_backend("auto", folder, device="cpu")
 
 
+def test_a_backend_whose_package_is_missing_is_one_sentence(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "g2vlm_ros.inference.torch_backend", None)
+    with pytest.raises(UnfitError, match="model.backend is torch, .* not installed .*; install"):
+        open_backend("torch", folder, device="cpu")
+
+
 # --- bad input -----------------------------------------------------------------------------------
 
 
