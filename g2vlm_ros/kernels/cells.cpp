@@ -56,6 +56,9 @@ public:
     bool flush()
     {
         for (int i = 0; i < count_; ++i) {
+            sums_.prefetch_cell(points_[i].key);
+        }
+        for (int i = 0; i < count_; ++i) {
             const Point& point = points_[i];
             if (cell_ == nullptr || cell_->key != point.key) {  // neighbours often share one
                 cell_ = sums_.at(point.key);

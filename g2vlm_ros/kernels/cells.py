@@ -24,6 +24,8 @@ from g2vlm_ros.kernels.records import CELL, VOXEL
 TABLE_SHARE = 2
 """Entries of a hash table per cell: at half full, a look-up meets 1.5 entries."""
 FIRST_CELLS = 1 << 15
+FIRST_SHARE = 4
+"""Pixels per cell for which there is room in the first window, of whose voxels nothing is known."""
 EXPECTED = 2
 """Cells for which there is room at first, over those of the time before: a table that is larger
 than it needs to be costs more to clear, and more of the processor's caches."""
@@ -37,7 +39,8 @@ class CellSums:
     def __init__(self) -> None:
         self._cells = np.empty(0, CELL)
         self._table = np.empty(0, np.int32)
-        self._expected = FIRST_CELLS
+        self._expected = 0
+        """Of views; 0 before the first ones."""
 
     def of_views(
         self,
@@ -75,7 +78,7 @@ class CellSums:
         per_depth = input_array(per_depth, "per_depth", np.float64, (len(index),))
         counts = np.zeros(2, np.int64)
 
-        def attempt() -> int:
+        def attempt(room: int) -> int:
             return call(
                 "cells_of_views",
                 I64,
@@ -92,12 +95,16 @@ class CellSums:
                 f64(length(voxel_size)),
                 i64(stamp_ns),
                 ctypes.c_int32(window),
-                *self._room(),
+                *self._memory(room),
                 counts,
             )
 
-        cells = self._grown(attempt)
-        return cells, int(counts[0]), int(counts[1])
+        pixels = len(index) * shape[1] * shape[2]
+        room = self._expected or _rounded_up(pixels // FIRST_SHARE)
+        while (size := attempt(room)) < 0:
+            room *= 4
+        self._expected = _rounded_up(EXPECTED * size)
+        return self._cells[:size], int(counts[0]), int(counts[1])
 
     def of_voxels(
         self, positions: np.ndarray, voxels: np.ndarray, voxel_size: float
@@ -107,40 +114,32 @@ class CellSums:
         positions = input_array(positions, "positions", np.float64, (count, 3))
         voxels = input_array(voxels, "voxels", VOXEL, (count,))
         in_range = np.empty(count, np.bool_)
-        cells = self._grown(
-            lambda: call(
-                "cells_of_voxels",
-                I64,
-                positions,
-                voxels,
-                i64(count),
-                f64(length(voxel_size)),
-                *self._room(),
-                in_range,
-            )
+        size = call(
+            "cells_of_voxels",
+            I64,
+            positions,
+            voxels,
+            i64(count),
+            f64(length(voxel_size)),
+            *self._memory(_rounded_up(count)),
+            in_range,
         )
-        return cells, in_range
+        return self._cells[:size], in_range
 
-    def _room(self) -> tuple:
-        bits = (TABLE_SHARE * self._expected).bit_length() - 1
-        return self._table, ctypes.c_int32(bits), self._cells, i64(self._expected)
-
-    def _grown(self, attempt) -> np.ndarray:
-        """The cells of a kernel that says -1 where it has too little room."""
-        self._make_room(self._expected)
-        while (size := attempt()) < 0:
-            self._make_room(4 * self._expected)
-        self._expected = max(FIRST_CELLS, 1 << (EXPECTED * size - 1).bit_length())
-        return self._cells[:size]
-
-    def _make_room(self, cells: int) -> None:
-        """Room for so many cells, a power of two; memory that is there already is used again."""
+    def _memory(self, cells: int) -> tuple:
+        """Table and cells for a kernel, with room for so many cells, a power of two."""
         if cells > MAX_CELLS:
             raise ValueError(f"a window falls into more than {MAX_CELLS} cells")
-        self._expected = cells
         if len(self._cells) < cells:
             self._cells = np.empty(cells, CELL)
             self._table = np.empty(TABLE_SHARE * cells, np.int32)
+        bits = (TABLE_SHARE * cells).bit_length() - 1
+        return self._table, ctypes.c_int32(bits), self._cells, i64(cells)
+
+
+def _rounded_up(cells: int) -> int:
+    """A power of two, FIRST_CELLS at least."""
+    return max(FIRST_CELLS, 1 << (cells - 1).bit_length())
 
 
 def keys_of_points(points: np.ndarray, voxel_size: float) -> np.ndarray:

@@ -145,17 +145,6 @@ KERNEL int64_t blocks_in_view(
     return found;
 }
 
-// Whether GROUP cells in a row hold no voxel: most of a block is air.
-constexpr int GROUP = 8;
-static bool is_empty(const int32_t* entries)
-{
-    int32_t any = 0;
-    for (int cell = 0; cell < GROUP; ++cell) {
-        any |= entries[cell];
-    }
-    return any == 0;
-}
-
 // Slots of the voxels in blocks (count) that a ray of the view passed on its way to a surface
 // clearly behind, and that were not seen as late as the view. Writes at most `capacity` of them.
 KERNEL int64_t seen_through(
@@ -167,16 +156,18 @@ KERNEL int64_t seen_through(
     int64_t found = 0;
     for (int64_t i = 0; i < count; ++i) {
         const int32_t* entries = index + CELLS * rows[i];
-        for (int cell = 0; cell < CELLS && found < capacity; ++cell) {
+        int64_t of_block[CELLS];  // their memory is fetched before any of them is looked at
+        int present = 0;
+        for (int cell = 0; cell < CELLS; ++cell) {
             if (cell % GROUP == 0 && is_empty(entries + cell)) {
                 cell += GROUP - 1;
-                continue;
+            } else if (entries[cell] != 0) {
+                of_block[present++] = entries[cell] - 1;
+                __builtin_prefetch(voxels + entries[cell] - 1);
             }
-            if (entries[cell] == 0) {
-                continue;
-            }
-            const int64_t slot = entries[cell] - 1;
-            const Voxel& voxel = voxels[slot];
+        }
+        for (int n = 0; n < present && found < capacity; ++n) {
+            const Voxel& voxel = voxels[of_block[n]];
             float p[3];
             camera.to_camera(voxel.position, p);
             int64_t u, v;
@@ -185,7 +176,7 @@ KERNEL int64_t seen_through(
                 continue;
             }
             if (nearest[v * width + u] > p[2] * (1 + RELATIVE_SLACK) + slack) {
-                slots[found++] = slot;
+                slots[found++] = of_block[n];
             }
         }
     }

@@ -41,6 +41,12 @@ KERNEL int64_t close_voxels(
     return blocks;
 }
 
+// Revisions are not below 0: with a smaller `since` no voxel is looked at.
+static bool is_later(const Voxel* voxels, int64_t slot, int32_t since)
+{
+    return since < 0 || voxels[slot].revision > since;
+}
+
 // Slots of the voxels in blocks (count) whose revision is above `since`, at most `capacity`.
 KERNEL int64_t slots_in_blocks(
     const int64_t* rows, int64_t count, const int32_t* index, const Voxel* voxels, int32_t since,
@@ -50,7 +56,9 @@ KERNEL int64_t slots_in_blocks(
     for (int64_t i = 0; i < count; ++i) {
         const int32_t* entries = index + CELLS * rows[i];
         for (int cell = 0; cell < CELLS && found < capacity; ++cell) {
-            if (entries[cell] != 0 && voxels[entries[cell] - 1].revision > since) {
+            if (cell % GROUP == 0 && is_empty(entries + cell)) {
+                cell += GROUP - 1;
+            } else if (entries[cell] != 0 && is_later(voxels, entries[cell] - 1, since)) {
                 slots[found++] = entries[cell] - 1;
             }
         }

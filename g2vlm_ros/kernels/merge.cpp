@@ -53,7 +53,9 @@ KERNEL void fold_cells(
     int64_t* block_stamp_ns, int32_t* block_first_window, int32_t* block_last_window,
     int32_t* block_revision)
 {
+    constexpr int64_t AHEAD = 16;  // so many cells before its turn, a voxel is fetched
     for (int64_t i = 0; i < count; ++i) {
+        __builtin_prefetch(voxels + slots[std::min(i + AHEAD, count - 1)], 1);
         const Cell& cell = cells[i];
         Voxel& voxel = voxels[slots[i]];
         const double total = voxel.count * double(voxel.confidence) + cell.weight;

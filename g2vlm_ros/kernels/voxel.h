@@ -4,6 +4,7 @@
 
 #include "kernel.h"
 
+#include <algorithm>
 #include <cstdint>
 
 constexpr int CELL_BITS = 9;  // 8 x 8 x 8 cells in a block
@@ -33,6 +34,17 @@ struct Cell {
     int32_t count, window;  // of the newest contribution
 };
 static_assert(sizeof(Cell) == 80, "CELL of records.py");
+
+// Whether GROUP cells in a row hold no voxel: most of a block is air.
+constexpr int GROUP = 8;
+inline bool is_empty(const int32_t* entries)
+{
+    int32_t any = 0;
+    for (int cell = 0; cell < GROUP; ++cell) {
+        any |= entries[cell];
+    }
+    return any == 0;
+}
 
 inline int64_t floor_of(double x)
 {
@@ -70,8 +82,15 @@ public:
         }
     }
 
-    // Fetches what `at` will read first.
+    // Fetches what `at` will read first, and, once that is there, what it will read next.
     void prefetch(int64_t key) const { __builtin_prefetch(table_ + first_entry(key)); }
+    void prefetch_cell(int64_t key) const
+    {
+        const int32_t index = table_[first_entry(key)];
+        const char* cell = reinterpret_cast<const char*>(cells_ + std::max(index, 0));
+        __builtin_prefetch(cell, 1);
+        __builtin_prefetch(cell + sizeof(Cell) - 1, 1);  // it may lie in two lines of the cache
+    }
 
     // The cell of a key, zero when new; null when there is no room for another one.
     Cell* at(int64_t key)

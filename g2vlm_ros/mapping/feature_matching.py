@@ -7,7 +7,8 @@ pixels by RANSAC.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cache
 
 import cv2
 import numpy as np
@@ -25,20 +26,28 @@ APART = np.cos(np.deg2rad(5.0))
 
 
 def matched_poses(
-    result: Reconstruction, images: Sequence[ViewImage], poses: np.ndarray
+    result: Reconstruction,
+    images: Sequence[ViewImage],
+    poses: np.ndarray,
+    linked: np.ndarray | None = None,
 ) -> np.ndarray:
     """Poses (N, 4, 4) whose turns agree with the features of each view and an earlier one.
 
     Where a view turned otherwise than its pose says, it and all later views turn with it; where
-    the camera was, as the earlier view sees it, stays: features tell that less well. The same
-    array where none did.
+    the camera was, as the earlier view sees it, stays: features tell that less well. linked: bool
+    (N, N), pairs whose poses tracks confirm; as long as no view was turned, those with an earlier
+    one need no features, whose search is dear. The same array where no view turned.
     """
-    views = [
-        view_features(*view)
-        for view in zip(images, believed_points(result), result.intrinsics, strict=True)
-    ]
+    points, unturned = believed_points(result), poses
+
+    @cache
+    def features(view: int) -> ViewFeatures:
+        return view_features(images[view], points[view], result.intrinsics[view])
+
     for j in range(1, len(poses)):
-        i, turn = _turn_to_earlier(views, j)
+        if poses is unturned and linked is not None and linked[j, :j].any():
+            continue
+        i, turn = _turn_to_earlier(features, j)
         if turn is None:
             continue
         relative = np.linalg.inv(poses[i]) @ poses[j]
@@ -49,12 +58,15 @@ def matched_poses(
     return poses
 
 
-def _turn_to_earlier(views: Sequence[ViewFeatures], j: int) -> tuple[int, np.ndarray | None]:
+def _turn_to_earlier(
+    features: Callable[[int], ViewFeatures], j: int
+) -> tuple[int, np.ndarray | None]:
     """The latest earlier view i that shares enough with view j, and the turn (3, 3) i_from_j."""
-    for i in reversed(range(j)):
-        turn = _turn(views[i], views[j])
-        if turn is not None:
-            return i, turn.T
+    if len(features(j)) >= MIN_INLIERS:
+        for i in reversed(range(j)):
+            turn = _turn(features(i), features(j))
+            if turn is not None:
+                return i, turn.T
     return 0, None
 
 

@@ -100,7 +100,7 @@ class PoseRefiner:
         turns = _turns(odometry)
         adjusting = WindowAdjustment(views, poses, depth_u)
         guess = adjusting.solve(std, None, turns, steps=SURFACE_STEPS)
-        tracks, start = _found_tracks(result, views, guess.poses)
+        tracks, start = _found_tracks(result, views, guess)
         if tracks is None:
             # Odometry alone still knows how the camera turned.
             return _applied(result, guess) if turns else result
@@ -137,14 +137,16 @@ def refine_poses(
 
 
 def _found_tracks(
-    result: Reconstruction, views: TrackedViews, poses: np.ndarray
+    result: Reconstruction, views: TrackedViews, guess: Adjustment
 ) -> tuple[Tracks | None, np.ndarray]:
-    """Tracks, and the poses from which they were found: the given ones, or where features put a
-    view that no track reaches, if more tracks are found from there."""
+    """Tracks, and the poses from which they were found: the guess's, or where features put a view
+    that no track reaches, if more tracks are found from there."""
+    poses = guess.poses
     tracks = follow_corners(views, poses)
     if tracks is not None and tracks.linked(len(views)).any(1).all():
         return tracks, poses
-    matched = matched_poses(result, views.images, poses)
+    sure = None if tracks is None else _sure_links(guess, tracks, views)
+    matched = matched_poses(result, views.images, poses, sure)
     if matched is poses:
         return tracks, poses
     flows = dict(views.flows)
@@ -153,6 +155,16 @@ def _found_tracks(
         views.flows = flows
         return tracks, poses
     return others, matched
+
+
+def _sure_links(guess: Adjustment, tracks: Tracks, views: TrackedViews) -> np.ndarray:
+    """bool (N, N): pairs of views whose tracks end near where a guess puts them."""
+    errors = _errors_px(guess, tracks, views.size)
+    sure = np.zeros((len(views), len(views)), bool)
+    for i, j in set(zip(tracks.source.tolist(), tracks.target.tolist(), strict=True)):
+        of_pair = errors[(tracks.source == i) & (tracks.target == j)]
+        sure[i, j] = sure[j, i] = np.median(of_pair) <= LOST_PX
+    return sure
 
 
 def _turns(odometry: Sequence[np.ndarray | None]) -> list[Turn]:

@@ -8,6 +8,7 @@ import pytest
 from g2vlm_tests.noisy_windows import SPOILT, errors, window
 
 from g2vlm_ros.demo.sim.analytic_hall import rotation
+from g2vlm_ros.mapping import feature_matching
 from g2vlm_ros.mapping.feature_matching import matched_poses
 from g2vlm_ros.mapping.view_features import FeatureSearch, view_features
 from g2vlm_ros.mapping.view_images import ViewImage
@@ -41,6 +42,45 @@ def test_any_wrong_turn_comes_right_and_later_views_turn_with_it(turn):
 def test_turns_that_agree_stay_to_the_last_bit():
     result, truth = window(SPOILT)
     assert matched(result, truth) is truth
+
+
+def links(*pairs):
+    """bool (4, 4): pairs of views whose poses tracks confirm."""
+    linked = np.zeros((4, 4), bool)
+    for i, j in pairs:
+        linked[i, j] = linked[j, i] = True
+    return linked
+
+
+def searched(monkeypatch, result, poses, linked):
+    """The poses that come out, and how many views were searched for features."""
+    searches = []
+
+    def counted(image, points, camera):
+        searches.append(image)
+        return view_features(image, points, camera)
+
+    monkeypatch.setattr(feature_matching, "view_features", counted)
+    images = [ViewImage(view) for view in result.colours]
+    return matched_poses(result, images, poses, linked), len(searches)
+
+
+def test_only_views_that_no_track_confirms_are_searched(monkeypatch):
+    result, truth = window(SPOILT)
+    found, searches = searched(monkeypatch, result, truth, links((0, 1), (1, 2)))
+    assert found is truth and searches == 2  # the last view and the one before
+    found, searches = searched(monkeypatch, result, truth, links((0, 1), (1, 2), (0, 3)))
+    assert found is truth and searches == 0
+
+
+def test_a_view_whose_tracks_led_to_one_that_stays_comes_right_after_a_turn(monkeypatch):
+    result, truth = window(SPOILT)
+    wrong = truth.copy()
+    turn = wrong[2].copy()
+    turn[:3, :3] = turn[:3, :3] @ rotation(np.array([0.0, 0.4, 0.0]))
+    wrong[2] = turn  # and the last view, which tracks connect with the second, is right
+    found, _ = searched(monkeypatch, result, wrong, links((0, 1), (1, 3)))
+    assert errors(posed(result, found), truth)[0] < 0.03
 
 
 def test_views_without_features_or_camera_stay():

@@ -115,13 +115,13 @@ def test_a_match_from_which_fewer_points_are_found_again_is_not_believed(monkeyp
     result = replace(result, colours=colours)
     asked = []
 
-    def elsewhere(result, images, poses):
+    def elsewhere(result, images, poses, linked):
         asked.append(poses)
         turn = np.eye(4)
         turn[:3, :3] = rotation(np.array([0.0, 0.6, 0.0]))
         return np.concatenate([poses[:1], poses[1:] @ turn])
 
-    monkeypatch.setattr(pose_refinement, "matched_poses", lambda *arguments: arguments[-1])
+    monkeypatch.setattr(pose_refinement, "matched_poses", lambda *arguments: arguments[2])
     alone = refine_poses(result)
     monkeypatch.setattr(pose_refinement, "matched_poses", elsewhere)
     misled = refine_poses(result)
