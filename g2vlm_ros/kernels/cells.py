@@ -25,7 +25,7 @@ TABLE_SHARE = 2
 """Entries of a hash table per cell: at half full, a look-up meets 1.5 entries."""
 FIRST_CELLS = 1 << 15
 FIRST_SHARE = 4
-"""Pixels per cell for which there is room in the first window, of whose voxels nothing is known."""
+"""Pixels per cell for which there is room in the first window, before any cells were counted."""
 EXPECTED = 2
 """Cells for which there is room at first, over those of the time before: a table that is larger
 than it needs to be costs more to clear, and more of the processor's caches."""
