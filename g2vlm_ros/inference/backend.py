@@ -113,6 +113,8 @@ def open_backend(
     "auto" takes the first that can run the folder: with a GPU tensorrt, torch, onnx; without one
     onnx, which is faster there, then torch. `chosen_because` of the result says why.
     """
+    if not Path(folder).is_dir():
+        raise UnfitError(f"{folder} is not a folder; give the folder of a checkpoint")
     special = {
         "tensorrt": {"engines": engines} if engines else {},
         "onnx": {"threads": threads} if threads else {},

@@ -280,6 +280,13 @@ def test_auto_without_any_backend_names_every_reason(
         open_backend("auto", folder, device="cpu")
 
 
+@pytest.mark.parametrize("backend", ["auto", "onnx", "torch"])
+def test_a_missing_folder_is_called_missing(folder: Path, backend: str) -> None:
+    for path in (folder / "nowhere", folder / MANIFEST):
+        with pytest.raises(UnfitError, match=f"{path.name} is not a folder; give the folder"):
+            open_backend(backend, path, device="cpu")
+
+
 def test_a_backend_whose_package_is_missing_is_one_sentence(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

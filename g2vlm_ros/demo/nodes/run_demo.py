@@ -49,7 +49,9 @@ def prepare_environment() -> None:
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     """The command line; paths exist or argparse says which does not."""
-    parser = argparse.ArgumentParser(prog="make demo", description=__doc__.split("\n")[0])
+    # `make` has other arguments: a mistake is one sentence, without this program's usage.
+    about = __doc__.split("\n")[0]
+    parser = argparse.ArgumentParser("make demo", description=about, usage=argparse.SUPPRESS)
     parser.add_argument("--images", type=Path, help="folder or video in place of the home")
     demo_arguments.add_walk(parser)
     parser.add_argument("--checkpoint", type=Path, default=ROOT / "engines" / "demo")

@@ -34,7 +34,10 @@ FIRST, SECOND, FOUND = (200, 120, 40), (60, 200, 60), (60, 60, 240)
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="make demo-memory", description=__doc__.split("\n")[0])
+    about = __doc__.split("\n")[0]
+    parser = argparse.ArgumentParser(
+        "make demo-memory", description=about, usage=argparse.SUPPRESS
+    )
     demo_arguments.add_walk(parser)
     parser.add_argument("--checkpoint", type=Path, default=ROOT / "engines" / "demo")
     parser.add_argument("--backend", default="auto")

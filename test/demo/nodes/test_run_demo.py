@@ -128,7 +128,9 @@ def test_an_argument_that_means_nothing_is_one_sentence(demo, argument, value, w
     parse = importlib.import_module(f"g2vlm_ros.demo.nodes.{demo}").parse
     with pytest.raises(SystemExit) as end:
         parse([f"{argument}={value}"])
-    assert end.value.code == 2 and words in capsys.readouterr().err.splitlines()[-1]
+    lines = capsys.readouterr().err.splitlines()
+    assert end.value.code == 2 and words in lines[-1]
+    assert len(lines) == 1 and "usage" not in lines[0], "make has other arguments"
 
 
 def test_what_holds_no_pictures_is_one_sentence(tmp_path, monkeypatch):
