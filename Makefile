@@ -2,7 +2,7 @@
 # make demo | demo-memory | eval | test | build | bench | gpu | fuzz | faults | soak | kilted | lint | clean: each sets up what it needs in .venv first (tools/setup_env.py).
 #   PYTHON=python3.12     another Python, 3.10 to 3.13
 #   TORCH_INDEX=URL       a package index with CPU builds of torch; PyPI's own is the CUDA build, some GB larger
-#   SEED=N                another held-out home for the demo
+#   SEED=N                another held-out home for the demo (demo-memory is the second half of demo alone)
 #   VIEW=1                the demo in a browser as well
 #   DEMO_IMAGES=FOLDER    photographs for the demo instead of a simulated home
 #   DEMO_OUT=FOLDER       where the demo leaves its report and clouds

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One session of `make demo-memory`, in a process of its own: a drive that saves its map, or one
-that finds itself in the map of another.
+"""One session of the second half of `make demo`, in a process of its own: a drive that saves its
+map, or one that finds itself in the map of another.
 
 ``python -m g2vlm_ros.demo.nodes.memory_session drive|return OUT`` leaves OUT/drive.json or
 OUT/return.json. A detector that knows the truth hands boxes to the node, where a robot has

@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``make demo``: a drive through a held-out simulated home, over real DDS, judged by the truth.
+"""``make demo``: a drive through a held-out simulated home, over real DDS, judged by the truth,
+and then a robot that saves its map, and another that finds itself in it (`run_memory_demo`).
 
 `sim_camera` (or `replay`, for photographs) and `perception` run in this process, the recorder in
-one of its own: what it writes was received over DDS. Exit code 0 only if clouds and poses were.
-SIGINT, SIGTERM and SIGHUP end the drive: the report is of its first part, the code 128 + signal.
+one of its own: what it writes was received over DDS. Exit code 0 only if clouds and poses were,
+and the second robot found itself. SIGINT, SIGTERM and SIGHUP end the drive: the report is of its
+first part, the code 128 + signal.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ from pathlib import Path
 
 import yaml
 
-from g2vlm_ros.demo.nodes import demo_arguments
+from g2vlm_ros.demo.nodes import demo_arguments, demo_report
 from g2vlm_ros.parameter_schema import SettingError
 from g2vlm_ros.ros.end_signals import EndSignals
 
@@ -32,7 +34,6 @@ WRITE_S = 60.0
 PROGRESS_S = 10.0
 """Between two lines of progress where nobody looks on at a terminal."""
 INTERRUPTED = "interrupted (again: no report)"
-CLOUD, POSE = "/perception/points", "/perception/pose"
 
 
 def prepare_environment() -> None:
@@ -61,6 +62,9 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--rate-hz", type=float, default=4.0, help="photographs per second")
     parser.add_argument("--width", type=int, help="view width in the model, pixels")
     parser.add_argument("--limit-s", type=float, default=120.0, help="stop after this long")
+    parser.add_argument(
+        "--drive-only", action="store_true", help="without the saved map and who returns to it"
+    )
     options = parser.parse_args(arguments)
     demo_arguments.check_paths(parser, options.out, options.images, options.checkpoint)
     return options
@@ -315,46 +319,24 @@ def main(arguments: list[str] | None = None) -> int:
     )
     signals = EndSignals()
     report = run(options, signals)
-    path = options.out / "report.json"
-    path.write_text(json.dumps(report, indent=1) + "\n")
-    clouds, poses = report["received"].get(CLOUD, 0), report["received"].get(POSE, 0)
-    print(f"received over DDS: {clouds} clouds, {poses} poses of {report['frames_in']} frames")
-    for name, value in report.get("accuracy", {}).items():
-        print(f"  {name:34} {value}")
-    if report["questions"]:
-        _show_questions(report["questions"], report["answers"], options.out)
-    print(f"see {path}, and the maps and pictures beside it")
-    return signals.exit_code or (0 if clouds and poses else 1)
+    demo_report.write(report, options.out)
+    received = demo_report.show_drive(report, options.out)
+    lines, complete = [demo_report.drive_summary(report)], received
+    if options.images is None and not options.drive_only and not signals.asked:
+        from g2vlm_ros.demo.nodes import run_memory_demo
+
+        print("now a robot that saves its map and ends, and one that returns to it", flush=True)
+        report["memory"] = run_memory_demo.run(_memory_options(options), signals)
+        demo_report.write(report, options.out)
+        lines.append(run_memory_demo.summary(report["memory"]))
+        complete = received and report["memory"]["found_off"] is not None
+    print(*lines, f"see {options.out}: report.json, maps and pictures", sep="\n")
+    return signals.exit_code or (0 if complete else 1)
 
 
-def _show_questions(questions: list[dict], answers: dict, out: Path) -> None:
-    """Print them with how many were right by kind, and leave questions.md."""
-    lines = ["| question | answer | truth | |", "|---|---|---|---|"]
-    for a in questions:
-        lines.append(f"| {a['question']} | {a['answer']} | {a['truth']} | {a['verdict']} |")
-        print(f"  {a['question']} {a['answer']} (truth: {a['truth']}; {a['verdict']})")
-    lines += [
-        "",
-        "| kind | asked | right | lower bounds that hold | right without looking |",
-        "|---|---|---|---|---|",
-    ]
-    rows = answers["by_kind"]
-    total = {key: sum(row[key] for row in rows.values()) for key in next(iter(rows.values()))}
-    for kind, row in (*rows.items(), ("all", total)):
-        counts = row["asked"], row["right"], row["bounds"], row["blind"]
-        lines.append(f"| {kind} | {' | '.join(map(str, counts))} |")
-        print(
-            "  {:10s} {:3d} asked, {:3d} right, {:2d} true lower bounds; blind {:3d}".format(
-                kind, *counts
-            )
-        )
-    if "calibration_error" in answers:
-        lines += ["", "| confidence | right | answers |", "|---|---|---|"]
-        lines += [
-            f"| {c['confidence']} | {c['right']} | {c['count']} |" for c in answers["calibration"]
-        ]
-        print(f"  confidence is {answers['calibration_error']:.2f} off the share of right answers")
-    (out / "questions.md").write_text("\n".join(lines) + "\n")
+def _memory_options(options: argparse.Namespace) -> argparse.Namespace:
+    """The same home and checkpoint; files in a folder of their own."""
+    return argparse.Namespace(**{**vars(options), "out": options.out / "memory"})
 
 
 if __name__ == "__main__":

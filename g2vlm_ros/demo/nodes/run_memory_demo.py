@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``make demo-memory``: a robot drives, saves its map and ends; the next one finds itself in it.
+"""The second half of ``make demo``, alone ``make demo-memory``: a robot drives, saves its map and
+ends; the next one finds itself in it.
 
 Two sessions, each a process of its own with its own node (`memory_session`): the first drives
 through a held-out home and saves the map; the second starts somewhere on that way knowing nothing
@@ -113,23 +114,29 @@ def _point(pixel: np.ndarray) -> tuple[int, int]:
     return int(pixel[0]), int(pixel[1])
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Both sessions, and what came of them."""
-    options, signals = parse(arguments), EndSignals()
-    prepare_environment()
-    print("first session: a drive, and its map in a file")
+def run(options: argparse.Namespace, signals: EndSignals) -> dict[str, Any]:
+    """Both sessions, said and drawn as they end; returns a summary for the report.
+
+    `found_off` in it is None where the second one did not find itself.
+    """
+    print("first session: a drive, and its map in a file", flush=True)
     first = run_session("drive", options, signals)
     print(
         f"  {first['points']} points and {len(first['things'])} things in home.npz "
         f"({first['file_mib']} MiB); trajectory {first['trajectory']['trajectory_error_m']} m off "
         f"over {first['trajectory']['path_m']} m"
     )
-    print("second session: a new process, which knows nothing but that file")
+    print("second session: a new process, which knows nothing but that file", flush=True)
     second = run_session("return", options, signals)
     print(f"  {', then '.join(second['localised'])}")
+    report = {
+        "file_mib": first["file_mib"],
+        "things": len(first["things"]),
+        **{key: second[key] for key in ("found_after_s", "found_off", "median_off", "answers")},
+    }
     if second["found_off"] is None:
         print("  it did not find itself")
-        return 1
+        return report
     metres, degrees = second["found_off"]
     print(
         f"  first place known by the view {second['found_after_s']} s after the first one: "
@@ -142,7 +149,28 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"  {each['question']} {each['answer']} [{where}]{off}")
     cv2.imwrite(str(options.out / "memory.png"), picture(options, first, second))
     print(f"see {options.out}: home.npz, drive.json, return.json, memory.png")
-    return 0
+    return report
+
+
+def summary(report: dict[str, Any]) -> str:
+    """One line about both sessions."""
+    if report["found_off"] is None:
+        return "memory: the second process did not find itself in the saved map"
+    metres, degrees = report["found_off"]
+    places = [each["off_m"] for each in report["answers"] if each["off_m"] is not None]
+    off = f", {np.median(places):.2f} m off in the middle" if places else ""
+    return (
+        f"memory: {report['things']} things in a file of {report['file_mib']} MiB; a new process "
+        f"found itself {metres} m and {degrees} degrees off and said of {len(places)} of "
+        f"{len(report['answers'])} things where it saw them{off}"
+    )
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Both sessions; 0 where the second one found itself."""
+    options, signals = parse(arguments), EndSignals()
+    prepare_environment()
+    return int(run(options, signals)["found_off"] is None)
 
 
 if __name__ == "__main__":

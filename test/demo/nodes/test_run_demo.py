@@ -67,7 +67,7 @@ def test_demo_says_what_is_missing(tmp_path):
 
 def test_a_drive_through_a_home_is_judged(tmp_path):
     """The shipped checkpoint on a held-out home: better than knowing nothing, on every count."""
-    result = run(tmp_path, "--legs", "3", "--home", "2")
+    result = run(tmp_path, "--legs", "3", "--home", "2", "--drive-only")
     assert result.returncode == 0, result.stderr
     report = json.loads((tmp_path / "report.json").read_text())
     accuracy = report["accuracy"]
@@ -141,3 +141,38 @@ def test_what_holds_no_pictures_is_one_sentence(tmp_path, monkeypatch):
     for images in (tmp_path, tmp_path / "notes.txt"):
         with pytest.raises(SystemExit, match="make demo: .* (no readable image|as a video)"):
             run_demo.main(["--images", str(images), "--out", str(tmp_path / "out")])
+
+
+@pytest.mark.parametrize(
+    "found_off, arguments, code, halves",
+    [
+        ((0.1, 1.0), [], 0, ["drive", "memory"]),
+        (None, [], 1, ["drive", "memory"]),
+        ((0.1, 1.0), ["--drive-only"], 0, ["drive"]),
+    ],
+)
+def test_after_the_drive_another_process_has_to_find_itself(
+    found_off, arguments, code, halves, tmp_path, monkeypatch, capsys
+):
+    """Both halves in a row, in one report and one summary; what they do is tested with each."""
+    from g2vlm_ros.demo.nodes import run_demo, run_memory_demo
+
+    order, drive = [], {"received": {"/perception/points": 3, "/perception/pose": 9}}
+    drive |= {"frames_in": 12, "windows": 3, "questions": []}
+    memory = {"things": 2, "file_mib": 1.0, "found_off": found_off, "answers": []}
+    monkeypatch.setattr(run_demo, "prepare_environment", lambda: None)
+    monkeypatch.setattr(run_demo, "run", lambda *_: order.append("drive") or dict(drive))
+    monkeypatch.setattr(
+        run_memory_demo,
+        "run",
+        lambda options, _: order.append("memory") or memory | {"out": str(options.out)},
+    )
+    assert run_demo.main(["--out", str(tmp_path), *arguments]) == code
+    assert order == halves
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert ("memory" in report) is (len(halves) == 2)
+    if len(halves) == 2:
+        assert report["memory"]["out"] == str(tmp_path / "memory")
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-1].startswith(f"see {tmp_path}")
+    assert [line.split(":")[0] for line in lines[-1 - len(halves) : -1]] == halves
