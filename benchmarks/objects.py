@@ -4,7 +4,8 @@
 The robot drives through a home and the same way back; when it turns, some things have been taken
 away and some stand elsewhere in their room. Windows are those of `demo_map` (the demo's checkpoint
 and settings). The detector is simulated: the box of each thing that shows MIN_PX pixels, by the
-name of its kind, shifted by BOX_NOISE_PX, one in ten overlooked. Judged after the best similarity
+name of its kind, shifted by BOX_NOISE_PX; OVERLOOKED of the things are overlooked for OVERLOOK_S
+in a row, as a detector does from one side. Judged after the best similarity
 of the drive to the truth, at the turn (what is remembered) and at the end (what changed):
 
 - `precision`, `recall`: confirmed objects within NEAR_M of a thing of their name; things that were
@@ -12,9 +13,11 @@ of the drive to the truth, at the turn (what is remembered) and at the end (what
   of one thing. `distance_m`: from an object to the nearest thing of its name, median. `nees`:
   squared error of the places of those within NEAR_M over what their covariances say, per axis;
   `nees_median`: of all objects, 0.8 would be right.
-- `noticed`: things that went and whose place was shown to the camera again, of which the object is
-  GONE or MOVED, or lies nearer to where the thing stands now, within NOTICE_S of that.
-  `false_gone`: objects of things that never went, but are said to be GONE or MOVED.
+- `noticed`: things that went (`went`) and whose place was shown to the camera again, of which the
+  object is GONE or MOVED, or lies nearer to where the thing stands now, within NOTICE_S of that.
+  Counted are all things that are remembered at the turn, wherever: an object is of the thing that
+  most of its boxes were of. `near_went`, `near_noticed`: of those within NEAR_M alone.
+  `false_gone`: objects of things that never went, but are said to be GONE or MOVED (of `stay`).
 - `find_ms`: one search by words among 1 000 objects, the median of 50.
 """
 
@@ -23,21 +26,21 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
+from collections import Counter, defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 
+from benchmarks.changed_home import ChangedHome, changed, there_and_back
 from benchmarks.demo_map import LEGS, ROOT, Drive, Log, demo_settings
 from benchmarks.object_plan import write_plan
 from benchmarks.record import record
 from g2vlm_ros.demo.sim import drive_metrics
-from g2vlm_ros.demo.sim.home import STRUCTURE, Home, Item, overlaps
+from g2vlm_ros.demo.sim.home import STRUCTURE, Home
 from g2vlm_ros.demo.sim.renderer import render
-from g2vlm_ros.demo.sim.robot_path import RobotPath
 from g2vlm_ros.demo.sim.scenes import make_scene
 from g2vlm_ros.demo.sim.splits import home_seed
 from g2vlm_ros.geometry.sim3 import Sim3
@@ -53,87 +56,9 @@ from g2vlm_ros.settings import Settings
 
 MIN_PX = 60
 BOX_NOISE_PX = 1.5
-OVERLOOKED = 0.1
+OVERLOOKED, OVERLOOK_S = 0.1, 2.0
 NEAR_M = 0.3
 NOTICE_S = 60.0
-CHANGES = 3
-"""Things taken away, and things that are moved, per home at most."""
-MOVE_M = 0.8
-"""A moved thing stands at least that far from where it stood."""
-CLEARANCE_M = 0.5
-"""A moved thing stays that far from the robot's way."""
-
-
-@dataclass(frozen=True)
-class ChangedHome:
-    """A home before and after somebody was there."""
-
-    before: Home
-    after: Home
-    removed: tuple[int, ...]
-    """Ids of items."""
-    moved: tuple[int, ...]
-
-    @property
-    def gone(self) -> set[int]:
-        """What is no longer where it was."""
-        return {*self.removed, *self.moved}
-
-
-def changed(home: Home, walk: RobotPath) -> ChangedHome:
-    """Some of the home's free-standing things taken away or moved; a function of its seed."""
-    rng = np.random.default_rng([home.seed, 21])
-    order = [item for item in home.items if _portable(item)]
-    rng.shuffle(order)
-    removed, order = order[:CHANGES], order[CHANGES:]
-    shifts: dict[int, np.ndarray] = {}
-    for item in order:
-        shift = _shift(item, home, walk, rng) if len(shifts) < CHANGES else None
-        if shift is not None:
-            shifts[item.id] = shift
-    gone = {item.id for item in removed}
-    after = replace(
-        home,
-        items=tuple(_shifted(item, shifts, item.id) for item in home.items),
-        solids=tuple(_shifted(s, shifts, s.item) for s in home.solids if s.item not in gone),
-    )
-    return ChangedHome(home, after, tuple(sorted(gone)), tuple(sorted(shifts)))
-
-
-def _portable(item: Item) -> bool:
-    """Whether it stands on the floor by itself and does not move."""
-    on_floor = abs(item.centre_m[2] - item.size_m[2] / 2) < 0.05
-    return item.name not in (*STRUCTURE, "rug") and on_floor and not item.travel_m.any()
-
-
-def _shifted(part: Any, shifts: Mapping[int, np.ndarray], item: int) -> Any:
-    return replace(part, centre_m=part.centre_m + shifts[item]) if item in shifts else part
-
-
-def _shift(item: Item, home: Home, walk: RobotPath, rng: np.random.Generator) -> np.ndarray | None:
-    """Where to: inside its room, on free floor, off the robot's way; None without a place."""
-    x0, y0, x1, y1 = home.rooms[item.room].rectangle
-    low_x, low_y, high_x, high_y = item.footprint()
-    others = [o for o in home.items if o.id != item.id and o.name not in (*STRUCTURE, "rug")]
-    for _ in range(100):
-        shift = np.append(rng.uniform(-2.5, 2.5, 2), 0.0)
-        place = np.add((low_x, low_y, high_x, high_y), np.tile(shift[:2], 2))
-        inside = place[0] > x0 and place[1] > y0 and place[2] < x1 and place[3] < y1
-        if not inside or np.linalg.norm(shift) < MOVE_M:
-            continue
-        outside = np.maximum(place[:2] - walk.position_m, walk.position_m - place[2:])
-        if (outside.max(1) < CLEARANCE_M).any():
-            continue
-        if not any(overlaps(tuple(place), other.footprint(), 0.05) for other in others):
-            return shift
-    return None
-
-
-def there_and_back(walk: RobotPath) -> RobotPath:
-    """The walk, and then backwards along it."""
-    time_s = np.concatenate([walk.time_s, 2 * walk.time_s[-1] - walk.time_s[-2::-1]])
-    parts = (walk.position_m, walk.yaw_rad, walk.world_from_camera)
-    return RobotPath(time_s, *(np.concatenate([part, part[-2::-1]]) for part in parts))
 
 
 class Detector:
@@ -141,19 +66,28 @@ class Detector:
 
     def __init__(self, home: ChangedHome, seen: Drive):
         self._items, self._seen = home.before.items, seen
-        self._rng = np.random.default_rng([home.before.seed, 22])
+        self._seed = home.before.seed
+        self._rng = np.random.default_rng([self._seed, 22])
         self.views: dict[int, list[int]] = {}
         """Views that showed an item, by its id."""
 
-    def detect(self, selection: ViewSelection, numbers: list[int]) -> list[Detection]:
-        """What it says of a window's views."""
-        return [
-            detection
-            for view, number in enumerate(numbers)
-            for detection in self._of_view(selection, view, number)
-        ]
+    def detect(self, selection: ViewSelection, numbers: list[int]) -> dict[int, list[Detection]]:
+        """What it says of a window's views, by the id of the item that it is truly of."""
+        detections: dict[int, list[Detection]] = defaultdict(list)
+        for view, number in enumerate(numbers):
+            for item_id, detection in self._of_view(selection, view, number):
+                detections[item_id].append(detection)
+        return detections
 
-    def _of_view(self, selection: ViewSelection, view: int, number: int) -> list[Detection]:
+    def _overlooks(self, item_id: int, number: int) -> bool:
+        """Whether it does so in the stretch of time that a view lies in."""
+        stretch = int(self._seen.time_s[number] // OVERLOOK_S)
+        rng = np.random.default_rng([self._seed, 23, item_id, stretch])
+        return bool(rng.random() < OVERLOOKED)
+
+    def _of_view(
+        self, selection: ViewSelection, view: int, number: int
+    ) -> list[tuple[int, Detection]]:
         shown, detections = self._seen.items[number], []
         for item_id in np.unique(shown):
             item = self._items[item_id - 1]
@@ -161,13 +95,13 @@ class Detector:
             if not item_id or item.name in STRUCTURE or len(u) < MIN_PX:
                 continue
             self.views.setdefault(int(item_id), []).append(number)
-            if self._rng.random() < OVERLOOKED:
+            if self._overlooks(int(item_id), number):
                 continue
             noise = self._rng.normal(0.0, BOX_NOISE_PX, 4)
             corners = np.array([u.min(), v.min(), u.max(), v.max()]) + noise
             if (corners[2:] > corners[:2]).all():
                 region = selection.region(view, corners)
-                detections.append(Detection(region, item.name, 0.9))
+                detections.append((int(item_id), Detection(region, item.name, 0.9)))
         return detections
 
 
@@ -178,15 +112,33 @@ class Observer:
         self.memory = ObjectMemory(settings.query.objects)
         self.detector = Detector(home, seen)
         self._context = ContextStore(1, 1)
+        self._items: dict[int, Counter[int]] = defaultdict(Counter)
 
     def take(self, update: PerceivedWindow, numbers: list[int]) -> None:
         """As the node does with each window."""
         selection = self._context.remember(update).select()
-        detections = self.detector.detect(selection, numbers)
+        by_item = self.detector.detect(selection, numbers)
+        detections = [each for of_item in by_item.values() for each in of_item]
         things = measure_detections(selection.points, detections)
         sightings = sightings_of(selection, things)
         views = {detection.region.view for detection in detections}
         self.memory.observe(update, selection.points, sightings, views)
+        boxes = {
+            selection.corners(detection.region): item_id
+            for item_id, of_item in by_item.items()
+            for detection in of_item
+        }
+        for each in self.memory.objects():
+            if each.window_id == update.window.id and each.box_px in boxes:
+                self._items[each.id][boxes[each.box_px]] += 1
+
+    def items(self) -> dict[int, int]:
+        """The item that most boxes of each confirmed object were of, by the object's id."""
+        return {
+            each.id: self._items[each.id].most_common(1)[0][0]
+            for each in self.memory.objects()
+            if self._items[each.id]
+        }
 
 
 def drive(
@@ -207,11 +159,13 @@ def drive(
     numbers = {seen.frame(n).stamp_ns: n for n in range(len(seen.images))}
     at_turn: dict[str, Any] = {}
     owners: dict[int, int] = {}
+    near: set[int] = set()
     home_from_map = Sim3.identity()
     noticed: dict[int, float] = {}
     for n in range(len(seen.images)):
         if not at_turn and seen.time_s[n] > turn_s:
-            at_turn, owners, home_from_map = _judge_memory(observer, home.before, log, seen, plan)
+            at_turn, near, home_from_map = _judge_memory(observer, home.before, log, seen, plan)
+            owners = observer.items()
         live.offer(seen.frame(n))
         while (update := live.step()) is not None:
             views = [numbers[frame.stamp_ns] for frame in update.window.frames]
@@ -222,6 +176,11 @@ def drive(
                     noticed.setdefault(each.id, float(seen.time_s[n]))
     row = {"home": number, "windows": live.counts().windows, "maps": len(log.windows)}
     row |= at_turn | _judge_changes(observer, home, owners, noticed, again_s)
+    owners = {each: item for each, item in owners.items() if each in near}
+    row |= {
+        f"near_{name}": _judge_changes(observer, home, owners, noticed, again_s)[name]
+        for name in ("went", "noticed")
+    }
     print(row, flush=True)
     return row
 
@@ -253,12 +212,12 @@ def _shown_again(home: ChangedHome, seen: Drive, turn_s: float) -> dict[int, flo
 
 def _judge_memory(
     observer: Observer, home: Home, log: Log, seen: Drive, plan: Path | None = None
-) -> tuple[dict[str, Any], dict[int, int], Sim3]:
-    """Scores of what is remembered, the item that each object is of, and home_from_map."""
+) -> tuple[dict[str, Any], set[int], Sim3]:
+    """Scores of what is remembered, the objects within NEAR_M of a thing, and home_from_map."""
     fit = drive_metrics.track(log.track(observer.memory.map_id), dict(enumerate(seen.poses)))
     objects = observer.memory.objects()
     if fit is None or not objects:
-        return {"objects": len(objects)}, {}, Sim3.identity()
+        return {"objects": len(objects)}, set(), Sim3.identity()
     home_from_map = fit.home_from_map
     if plan is not None:
         write_plan(plan, home, home_from_map, objects)
@@ -289,7 +248,7 @@ def _judge_memory(
         "distance_m": round(float(np.median(distances_m)), 3) if distances_m else None,
         "trajectory_error_m": fit.scores()["trajectory_error_m"],
     }
-    return scores, owners, home_from_map
+    return scores, set(owners), home_from_map
 
 
 def _judge_changes(
@@ -352,7 +311,7 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
     total = {
         name: sum(row.get(name) or 0 for row in rows)
         for name in ("objects", "right", "shown", "remembered", "duplicates")
-        + ("went", "noticed", "stay", "false_gone")
+        + ("went", "noticed", "stay", "false_gone", "near_went", "near_noticed")
     }
 
     def mean(name: str) -> float | None:
@@ -370,8 +329,9 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
         "nees": mean("nees"),
         "nees_median": mean("nees_median"),
         "noticed": share("noticed", "went"),
+        "near_noticed": share("near_noticed", "near_went"),
         "false_gone": share("false_gone", "stay"),
-        **{name: total[name] for name in ("objects", "shown", "went", "stay")},
+        **{name: total[name] for name in ("objects", "shown", "went", "near_went", "stay")},
     }
 
 

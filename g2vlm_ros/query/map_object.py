@@ -14,19 +14,11 @@ import numpy as np
 
 from g2vlm_ros.geometry.sim3 import Sim3
 from g2vlm_ros.query.labels import label_fit, words_of
+from g2vlm_ros.query.likelihoods import SIGHTING
 from g2vlm_ros.query.object_measurement import Object3D
 
 MIN_SIGHTINGS = 3
 """Windows that must show an object before it counts: a detector's error rarely comes thrice."""
-SIGHTING, SEEN_THROUGH, LEAST_SILENCE = 1.5, -1.2, -1.2
-"""Evidence in log odds of a window that shows an object, one whose rays go through its place, and
-the least of one that sees its place while the detector shows nothing there: windows share views,
-and a detector that overlooks a thing overlooks it for some of them in a row."""
-SURFACE = 1.0
-"""Evidence of a window that sees a surface at the place of an object that is to be looked at
-again: enough by itself to be PRESENT."""
-MAX_EVIDENCE = 4.0
-"""Bound of the sum: after 5 windows of seeing through its place any object is gone."""
 MIN_PRESENT, MIN_UNCERTAIN = 0.7, 0.15
 """Belief from which an object counts as present, and below which as gone."""
 MAX_NAME = 128

@@ -15,7 +15,8 @@ import numpy as np
 
 from g2vlm_ros.query import recall
 from g2vlm_ros.query.labels import label_fit
-from g2vlm_ros.query.map_object import MAX_EVIDENCE, MAX_NAME, SIGHTING, MapObject
+from g2vlm_ros.query.likelihoods import MAX_EVIDENCE, SIGHTING
+from g2vlm_ros.query.map_object import MAX_NAME, MapObject
 from g2vlm_ros.query.object_measurement import Object3D
 from g2vlm_ros.query.object_sightings import Sighting, picture_of
 from g2vlm_ros.query.object_views import Box, image_box, overlap
@@ -42,6 +43,9 @@ ALIKE_WINDOWS = 3.0
 """So many sightings say as much as one: windows share views, and the network errs alike. All
 weigh the same in the mean: the first is mostly the one from farthest away."""
 
+MIN_GATE = 3.0
+"""Squared Mahalanobis distance that a sighting of the same place has on average: one so near is of
+the object however doubtful it was."""
 PICTURE_GAIN = 1.3
 """A box that is larger by this factor shows a thing better: its picture is taken anew."""
 
@@ -91,6 +95,7 @@ class _Remembered:
         self._longest = np.array([float(each.size.max()) for each in objects])
         # Another part of an object is seen each time.
         loose = PLACE_STD_M**2 + (PART_OF_SIZE * self._longest / 2) ** 2
+        self._gates = np.array([_gate(each) for each in objects])
         covariances = np.array([each.covariance for each in objects]).reshape(-1, 3, 3)
         self._covariances = covariances + loose[:, None, None] * np.eye(3)
 
@@ -116,8 +121,19 @@ class _Remembered:
         return [
             (float(distance), self._objects[i].id)
             for distance, i in zip(distances, index, strict=True)
-            if distance < recall.GATE
+            if distance < self._gates[i]
         ]
+
+
+def _gate(thing: MapObject) -> float:
+    """Squared Mahalanobis distance up to which a sighting is of an object.
+
+    One that views have missed since it was seen last may have gone, and the sighting may be of
+    another: log odds of its presence and half the squared distance add up in the likelihood.
+    """
+    if not thing.misses:
+        return recall.GATE
+    return max(MIN_GATE, recall.GATE - 2 * (MAX_EVIDENCE - thing.evidence))
 
 
 class _ImageBoxes:

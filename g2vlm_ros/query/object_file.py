@@ -13,7 +13,8 @@ import numpy as np
 
 from g2vlm_ros.dense_map.rooms import Room
 from g2vlm_ros.geometry.sim3 import Sim3
-from g2vlm_ros.query.map_object import MAX_EVIDENCE, MAX_NAME, MapObject, transformed
+from g2vlm_ros.query.likelihoods import MAX_EVIDENCE
+from g2vlm_ros.query.map_object import MAX_NAME, MapObject, transformed
 
 VERSION = 2
 MAX_LENGTH_M = 1e6

@@ -17,11 +17,10 @@ import numpy as np
 from g2vlm_ros.geometry.sim3 import Sim3
 from g2vlm_ros.mapping.keyframes import pose_gap
 from g2vlm_ros.pipeline import PerceivedWindow
-from g2vlm_ros.query import object_association, object_belief
+from g2vlm_ros.query import likelihoods, object_association, object_belief
 from g2vlm_ros.query.context import ViewSelection
 from g2vlm_ros.query.grounding import MARKED_PLACE
 from g2vlm_ros.query.map_object import (
-    MAX_EVIDENCE,
     MapObject,
     ObjectState,
     in_room,
@@ -264,15 +263,15 @@ class ObjectMemory:
         """Less belief in objects through whose places the newest views look."""
         if not views:
             return
-        for each in self._here():
+        here = self._here()
+        for each in here:
             if each.id in ids:
                 continue
-            absence = object_belief.absence(update, points, views, detected_views, each)
-            if absence.change:
-                evidence = each.evidence + absence.change
+            absence = object_belief.absence(update, points, views, detected_views, each, here)
+            if absence.change or absence.silent:
                 changed = replace(
                     each,
-                    evidence=float(np.clip(evidence, -MAX_EVIDENCE, MAX_EVIDENCE)),
+                    evidence=likelihoods.bounded(each.evidence + absence.change),
                     misses=each.misses + (absence.change < 0),
                     overlooked=each.overlooked + absence.silent,
                 )

@@ -72,7 +72,7 @@ def sightings_of(selection: ViewSelection, things: Sequence[Object3D]) -> list[S
                 frame.stamp_ns,
                 frame.camera,
                 corners,
-                _mean_colour(image, corners),
+                mean_colour(image, corners),
                 image,
             )
         )
@@ -115,7 +115,7 @@ def _sighting_covariance(points: PointMap, thing: Object3D) -> np.ndarray:
     return covariance
 
 
-def _mean_colour(image: np.ndarray, corners: Sequence[float]) -> tuple[float, float, float] | None:
+def mean_colour(image: np.ndarray, corners: Sequence[float]) -> tuple[float, float, float] | None:
     """Mean RGB of the inner half of a box, 0..1."""
     u0, v0, u1, v1 = corners
     du, dv = (u1 - u0) / 4, (v1 - v0) / 4

@@ -14,7 +14,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from g2vlm_ros.query import map_object
+from g2vlm_ros.query import likelihoods, map_object
 from g2vlm_ros.query.labels import unknown_attributes
 from g2vlm_ros.query.map_object import MapObject
 from g2vlm_ros.query.object_measurement import Object3D, map_covariance
@@ -128,11 +128,9 @@ def check_known(phrase: str, memory: Sequence[MapObject], now_ns: int) -> None:
 def log_odds(trust: float) -> float:
     """Of a probability, bounded as beliefs are."""
     bounded = min(max(trust, 1e-6), 1 - 1e-6)
-    evidence = math.log(bounded / (1 - bounded))
-    return min(max(evidence, -map_object.MAX_EVIDENCE), map_object.MAX_EVIDENCE)
+    return likelihoods.bounded(math.log(bounded / (1 - bounded)))
 
 
 def probability(evidence: float) -> float:
     """Of log odds."""
-    bound = map_object.MAX_EVIDENCE
-    return 1.0 / (1.0 + math.exp(-min(max(evidence, -bound), bound)))
+    return 1.0 / (1.0 + math.exp(-likelihoods.bounded(evidence)))
