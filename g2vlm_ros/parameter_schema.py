@@ -37,6 +37,7 @@ FRAME = NameRule(
     re.compile(r"[^/\s\x00-\x1f\x7f][^\s\x00-\x1f\x7f]*"),
     "a tf frame: no spaces, and no / at the beginning",
 )
+FRAME_SUFFIX = NameRule(re.compile(r"[^\s\x00-\x1f\x7f]*"), "the end of a tf frame: no spaces")
 
 
 def parameter(

@@ -14,6 +14,7 @@ from typing import Any
 
 from g2vlm_ros.parameter_schema import (
     FRAME,
+    FRAME_SUFFIX,
     TOPIC,
     SettingError,
     build,
@@ -181,6 +182,7 @@ class MapSettings:
     tf_child_suffix: str = parameter(
         "_g2vlm",
         "Appended to the camera frame on /tf, so that no frame gets a second parent.",
+        name=FRAME_SUFFIX,
     )
     path_length: int = parameter(
         2000, "Most poses kept in ~/path; older ones go.", low=2, high=1000000

@@ -6,6 +6,9 @@ import pytest
 from g2vlm_ros.parameter_schema import SettingError, default_of, parameters_of
 from g2vlm_ros.settings import Settings
 
+TOPICS = ("odometry_topic", "imu_topic", "depth_topic", "mask_topic", "query.detections_topic")
+FRAMES = ("map.frame", "pose.odometry_frame")
+
 
 def test_defaults_are_valid_and_every_parameter_is_documented():
     assert Settings.from_flat({}) == Settings()
@@ -92,3 +95,24 @@ def test_a_tilde_is_the_home_of_the_user(name, monkeypatch):
     settings = Settings.from_flat({name: "~/folder"})
     assert getattr(getattr(settings, group), leaf) == "/somebody/folder"
     assert getattr(Settings.from_flat({name: "a/~b"}).model, leaf) == "a/~b"
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "rule"),
+    [
+        *((topic, value, "a ROS name") for topic in TOPICS for value in ("/a-b", "1st", "a b")),
+        *((frame, value, "a tf frame") for frame in FRAMES for value in ("a b", "/map", "map\n")),
+        ("map.tf_child_suffix", " _2", "the end of a tf frame"),
+        ("map.tf_child_suffix", "_2\n", "the end of a tf frame"),
+    ],
+)
+def test_a_name_that_ros_does_not_take_is_refused_with_the_rule(name, value, rule):
+    with pytest.raises(SettingError, match=rf"{name} has .*; it must be {rule}") as refusal:
+        Settings.from_flat({name: value})
+    assert repr(value) in str(refusal.value)
+
+
+def test_every_parameter_that_names_something_of_ros_has_a_rule():
+    names = {name for name, item in parameters_of(Settings) if item.metadata["name"] is not None}
+    named = {name for name, _ in parameters_of(Settings) if name.endswith(("_topic", "frame"))}
+    assert named <= names and {"cameras", "map.tf_child_suffix"} <= names
