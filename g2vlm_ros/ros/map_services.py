@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import math
 import os
 from collections.abc import Callable
@@ -33,6 +34,8 @@ MAX_NAME_BYTES = 200
 """Of a file or folder: Linux takes 255, and a file is written under a longer name first."""
 MAX_SHIFT_M = 10_000.0
 """Of a saved map against the live one: 2^20 voxels of 1 cm; what lies beyond would be lost."""
+NOT_WRITABLE = (errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.EPERM, errno.EROFS)
+"""Errors of the folder that was asked for, not of the node or its disk."""
 SHOWN_LENGTH = 200
 """So much of a path is repeated in an error."""
 
@@ -59,8 +62,24 @@ class MapServices:
     def save_map(self, request: SaveMap.Request, response: SaveMap.Response) -> None:
         """Write the map as PLY or PCD for other tools, or as NPZ without loss."""
         self._services.check_active()
+        path, kind = self._target(request)
         if not self._map.stamp_ns:
             self._services.current(math.inf, REFRESH_WAIT_S)
+        content = to_bytes(self._objects.objects(), self._rooms.rooms())
+        keyframes = self._keyframes.saved() if kind == "npz" else b""
+        try:
+            response.points = self._map.save(path, content, keyframes)
+        except OSError as error:
+            if error.errno not in NOT_WRITABLE:
+                raise
+            raise invalid(
+                f"path {_short(request.path)} cannot be written on the robot: {error.strerror}; "
+                "give one in another folder"
+            ) from error
+        response.path = str(path)
+
+    def _target(self, request: SaveMap.Request) -> tuple[Path, str]:
+        """Where the map is written, and in which of MAP_FORMATS."""
         path = self._confined(request.path)
         kind = request.format or path.suffix.lstrip(".").lower()
         if kind not in MAP_FORMATS or path.suffix.lower() != f".{kind}":
@@ -75,10 +94,7 @@ class MapServices:
             )
         if path.exists() and not path.is_file():
             raise invalid(f"path {_short(request.path)} is no regular file; give another name")
-        content = to_bytes(self._objects.objects(), self._rooms.rooms())
-        keyframes = self._keyframes.saved() if kind == "npz" else b""
-        response.points = self._map.save(path, content, keyframes)
-        response.path = str(path)
+        return path, kind
 
     @reply_errors
     def load_map(self, request: LoadMap.Request, response: LoadMap.Response) -> None:

@@ -290,3 +290,13 @@ def test_a_saved_map_moved_out_of_all_bounds_is_refused_and_the_live_one_stays(
     reply = still.call(LoadMap, "/perception/load_map", request)
     assert not reply.success and reply.error_code == 9909 and "map_from_file" in reply.error_msg
     assert points and len(still.node.dense_map.points()) == points
+
+
+def test_a_path_is_refused_before_anybody_waits_for_a_window(tmp_path):
+    from g2vlm_ros.srv import SaveMap
+
+    (tmp_path / "folder.npz").mkdir()
+    with bench(**SETTINGS) as testbed:
+        request = SaveMap.Request(path=str(tmp_path / "folder.npz"))
+        reply = testbed.call(SaveMap, "/perception/save_map", request)
+        assert reply.error_code == 9909 and "no regular file" in reply.error_msg

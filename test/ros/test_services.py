@@ -92,6 +92,10 @@ def test_save_map_refuses_what_it_cannot_write(testbed, tmp_path):
         (tmp_path / "map.xyz", "ends in .ply, .pcd, .npz"),
         ("map.ply", "absolute"),
         (tmp_path / "no" / "map.ply", "does not exist on the robot"),
+        (tmp_path, "ends in .ply, .pcd, .npz"),
+        ("/proc/map.npz", "path '/proc/map.npz' cannot be written on the robot"),
+        ("/sys/map.ply", "path '/sys/map.ply' cannot be written on the robot"),
+        ("/dev/map.npz/map.npz", "does not exist on the robot"),
     ):
         answer = testbed.call(SaveMap, "/perception/save_map", SaveMap.Request(path=str(path)))
         assert answer.error_code == 9909 and words in answer.error_msg
