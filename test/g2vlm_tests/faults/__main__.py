@@ -11,6 +11,7 @@ import json
 import os
 import re
 import shutil
+import sys
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -55,7 +56,10 @@ def tried(case: Case, *robots: Robot) -> tuple[Case, Seen, float]:
         seen = case.run(*robots)
     except Exception as error:  # the table shows it, the other cases are still tried
         seen = Seen(f"{type(error).__name__}: {error}"[:100], False)
-    return case, seen, time.monotonic() - start
+    seconds = time.monotonic() - start
+    for it in robots if not seen.fine else ():
+        print(f"not as expected: {case.done}\n{it.account()}", file=sys.stderr, flush=True)
+    return case, seen, seconds
 
 
 def everything(only: str) -> Iterator[tuple[Case, Seen, float]]:

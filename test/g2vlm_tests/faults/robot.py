@@ -41,6 +41,8 @@ PARAMETERS |= {"odometry_topic": "/odom", "map.loop_closure": "false", "status_p
 ANSWER_S = 120.0
 """How long a state is waited for. It comes within seconds on an idle machine; on one with a load
 of ten on each core it takes a minute, and that is no fault of the node."""
+LINES = 40
+"""Of the log, where a case fails."""
 TRANSITIONS = {
     "configure": Transition.TRANSITION_CONFIGURE,
     "activate": Transition.TRANSITION_ACTIVATE,
@@ -238,6 +240,10 @@ class Robot:
         self.log.flush()
         self.log.seek(0)
         return self.log.read()
+
+    def account(self) -> str:
+        """What the node says of itself: /diagnostics, ~/status, the end of its log."""
+        return "\n".join([self.diagnostics, str(self.status), *self.said().splitlines()[-LINES:]])
 
     def close(self) -> None:
         """End everything."""
