@@ -441,6 +441,8 @@ class PerceptionNode(SafeLifecycleNode):
 
     def _report(self) -> None:
         self._name_clash.check()
+        if (cameras := self.cameras) is not None:
+            cameras.renew_silent()
         self._reports.count_frames()
         self._reports.publish_status()
         self.object_services.publish()

@@ -84,10 +84,10 @@ class Bench:
     def send(self, topic, message):
         """Publish a frame and wait until the node's callback is through with it (its queue is
         short): what it makes of the frame is queued for the device by then, see `settle`."""
-        received, name = self.node.cameras.received, topic.lstrip("/")
-        before = received[name]
+        name = topic.lstrip("/")
+        before = self.node.cameras.received[name]
         self.publish(topic, message)
-        self.until(lambda: received[name] > before, f"a frame on {topic}")
+        self.until(lambda: self.node.cameras.received[name] > before, f"a frame on {topic}")
 
     def call(self, kind, name, request):
         """Call a service and return its response."""

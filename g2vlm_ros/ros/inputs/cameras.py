@@ -7,16 +7,13 @@ import functools
 import math
 import re
 import time
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 
 from nav_msgs.msg import Odometry
 from rclpy.callback_groups import MutuallyExclusiveCallbackGroup
-from rclpy.event_handler import SubscriptionEventCallbacks
 from rclpy.node import Node
 from rclpy.qos import DurabilityPolicy, QoSProfile, qos_profile_sensor_data
-from rclpy.qos_overriding_options import QoSOverridingOptions
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image, Imu
 from tf2_msgs.msg import TFMessage
 
@@ -31,6 +28,7 @@ from g2vlm_ros.ros.inputs.label_masks import LabelMasks
 from g2vlm_ros.ros.inputs.masks import MaskImages
 from g2vlm_ros.ros.inputs.odometry import OdometryPoses
 from g2vlm_ros.ros.inputs.rig import RigMounts
+from g2vlm_ros.ros.inputs.sensor_subscription import SensorSubscription
 from g2vlm_ros.ros.inputs.static_tf import StaticTf
 from g2vlm_ros.ros.inputs.unmatched import printable
 from g2vlm_ros.settings import Settings
@@ -63,7 +61,7 @@ class Cameras:
         pass_on_odometry: Callable[[Odometry], None] | None = None,
         detections: Detections | None = None,
     ):
-        self._node, self._log = node, node.get_logger()
+        self._log = node.get_logger()
         self._max_px = settings.max_image_px
         self._offer, self._reject = offer, reject
         self._pass_on_odometry = pass_on_odometry
@@ -74,9 +72,7 @@ class Cameras:
         compressed = settings.image_transport == "compressed"
         self._frame_from = images.frame_from_compressed if compressed else images.frame_from_image
         kind, suffix = (CompressedImage, "/compressed") if compressed else (Image, "")
-        self._subscriptions = []
-        self.received: Counter[str] = Counter()
-        """How many messages of each topic were taken in, whatever became of them."""
+        self._subscriptions: list[SensorSubscription] = []
         self._depth: DepthImages | None = None
         self._gravity: ImuGravity | None = None
         self._masks: MaskImages | None = None
@@ -97,7 +93,7 @@ class Cameras:
             topics.append((CameraInfo, f"{camera}/camera_info", info, qos_profile_sensor_data))
         try:
             for topic in topics:
-                self._listen(*topic)
+                self._subscriptions.append(SensorSubscription(node, *topic, self._group))
         except BaseException:
             self.close()
             raise
@@ -121,10 +117,20 @@ class Cameras:
             topics.append((Imu, settings.imu_topic, self._gravity.update))
         return [(*topic, qos_profile_sensor_data)[:4] for topic in topics]
 
+    @property
+    def received(self) -> dict[str, int]:
+        """How many messages of each topic were taken in, whatever became of them."""
+        return {each.topic: each.received for each in self._subscriptions}
+
+    def renew_silent(self) -> None:
+        """Subscribe again to sensors that have fallen silent beside their publisher."""
+        for each in list(self._subscriptions):
+            each.renew_if_silent()
+
     def close(self) -> None:
         """Stop listening."""
         while self._subscriptions:
-            self._node.destroy_subscription(self._subscriptions.pop())
+            self._subscriptions.pop().close()
 
     def _warn(self, sentence: str) -> None:
         # rclpy's own throttle is per line of code: one kind of sentence would silence the others.
@@ -141,28 +147,6 @@ class Cameras:
         if (camera, sentence) not in self._warned and len(self._warned) < MAX_KINDS:
             self._warned.add((camera, sentence))
             self._log.warning(printable(f"{camera}: {sentence}"))
-
-    def _listen(self, kind: type, topic: str, callback: Callable, qos: QoSProfile) -> None:
-        def incompatible(event) -> None:
-            self._log.error(
-                f"a publisher of {topic} offers an incompatible QoS ({event.last_policy_kind}); "
-                f"override qos_overrides.{topic}.subscription or the publisher's"
-            )
-
-        def take_in(message) -> None:
-            callback(message)
-            self.received[topic] += 1
-
-        subscription = self._node.create_subscription(
-            kind,
-            topic,
-            take_in,
-            qos,
-            callback_group=self._group,
-            event_callbacks=SubscriptionEventCallbacks(incompatible_qos=incompatible),
-            qos_overriding_options=QoSOverridingOptions.with_default_policies(),
-        )
-        self._subscriptions.append(subscription)
 
     def _on_image(self, camera: str, message: Image | CompressedImage) -> None:
         try:
