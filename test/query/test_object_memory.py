@@ -369,6 +369,22 @@ def test_a_thing_is_about_as_deep_as_it_looks_wide():
     assert compact(pixel) is pixel
 
 
+def test_the_wall_that_fills_most_of_a_box_does_not_draw_a_thin_thing_to_it():
+    """Of the points in the box of a lamp 0.3 m wide three of five are of the wall 1 m behind it."""
+    points, regions = room([CHAIR], [camera()])
+    thing = locate(points, regions[0][0], "lamp", "detection", 0.9)
+    rng, count = np.random.default_rng(0), 500
+    camera_at = thing.seen_from
+    lamp = camera_at + rng.uniform((2.9, -0.15, -1.0), (3.1, 0.15, 0.5), (2 * count // 5, 3))
+    wall = camera_at + rng.uniform((4.0, -0.2, -1.0), (4.05, 0.2, 0.5), (3 * count // 5, 3))
+    cloud = np.concatenate([lamp, wall])
+    thing = dataclasses.replace(
+        thing, points=cloud, position=np.median(cloud, axis=0), across=0.3
+    )
+    away = np.linalg.norm((compact(thing).centre - camera_at)[:2])
+    assert away == pytest.approx(3.05, abs=0.15)
+
+
 def test_the_border_of_an_image_hides_where_the_middle_is():
     drive = Drive()
     points, regions = room([CHAIR], [camera(yaw=0.78)])
