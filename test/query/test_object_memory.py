@@ -378,9 +378,7 @@ def test_the_wall_that_fills_most_of_a_box_does_not_draw_a_thin_thing_to_it():
     lamp = camera_at + rng.uniform((2.9, -0.15, -1.0), (3.1, 0.15, 0.5), (2 * count // 5, 3))
     wall = camera_at + rng.uniform((4.0, -0.2, -1.0), (4.05, 0.2, 0.5), (3 * count // 5, 3))
     cloud = np.concatenate([lamp, wall])
-    thing = dataclasses.replace(
-        thing, points=cloud, position=np.median(cloud, axis=0), across=0.3
-    )
+    thing = dataclasses.replace(thing, points=cloud, position=np.median(cloud, axis=0), across=0.3)
     away = np.linalg.norm((compact(thing).centre - camera_at)[:2])
     assert away == pytest.approx(3.05, abs=0.15)
 
