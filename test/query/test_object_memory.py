@@ -370,7 +370,7 @@ def test_a_thing_is_about_as_deep_as_it_looks_wide():
 
 
 def test_the_wall_that_fills_most_of_a_box_does_not_draw_a_thin_thing_to_it():
-    """Of the points in the box of a lamp 0.3 m wide three of five are of the wall 1 m behind it."""
+    """Three of five points in the box of a lamp 0.3 m wide are of the wall 1 m behind it."""
     points, regions = room([CHAIR], [camera()])
     thing = locate(points, regions[0][0], "lamp", "detection", 0.9)
     rng, count = np.random.default_rng(0), 500
