@@ -112,11 +112,18 @@ def packed(update: MappedWindow, out: array.array | None = None) -> array.array:
 
 
 PARTS = {
+    "decoding and stillness": (
+        "g2vlm_ros.pipeline:MappingPipeline._decode",
+        "g2vlm_ros.pipeline:MappingPipeline._finish",
+    ),
     "image quality": ("g2vlm_ros.images.quality:ImageQualityFilter.fault",),
     "resize": ("g2vlm_ros.perception:resize_views",),
     "cameras of views": ("g2vlm_ros.perception:intrinsics_of_views",),
     "confidence": ("g2vlm_ros.perception:multi_view_confidence",),
-    "pose refinement": ("g2vlm_ros.mapping.pose_refinement:PoseRefiner.refine",),
+    "pose refinement, less its parts": ("g2vlm_ros.mapping.pose_refinement:PoseRefiner.refine",),
+    "tracks": ("g2vlm_ros.mapping.pose_refinement:follow_corners",),
+    "features": ("g2vlm_ros.mapping.pose_refinement:matched_poses",),
+    "adjustment": ("g2vlm_ros.mapping.window_adjustment:WindowAdjustment.solve",),
     "placing, less its parts": ("g2vlm_ros.mapping.graph_slam:GraphSlam.place",),
     "registration": ("g2vlm_ros.mapping.window_registration:register_views",),
     "covisibility": ("g2vlm_ros.mapping.window_registration:measure_covisibility",),
@@ -126,8 +133,11 @@ PARTS = {
     ),
     "floor": ("g2vlm_ros.mapping.gravity_alignment:find_floor",),
     "loop closure": ("g2vlm_ros.pipeline:MappingPipeline._close_loop",),
+    "keyframe": ("g2vlm_ros.pipeline:MappingPipeline._remember",),
     "depth fusion": ("g2vlm_ros.pipeline:fuse_depth",),
     "valid points": ("g2vlm_ros.records:Reconstruction.valid",),
+    "map, less its parts": ("g2vlm_ros.dense_map.dense_map:DenseMap.add",),
+    "map in a new unit": ("g2vlm_ros.dense_map.dense_map:DenseMap._resize",),
     "cells and merge": ("g2vlm_ros.dense_map.voxel_map:VoxelMap.integrate_views",),
     "free space": ("g2vlm_ros.dense_map.voxel_map:VoxelMap.carve",),
     "occupancy fans": ("g2vlm_ros.dense_map.occupancy:OccupancyMapper.observe",),
@@ -223,6 +233,7 @@ def walk(home: int, views: int) -> dict[str, Any]:
         "size": [WIDTH_PX, 392],
         "voxels": len(dense_map.points()),
         "processor_ms": {name: round(float(np.median(s)), 2) for name, s in booked.items()},
+        "processor_ms_mean": round(float(np.mean(booked["all"])), 2),
         "processor_ms_of_windows": [round(ms, 1) for ms in booked["all"]],
     }
 

@@ -184,12 +184,13 @@ class OccupancyMapper:
         self, parts: list[np.ndarray], middle: np.ndarray
     ) -> tuple[np.ndarray, tuple[int, int]]:
         """Lower corner (2,) on multiples of the resolution, and (rows, columns)."""
-        parts = [part for part in parts if len(part)]
-        if not parts:
+        # By axis: numpy takes ten times as long for the minimum of many short rows.
+        axes = [np.ascontiguousarray(part.T) for part in parts if len(part)]
+        if not axes:
             return np.floor(middle / self._resolution) * self._resolution, (1, 1)
         reach = (self._max_cells // 2 - 1) * self._resolution
-        lower = np.maximum(np.min([part.min(0) for part in parts], axis=0), middle - reach)
-        upper = np.minimum(np.max([part.max(0) for part in parts], axis=0), middle + reach)
+        lower = np.maximum(np.min([axis.min(1) for axis in axes], axis=0), middle - reach)
+        upper = np.minimum(np.max([axis.max(1) for axis in axes], axis=0), middle + reach)
         first = np.floor(lower / self._resolution)
         columns, rows = np.maximum(np.floor(upper / self._resolution) - first + 1, 1).astype(int)
         return first * self._resolution, (int(rows), int(columns))
