@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from builtin_interfaces.msg import Duration
 from geometry_msgs.msg import Point, Pose, Vector3
 from sensor_msgs.msg import CompressedImage
 from std_msgs.msg import ColorRGBA, Header
@@ -85,14 +84,13 @@ def picture_message(thing: MapObject) -> CompressedImage:
     )
 
 
-def markers_message(
-    header: Header, objects: Sequence[MapObject], former_ids: set[int]
-) -> MarkerArray:
-    """RViz's boxes with labels; those of former ids that are no longer there are taken away.
+def markers_message(header: Header, objects: Sequence[MapObject]) -> MarkerArray:
+    """RViz's boxes with labels. Each message is whole: it takes away what was shown before, so
+    that none has to arrive for the next one to be right.
 
     A box fades as the belief in its thing falls.
     """
-    markers = []
+    markers = [Marker(header=header, action=Marker.DELETEALL)]
     for each in objects:
         red, green, blue = each.colour or UNKNOWN_COLOUR
         pose = geometry.pose_message(each.as_object3d().pose)
@@ -110,11 +108,6 @@ def markers_message(
         if not each.there:
             text.text += f" ({each.state.name.lower()})"
         markers += [box, text]
-    for object_id in sorted(former_ids - {each.id for each in objects}):
-        for namespace in ("objects", "labels"):
-            markers.append(Marker(header=header, ns=namespace, id=object_id, action=Marker.DELETE))
-    for marker in markers:
-        marker.lifetime = Duration()
     return MarkerArray(markers=markers)
 
 

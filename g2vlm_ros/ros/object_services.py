@@ -60,7 +60,6 @@ class ObjectServices:
         self.log_failure = windows.log_failure
         self._published = memory.version
         self._lock = threading.Lock()
-        self._marked: set[int] = set()
         self._cut_version, self._cut_s = dense_map.version, -ROOMS_PERIOD_S
         self._topic = node.create_lifecycle_publisher(MapObjects, "~/objects", LATCHED)
         self._markers = node.create_lifecycle_publisher(MarkerArray, "~/object_markers", LATCHED)
@@ -92,8 +91,7 @@ class ObjectServices:
             header = geometry.header(stamp_ns, self._map_frame)
             map_id = max(0, self._memory.map_id)
             self._topic.publish(objects_message(header, map_id, objects, self._rooms.rooms()))
-            self._markers.publish(markers_message(header, objects, self._marked))
-            self._marked = {each.id for each in objects}
+            self._markers.publish(markers_message(header, objects))
             if self._detections is not None:
                 self._detections.publish(detections_message(header, objects, vision_msgs))
 

@@ -13,10 +13,10 @@ SMALL_QUERY = {"query.semantic_width_px": 56, "query.max_tokens": 4}
 
 
 def feed(testbed, count=2, start_s=START_S):
-    """Frames 0.1 s apart, and their window reconstructed."""
+    """Frames 0.1 s apart, and the window of each reconstructed before the next one comes."""
     for k in range(count):
         testbed.send("/camera/image_raw", image(start_s + 0.1 * k))
-    testbed.settle()
+        testbed.settle()
 
 
 def request(**fields):

@@ -12,12 +12,15 @@ import math
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 from rclpy.callback_groups import CallbackGroup
 from rclpy.event_handler import SubscriptionEventCallbacks
 from rclpy.node import Node
 from rclpy.qos import DurabilityPolicy, QoSProfile
 from rclpy.qos_overriding_options import QoSOverridingOptions
+from rclpy.subscription import Subscription
 
 MIN_SILENT_S = 3.0
 """Shortest silence that is none of a busy machine..."""
@@ -46,7 +49,13 @@ class SensorSubscription:
         """Messages that were taken in, whatever became of them."""
         self._lock, self._closed = threading.Lock(), False
         self._last_s, self._step_s, self._tries = clock(), math.inf, 0
-        self._subscription = self._subscribe()
+        self._stamp: object = None
+        self._subscriptions: dict[int, Subscription] = {}
+        """By a number that grows. The one before the newest stays until a newer one is heard: a
+        sensor may wake up before that is matched, and nothing is to be lost."""
+        self._newest = self._source = 0
+        """Numbers of the subscription that was made last, and of the one that messages come by."""
+        self._subscribe()
 
     def renew_if_silent(self) -> None:
         """Subscribe again where a publisher is there that has sent before and sends no more."""
@@ -66,29 +75,45 @@ class SensorSubscription:
             if self._closed:
                 return
             self._tries += 1
-            earlier, self._subscription = self._subscription, self._subscribe()
-            self._node.destroy_subscription(earlier)
+            self._drop_before(self._newest)
+            self._subscribe()
 
     def close(self) -> None:
         """Stop listening."""
         with self._lock:
             self._closed = True
-            self._node.destroy_subscription(self._subscription)
+            self._drop_before(self._newest + 1)
 
-    def _subscribe(self) -> object:
-        return self._node.create_subscription(
+    def _subscribe(self) -> None:
+        self._newest += 1
+        self._subscriptions[self._newest] = self._node.create_subscription(
             self._kind,
             self.topic,
-            self._take_in,
+            partial(self._take_in, self._newest),
             self._qos,
             callback_group=self._group,
             event_callbacks=SubscriptionEventCallbacks(incompatible_qos=self._on_incompatible),
             qos_overriding_options=QoSOverridingOptions.with_default_policies(),
         )
 
-    def _take_in(self, message: object) -> None:
+    def _drop_before(self, number: int) -> None:
+        for earlier in [each for each in self._subscriptions if each < number]:
+            self._node.destroy_subscription(self._subscriptions.pop(earlier))
+
+    def _take_in(self, number: int, message: Any) -> None:
+        """A message of one of the subscriptions, which may bring it as the one before did."""
+        if number < self._source:
+            return
+        is_new = number > self._source > 0
+        if number > self._source:
+            self._source = number
+            with self._lock:
+                self._drop_before(number)
+        stamp = getattr(getattr(message, "header", None), "stamp", None)  # TFMessage has none
+        if is_new and stamp == self._stamp:
+            return
         self._callback(message)
-        now_s = self._clock()
+        now_s, self._stamp = self._clock(), stamp
         if self.received:  # what was held up once is no slow sensor
             self._step_s = min(now_s - self._last_s, 2 * self._step_s)
         self._last_s, self._tries = now_s, 0
