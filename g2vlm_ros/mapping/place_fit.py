@@ -11,7 +11,7 @@ import numpy as np
 
 from g2vlm_ros.geometry.sim3 import Sim3, cross_matrix
 from g2vlm_ros.mapping.place_matching import MIN_MATCHES, REACH_PX, FeatureMatches
-from g2vlm_ros.records import Reconstruction
+from g2vlm_ros.records import Reconstruction, ViewStd
 
 STEPS = 6
 """Of the refinement; it starts within a few pixels."""
@@ -20,7 +20,9 @@ PIXEL_STD = 1.5
 DEPTH_STD = 0.08
 """Of the logarithm of a depth by the network."""
 SYSTEMATIC = np.array([0.01] * 3 + [0.015] * 3 + [0.02])
-"""Assumed error of keyframe and view as a whole: radians, fraction of the range, log scale."""
+"""Assumed error of keyframe and view as a whole: radians, fraction of the range, log scale. More
+where the window says so (`ViewStd`)."""
+UNKNOWNS = 7
 
 
 @dataclass(frozen=True)
@@ -117,19 +119,37 @@ def _covariance(
     inlier: np.ndarray,
     result: Reconstruction,
 ) -> np.ndarray:
-    """(7, 7) about the map's origin: features of one keyframe err alike, and count as few."""
+    """(7, 7) about the map's origin, by the sandwich over patches (Liang & Zeger, 1986).
+
+    Features of one patch of a view err alike and count as one; a fit to few patches explains their
+    errors instead of showing them, which `patches / (patches - 7)` corrects. Keyframe and window
+    are off as a whole besides, each by what the window says of its views.
+    """
     j, e, group = jacobian[inlier], error[inlier], matches.keyframes[inlier]
     weight = _weights(e)
     hessian = np.einsum("nki,n,nkj->ij", j, weight, j) + 1e-6 * np.eye(7)
-    # Features of one patch of a view err alike.
     patch = np.round(matches.pixels[inlier] * 4).astype(int)
     keys = np.concatenate([patch, group[:, None]], axis=1)
     _, blocks = np.unique(keys, axis=0, return_inverse=True)
     pulls = np.zeros((blocks.max() + 1, 7))
     np.add.at(pulls, blocks.reshape(-1), np.einsum("nki,n,nk->ni", j, weight, e))
     inverse = np.linalg.inv(hessian)
-    spread = inverse @ (pulls.T @ pulls) @ inverse
+    few = len(pulls) / max(len(pulls) - UNKNOWNS, 1)
+    spread = few * inverse @ (pulls.T @ pulls) @ inverse
     reach = fit.scale * result.median_depth_u
-    local = spread + np.diag((SYSTEMATIC * ([1.0] * 3 + [reach] * 3 + [1.0])) ** 2)
+    local = spread + np.diag((_systematic(result.view_std) * _units(reach)) ** 2)
     move = Sim3(1.0, np.eye(3), pivot).adjoint()
     return move @ local @ move.T
+
+
+def _systematic(std: ViewStd | None) -> np.ndarray:
+    """(7,), as SYSTEMATIC: of two views of one network, each off by its own."""
+    if std is None:
+        return SYSTEMATIC
+    both = np.sqrt(2) * np.array([std.turn_rad] * 3 + [std.shift] * 3 + [std.scale])
+    return np.maximum(SYSTEMATIC, both)
+
+
+def _units(reach: float) -> np.ndarray:
+    """(7,): 1 for angles and the logarithm of scale, the range for translations."""
+    return np.array([1.0] * 3 + [reach] * 3 + [1.0])
