@@ -10,7 +10,7 @@ used is counted by reason; nothing disappears silently. A camera silent for long
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -21,6 +21,9 @@ from g2vlm_ros.settings import WindowSettings
 NS_PER_S = 1_000_000_000
 KEPT_WINDOWS = 4
 """Instants kept while the device is busy, in windows' worth; older ones are superseded."""
+MAX_SUSPECTS = 3
+"""Frames in a row far on one side of the last stamp: by then the clock has jumped, however they
+follow each other."""
 SLOWER = 4
 """A step of stamps may be so many times the one before: a slow camera is no clock that jumps."""
 SILENT_SHARE = 0.5
@@ -70,7 +73,7 @@ class WindowBuffer:
         self._in_window: list[_Instant] = []  # of the last window, without discarded frames
         self._last_stamp_ns: dict[str, int] = {}
         self._usual_step_ns: dict[str, int] = {}
-        self._suspects: dict[str, Frame] = {}  # far from their camera's last stamp, alone so far
+        self._suspects: dict[str, list[Frame]] = {}  # far from their camera's last stamp
         self._first_stamp_ns = 0
         self.received = 0
         self.used = 0
@@ -80,40 +83,56 @@ class WindowBuffer:
         """Take a frame in.
 
         A stamp more than max_age_s behind its camera's last one, or far ahead of it, is not
-        believed alone: the frame waits for the camera's next one. If that one is on the same side,
-        the clock jumped (a simulation that restarted, a camera that paused) and both count; a jump
-        back drops everything older. If not, the stamp was wrong and its frame is dropped.
+        believed alone: the frame waits for the camera's next one. If that one follows it, or a
+        third is on the same side, the clock jumped (a simulation that restarted, a camera that
+        paused) and they count; a jump back drops everything older. If not, the stamps were wrong
+        and their frames are dropped.
         """
         if frame.camera not in self._cameras:
             raise ValueError(f"camera '{frame.camera}' is not one of {', '.join(self._cameras)}")
         self.received += 1
         side = self._jump(frame)
-        suspect = self._suspects.pop(frame.camera, None)
-        if side and (suspect is None or self._jump(suspect) != side):
-            self._suspects[frame.camera] = frame
-            if suspect is not None:
-                self.dropped[DropReason.WRONG_STAMP] += 1
+        suspects = self._suspects.pop(frame.camera, [])
+        if suspects and self._jump(suspects[-1]) != side:
+            self.dropped[DropReason.WRONG_STAMP] += len(suspects)
+            suspects = []
+        if side and not self._are_believed(suspects, frame):
+            self._suspects[frame.camera] = [*suspects, frame]
             return
         if side < 0:
             self._drop_all(DropReason.CLOCK_JUMP)
             self._on_clock_jump()
-        if suspect is not None:
-            if side:
-                self._accept(suspect)
-            else:
-                self.dropped[DropReason.WRONG_STAMP] += 1
-        self._accept(frame)
+        if len(suspects) > 1 and self._follows(frame, suspects[-1]):
+            self.dropped[DropReason.WRONG_STAMP] += len(suspects) - 1
+            suspects = suspects[-1:]
+        for each in (*suspects, frame):
+            self._accept(each)
+
+    def _are_believed(self, suspects: Sequence[Frame], frame: Frame) -> bool:
+        """Whether a frame shows that those before it, on its side, have the right stamps."""
+        if len(suspects) + 1 >= MAX_SUSPECTS:
+            return True  # whatever the camera's clock does now, it does it to stay
+        return bool(suspects) and self._follows(frame, suspects[-1])
+
+    def _follows(self, frame: Frame, earlier: Frame) -> bool:
+        """Whether a stamp comes after another one of its camera, as soon as they do."""
+        step_ns = frame.stamp_ns - earlier.stamp_ns
+        return 0 < step_ns <= self._longest_step_ns(frame.camera)
 
     def _jump(self, frame: Frame) -> int:
         """-1 or 1 where the stamp is too far behind or ahead of the camera's last one, else 0."""
         last = self._last_stamp_ns.get(frame.camera)
         if last is None:
             return 0
-        step_ns, limit_ns = frame.stamp_ns - last, self._settings.max_age_s * NS_PER_S
-        if step_ns < -limit_ns:
+        step_ns = frame.stamp_ns - last
+        if step_ns < -self._settings.max_age_s * NS_PER_S:
             return -1
-        usual_ns = self._usual_step_ns.get(frame.camera, 0)
-        return int(step_ns > max(limit_ns, SLOWER * usual_ns))
+        return int(step_ns > self._longest_step_ns(frame.camera))
+
+    def _longest_step_ns(self, camera: str) -> float:
+        """Between two frames of a camera, before their stamps are doubted."""
+        usual_ns = self._usual_step_ns.get(camera, 0)
+        return max(self._settings.max_age_s * NS_PER_S, SLOWER * usual_ns)
 
     def _accept(self, frame: Frame) -> None:
         last = self._last_stamp_ns.get(frame.camera)
@@ -129,6 +148,9 @@ class WindowBuffer:
         self._last_stamp_ns[frame.camera] = frame.stamp_ns
         self._synchronise(frame)
 
+    def _suspect_frames(self) -> int:
+        return sum(map(len, self._suspects.values()))
+
     @property
     def silent(self) -> tuple[str, ...]:
         """Cameras that windows do without: no frame for SILENT_SHARE of max_age_s of stamps."""
@@ -140,7 +162,7 @@ class WindowBuffer:
     @property
     def waiting(self) -> int:
         """Frames that are held and that no window has used yet."""
-        return self.ready + self.unpaired + len(self._suspects)
+        return self.ready + self.unpaired + self._suspect_frames()
 
     @property
     def ready(self) -> int:
@@ -268,7 +290,7 @@ class WindowBuffer:
 
     def _drop_all(self, reason: DropReason) -> None:
         unused = [i for i in self._instants if not i.used] + self._pending
-        self.dropped[reason] += sum(len(i.frames) for i in unused) + len(self._suspects)
+        self.dropped[reason] += sum(len(i.frames) for i in unused) + self._suspect_frames()
         self._suspects.clear()
         self._usual_step_ns.clear()
         self._pending, self._instants, self._in_window = [], [], []

@@ -117,6 +117,33 @@ def test_one_wrong_stamp_is_dropped_and_nothing_else(wrong):
     assert not jumps and buffer.dropped == {"wrong_stamp": 1} and is_complete(buffer)
 
 
+@pytest.mark.parametrize("wrong", [(3600.0, 8000.0), (8000.0, 3600.0), (-900.0, -400.0), (-9, 99)])
+def test_two_wrong_stamps_that_do_not_follow_each_other_are_dropped(wrong):
+    """Two in agreement would be believed: frames go on as if these had not come."""
+    jumps = []
+    buffer = WindowBuffer(["front"], SETTINGS, on_clock_jump=lambda: jumps.append(1))
+    feed(buffer, [1000.0, 1000.1, *(1000.0 + each for each in wrong)])
+    assert is_complete(buffer)
+    feed(buffer, [1000.2])
+    assert stamps(buffer.take()) == [1000.0, 1000.1, 1000.2]
+    assert not jumps and buffer.dropped == {"wrong_stamp": 2} and is_complete(buffer)
+
+
+def test_a_wrong_stamp_before_a_clock_that_jumps_is_dropped_and_the_jump_believed():
+    jumps = []
+    buffer = WindowBuffer(["front"], SETTINGS, on_clock_jump=lambda: jumps.append(1))
+    feed(buffer, [1000.0, 1000.1, 10.0, 500.0, 500.1, 500.2])
+    assert stamps(buffer.take()) == [500.0, 500.1, 500.2] and jumps == [1]
+    assert buffer.dropped["wrong_stamp"] == 1 and is_complete(buffer)
+
+
+def test_a_clock_that_goes_on_jumping_is_believed_at_the_third_frame():
+    jumps = []
+    buffer = WindowBuffer(["front"], SETTINGS, on_clock_jump=lambda: jumps.append(1))
+    feed(buffer, [1000.0, 1000.1, 10.0, 100.0, 200.0])
+    assert jumps == [1] and is_complete(buffer)
+
+
 def test_a_camera_that_pauses_loses_no_frame():
     buffer = WindowBuffer(["front"], SETTINGS)
     feed(buffer, [0.0, 0.1, 60.0])
