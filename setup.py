@@ -45,7 +45,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.10",
     packages=find_namespace_packages(include=["g2vlm_ros", "g2vlm_ros.*"]),
-    package_data={"": ["*.cu", "*.json", "*.safetensors", "*.yaml"]},
+    package_data={"": ["*.cu", "*.cuh", "*.json", "*.safetensors", "*.yaml"]},
     install_requires=[
         "numpy>=1.26",
         "opencv-python-headless>=4.8",

@@ -6,6 +6,7 @@ in a process of its own so that one failure costs one line, and within a limit o
   floors        measured matrix product rate and copy bandwidth, the limits of everything else
   parity        the reference checkpoint on the GPU against its golden values, per backend and type
   packing       the kernels that pack point clouds, against numpy
+  points        a window's points on the device until they are cells of the map, against the host's
   lost_context  an illegal address, and what our error says of it
   decoding      a token by three designs: growing cache, fixed shapes, fixed shapes as a CUDA graph
   windows       a random network of the released size (4.5 B parameters, made on the device, never
@@ -42,6 +43,7 @@ from benchmarks.gpu_commands import (
     lost_context,
     packing,
     parity,
+    points,
     training,
 )
 from benchmarks.gpu_network import (
@@ -67,6 +69,7 @@ LIMITS_S = {
     "floors": 25,
     "parity": 100,
     "packing": 30,
+    "points": 20,
     "lost_context": 20,
     "decoding": 50,
     "windows": 105,
@@ -114,6 +117,7 @@ def serve(part: str, scale: Scale) -> None:
         "floors": lambda: iter([floors(device, scale.product_side)]),
         "parity": lambda: (parity(GOLDEN, *pair) for pair in scale.parity),
         "packing": lambda: packing(scale.views, scale.sizes[0]),
+        "points": lambda: points(device, scale.views, scale.sizes[0]),
         "lost_context": lost_context,
         "decoding": lambda: decoding(network(), designs, scale.cached, scale.steps),
         "windows": lambda: all_windows(network()),

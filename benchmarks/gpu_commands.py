@@ -100,6 +100,19 @@ def packing(views: Sequence[int], size: tuple[int, int] = SIZES[0]) -> Iterator[
         yield from pack(DeviceMemory(cuda), size, list(views))
 
 
+def points(
+    device: str, views: Sequence[int], size: tuple[int, int] = SIZES[0]
+) -> Iterator[dict[str, Any]]:
+    """The kernels of window_points.cu against the host's; on a CPU the same ones as C++."""
+    from benchmarks.device_points import window_on_device
+    from benchmarks.host_cuda import HostCuda
+    from g2vlm_ros.inference.tensorrt.cuda import open_cuda
+
+    cuda = HostCuda() if device == "cpu" else open_cuda()
+    for count in views:
+        yield window_on_device(cuda, count, *size)
+
+
 def parity(folder: Path, backend: str, precision: str) -> dict[str, Any]:
     """The parity command on the GPU, as a line."""
     command = [

@@ -15,6 +15,7 @@ from functools import cached_property
 
 import numpy as np
 
+from g2vlm_ros.kernels.device_points import DevicePoints
 from g2vlm_ros.kernels.packing import valid_points
 
 
@@ -242,8 +243,9 @@ def newest_view(frames: Sequence[Frame], views: Iterable[int] | None = None) -> 
 class RawGeometry:
     """What the geometric heads give for N views, in model units."""
 
-    local_points_u: np.ndarray
-    """float32 (N, H, W, 3): a point per pixel in the optical frame of its view, z > 0."""
+    local_points_u: np.ndarray | DevicePoints
+    """float32 (N, H, W, 3): a point per pixel in the optical frame of its view, z > 0. It lies on
+    the device where the backend leaves it there, and is read like an array either way."""
     window_from_camera: np.ndarray
     """float32 (N, 4, 4): camera-to-window poses; view 0 is not the identity."""
     rotation9: np.ndarray
@@ -252,15 +254,11 @@ class RawGeometry:
     """float32 (N, H, W) in 0..1 from the confidence head, or None where there is none."""
     global_points_u: np.ndarray | None = None
     """float32 (N, H, W, 3) of the training-only head (frame of camera 0), or None."""
-    pack: Callable[..., np.ndarray | None] | None = None
-    """Packs clouds where the points already are, on the device: (views, colours, confidence,
-    affines, min_confidence, edge_step) -> uint8 (20 M,), as `runtime.pack_points` says, or None
-    where the points are gone. Itself None where the backend cannot. Device's thread only."""
 
     def __post_init__(self) -> None:
-        views, height, width, _ = _freeze(
-            self, "local_points_u", (None, None, None, 3), np.float32
-        ).shape
+        if not isinstance(self.local_points_u, DevicePoints):
+            _freeze(self, "local_points_u", (None, None, None, 3), np.float32)
+        views, height, width, _ = self.local_points_u.shape
         _freeze(self, "window_from_camera", (views, 4, 4), np.float32)
         _freeze(self, "rotation9", (views, 9), np.float32)
         if self.confidence is not None:
@@ -341,9 +339,15 @@ class Reconstruction:
         return float(np.median(self.sampled_depths_u))
 
     @property
-    def local_points_u(self) -> np.ndarray:
+    def local_points_u(self) -> np.ndarray | DevicePoints:
         """float32 (N, H, W, 3), see RawGeometry."""
         return self.geometry.local_points_u
+
+    @property
+    def device_points_u(self) -> DevicePoints | None:
+        """`local_points_u` where they lie on a device."""
+        points = self.geometry.local_points_u
+        return points if isinstance(points, DevicePoints) else None
 
     @property
     def window_from_camera(self) -> np.ndarray:

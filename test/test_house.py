@@ -19,6 +19,7 @@ TORCH_FILES = {
     "inference/torch_decoding.py",
     "inference/torch_fusion.py",
     "inference/torch_graphs.py",
+    "inference/torch_points.py",
 }
 LAZY_FILES = {
     "inference/backend.py",

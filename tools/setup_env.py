@@ -269,7 +269,8 @@ def mend_wheels():
 def build_kernels():
     """Compiles g2vlm_ros/kernels for this processor; without this it is done at first use."""
     folder = ROOT / "g2vlm_ros" / "kernels"
-    key = digest(sorted([*folder.glob("*.cpp"), *folder.glob("*.h"), folder / "build.py"]))
+    sources = [file for end in ("cpp", "h", "cuh") for file in folder.glob(f"*.{end}")]
+    key = digest(sorted([*sources, folder / "build.py"]))
     compiled = folder / "compiled"
     if done("kernels", key) and compiled.exists():
         return

@@ -503,13 +503,15 @@ class DenseMap:
             result.local_points_u,
             result.colours,
             result.confidence,
-            result.valid(settings.max_edge_step),
+            None if result.device_points_u else result.valid(settings.max_edge_step),
             sound,
             affines(len(sound), poses[list(sound)], scale).astype(np.float32),
             np.array(focal_px)[list(sound)] / scale,
             settings.min_confidence,
             CONTRADICTED,
             settings.max_depth_m * self._current.unit / scale or np.inf,
+            settings.max_edge_step,
+            result.ignored,
         )
         self._current.voxels.integrate_views(views, poses[:, :3, 3], window.stamp_ns, window.id)
         floor_z = update.placement.floor_z

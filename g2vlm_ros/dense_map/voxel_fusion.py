@@ -9,6 +9,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from g2vlm_ros.kernels.cells import CellSums
+from g2vlm_ros.kernels.device_points import DevicePoints
+
 SAMPLES_PER_VOXEL = 1.0
 """Pixels along the edge of a voxel beyond which more of them add nothing. Twice as many cost the
 map's update twice as much and changed neither accuracy nor completeness (benchmarks demo_map)."""
@@ -18,14 +21,15 @@ map's update twice as much and changed neither accuracy nor completeness (benchm
 class PointViews:
     """Point maps of N views of a window, and how V of them are placed in the map."""
 
-    points: np.ndarray
+    points: np.ndarray | DevicePoints
     """float32 (N, H, W, 3) in the optical frames and the window's unit."""
     colours: np.ndarray
     """uint8 (N, H, W, 3)"""
     confidence: np.ndarray
     """float32 (N, H, W): 0..1, NaN where unknown."""
-    valid: np.ndarray
-    """bool (N, H, W): what may enter the map."""
+    valid: np.ndarray | None
+    """bool (N, H, W): what may enter the map; None for points on a device, which finds it by
+    max_edge_step and ignored."""
     views: Sequence[int]
     """Which V of the views enter."""
     affines: np.ndarray
@@ -39,6 +43,29 @@ class PointViews:
     """Known confidence below which points stay out; an unknown one passes."""
     max_depth_u: float = np.inf
     """Points farther along the optical axis stay out; in the window's unit."""
+    max_edge_step: float = 0.0
+    """As in `Reconstruction.valid`; 0 keeps depth steps."""
+    ignored: np.ndarray | None = None
+    """bool (N, H, W), as in `Reconstruction`."""
+
+    def summed(
+        self, sums: CellSums, voxel_size: float, stamp_ns: int, window: int
+    ) -> tuple[np.ndarray, int, int]:
+        """CELL (m,), points added, points out of the map's range; made where the points lie."""
+        which = (self.views, self.affines, self.pixels_per_unit * (voxel_size / SAMPLES_PER_VOXEL))
+        limits = {
+            "voxel_size": voxel_size,
+            "stamp_ns": stamp_ns,
+            "window": window,
+            "min_confidence": self.min_confidence,
+            "contradicted": self.contradicted,
+            "max_depth": self.max_depth_u,
+        }
+        maps = (self.colours, self.confidence)
+        if isinstance(self.points, DevicePoints):
+            step = self.max_edge_step
+            return self.points.cells(*maps, self.ignored, *which, max_edge_step=step, **limits)
+        return sums.of_views(self.points, *maps, self.valid, *which, **limits)
 
     @classmethod
     def of_points(

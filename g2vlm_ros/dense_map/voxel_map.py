@@ -19,7 +19,7 @@ from g2vlm_ros.dense_map.deformation import Deformation, Deformations
 from g2vlm_ros.dense_map.edit_rules import EditRules
 from g2vlm_ros.dense_map.free_space import DepthView
 from g2vlm_ros.dense_map.map_changes import POINT, ChangeSet, MapCounts
-from g2vlm_ros.dense_map.voxel_fusion import SAMPLES_PER_VOXEL, PointViews
+from g2vlm_ros.dense_map.voxel_fusion import PointViews
 from g2vlm_ros.dense_map.voxel_grid import BLOCK_EDGE, VOXEL, VoxelGrid, pick
 from g2vlm_ros.geometry.sim3 import Sim3
 from g2vlm_ros.kernels.cells import CellSums
@@ -148,21 +148,7 @@ class VoxelMap:
             self._revision += 1
             self._origin = np.array(origin, np.float64).reshape(-1, 3)[-1]
             self._replace(self._replaced_per_update)
-            cells, added, outside = self._sums.of_views(
-                views.points,
-                views.colours,
-                views.confidence,
-                views.valid,
-                views.views,
-                views.affines,
-                views.pixels_per_unit * (self.size / SAMPLES_PER_VOXEL),
-                voxel_size=self.size,
-                stamp_ns=stamp_ns,
-                window=window_id,
-                min_confidence=views.min_confidence,
-                contradicted=views.contradicted,
-                max_depth=views.max_depth_u,
-            )
+            cells, added, outside = views.summed(self._sums, self.size, stamp_ns, window_id)
             cells = self._screened(cells)
             self._count(integrated=added, out_of_range=outside)
             self._merge(cells)

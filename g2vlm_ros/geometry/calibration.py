@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-import numpy as np
-
+from g2vlm_ros.geometry.confidence import pinholes
+from g2vlm_ros.kernels.pinholes import points_on_rays
 from g2vlm_ros.records import Intrinsics, Reconstruction
 
 
@@ -25,18 +25,10 @@ def with_known_cameras(
     if all(camera is None for camera in cameras):
         return result
     rows, columns = result.local_points_u.shape[1:3]
-    points, intrinsics = result.local_points_u.copy(), list(result.intrinsics)
-    for view, camera in enumerate(cameras):
-        if camera is None:
-            continue
-        camera = camera.resized(columns, rows)
-        intrinsics[view] = camera
-        x = (np.arange(columns, dtype=np.float32) - camera.cx_px) / camera.fx_px
-        y = (np.arange(rows, dtype=np.float32) - camera.cy_px) / camera.fy_px
-        depth = points[view, ..., 2]
-        points[view, ..., 0] = x * depth
-        points[view, ..., 1] = y[:, None] * depth
-    geometry = replace(result.geometry, local_points_u=points, pack=None)
+    cameras = [camera and camera.resized(columns, rows) for camera in cameras]
+    points = points_on_rays(result.local_points_u, pinholes(cameras))
+    intrinsics = [new or old for new, old in zip(cameras, result.intrinsics, strict=True)]
+    geometry = replace(result.geometry, local_points_u=points)
     return replace(
         result,
         geometry=geometry,

@@ -22,10 +22,12 @@ from g2vlm_ros.inference.decoding_state import STEPS_AHEAD
 from g2vlm_ros.inference.device_errors import lost_is_final, says_lost
 from g2vlm_ros.inference.input_checks import check_boundaries, check_grid, check_ids, check_images
 from g2vlm_ros.inference.kv_buffer import GROWTH_TOKENS, bucket
+from g2vlm_ros.inference.points_on_device import PointKernels
 from g2vlm_ros.inference.torch_cache import PastTokens, TorchCache
 from g2vlm_ros.inference.torch_decoding import TokenDecoder
 from g2vlm_ros.inference.torch_fusion import fused_or_plain
 from g2vlm_ros.inference.torch_graphs import MAX_DEVIATION, StageGraphs, deviation
+from g2vlm_ros.inference.torch_points import point_kernels, points_of
 from g2vlm_ros.model.network import G2VLM
 from g2vlm_ros.model.weights import load
 from g2vlm_ros.records import NonFiniteError, RawGeometry
@@ -60,10 +62,12 @@ class TorchBackend:
         network: G2VLM,
         fixed_shapes: bool | None = None,
         graphs: StageGraphs | None = None,
+        points: PointKernels | None = None,
     ):
         """fixed_shapes: decode by `TokenDecoder`; left out: on a GPU, where it is a CUDA graph.
 
         graphs: run the stages of a window as graphs, by which `open` does it on a GPU.
+        points: leave the points of windows on the device; None: they go to the host.
         """
         weight = network.dino2llm.weight
         self.network = network
@@ -75,6 +79,7 @@ class TorchBackend:
         self.steps_ahead = STEPS_AHEAD if on_gpu else 1
         self._decoder: TokenDecoder | None = None
         self.graphs = graphs
+        self.points = points
 
     @classmethod
     def open(
@@ -115,7 +120,9 @@ class TorchBackend:
             network = fused_or_plain(network)
         bound = MAX_DEVIATION[network.dino2llm.weight.dtype]
         graphs = StageGraphs(bound) if cuda_graphs else None
-        return cls(network, fixed_shapes=cuda_graphs, graphs=graphs)
+        device = network.dino2llm.weight.device
+        points = point_kernels(device) if device.type == "cuda" else None
+        return cls(network, fixed_shapes=cuda_graphs, graphs=graphs, points=points)
 
     def new_cache(self) -> TorchCache:
         return TorchCache(self.config.text.layers)
@@ -170,10 +177,15 @@ class TorchBackend:
             return tuple(x for x in results if x is not None)
 
         # What there is besides the first three is up to the checkpoint.
-        points, poses, rotation9, *more = (
-            _finite("heads", x).float().cpu().numpy()
+        points, *others = (
+            _finite("heads", x)
             for x in self._computed(f"heads {grid_hw} {global_points}", compute, hidden)
         )
+        poses, rotation9, *more = (x.float().cpu().numpy() for x in others)
+        if self.points is None:
+            points = points.float().cpu().numpy()
+        else:
+            points = points_of(self.points, points)
         confidence = more.pop(0) if self.network.confidence else None
         return RawGeometry(points, poses, rotation9, confidence, *more)
 

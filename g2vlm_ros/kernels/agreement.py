@@ -16,10 +16,12 @@ from g2vlm_ros.kernels.checks import (
     positive,
     shape_of,
 )
+from g2vlm_ros.kernels.device_points import DevicePoints
+from g2vlm_ros.kernels.records import SIGHTING
 
 
 def multi_view_confidence(
-    points: np.ndarray,
+    points: np.ndarray | DevicePoints,
     j_from_i: np.ndarray,
     pinholes: np.ndarray,
     grid_px: int,
@@ -31,6 +33,8 @@ def multi_view_confidence(
     j_from_i float32 (N, N, 3, 4); pinholes float32 (N, 4), fx 0 where unknown; every grid_px-th
     pixel is compared. NaN where no other view sees the point.
     """
+    if isinstance(points, DevicePoints):
+        return points.multi_view_confidence(j_from_i, pinholes, grid_px, agreement_step, edge_step)
     views, height, width, _ = shape_of(points, "points", (None, None, None, 3))
     points = input_array(points, "points", np.float32, (views, height, width, 3))
     j_from_i = input_array(j_from_i, "j_from_i", np.float32, (views, views, 3, 4))
@@ -86,22 +90,49 @@ def fusion_factors(
     return factor
 
 
-def pick_points(points: np.ndarray, rows: int, columns: int) -> np.ndarray:
+def nearest_pixels(count: int, length: int) -> np.ndarray:
+    """int64 (count,): those of a row of `length` pixels nearest to the pixels of another size."""
+    pixels = ((np.arange(positive(count, "size")) + 0.5) * length / count).astype(np.int64)
+    check_indices(pixels, length, "rows or columns")
+    return pixels
+
+
+def pick_points(points: np.ndarray | DevicePoints, rows: int, columns: int) -> np.ndarray:
     """float32 (N, rows, columns, 3): points (N, H, W, 3) nearest to the pixels of another size."""
+    if isinstance(points, DevicePoints):
+        return points.picked(rows, columns)
     views, height, width, _ = shape_of(points, "points", (None, None, None, 3))
     points = input_array(points, "points", np.float32, (views, height, width, 3))
     index = []
     for count, length in ((rows, height), (columns, width)):
-        places = ((np.arange(positive(count, "size")) + 0.5) * length / count).astype(np.int64)
-        check_indices(places, length, "rows or columns")
-        index += [places, i64(count)]
+        index += [nearest_pixels(count, length), i64(count)]
     out = np.empty((views, rows, columns, 3), np.float32)
     call("pick_points", None, points, i64(views), i64(height), i64(width), *index, out)
     return out
 
 
-def scale_points(points: np.ndarray, factor: np.ndarray) -> np.ndarray:
+def fuse_points(
+    points: np.ndarray | DevicePoints,
+    j_from_i: np.ndarray,
+    pinholes: np.ndarray,
+    size: tuple[int, int],
+    edge_step: float,
+    tolerance: float,
+) -> np.ndarray | DevicePoints:
+    """Points (N, H, W, 3) times the `fusion_factors` of a grid of `size` (rows, columns); the
+    same object where all of these are 1."""
+    if isinstance(points, DevicePoints):
+        return points.fused(j_from_i, pinholes, size, edge_step, tolerance)
+    factors = fusion_factors(pick_points(points, *size), j_from_i, pinholes, edge_step, tolerance)
+    return points if (factors == 1).all() else scale_points(points, factors)
+
+
+def scale_points(
+    points: np.ndarray | DevicePoints, factor: np.ndarray
+) -> np.ndarray | DevicePoints:
     """float32 (N, H, W, 3): points times factor (N, h, w), which is read linearly in between."""
+    if isinstance(points, DevicePoints):
+        return points.scaled(np.asarray(factor, np.float32))
     views, height, width, _ = shape_of(points, "points", (None, None, None, 3))
     _, rows, columns = shape_of(factor, "factor", (views, None, None))
     points = input_array(points, "points", np.float32, (views, height, width, 3))
@@ -122,8 +153,35 @@ def scale_points(points: np.ndarray, factor: np.ndarray) -> np.ndarray:
     return out
 
 
+def see_grid(
+    points: np.ndarray | DevicePoints, poses: np.ndarray, pinholes: np.ndarray, step: int
+) -> np.ndarray:
+    """SIGHTING (N, N, rows, columns): every step-th point of view i as view j sees it.
+
+    Arguments as for `covisibility`; of a view in itself and in one of an unknown camera it has
+    any content.
+    """
+    if isinstance(points, DevicePoints):
+        return points.seen_grid(poses, pinholes, step)
+    views, height, width, _ = shape = shape_of(points, "points", (None, None, None, 3))
+    sightings = np.empty((views, views, -(-height // step), -(-width // step)), SIGHTING)
+    call(
+        "see_grid",
+        None,
+        input_array(points, "points", np.float32, shape),
+        input_array(poses, "poses", np.float32, (views, 4, 4)),
+        input_array(pinholes, "pinholes", np.float32, (views, 4)),
+        i64(views),
+        i64(height),
+        i64(width),
+        i64(step),
+        sightings,
+    )
+    return sightings
+
+
 def covisibility(
-    points: np.ndarray,
+    points: np.ndarray | DevicePoints,
     colours: np.ndarray,
     poses: np.ndarray,
     pinholes: np.ndarray,
@@ -141,22 +199,21 @@ def covisibility(
     of the depth ratio of the points within `nearness`. NaN where unknown or too few.
     """
     views, height, width, _ = shape = shape_of(points, "points", (None, None, None, 3))
-    points = input_array(points, "points", np.float32, shape)
+    step = positive(step, "step")
+    sightings = see_grid(points, poses, pinholes, step)
     colours = input_array(colours, "colours", np.uint8, shape)
-    poses = input_array(poses, "poses", np.float32, (views, 4, 4))
     pinholes = input_array(pinholes, "pinholes", np.float32, (views, 4))
     outputs = np.empty((3, views, views))
     call(
         "covisibility",
         None,
-        points,
+        sightings,
         colours,
-        poses,
         pinholes,
         i64(views),
         i64(height),
         i64(width),
-        i64(positive(step, "step")),
+        i64(step),
         f64(agreement),
         f64(nearness),
         i64(positive(min_points, "min_points")),

@@ -49,7 +49,7 @@ def digest(name: str) -> str:
     """A hash of all that a library is made of, but for the compiler."""
     content = hashlib.sha256(" ".join((*FLAGS, SAME_EVERYWHERE, *VARIANTS[name])).encode())
     content.update(platform.machine().encode())
-    for file in sorted([*SOURCES.glob("*.cpp"), *SOURCES.glob("*.h")]):
+    for file in sorted([*SOURCES.glob("*.cpp"), *SOURCES.glob("*.h"), *SOURCES.glob("*.cuh")]):
         content.update(file.name.encode() + file.read_bytes())
     return content.hexdigest()[:16]
 

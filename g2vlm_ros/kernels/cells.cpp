@@ -7,30 +7,6 @@
 
 #include "voxel.h"
 
-constexpr int TILE_PX = 16;
-constexpr float UNKNOWN_CONFIDENCE = 0.1f;  // of a NaN: it counts, but gives way to any known one
-constexpr float MIN_WEIGHT = 1e-3f;
-
-static float weight_of(float confidence)
-{
-    if (confidence != confidence) {
-        return UNKNOWN_CONFIDENCE;
-    }
-    return std::min(std::max(confidence, MIN_WEIGHT), 1.0f);
-}
-
-// Pixels from one sample to the next so that a voxel gets one sample at this depth: a power of two
-// up to TILE_PX. per_depth: pixels of a voxel's edge at depth 1, 0 where the camera is unknown.
-static int stride_at(float depth, double per_depth)
-{
-    const double pixels = depth > 0 ? per_depth / depth : 0.0;
-    int stride = 1;
-    while (stride < TILE_PX && 2 * stride <= pixels) {
-        stride *= 2;
-    }
-    return stride;
-}
-
 // Points that wait to be added: their cells are looked for all at once, so that the memory of one
 // is fetched while the others are worked on.
 class PointBatch {
@@ -118,18 +94,17 @@ KERNEL int64_t cells_of_views(
 {
     CellTable sums(table, table_bits, cells, capacity);
     PointBatch batch(sums, stamp_ns, window, 1.0 / voxel_size);
+    const PointLimits limits = {min_confidence, contradicted, max_depth};
     const int64_t tiles = (width + TILE_PX - 1) / TILE_PX;
     std::vector<int> strides(tiles);
     for (int64_t i = 0; i < view_count; ++i) {
         const int64_t first = views[i] * height * width;
         const float* affine = affines + 12 * i;
         for (int64_t v0 = 0; v0 < height; v0 += TILE_PX) {
-            const int64_t middle = std::min(v0 + TILE_PX / 2, height - 1);
             int least = TILE_PX;
             for (int64_t t = 0; t < tiles; ++t) {
-                const int64_t u = std::min(t * TILE_PX + TILE_PX / 2, width - 1);
-                const float depth = points[3 * (first + middle * width + u) + 2];
-                strides[t] = stride_at(depth, per_depth[i]);
+                strides[t] = tile_stride(
+                    points + 3 * first, t * TILE_PX, v0, width, height, per_depth[i]);
                 least = std::min(least, strides[t]);
             }
             for (int64_t v = v0; v < std::min(v0 + TILE_PX, height); v += least) {
@@ -142,9 +117,7 @@ KERNEL int64_t cells_of_views(
                     const int64_t end = std::min(t * TILE_PX + TILE_PX, width);
                     for (int64_t u = t * TILE_PX; u < end; u += stride) {
                         const int64_t at = row + u;
-                        const bool unsure = !(confidence[at] >= min_confidence);
-                        if (!valid[at] || (min_confidence > 0 && unsure)
-                            || confidence[at] < contradicted || points[3 * at + 2] > max_depth) {
+                        if (!valid[at] || !limits.pass(confidence[at], points[3 * at + 2])) {
                             continue;
                         }
                         float p[3];

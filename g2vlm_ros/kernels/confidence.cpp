@@ -7,24 +7,15 @@
 #include <limits>
 #include <vector>
 
-// Where a view sees points (count, apart by `stride` floats): the index of the nearest pixel, or
-// -1, and the depth. Without branches, so that compilers make vector instructions of it.
+// Where a view sees points (count, apart by `stride` floats), by `see_point`.
 static void see_row(
     const float* points, int64_t count, int64_t stride, const float* affine, Pinhole lens,
     int32_t height, int32_t width, int32_t* pixel, float* depth)
 {
-    const float right = float(width) - 0.5f, bottom = float(height) - 0.5f;
     for (int64_t c = 0; c < count; ++c) {
-        const float x = points[c * stride], y = points[c * stride + 1], z = points[c * stride + 2];
-        const float qx = affine[0] * x + affine[1] * y + affine[2] * z + affine[3];
-        const float qy = affine[4] * x + affine[5] * y + affine[6] * z + affine[7];
-        const float qz = affine[8] * x + affine[9] * y + affine[10] * z + affine[11];
-        const float u = lens.fx * qx / qz + lens.cx, v = lens.fy * qy / qz + lens.cy;
-        const bool inside = (qz > 0) & (u > -0.5f) & (v > -0.5f) & (u < right) & (v < bottom);
-        const int32_t column = std::min(int32_t((inside ? u : 0.0f) + 0.5f), width - 1);
-        const int32_t line = std::min(int32_t((inside ? v : 0.0f) + 0.5f), height - 1);
-        pixel[c] = inside ? line * width + column : -1;
-        depth[c] = qz;
+        const SeenPoint seen = see_point(points + c * stride, affine, lens, height, width);
+        pixel[c] = seen.pixel;
+        depth[c] = seen.depth;
     }
 }
 
@@ -83,11 +74,9 @@ KERNEL void multi_view_confidence(
                     error[c] = pixel[c] < 0 ? HIDDEN : (depth[c] - surface) / surface;
                 }
                 for (int64_t c = 0; c < columns; ++c) {
-                    const bool counts = error[c] <= hidden_from;
-                    const float steps = counts ? std::fabs(error[c]) * inverse_step : 0.0f;
-                    const float share = exponential_of(-std::min(steps, 80.0f));
-                    total[c] += counts ? share : 0.0f;
-                    seen[c] += counts ? 1.0f : 0.0f;
+                    const Agreement says = agreement_of(error[c], hidden_from, inverse_step);
+                    total[c] += says.share;
+                    seen[c] += says.counts;
                 }
             }
             const float *a = above.data() + 1, *h = here.data() + 1, *b = below.data() + 1;

@@ -8,12 +8,6 @@
 
 #include "small_matrix.h"
 
-// A pixel of view i that view j shows: both by index, and its depth there.
-struct SeenPixel {
-    int64_t at, seen;
-    double depth;
-};
-
 constexpr double NONE = std::numeric_limits<double>::quiet_NaN();
 
 static double brightness(const uint8_t* colour)
@@ -46,19 +40,48 @@ static double correlation(
     return ab / std::sqrt(aa * bb);
 }
 
-// points (views, height, width, 3), colours alike, poses (views, 4, 4) window_from_camera,
-// pinholes (views, 4); every step-th pixel is seen from the other views. agreement and nearness:
-// bounds of |log depth ratio|. Each out is (views, views), of points of view i in view j:
-// shared, the share that lies on j's surface; alike, the correlation of brightness there; stretch,
-// the median logarithm of the depth over that of the surface, of the points near it.
+// Every step-th pixel of each view as each other view sees it -> seen (views, views, rows,
+// columns), of view i in view j; those of a view in itself and in views without a known camera are
+// not written.
+KERNEL void see_grid(
+    const float* points, const float* poses, const float* pinholes, int64_t views, int64_t height,
+    int64_t width, int64_t step, GridSighting* seen)
+{
+    const Pinhole* lens = reinterpret_cast<const Pinhole*>(pinholes);
+    const int64_t rows = (height + step - 1) / step, columns = (width + step - 1) / step;
+    for (int64_t i = 0; i < views; ++i) {
+        for (int64_t j = 0; j < views; ++j) {
+            if (i == j || !lens[j].known()) {
+                continue;
+            }
+            GridSighting* out = seen + (i * views + j) * rows * columns;
+            for (int64_t at = 0; at < rows * columns; ++at) {
+                const int64_t v = at / columns * step, u = at % columns * step;
+                const float* point = points + 3 * ((i * height + v) * width + u);
+                const float *here = poses + 16 * i, *there = poses + 16 * j;
+                out[at] = sighting_of(point, here, there, lens[j], height, width);
+                __builtin_prefetch(points + 3 * (j * height * width + most(out[at].pixel, 0)) + 2);
+            }
+            for (int64_t at = 0; at < rows * columns; ++at) {
+                out[at].surface =
+                    points[3 * (j * height * width + most(out[at].pixel, 0)) + 2];
+            }
+        }
+    }
+}
+
+// seen as `see_grid` has it; colours (views, height, width, 3), pinholes (views, 4). agreement and
+// nearness: bounds of |log depth ratio|. Each out is (views, views), of points of view i in view
+// j: shared, the share that lies on j's surface; alike, the correlation of brightness there;
+// stretch, the median logarithm of the depth over that of the surface, of the points near it.
 KERNEL void covisibility(
-    const float* points, const uint8_t* colours, const float* poses, const float* pinholes,
-    int64_t views, int64_t height, int64_t width, int64_t step, double agreement, double nearness,
+    const GridSighting* seen, const uint8_t* colours, const float* pinholes, int64_t views,
+    int64_t height, int64_t width, int64_t step, double agreement, double nearness,
     int64_t min_points, double* shared, double* alike, double* stretch)
 {
     const Pinhole* lens = reinterpret_cast<const Pinhole*>(pinholes);
+    const int64_t rows = (height + step - 1) / step, columns = (width + step - 1) / step;
     std::vector<double> off, from, to;
-    std::vector<SeenPixel> pixels;
     std::fill(shared, shared + views * views, NONE);
     std::fill(alike, alike + views * views, NONE);
     std::fill(stretch, stretch + views * views, NONE);
@@ -67,56 +90,30 @@ KERNEL void covisibility(
             continue;
         }
         shared[j * views + j] = alike[j * views + j] = 1.0;
-        const float* there = poses + 16 * j;
         for (int64_t i = 0; i < views; ++i) {
             if (i == j) {
                 continue;
             }
-            const float* here = poses + 16 * i;
             off.clear();
             from.clear();
             to.clear();
-            pixels.clear();
-            int64_t count = 0;
-            for (int64_t v = 0; v < height; v += step) {
-                for (int64_t u = 0; u < width; u += step) {
-                    ++count;
-                    const int64_t at = (i * height + v) * width + u;
-                    float p[3];
-                    transform(here, points + 3 * at, p);
-                    double q[3] = {};  // as view j has it: the turn is transposed
-                    for (int row = 0; row < 3; ++row) {
-                        const double d = p[row] - double(there[4 * row + 3]);
-                        for (int axis = 0; axis < 3; ++axis) {
-                            q[axis] += there[4 * row + axis] * d;
-                        }
-                    }
-                    if (!(q[2] > 0)) {
-                        continue;
-                    }
-                    const double x = std::nearbyint(lens[j].fx * q[0] / q[2] + lens[j].cx);
-                    const double y = std::nearbyint(lens[j].fy * q[1] / q[2] + lens[j].cy);
-                    if (!(x >= 0 && y >= 0 && x < double(width) && y < double(height))) {
-                        continue;
-                    }
-                    const int64_t seen = (j * height + int64_t(y)) * width + int64_t(x);
-                    __builtin_prefetch(points + 3 * seen + 2);
-                    __builtin_prefetch(colours + 3 * seen);
-                    pixels.push_back({at, seen, q[2]});
+            const GridSighting* sightings = seen + (i * views + j) * rows * columns;
+            for (int64_t at = 0; at < rows * columns; ++at) {
+                const GridSighting& each = sightings[at];
+                if (each.pixel < 0) {
+                    continue;
                 }
-            }
-            for (const SeenPixel& each : pixels) {
-                const double surface = points[3 * each.seen + 2];
-                const double log_ratio = std::log(std::max(each.depth, 1e-9) / surface);
+                const double log_ratio = std::log(std::max(each.depth, 1e-9) / each.surface);
                 if (std::fabs(log_ratio) < nearness) {
                     off.push_back(log_ratio);
                 }
                 if (std::fabs(log_ratio) < agreement) {
-                    from.push_back(brightness(colours + 3 * each.at));
-                    to.push_back(brightness(colours + 3 * each.seen));
+                    const int64_t v = at / columns * step, u = at % columns * step;
+                    from.push_back(brightness(colours + 3 * ((i * height + v) * width + u)));
+                    to.push_back(brightness(colours + 3 * (j * height * width + each.pixel)));
                 }
             }
-            shared[i * views + j] = double(from.size()) / double(count);
+            shared[i * views + j] = double(from.size()) / double(rows * columns);
             alike[i * views + j] = correlation(from, to, size_t(min_points));
             if (int64_t(off.size()) >= min_points) {
                 stretch[i * views + j] = median_of(off);

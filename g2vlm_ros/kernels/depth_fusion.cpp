@@ -4,34 +4,15 @@
 #include "kernel.h"
 
 #include <algorithm>
-#include <limits>
 #include <vector>
 
-// The surface of one view on the small grid: inverse depth, and where there are depth edges.
+// The memory of a `SurfaceGrid`.
 struct Surface {
     std::vector<float> nearness;
     std::vector<uint8_t> edge;
-    int64_t height, width;
-
-    // Inverse depth at a place inside the image; the inverse depth of a plane is linear in it. NaN
-    // beside an edge.
-    float at(float u, float v) const
-    {
-        const float left = std::floor(u), top = std::floor(v), a = u - left, b = v - top;
-        const int64_t u0 = std::max<int64_t>(int64_t(left), 0);
-        const int64_t v0 = std::max<int64_t>(int64_t(top), 0) * width;
-        const int64_t u1 = std::min(int64_t(left) + 1, width - 1);
-        const int64_t v1 = std::min(int64_t(top) + 1, height - 1) * width;
-        if (edge[v0 + u0] | (edge[v0 + u1] & (a > 0)) | (edge[v1 + u0] & (b > 0))
-            | (edge[v1 + u1] & (a > 0) & (b > 0))) {
-            return std::numeric_limits<float>::quiet_NaN();
-        }
-        return (nearness[v0 + u0] * (1 - a) + nearness[v0 + u1] * a) * (1 - b)
-            + (nearness[v1 + u0] * (1 - a) + nearness[v1 + u1] * a) * b;
-    }
 
     Surface(const float* points, int64_t height, int64_t width, float edge_step)
-        : nearness(height * width), edge(height * width, 0), height(height), width(width)
+        : nearness(height * width), edge(height * width, 0)
     {
         for (int64_t v = 0; v < height; ++v) {
             for (int64_t u = 0; u < width; ++u) {
@@ -49,21 +30,6 @@ struct Surface {
     }
 };
 
-// Where another view sees points (count, 3), and how deep. Without branches, so that compilers
-// make vector instructions of it.
-static void project_row(
-    const float* points, int64_t count, const float* affine, Pinhole lens, float* u, float* v,
-    float* z)
-{
-    for (int64_t c = 0; c < count; ++c) {
-        float q[3];
-        transform(affine, points + 3 * c, q);
-        u[c] = lens.fx * q[0] / q[2] + lens.cx;
-        v[c] = lens.fy * q[1] / q[2] + lens.cy;
-        z[c] = q[2];
-    }
-}
-
 // points (views, height, width, 3) on a small grid, j_from_i (views, views, 3, 4), pinholes
 // (views, 4) of that grid -> factor (views, height, width) on each depth. edge_step: depth steps
 // across which there is no surface. tolerance: relative error at which a view counts a quarter.
@@ -72,8 +38,6 @@ KERNEL void fusion_factors(
     const float* pinholes, float edge_step, float tolerance, float* factor)
 {
     const Pinhole* lens = reinterpret_cast<const Pinhole*>(pinholes);
-    constexpr float SMALLEST = std::numeric_limits<float>::min();
-    constexpr float LARGEST = std::numeric_limits<float>::max();
     const int64_t view = height * width;
     std::vector<Surface> surfaces;
     for (int64_t i = 0; i < views; ++i) {
@@ -92,27 +56,27 @@ KERNEL void fusion_factors(
                     continue;
                 }
                 const float* affine = j_from_i + 12 * (j * views + i);
-                project_row(points_of_row, width, affine, lens[j], u.data(), v.data(), z.data());
+                const SurfaceGrid surface = {
+                    surfaces[j].nearness.data(), surfaces[j].edge.data(), height, width};
+                // In three loops, of which compilers make vector instructions but of the second.
                 for (int64_t c = 0; c < width; ++c) {
-                    const bool inside = z[c] > 0 && u[c] > -0.5f && v[c] > -0.5f
-                        && u[c] < width - 0.5f && v[c] < height - 0.5f;
-                    ratio[c] = inside ? surfaces[j].at(u[c], v[c]) * z[c] : 0.0f;
+                    const Projection seen = projection_of(points_of_row + 3 * c, affine, lens[j]);
+                    u[c] = seen.u;
+                    v[c] = seen.v;
+                    z[c] = seen.z;
                 }
                 for (int64_t c = 0; c < width; ++c) {
-                    const bool told = (ratio[c] > SMALLEST) & (ratio[c] < LARGEST);
-                    const float error = -logarithm_of(told ? ratio[c] : 1.0f);
-                    // How fast the depth there changes with the point's own.
-                    const float slope = (z[c] - affine[11]) / z[c];
-                    const float relative = error * inverse_tolerance;
-                    const float doubt = 1 + relative * relative;
-                    const float counts = slope / (doubt * doubt);
-                    pull[c] += told ? counts * error : 0.0f;
-                    weight[c] += told ? counts * slope : 0.0f;
+                    const Projection seen = {u[c], v[c], z[c]};
+                    ratio[c] = seen.inside(height, width) ? surface.at(u[c], v[c]) * z[c] : 0.0f;
+                }
+                for (int64_t c = 0; c < width; ++c) {
+                    const Pull says = pull_of(ratio[c], z[c], affine[11], inverse_tolerance);
+                    pull[c] += says.step;
+                    weight[c] += says.weight;
                 }
             }
             for (int64_t c = 0; c < width; ++c) {
-                const float power = std::min(std::max(pull[c] / weight[c], -80.0f), 80.0f);
-                factor[i * view + row * width + c] = exponential_of(power);
+                factor[i * view + row * width + c] = fusion_factor(pull[c], weight[c]);
             }
         }
     }
@@ -146,25 +110,22 @@ KERNEL void scale_points(
     std::vector<float> line(columns), share(width);
     std::vector<int64_t> left(width), right(width);
     for (int64_t u = 0; u < width; ++u) {
-        const float x = (u + 0.5f) * float(columns) / float(width) - 0.5f;
-        const float first = std::floor(x);
-        left[u] = std::clamp<int64_t>(int64_t(first), 0, columns - 1);
-        right[u] = std::clamp<int64_t>(int64_t(first) + 1, 0, columns - 1);
-        share[u] = x - first;
+        const GridPlace place = grid_place(u, width, columns);
+        left[u] = place.before;
+        right[u] = place.after;
+        share[u] = place.share;
     }
     for (int64_t row = 0; row < views * height; ++row) {
-        const float y = (row % height + 0.5f) * float(rows) / float(height) - 0.5f;
-        const float first = std::floor(y), below = y - first;
+        const GridPlace place = grid_place(row % height, height, rows);
         const float* grid = factor + row / height * rows * columns;
-        const float* a = grid + std::clamp<int64_t>(int64_t(first), 0, rows - 1) * columns;
-        const float* b = grid + std::clamp<int64_t>(int64_t(first) + 1, 0, rows - 1) * columns;
+        const float *a = grid + place.before * columns, *b = grid + place.after * columns;
         for (int64_t c = 0; c < columns; ++c) {
-            line[c] = a[c] + (b[c] - a[c]) * below;
+            line[c] = mixed(a[c], b[c], place.share);
         }
         const float* p = points + 3 * row * width;
         float* q = out + 3 * row * width;
         for (int64_t u = 0; u < width; ++u) {
-            const float l = line[left[u]], scale = l + (line[right[u]] - l) * share[u];
+            const float scale = mixed(line[left[u]], line[right[u]], share[u]);
             q[3 * u] = p[3 * u] * scale;
             q[3 * u + 1] = p[3 * u + 1] * scale;
             q[3 * u + 2] = p[3 * u + 2] * scale;

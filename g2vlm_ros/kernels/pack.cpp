@@ -4,17 +4,11 @@
 
 #include <limits>
 
-static bool passes(uint8_t valid, float confidence, float min_confidence)
-{
-    return valid && (!(min_confidence > 0) || confidence >= min_confidence);
-}
-
 // How many points `pack` writes for a dense cloud.
 KERNEL int64_t count_points(
     const float* confidence, const uint8_t* valid, const int64_t* views, int64_t view_count,
     int64_t height, int64_t width, int64_t stride, float min_confidence)
 {
-    const bool any = !(min_confidence > 0);
     int64_t count = 0;
     for (int64_t i = 0; i < view_count; ++i) {
         for (int64_t v = 0; v < height; v += stride) {
@@ -23,14 +17,13 @@ KERNEL int64_t count_points(
             if (stride == 1) {  // without branches and gaps, compilers make vector instructions
                 int32_t of_row = 0;
                 for (int64_t u = 0; u < width; ++u) {
-                    const bool is_sure = any | (sure[u] >= min_confidence);
-                    of_row += int32_t((is_valid[u] != 0) & is_sure);
+                    of_row += int32_t((is_valid[u] != 0) & is_trusted(sure[u], min_confidence));
                 }
                 count += of_row;
                 continue;
             }
             for (int64_t u = 0; u < width; u += stride) {
-                count += passes(is_valid[u], sure[u], min_confidence);
+                count += is_valid[u] && is_trusted(sure[u], min_confidence);
             }
         }
     }
@@ -55,7 +48,7 @@ KERNEL int64_t pack_points(
             const int64_t row = (views[i] * height + v) * width;
             for (int64_t u = 0; u < width; u += stride) {
                 const int64_t at = row + u;
-                const bool pass = passes(valid[at], confidence[at], min_confidence);
+                const bool pass = valid[at] && is_trusted(confidence[at], min_confidence);
                 if (!(pass || organised) || out == end) {
                     continue;
                 }
@@ -63,9 +56,7 @@ KERNEL int64_t pack_points(
                 if (pass) {
                     transform(affine, points + 3 * at, place);
                 }
-                const uint8_t* c = colours + 3 * at;
-                const uint32_t rgb = uint32_t(c[0]) << 16 | uint32_t(c[1]) << 8 | c[2];
-                *out++ = {place[0], place[1], place[2], rgb, confidence[at]};
+                *out++ = packed_point(place, colours + 3 * at, confidence[at]);
             }
         }
     }

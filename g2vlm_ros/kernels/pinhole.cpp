@@ -44,3 +44,17 @@ KERNEL void pinholes_of_points(
         down.solve(camera + 1, camera + 3);
     }
 }
+
+// points (views, height, width, 3) of views whose pinholes (views, 4) are known, moved onto the
+// rays of their pixels.
+KERNEL void set_rays(
+    float* points, int64_t views, int64_t height, int64_t width, const float* pinholes)
+{
+    const Pinhole* lens = reinterpret_cast<const Pinhole*>(pinholes);
+    for (int64_t row = 0; row < views * height; ++row) {
+        const Pinhole camera = lens[row / height];
+        for (int64_t u = 0; camera.known() && u < width; ++u) {
+            set_ray(points + 3 * (row * width + u), float(u), float(row % height), camera);
+        }
+    }
+}

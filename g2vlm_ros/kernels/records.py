@@ -34,3 +34,6 @@ CELL = np.dtype(
 """What is to be folded into one cell of the map, 80 bytes."""
 MAX_COUNT = 1000
 """Counts of voxels end here, so that the mean keeps following and a parked car can still leave."""
+
+SIGHTING = np.dtype([("depth", "<f8"), ("surface", "<f4"), ("pixel", "<i4")])
+"""A point as another view sees it: its depth there, that of the surface, the pixel or -1."""

@@ -7,33 +7,39 @@
 
 #include "small_matrix.h"
 
-// points (views, height, width, 3), poses (views, 4, 4) window_from_camera. A normal spans `reach`
-// pixels to either side of every step-th pixel, where depth bends by less than max_bend of itself.
-// Out, in the frame of the window, at most `capacity` each: places (n, 3), unit normals (n, 3) and
+// Points of pixels (views, rows, columns) of point maps, and of those `reach` pixels beside them:
+// in one array or in five, of which the strides from view to view, row to row and column to column
+// are the same, in floats. Pixel (row, column) is (reach + step * row, reach + step * column) of a
+// map (height, width). poses (views, 4, 4) window_from_camera. A normal spans the pixels beside
+// one, where depth bends by less than max_bend of itself.
+// Out, in the frame of the window: places (n, 3), unit normals (n, 3) and
 // blocks (n), which of side x side patches of which view they are of. Returns n.
 KERNEL int64_t surfaces(
-    const float* points, const float* poses, int64_t views, int64_t height, int64_t width,
-    int64_t reach, int64_t step, double max_bend, int64_t side, double* places, double* normals,
-    int64_t* blocks, int64_t capacity)
+    const float* middle, const float* left, const float* right, const float* above,
+    const float* below, const int64_t* strides, const float* poses, int64_t views, int64_t rows,
+    int64_t columns, int64_t height, int64_t width, int64_t reach, int64_t step, double max_bend,
+    int64_t side, double* places, double* normals, int64_t* blocks)
 {
     int64_t n = 0;
-    const int64_t right = 3 * reach, down = 3 * reach * width;
     for (int64_t i = 0; i < views; ++i) {
         const float* pose = poses + 16 * i;
-        for (int64_t v = reach; v < height - reach; v += step) {
-            for (int64_t u = reach; u < width - reach && n < capacity; u += step) {
-                const float* p = points + 3 * ((i * height + v) * width + u);
+        for (int64_t row = 0; row < rows; ++row) {
+            for (int64_t column = 0; column < columns; ++column) {
+                const int64_t at = i * strides[0] + row * strides[1] + column * strides[2];
+                const int64_t v = reach + step * row, u = reach + step * column;
+                const float *p = middle + at, *l = left + at, *r = right + at;
+                const float *a = above + at, *b = below + at;
                 const double depth = p[2];
-                const double bend_x = double(p[2 - right]) + p[2 + right] - 2 * depth;
-                const double bend_y = double(p[2 - down]) + p[2 + down] - 2 * depth;
+                const double bend_x = double(l[2]) + r[2] - 2 * depth;
+                const double bend_y = double(a[2]) + b[2] - 2 * depth;
                 const double limit = max_bend * depth;
                 if (!(std::fabs(bend_x) < limit && std::fabs(bend_y) < limit)) {
                     continue;
                 }
                 double upright[3], level[3], normal[3];
                 for (int axis = 0; axis < 3; ++axis) {
-                    upright[axis] = double(p[axis + down]) - p[axis - down];
-                    level[axis] = double(p[axis + right]) - p[axis - right];
+                    upright[axis] = double(b[axis]) - a[axis];
+                    level[axis] = double(r[axis]) - l[axis];
                 }
                 cross(upright, level, normal);
                 const double length = std::sqrt(dot(normal, normal));
@@ -41,11 +47,12 @@ KERNEL int64_t surfaces(
                     continue;
                 }
                 for (int axis = 0; axis < 3; ++axis) {
-                    const float* row = pose + 4 * axis;
+                    const float* turn = pose + 4 * axis;
                     places[3 * n + axis] =
-                        row[0] * double(p[0]) + row[1] * double(p[1]) + row[2] * depth + row[3];
+                        turn[0] * double(p[0]) + turn[1] * double(p[1]) + turn[2] * depth
+                        + turn[3];
                     normals[3 * n + axis] =
-                        (row[0] * normal[0] + row[1] * normal[1] + row[2] * normal[2]) / length;
+                        (turn[0] * normal[0] + turn[1] * normal[1] + turn[2] * normal[2]) / length;
                 }
                 blocks[n++] = (i * side + v * side / height) * side + u * side / width;
             }

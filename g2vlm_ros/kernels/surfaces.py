@@ -16,10 +16,17 @@ from g2vlm_ros.kernels.checks import (
     positive,
     shape_of,
 )
+from g2vlm_ros.kernels.device_points import DevicePoints
 
 
 def surfaces(
-    points: np.ndarray, poses: np.ndarray, *, reach: int, step: int, max_bend: float, side: int
+    points: np.ndarray | DevicePoints,
+    poses: np.ndarray,
+    *,
+    reach: int,
+    step: int,
+    max_bend: float,
+    side: int,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(places float64 (n, 3), normals float64 (n, 3), blocks int64 (n,)) in the window's frame.
 
@@ -28,18 +35,29 @@ def surfaces(
     is one of side x side patches of a view.
     """
     views, height, width, _ = shape_of(points, "points", (None, None, None, 3))
-    points = input_array(points, "points", np.float32, (views, height, width, 3))
+    if not isinstance(points, DevicePoints):
+        points = input_array(points, "points", np.float32, (views, height, width, 3))
     poses = input_array(poses, "poses", np.float32, (views, 4, 4))
     reach, step = positive(reach, "reach"), positive(step, "step")
-    room = views * -(-height // step) * -(-width // step)
+    # Of an array these are views, whose first address and strides the kernel gets.
+    crosses = [
+        points[:, reach + v : height - reach + v : step, reach + u : width - reach + u : step]
+        for v, u in ((0, 0), (0, -reach), (0, reach), (-reach, 0), (reach, 0))
+    ]
+    rows, columns = crosses[0].shape[1:3]
+    room = views * rows * columns
+    strides = np.array(crosses[0].strides, np.int64) // points.dtype.itemsize
     places, normals = np.empty((room, 3)), np.empty((room, 3))
     blocks = np.empty(room, np.int64)
     size = call(
         "surfaces",
         I64,
-        points,
+        *crosses,
+        strides,
         poses,
         i64(views),
+        i64(rows),
+        i64(columns),
         i64(height),
         i64(width),
         i64(reach),
@@ -49,7 +67,6 @@ def surfaces(
         places,
         normals,
         blocks,
-        i64(room),
     )
     return places[:size], normals[:size], blocks[:size]
 

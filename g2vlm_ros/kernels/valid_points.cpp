@@ -25,8 +25,7 @@ KERNEL void valid_points(
         const float* p = points + 3 * row * width;
         uint8_t* out = valid + row * width;
         for (int64_t u = 0; u < width; ++u) {
-            const float sum = p[3 * u] + p[3 * u + 1] + p[3 * u + 2];
-            out[u] = uint8_t(is_finite(sum) & (p[3 * u + 2] > 0.0f));
+            out[u] = uint8_t(is_in_front(p + 3 * u));
         }
         if (!(edge_step > 0)) {
             continue;

@@ -2,15 +2,13 @@
 // The records of the voxel map, as records.py has them in numpy.
 #pragma once
 
+#include "cell.cuh"
 #include "kernel.h"
 
 #include <algorithm>
 #include <cstdint>
 
-constexpr int CELL_BITS = 9;  // 8 x 8 x 8 cells in a block
 constexpr int CELLS = 1 << CELL_BITS;
-constexpr int AXIS_BITS = 18;
-constexpr int64_t BIAS = 8ll << (AXIS_BITS - 1);
 constexpr int32_t MAX_COUNT = 1000;  // MAX_COUNT of records.py
 
 // VOXEL of records.py.
@@ -25,16 +23,6 @@ struct Voxel {
 };
 static_assert(sizeof(Voxel) == 48, "VOXEL of records.py");
 
-// CELL of records.py: what is to be folded into one cell, sums weighted by confidence.
-struct Cell {
-    int64_t key;
-    int64_t stamp_ns;  // of the newest contribution
-    double weight;
-    double position[3], colour[3];  // sums; colour in 1/256 steps
-    int32_t count, window;  // of the newest contribution
-};
-static_assert(sizeof(Cell) == 80, "CELL of records.py");
-
 // Whether GROUP cells in a row hold no voxel: most of a block is air.
 constexpr int GROUP = 8;
 inline bool is_empty(const int32_t* entries)
@@ -44,30 +32,6 @@ inline bool is_empty(const int32_t* entries)
         any |= entries[cell];
     }
     return any == 0;
-}
-
-inline int64_t floor_of(double x)
-{
-    const int64_t whole = int64_t(x);
-    return whole - (x < double(whole));
-}
-
-// The key of the cell that holds a point, or -1 when it is not finite or farther than 2**20 voxels
-// from the origin along an axis. inverse_size: 1 / edge of a voxel.
-inline int64_t key_of(double x, double y, double z, double inverse_size)
-{
-    x *= inverse_size;
-    y *= inverse_size;
-    z *= inverse_size;
-    const double limit = double(BIAS);
-    const bool inside = x >= -limit + 1 && x < limit && y >= -limit + 1 && y < limit
-        && z >= -limit + 1 && z < limit;
-    if (!inside) {
-        return -1;
-    }
-    const int64_t i = floor_of(x) + BIAS, j = floor_of(y) + BIAS, k = floor_of(z) + BIAS;
-    const int64_t block = ((i >> 3) << AXIS_BITS | j >> 3) << AXIS_BITS | k >> 3;
-    return block << CELL_BITS | (i & 7) << 6 | (j & 7) << 3 | (k & 7);
 }
 
 // Distinct cells by key: open addressing over a table of 2**bits indices (-1 where empty).

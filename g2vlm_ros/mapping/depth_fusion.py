@@ -9,14 +9,11 @@ views that are far off see something else (an occlusion, an edge) and hardly cou
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 
-import numpy as np
-
 from g2vlm_ros.geometry.confidence import EDGE_STEP, pinholes, relative_affines
-from g2vlm_ros.kernels.agreement import fusion_factors, pick_points, scale_points
-from g2vlm_ros.records import Intrinsics, Reconstruction
+from g2vlm_ros.kernels.agreement import fuse_points
+from g2vlm_ros.records import Reconstruction
 
 WIDTH_PX = 112
 """Wider views are compared on a grid of so many columns, and moved smoothly between."""
@@ -29,30 +26,20 @@ def fuse_depth(result: Reconstruction) -> Reconstruction:
 
     Poses, intrinsics and confidence stay: the agreement of views that were made to agree would say
     nothing. Views without intrinsics are moved, but move no other. Points that no other view sees
-    stay, and so nearly do those where the poses are wrong. Clouds of moved points are packed on
-    the host: the device has the network's.
+    stay, and so nearly do those where the poses are wrong.
     """
     points = result.local_points_u
-    factors = _factors(points, result.window_from_camera, result.intrinsics)
-    if (factors == 1).all():
-        return result
-    moved = scale_points(points, factors)
-    geometry = replace(result.geometry, local_points_u=moved, pack=None)
-    return replace(result, geometry=geometry)
-
-
-def _factors(
-    points: np.ndarray, window_from_camera: np.ndarray, intrinsics: Sequence[Intrinsics | None]
-) -> np.ndarray:
-    """float32 (N, h, w): factors on the depth of points (N, H, W, 3), on a grid of WIDTH_PX."""
     height, width = points.shape[1:3]
     scale = min(1.0, WIDTH_PX / width)
     columns, rows = round(scale * width), round(scale * height)
-    cameras = [camera and camera.resized(columns, rows) for camera in intrinsics]
-    return fusion_factors(
-        pick_points(points, rows, columns),
-        relative_affines(window_from_camera),
-        pinholes(cameras),
+    moved = fuse_points(
+        points,
+        relative_affines(result.window_from_camera),
+        pinholes([camera and camera.resized(columns, rows) for camera in result.intrinsics]),
+        (rows, columns),
         EDGE_STEP,
         TOLERANCE,
     )
+    if moved is points:
+        return result
+    return replace(result, geometry=replace(result.geometry, local_points_u=moved))

@@ -13,6 +13,7 @@ from dataclasses import replace
 import cv2
 import numpy as np
 
+from g2vlm_ros.kernels.device_points import DevicePoints
 from g2vlm_ros.records import Frame, Reconstruction
 
 
@@ -31,14 +32,14 @@ def with_ignored(result: Reconstruction, frames: Sequence[Frame]) -> Reconstruct
 
 
 def distrusted(result: Reconstruction) -> Reconstruction:
-    """The window with confidence 0 at its ignored pixels; clouds are packed on the host then."""
+    """The window with confidence 0 at its ignored pixels."""
     if result.ignored is None:
         return result
     confidence = np.where(result.ignored, np.float32(0.0), result.confidence)
-    return replace(result, geometry=replace(result.geometry, pack=None), confidence=confidence)
+    return replace(result, confidence=confidence)
 
 
-def believed_points(result: Reconstruction) -> np.ndarray:
+def believed_points(result: Reconstruction) -> np.ndarray | DevicePoints:
     """float32 (N, H, W, 3): the local points, NaN at ignored pixels."""
     points = result.local_points_u
     if result.ignored is None:

@@ -207,7 +207,7 @@ def _applied(result: Reconstruction, adjustment: Adjustment) -> Reconstruction:
     )
     stretch = np.exp([knot_field(knots, size) for knots in adjustment.log_depth])
     points = scale_points(result.local_points_u, stretch)
-    geometry = replace(result.geometry, window_from_camera=poses, local_points_u=points, pack=None)
+    geometry = replace(result.geometry, window_from_camera=poses, local_points_u=points)
     confidence = result.confidence
     if geometry.confidence is None:
         confidence = multi_view_confidence(points, poses, result.intrinsics)

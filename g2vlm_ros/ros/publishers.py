@@ -215,12 +215,13 @@ class Publishers:
         self._publishers["points"].publish(self._cloud)
 
     def _packed_on_device(self, update: MappedWindow, views: np.ndarray) -> np.ndarray | None:
-        """The bytes of a dense cloud of all pixels, from a backend that packs clouds itself."""
+        """The bytes of a dense cloud of all pixels that lie on a device; else None."""
         cloud, result = self._settings.cloud, update.result
-        if result.geometry.pack is None or cloud.organised or cloud.stride_px > 1:
+        points = result.device_points_u
+        if points is None or result.ignored is not None or cloud.organised or cloud.stride_px > 1:
             return None
         poses, scale = update.map_from_camera[views], update.placement.map_from_window.scale
-        return result.geometry.pack(
+        return points.packed(
             views,
             result.colours[views],
             result.confidence[views],

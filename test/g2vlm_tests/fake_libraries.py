@@ -24,6 +24,7 @@ WHEELS = ROOT / ".venv" / ".setup" / "wheels"
 FAKES = ROOT / "test" / "inference" / "tensorrt" / "fakes"
 KERNELS = ROOT / "g2vlm_ros" / "inference" / "tensorrt"
 PACKING, STORING = KERNELS / "point_packing.cu", KERNELS / "store_tokens.cu"
+POINTS = ROOT / "g2vlm_ros" / "kernels" / "window_points.cu"
 CPU_S = 60
 """Of a process over fake libraries, which takes 2 s. Processor time, since the load of a machine
 is no fault of it; by the clock one took more than 120 s."""
@@ -56,7 +57,11 @@ def compile_library(target: Path, source: Path | None, *defines: str) -> Path:
 
 def fake_cuda(folder: Path, compiler: bool) -> Path:
     """A folder with libcuda.so.1 and, where wanted, a CUDA compiler beside it."""
-    sources = (f'-DPACK_SOURCE="{PACKING}"', f'-DSTORE_SOURCE="{STORING}"')
+    sources = (
+        f'-DPACK_SOURCE="{PACKING}"',
+        f'-DPOINTS_SOURCE="{POINTS}"',
+        f'-DSTORE_SOURCE="{STORING}"',
+    )
     compile_library(folder / "libcuda.so.1", FAKES / "libcuda.cpp", *sources)
     if compiler:
         for version in (12, 13):

@@ -25,7 +25,7 @@ import numpy as np
 import onnx
 import onnxruntime
 
-from g2vlm_ros.geometry import point_cloud
+from benchmarks.host_cuda import HostKernels
 from g2vlm_ros.inference.onnx_backend import open_session
 from g2vlm_ros.inference.tensorrt.cuda import Cuda, failure, out_of_memory
 from g2vlm_ros.inference.tensorrt.device_memory import NUMPY
@@ -202,18 +202,25 @@ class StandInCuda(Cuda):
     def discard(self, graph: list[Job]) -> None:
         self.graphs = [each for each in self.graphs if each is not graph]
 
-    def compile(self, source: str) -> str:
-        return source
+    def compile(self, source: str) -> HostKernels | None:
+        return None if "void store_token(" in source else HostKernels(source)
 
-    def function(self, module: str, name: str) -> str:
-        assert f"void {name}(" in module
-        return name
+    def function(self, module: HostKernels | None, name: str) -> Callable[..., None]:
+        if module is None:
+            assert name == "store_token"
+            return lambda blocks, arguments: store_token(blocks, *(x.item() for x in arguments))
+        return lambda _, arguments: module.run(name, arguments)
 
     def launch(
-        self, function: str, blocks: int, threads: int, arguments: Sequence[Any], stream: Stream
+        self,
+        function: Callable[..., None],
+        blocks: int,
+        threads: int,
+        arguments: Sequence[Any],
+        stream: Stream,
     ) -> None:
         assert threads in (1, THREADS)
-        stream.put(lambda: KERNELS[function](blocks, *(each.item() for each in arguments)))
+        stream.put(lambda: function(blocks, list(arguments)))
 
     def _within(self, address: int, size: int) -> None:
         inside = any(
@@ -229,47 +236,6 @@ def aligned(size: int) -> tuple[int, np.ndarray]:
     return block.ctypes.data + offset, block
 
 
-# --- the kernels of pack_points.cu in numpy, block by block --------------------------------------
-
-
-def count_points(blocks: int, points: int, confidence: int, *rest: float) -> None:
-    *limits, counts = rest
-    valid = _valid(points, confidence, *limits).reshape(-1)
-    valid = np.pad(valid, (0, blocks * THREADS - len(valid)))
-    at(counts, 4 * blocks).view(np.uint32)[:] = valid.reshape(blocks, -1).sum(1)
-
-
-def sum_counts(_: int, counts: int, blocks: int) -> None:
-    held = at(counts, 4 * (blocks + 1)).view(np.uint32)
-    held[:] = np.concatenate(([0], np.cumsum(held[:-1])))
-
-
-def write_points(
-    blocks: int, points: int, colours: int, confidence: int, moves: int, *rest: float
-) -> None:
-    *limits, counts, out = rest
-    valid = _valid(points, confidence, *limits)
-    affine = at(moves, 48 * len(valid)).view(np.float32).reshape(-1, 3, 4)
-    poses = np.concatenate((affine, np.tile([[[0, 0, 0, 1]]], (len(valid), 1, 1))), axis=1)
-    data = point_cloud.pack(
-        at(points, 12 * valid.size).view(np.float32).reshape(*valid.shape, 3),
-        at(colours, 3 * valid.size).reshape(*valid.shape, 3),
-        at(confidence, 4 * valid.size).view(np.float32).reshape(valid.shape),
-        valid,
-        poses=poses,
-    )
-    assert at(counts, 4 * (blocks + 1)).view(np.uint32)[-1] == np.count_nonzero(valid)
-    at(out, len(data))[:] = np.frombuffer(data, np.uint8)
-
-
-def _valid(
-    points: int, confidence: int, pixels: int, width: int, height: int, low: float, step: float
-) -> np.ndarray:
-    found = at(points, 12 * pixels).view(np.float32).reshape(-1, height, width, 3)
-    trusted = at(confidence, 4 * pixels).view(np.float32).reshape(found.shape[:3])
-    return point_cloud.valid_points(found, trusted, low, step)
-
-
 def store_token(blocks: int, *arguments: int) -> None:
     """The kernel of store_tokens.cu."""
     *addresses, rows, units, places = arguments
@@ -281,8 +247,6 @@ def store_token(blocks: int, *arguments: int) -> None:
         held = at(buffer, rows * places * units * 16).reshape(rows, places, units * 16)
         held[:, place] = at(token, rows * units * 16).reshape(rows, -1)
 
-
-KERNELS = {each.__name__: each for each in (count_points, sum_counts, write_points, store_token)}
 
 # --- TensorRT ------------------------------------------------------------------------------------
 

@@ -20,6 +20,7 @@ from g2vlm_ros.kernels.packing import pack_points, valid_points
 from g2vlm_ros.kernels.resize import resize_lanczos
 
 ROOT = Path(__file__).resolve().parents[2]
+SOURCES = [file for end in ("cpp", "h", "cuh", "cu") for file in build.SOURCES.glob(f"*.{end}")]
 
 
 def results():
@@ -93,7 +94,7 @@ def test_an_installed_package_brings_its_library(monkeypatch, tmp_path):
 
 
 def test_the_digest_follows_the_sources(monkeypatch, tmp_path):
-    for file in [*build.SOURCES.glob("*.cpp"), *build.SOURCES.glob("*.h")]:
+    for file in SOURCES:
         (tmp_path / file.name).write_bytes(file.read_bytes())
     monkeypatch.setattr(build, "SOURCES", tmp_path)
     before = build.digest("g2vlm_kernels")
@@ -118,7 +119,7 @@ def test_building_needs_no_library_of_python():
 
 
 def test_the_sources_are_as_narrow_as_the_python():
-    for file in [*build.SOURCES.glob("*.cpp"), *build.SOURCES.glob("*.h")]:
+    for file in SOURCES:
         lines = file.read_text().splitlines()
         assert lines[0] == "// SPDX-License-Identifier: Apache-2.0"
         wide = [number for number, line in enumerate(lines, 1) if len(line) > 99]

@@ -111,7 +111,7 @@ def turned_away(perception, degrees):
             turn, _ = cv2.Rodrigues(np.array([0.0, angle, 0.0]))
             poses[view, :3, :3] = poses[view, :3, :3] @ turn
         colours[1:] = 0
-        geometry = replace(result.geometry, window_from_camera=poses, pack=None)
+        geometry = replace(result.geometry, window_from_camera=poses)
         return replace(result, geometry=geometry, colours=colours)
 
     perception.reconstruct = spoilt

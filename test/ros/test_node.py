@@ -4,7 +4,6 @@
 import asyncio
 import math
 import time
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,8 +12,6 @@ pytestmark = pytest.mark.ros
 pytest.importorskip("torch", reason="the golden checkpoint runs on the torch backend here")
 
 from g2vlm_tests.harness import SMALL, Bench, bench, image  # noqa: E402
-
-from g2vlm_ros.geometry import point_cloud  # noqa: E402
 
 START_S = 1000.0
 
@@ -46,36 +43,36 @@ def test_frames_become_a_cloud_with_their_stamp_frame_fields_and_points():
     assert np.isfinite(xyz).all() and xyz.std() > 0
 
 
-def test_a_backend_that_packs_clouds_gives_the_same_message(monkeypatch):
-    """A STAND-IN for the kernels packs the very points that the node would."""
+def test_points_that_stay_on_a_device_give_the_same_cloud(monkeypatch):
+    """The device is the processor, its kernels those of a GPU; depth is fused there."""
     from sensor_msgs.msg import PointCloud2
 
+    from benchmarks.host_cuda import HostCuda
+    from g2vlm_ros.inference.points_on_device import PointKernels, PointsOnDevice
+    from g2vlm_ros.inference.tensorrt.device_memory import DeviceMemory
     from g2vlm_ros.inference.torch_backend import TorchBackend
 
-    heads, asked, received = TorchBackend.heads, [], []
+    asked, received, packed = [], [], PointsOnDevice.packed
 
-    def packing_heads(*given, **named):
-        raw = heads(*given, **named)
+    def counted(points, views, *arguments):
+        asked.append(views)
+        return packed(points, views, *arguments)
 
-        def pack(views, colours, confidence, affines, *limits):
-            asked.append(views)
-            local, poses = raw.local_points_u[views], np.tile(np.eye(4), (len(views), 1, 1))
-            poses[:, :3] = affines
-            valid = point_cloud.valid_points(local, confidence, *limits)
-            packed = point_cloud.pack(local, colours, confidence, valid, poses=poses)
-            return np.frombuffer(packed, np.uint8)
+    opened, kernels = TorchBackend.__init__, PointKernels(DeviceMemory(HostCuda()))
 
-        return replace(raw, pack=pack)
+    def with_device(backend, network):
+        opened(backend, network, points=kernels)
 
+    monkeypatch.setattr(PointsOnDevice, "packed", counted)
     for _ in range(2):
-        with bench(**{"cloud.max_edge_step": 1.0, "map.fuse_depth": False}) as testbed:
+        with bench(**{"cloud.max_edge_step": 1.0}) as testbed:
             testbed.listen(PointCloud2, "/perception/points")
             stream(testbed, 2)
             testbed.until(
                 lambda testbed=testbed: testbed.received["/perception/points"], "a cloud"
             )
             received += testbed.received["/perception/points"]
-        monkeypatch.setattr(TorchBackend, "heads", packing_heads)
+        monkeypatch.setattr(TorchBackend, "__init__", with_device)
     assert len(asked) == 1 and len(received) == 2
     assert received[0].width > 100 and received[0] == received[1]
 

@@ -28,6 +28,7 @@ from g2vlm_ros.inference.input_checks import (
     check_images,
     text_feeds,
 )
+from g2vlm_ros.inference.points_on_device import PointKernels
 from g2vlm_ros.inference.tensorrt.cuda import Cuda, CudaError, DeviceLostError, open_cuda
 from g2vlm_ros.inference.tensorrt.decoding import DecodingState, TokenDecoder, TokenStore
 from g2vlm_ros.inference.tensorrt.device_memory import DeviceArray, DeviceMemory
@@ -43,7 +44,6 @@ from g2vlm_ros.inference.tensorrt.engine_metadata import (
 )
 from g2vlm_ros.inference.tensorrt.golden import open_engine
 from g2vlm_ros.inference.tensorrt.kv_cache import KeysValues, TensorRTCache
-from g2vlm_ros.inference.tensorrt.point_packing import PointPacker
 from g2vlm_ros.inference.tensorrt.versions import TensorRTVersion, doubt, installed
 from g2vlm_ros.records import NonFiniteError, RawGeometry
 
@@ -87,7 +87,6 @@ class TensorRTBackend:
         precision = metadata[0].precision
         self._element = ELEMENT[precision]
         self.backend = f"tensorrt {version.label} {cuda.gpu} {precision}"
-        self._lost = ""
         for warning in filter(None, [doubt(version.label), *(each.unfused for each in metadata)]):
             log.warning("%s", warning)
         try:
@@ -155,7 +154,7 @@ class TensorRTBackend:
         ]
         weakref.finalize(self, _save_kernels, self.engines)
         self.device.release_idle()  # golden cases are longer than what most windows need
-        self._packer = self._compiled(PointPacker, "clouds are packed on the CPU")
+        self._points = self._compiled(PointKernels, "points of windows go to the host")
         self._store = self._compiled(TokenStore, "the host puts decoded tokens in their places")
         self._state = DecodingState(self.device)
         self._decoder: TokenDecoder | None = None
@@ -232,21 +231,24 @@ class TensorRTBackend:
         engine = self._engine("heads_global" if global_points else "heads", size_hw)
         grid = hidden.reshaped(hidden.shape[0], *grid_hw, hidden.shape[-1])
 
-        def run() -> tuple[dict[str, np.ndarray], DeviceArray]:
+        def run() -> RawGeometry:
             results = engine.run({"hidden": grid})
+            points = results.pop("local_points") if self._points else None
             arrays = dict(zip(results, self.device.download(list(results.values())), strict=True))
-            self._check("heads", arrays.values(), hidden)
-            return arrays, results["local_points"]
+            self._check("heads", arrays.values(), hidden, points)
+            if points is None:
+                local = arrays["local_points"]
+            else:
+                local = self._points.points(points)
+            return RawGeometry(
+                local,
+                arrays["poses"],
+                arrays["rotation9"],
+                arrays.get("confidence"),
+                arrays.get("global_points"),
+            )
 
-        arrays, points = self._guarded(run)
-        return RawGeometry(
-            arrays["local_points"],
-            arrays["poses"],
-            arrays["rotation9"],
-            arrays.get("confidence"),
-            arrays.get("global_points"),
-            self._packer and functools.partial(self._pack, points),
-        )
+        return self._guarded(run)
 
     def language(
         self, segment: Segment, cache: TensorRTCache, features: DeviceArray | None = None
@@ -330,12 +332,6 @@ class TensorRTBackend:
     def _encode(self, engine: Engine, name: str, pixels: np.ndarray) -> dict[str, DeviceArray]:
         return engine.run({name: self.device.upload(pixels, "UINT8", name)})
 
-    def _pack(self, points: DeviceArray, *cloud: Any) -> np.ndarray | None:
-        """`PointPacker.pack`; None where the points were lost with their context."""
-        if self._lost:
-            return None
-        return self._guarded(lambda: self._packer.pack(points, *cloud))
-
     def _append(
         self,
         engine: Engine,
@@ -361,21 +357,12 @@ class TensorRTBackend:
         return self._engine("language", places=places)
 
     def _guarded(self, run: Callable[[], Result]) -> Result:
-        """Runs with the context active; after it was lost nothing runs any more."""
-        if self._lost:
-            raise DeviceLostError(self._lost)
-        try:
-            with self._cuda.active():
-                return run()
-        except DeviceLostError as error:
-            self._lost = str(error)
-            raise
+        return self.device.guarded(run)
 
     def _engine(
         self, stage: str, size_hw: tuple[int, ...] | None = None, places: int | None = None
     ) -> Engine:
-        if self._lost:
-            raise DeviceLostError(self._lost)
+        self.device.check()
         size = None if size_hw is None else (size_hw[1], size_hw[0])
         engines = [engine for engine in self.engines if engine.metadata.stage == stage]
         for engine in engines:
@@ -390,9 +377,19 @@ class TensorRTBackend:
             sentence += f" (there are engines for {listed})"
         raise EngineError(f"{sentence}; run `{self._remedy}`")
 
-    def _check(self, stage: str, arrays: Any, source: DeviceArray | None) -> None:
-        """NonFiniteError with the first stage that made a value that is not finite."""
-        if all(np.isfinite(array).all() for array in arrays):
+    def _check(
+        self,
+        stage: str,
+        arrays: Any,
+        source: DeviceArray | None,
+        points: DeviceArray | None = None,
+    ) -> None:
+        """NonFiniteError with the first stage that made a value that is not finite.
+
+        points: what stays on the device, to be looked at there.
+        """
+        on_host = all(np.isfinite(array).all() for array in arrays)
+        if on_host and (points is None or self._points.is_finite(points)):
             return
         while source is not None:
             if source.bytes and not np.isfinite(self.device.download([source])[0]).all():

@@ -21,6 +21,8 @@ from g2vlm_ros.inference.device_errors import lost_sentence, says_lost
 from g2vlm_ros.records import BackendGoneError, UnfitError
 
 MIB = 1 << 20
+SAME_AS_PROCESSOR = "--fmad=false"
+"""No fused multiply-add, as in the kernels of the processor, which then give the same bits."""
 
 
 class CudaError(RuntimeError):
@@ -361,7 +363,8 @@ def nvrtc_compile(nvrtc: Any, source: str, capability: str) -> bytes:
         raise CudaError(
             f"{error}; run `pip install nvidia-cuda-nvrtc`, with CUDA 12 nvidia-cuda-nvrtc-cu12"
         ) from error
-    options = [f"--gpu-architecture=sm_{capability.replace('.', '')}".encode()]
+    architecture = f"--gpu-architecture=sm_{capability.replace('.', '')}"
+    options = [architecture.encode(), SAME_AS_PROCESSOR.encode()]
     try:
         checked_call(nvrtc, "nvrtcCompileProgram", program, len(options), options)
     except CudaError as error:
@@ -483,7 +486,9 @@ class PyCuda(Cuda):
         from pycuda.compiler import SourceModule
 
         try:
-            return self._checked(SourceModule, source, no_extern_c=True)
+            return self._checked(
+                SourceModule, source, options=[SAME_AS_PROCESSOR], no_extern_c=True
+            )
         except OSError as error:  # pytools' own where nvcc cannot be started
             raise CudaError(f"nvcc cannot be run here ({error}); put it on the PATH") from error
 

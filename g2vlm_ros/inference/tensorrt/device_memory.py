@@ -9,16 +9,19 @@ soon as Python has let go of it.
 from __future__ import annotations
 
 import ctypes
+import threading
 import weakref
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
-from g2vlm_ros.inference.tensorrt.cuda import Cuda, OutOfMemoryError
+from g2vlm_ros.inference.tensorrt.cuda import Cuda, DeviceLostError, OutOfMemoryError
+
+Result = TypeVar("Result")
 
 ELEMENT_BYTES = {"FLOAT": 4, "FLOAT16": 2, "BFLOAT16": 2, "UINT8": 1, "INT64": 8}
 NUMPY = {
@@ -64,8 +67,13 @@ class DeviceArray:
     """Keeps the memory."""
 
     @property
+    def size(self) -> int:
+        """How many elements."""
+        return int(np.prod(self.shape))
+
+    @property
     def bytes(self) -> int:
-        return int(np.prod(self.shape)) * ELEMENT_BYTES[self.element]
+        return self.size * ELEMENT_BYTES[self.element]
 
     def reshaped(self, *shape: int) -> DeviceArray:
         """The same memory, seen in another shape."""
@@ -94,6 +102,25 @@ class DeviceMemory:
         self._pending: list[tuple[str, Any, Any]] = []
         self._timers: list[tuple[Any, Any]] = []
         self._turn = cuda.event()
+        self._lock = threading.RLock()
+        self.lost = ""
+        """Why the context is lost, once it is."""
+
+    def guarded(self, run: Callable[[], Result]) -> Result:
+        """Runs with the context active, one thread at a time; once it was lost nothing runs."""
+        with self._lock:
+            self.check()
+            try:
+                with self.cuda.active():
+                    return run()
+            except DeviceLostError as error:
+                self.lost = str(error)
+                raise
+
+    def check(self) -> None:
+        """DeviceLostError after the context was lost."""
+        if self.lost:
+            raise DeviceLostError(self.lost)
 
     # --- memory ------------------------------------------------------------------------------
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from g2vlm_ros.geometry.point_cloud import POINT_BYTES
 from g2vlm_ros.inference.tensorrt.device_memory import DeviceArray, DeviceMemory
+from g2vlm_ros.kernels.device_source import device_source
 
 SOURCE = Path(__file__).with_suffix(".cu")
 THREADS = 256
@@ -24,7 +25,7 @@ class PointPacker:
 
     def __init__(self, device: DeviceMemory):
         self._device, cuda = device, device.cuda
-        module = cuda.compile(SOURCE.read_text(encoding="utf-8"))
+        module = cuda.compile(device_source(SOURCE))
         names = ("count_points", "sum_counts", "write_points")
         self._count, self._sum, self._write = (cuda.function(module, name) for name in names)
 

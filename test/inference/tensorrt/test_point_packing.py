@@ -1,12 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The packing kernel: compiled by nvcc, its arithmetic run as C++ on the CPU against numpy.
+"""The packing kernels: compiled by nvcc, and run as C++ on the CPU against those of the host.
 
 That the kernels run on a GPU, only a GPU can show.
 """
 
 from __future__ import annotations
 
-import ctypes
 import shutil
 import subprocess
 from pathlib import Path
@@ -15,40 +14,9 @@ import numpy as np
 import pytest
 from g2vlm_tests.gpu_stand_in import StandInCuda
 
-from g2vlm_ros.geometry.point_cloud import POINT_BYTES, affines, pack, valid_points
+from g2vlm_ros.geometry.point_cloud import affines, pack, valid_points
 from g2vlm_ros.inference.tensorrt.device_memory import DeviceMemory
 from g2vlm_ros.inference.tensorrt.point_packing import SOURCE, THREADS, PointPacker
-
-DRIVER = r"""
-#define PACK_ON_CPU
-#include "{source}"
-extern "C" int pack(const float* points, const unsigned char* colours, const float* confidence,
-                    const float* affines, int pixels, int width, int height, float min_confidence,
-                    float edge_step, PackedPoint* out)
-{{
-    int n = 0;
-    for (int i = 0; i < pixels; ++i) {{
-        if (is_valid(points, confidence, i, width, height, min_confidence, edge_step)) {{
-            const float* affine = affines + 12 * (i / (width * height));
-            out[n++] = pack_point(points + 3ll * i, colours + 3ll * i, confidence[i], affine);
-        }}
-    }}
-    return n;
-}}
-"""
-
-
-@pytest.fixture(scope="module")
-def library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
-    """The source compiled as C++, without its parallel part."""
-    if shutil.which("g++") is None:
-        pytest.skip("there is no g++")
-    folder = tmp_path_factory.mktemp("pack")
-    (folder / "pack.cpp").write_text(DRIVER.format(source=SOURCE))
-    target = folder / "pack.so"
-    flags = ["-O1", "-Wall", "-Werror", "-ffp-contract=off", "-shared", "-fPIC"]
-    subprocess.run(["g++", *flags, str(folder / "pack.cpp"), "-o", str(target)], check=True)
-    return ctypes.CDLL(str(target))
 
 
 @pytest.fixture(scope="module")
@@ -70,33 +38,6 @@ def maps() -> tuple[np.ndarray, ...]:
     poses = np.tile(np.eye(4), (3, 1, 1))
     poses[:, :3, :3], poses[:, :3, 3] = turns, rng.normal(size=(3, 3))
     return points, colours, confidence, poses
-
-
-@pytest.mark.parametrize("limits", [(0.0, 0.0), (0.4, 0.0), (0.0, 0.05), (0.7, 0.02)])
-def test_arithmetic_equals_numpy(
-    library: ctypes.CDLL, maps: tuple[np.ndarray, ...], limits: tuple
-) -> None:
-    points, colours, confidence, poses = maps
-    valid = valid_points(points, confidence, *limits)
-    assert 100 < np.count_nonzero(valid) < valid.size
-    want = np.frombuffer(pack(points, colours, confidence, valid, poses=poses, scale=1.7), "V20")
-    moves = affines(3, poses, 1.7).astype(np.float32)
-    actual = np.zeros((valid.size, POINT_BYTES), np.uint8)
-    pointers = [a.ctypes.data_as(ctypes.c_void_p) for a in (points, colours, confidence, moves)]
-    count = library.pack(
-        *pointers,
-        valid.size,
-        valid.shape[2],
-        valid.shape[1],
-        *map(ctypes.c_float, limits),
-        actual.ctypes.data_as(ctypes.c_void_p),
-    )
-    assert count == np.count_nonzero(valid) == len(want)
-    fields = np.dtype([("xyz", "<f4", 3), ("rgb", "<u4"), ("confidence", "<f4")])
-    actual, want = actual[:count].reshape(-1).view(fields), want.view(fields)
-    assert np.array_equal(actual["rgb"], want["rgb"])
-    np.testing.assert_array_equal(actual["confidence"], want["confidence"])
-    np.testing.assert_allclose(actual["xyz"], want["xyz"], rtol=1e-5, atol=2e-6)
 
 
 @pytest.mark.parametrize("architecture", ["sm_87", "sm_89", "sm_90", "sm_120"])
@@ -129,18 +70,20 @@ def test_the_source_and_python_agree_on_the_block() -> None:
     assert f"#define THREADS {THREADS}" in SOURCE.read_text()
 
 
+@pytest.mark.parametrize("limits", [(0.0, 0.0), (0.4, 0.0), (0.0, 0.05), (0.7, 0.02)])
 @pytest.mark.parametrize("views", [(0, 1, 2), (2, 0)])
-def test_the_packer_passes_the_right_memory(
-    maps: tuple[np.ndarray, ...], views: tuple[int, ...]
+def test_clouds_are_those_of_the_host(
+    maps: tuple[np.ndarray, ...], views: tuple[int, ...], limits: tuple[float, float]
 ) -> None:
     chosen = list(views)
     points, (colours, confidence, poses) = maps[0], (each[chosen] for each in maps[1:])
     device = DeviceMemory(StandInCuda())
     on_device = device.upload(points, "FLOAT", "points")
     actual = PointPacker(device).pack(
-        on_device, views, colours, confidence, affines(len(views), poses, 1.7), 0.3, 0.05
+        on_device, views, colours, confidence, affines(len(views), poses, 1.7), *limits
     )
-    valid = valid_points(points[chosen], confidence, 0.3, 0.05)
+    valid = valid_points(points[chosen], confidence, *limits)
+    assert 100 < np.count_nonzero(valid) < valid.size
     want = pack(points[chosen], colours, confidence, valid, poses=poses, scale=1.7)
     actual, want = actual.view("<f4").reshape(-1, 5), np.frombuffer(want, "<f4").reshape(-1, 5)
     np.testing.assert_allclose(actual[:, :3], want[:, :3], rtol=1e-5, atol=2e-6)

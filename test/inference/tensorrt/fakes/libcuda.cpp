@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // A FAKE CUDA driver (libcuda.so.1) for tests without a GPU. Device memory is host memory, copies
-// are memcpy, streams run at once, and the packing kernels run block by block on the CPU.
+// are memcpy, streams run at once, and kernels for points run as C++.
 //
 // Between cuStreamBeginCapture and EndCapture work is kept instead of done; a graph does it again.
 // FAKE_CUDA_DRIVER=12060 makes it a driver of CUDA 12.6: entry points of later versions are refused,
@@ -12,17 +12,17 @@
 #include <cstring>
 #include <functional>
 #include <string>
+#include <utility>
 #include <vector>
 
-#define PACK_ON_CPU
 #include PACK_SOURCE
+#include POINTS_SOURCE
 #define STORE_ON_CPU
 #include STORE_SOURCE
 
 namespace {
 
 enum : int { SUCCESS = 0, INVALID_VALUE = 1, OUT_OF_MEMORY = 2, NOT_FOUND = 500, ILLEGAL_ADDRESS = 700 };
-constexpr int THREADS = 256;
 constexpr size_t TOTAL = size_t(1) << 30;
 
 bool lost = false;
@@ -64,53 +64,35 @@ void store_token(unsigned blocks, void** a)
     });
 }
 
-// The kernels of point_packing.cu, one thread after the other.
-void count_points(unsigned blocks, void** a)
+// A kernel with the arguments that cuLaunchKernel gets.
+template <class... Types, size_t... I>
+void run(void (*kernel)(Types...), void** a, std::index_sequence<I...>)
 {
-    const auto* points = argument<const float*>(a, 0);
-    const auto* confidence = argument<const float*>(a, 1);
-    const int pixels = argument<int>(a, 2), width = argument<int>(a, 3), height = argument<int>(a, 4);
-    auto* counts = argument<unsigned*>(a, 7);
-    for (unsigned block = 0; block < blocks; ++block) {
-        counts[block] = 0;
-        for (int i = block * THREADS; i < int(block + 1) * THREADS && i < pixels; ++i) {
-            counts[block] += is_valid(points, confidence, i, width, height,
-                                      argument<float>(a, 5), argument<float>(a, 6));
-        }
-    }
+    kernel(argument<Types>(a, I)...);
 }
 
-void sum_counts(void** a)
+template <class... Types> bool run(void (*kernel)(Types...), void** a)
 {
-    auto* counts = argument<unsigned*>(a, 0);
-    const int blocks = argument<int>(a, 1);
-    unsigned before = 0;
-    for (int i = 0; i < blocks; ++i) {
-        const unsigned here = counts[i];
-        counts[i] = before;
-        before += here;
-    }
-    counts[blocks] = before;
+    run(kernel, a, std::index_sequence_for<Types...>());
+    return true;
 }
 
-void write_points(unsigned blocks, void** a)
+bool run_for_points(const std::string& name, void** a)
 {
-    const auto* points = argument<const float*>(a, 0);
-    const auto* colours = argument<const unsigned char*>(a, 1);
-    const auto* confidence = argument<const float*>(a, 2);
-    const auto* affines = argument<const float*>(a, 3);
-    const int pixels = argument<int>(a, 4), width = argument<int>(a, 5), height = argument<int>(a, 6);
-    const auto* counts = argument<const unsigned*>(a, 9);
-    auto* out = argument<PackedPoint*>(a, 10);
-    for (unsigned block = 0; block < blocks; ++block) {
-        unsigned rank = counts[block];
-        for (int i = block * THREADS; i < int(block + 1) * THREADS && i < pixels; ++i) {
-            if (is_valid(points, confidence, i, width, height, argument<float>(a, 7), argument<float>(a, 8))) {
-                const float* affine = affines + 12 * (i / (width * height));
-                out[rank++] = pack_point(points + 3ll * i, colours + 3ll * i, confidence[i], affine);
-            }
-        }
-    }
+#define RUN_IF_NAMED(kernel) if (name == #kernel) return run(kernel, a);
+    RUN_IF_NAMED(count_points)
+    RUN_IF_NAMED(write_points)
+    RUN_IF_NAMED(find_not_finite)
+    RUN_IF_NAMED(take_points)
+    RUN_IF_NAMED(set_rays)
+    RUN_IF_NAMED(scale_points)
+    RUN_IF_NAMED(surface_grid)
+    RUN_IF_NAMED(fusion_factors)
+    RUN_IF_NAMED(multi_view_confidence)
+    RUN_IF_NAMED(see_grid)
+    RUN_IF_NAMED(add_points)
+    RUN_IF_NAMED(compact_cells)
+    return false;
 }
 
 }  // namespace
@@ -290,9 +272,8 @@ ENTRY cuLaunchKernel(void* function, unsigned blocks, unsigned gy, unsigned gz, 
     FAIL_IF_LOST;
     const std::string name = static_cast<const char*>(function);
     if (gy != 1 || gz != 1 || by != 1 || bz != 1 || shared || extra) return INVALID_VALUE;
-    if (name == "count_points" && threads == THREADS) count_points(blocks, arguments);
-    else if (name == "sum_counts" && blocks == 1 && threads == 1) sum_counts(arguments);
-    else if (name == "write_points" && threads == THREADS) write_points(blocks, arguments);
+    if (threads == THREADS && run_for_points(name, arguments)) {}
+    else if (name == "sum_counts" && blocks == 1 && threads == 1) run(sum_counts, arguments);
     else if (name == "store_token" && threads == THREADS) store_token(blocks, arguments);
     else if (name == "write_anywhere") lost = true;  // of `make gpu`; the next call says so
     else return NOT_FOUND;

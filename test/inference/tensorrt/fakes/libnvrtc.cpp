@@ -20,7 +20,8 @@ ENTRY nvrtcCreateProgram(void** program, const char* source, const char*, int, c
 
 ENTRY nvrtcCompileProgram(void*, int count, const char* const* options)
 {
-    const bool right = count == 1 && !std::strcmp(options[0], "--gpu-architecture=sm_89");
+    const bool right = count == 2 && !std::strcmp(options[0], "--gpu-architecture=sm_89")
+        && !std::strcmp(options[1], "--fmad=false");
     return broken ? 6 : right ? 0 : 5;
 }
 

@@ -1,0 +1,300 @@
+// SPDX-License-Identifier: Apache-2.0
+// The arithmetic of single pixels, once for the loops of the processor (*.cpp) and for the threads
+// of a GPU (*.cu). Needs no header where NVRTC compiles it, which has none.
+#pragma once
+
+#ifdef __CUDACC__
+#define ON_BOTH __host__ __device__ inline
+#else
+#define ON_BOTH inline
+#endif
+
+#ifdef __CUDACC_RTC__
+typedef unsigned char uint8_t;
+typedef unsigned short uint16_t;
+typedef int int32_t;
+typedef unsigned int uint32_t;
+typedef long long int64_t;
+typedef unsigned long long uint64_t;
+#else
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#endif
+
+template <class T> ON_BOTH T least(T a, T b) { return b < a ? b : a; }
+template <class T> ON_BOTH T most(T a, T b) { return a < b ? b : a; }
+template <class T> ON_BOTH T between(T value, T low, T high)
+{
+    return most(low, least(value, high));
+}
+
+// A depth differs from its neighbour's by more than a fraction of the nearer one: a depth edge.
+ON_BOTH bool is_step(float depth, float beside, float relative_step)
+{
+    const float nearer = depth < beside ? depth : beside;
+    return fabsf(depth - beside) > relative_step * nearer;
+}
+
+ON_BOTH bool is_finite(float value) { return value - value == 0.0f; }
+
+// e to a power of -80 to 80, to 2 units of the last place; without branches, so that compilers
+// make vector instructions of loops with it (Cephes, expf).
+ON_BOTH float exponential_of(float power)
+{
+    constexpr float WHOLE = 12582912.0f;  // 1.5 * 2**23: what is added to it loses its fraction
+    const float whole = (power * 1.44269504f + WHOLE) - WHOLE;
+    const float rest = (power - whole * 0.693359375f) + whole * 2.12194440e-4f;
+    float series = 1.9875691500e-4f;
+    series = series * rest + 1.3981999507e-3f;
+    series = series * rest + 8.3334519073e-3f;
+    series = series * rest + 4.1665795894e-2f;
+    series = series * rest + 1.6666665459e-1f;
+    series = series * rest + 5.0000001201e-1f;
+    const float mantissa = series * rest * rest + rest + 1.0f;
+    const int32_t bits = (int32_t(whole) + 127) << 23;
+    float scale;
+    memcpy(&scale, &bits, sizeof(scale));
+    return mantissa * scale;
+}
+
+// The natural logarithm of a normal number above 0, alike (Cephes, logf).
+ON_BOTH float logarithm_of(float value)
+{
+    int32_t bits;
+    memcpy(&bits, &value, sizeof(bits));
+    // value = 2**exponent * mantissa, mantissa in sqrt(1/2) to sqrt(2)
+    const int32_t exponent = (bits - 0x3f3504f3) >> 23;
+    const int32_t rest = bits - exponent * (1 << 23);
+    float mantissa;
+    memcpy(&mantissa, &rest, sizeof(mantissa));
+    const float x = mantissa - 1.0f, square = x * x, whole = float(exponent);
+    float series = 7.0376836292e-2f;
+    series = series * x - 1.1514610310e-1f;
+    series = series * x + 1.1676998740e-1f;
+    series = series * x - 1.2420140846e-1f;
+    series = series * x + 1.4249322787e-1f;
+    series = series * x - 1.6668057665e-1f;
+    series = series * x + 2.0000714765e-1f;
+    series = series * x - 2.4999993993e-1f;
+    series = series * x + 3.3333331174e-1f;
+    return (series * x * square - 2.12194440e-4f * whole - 0.5f * square) + x
+        + 0.693359375f * whole;
+}
+
+// affine: 3 x 4, row-major.
+ON_BOTH void transform(const float* affine, const float* point, float* out)
+{
+    for (int axis = 0; axis < 3; ++axis) {
+        const float* row = affine + 4 * axis;
+        out[axis] = row[0] * point[0] + row[1] * point[1] + row[2] * point[2] + row[3];
+    }
+}
+
+// A pinhole camera in pixels; fx 0 stands for an unknown one. The layout of (N, 4) arrays.
+struct Pinhole {
+    float fx, fy, cx, cy;
+    ON_BOTH bool known() const { return fx > 0; }
+};
+
+// A point moved onto the ray of pixel (u, v) of a known camera; its depth stays.
+ON_BOTH void set_ray(float* point, float u, float v, Pinhole lens)
+{
+    point[0] = (u - lens.cx) / lens.fx * point[2];
+    point[1] = (v - lens.cy) / lens.fy * point[2];
+}
+
+// A point of a PointCloud2 message, with colour as 0x00RRGGBB.
+struct PackedPoint {
+    float x, y, z;
+    uint32_t rgb;
+    float confidence;
+};
+static_assert(sizeof(PackedPoint) == 20, "POINT_BYTES of geometry/point_cloud.py");
+
+// Whether a point can be one: finite, and in front of the camera.
+ON_BOTH bool is_in_front(const float* point)
+{
+    const float sum = point[0] + point[1] + point[2];
+    return is_finite(sum) & (point[2] > 0.0f);
+}
+
+// Whether pixel (u, v) of a point map (height, width, 3) belongs into clouds and maps: in front,
+// and at no depth step to its four neighbours. edge_step 0 keeps steps.
+ON_BOTH bool is_valid(
+    const float* points, int64_t u, int64_t v, int64_t width, int64_t height, float edge_step)
+{
+    const float* p = points + 3 * (v * width + u);
+    if (!is_in_front(p) || !(edge_step > 0.0f)) {
+        return is_in_front(p);
+    }
+    const int64_t row = 3 * width;
+    return !(u > 0 && is_step(p[2], p[2 - 3], edge_step))
+        && !(u < width - 1 && is_step(p[2], p[2 + 3], edge_step))
+        && !(v > 0 && is_step(p[2], p[2 - row], edge_step))
+        && !(v < height - 1 && is_step(p[2], p[2 + row], edge_step));
+}
+
+// Whether a confidence is known well enough; an unknown one (NaN) passes where the bound is 0.
+ON_BOTH bool is_trusted(float confidence, float min_confidence)
+{
+    return !(min_confidence > 0) | (confidence >= min_confidence);
+}
+
+ON_BOTH PackedPoint packed_point(const float* place, const uint8_t* colour, float confidence)
+{
+    const uint32_t rgb = uint32_t(colour[0]) << 16 | uint32_t(colour[1]) << 8 | colour[2];
+    return {place[0], place[1], place[2], rgb, confidence};
+}
+
+// --- Agreement of views (confidence.cpp) -------------------------------------------------------
+
+// Where a view sees a point: the index of the nearest pixel, or -1, and the depth. Without
+// branches, so that compilers make vector instructions of loops with it.
+struct SeenPoint {
+    int32_t pixel;
+    float depth;
+};
+
+ON_BOTH SeenPoint see_point(
+    const float* point, const float* affine, Pinhole lens, int32_t height, int32_t width)
+{
+    float q[3];
+    transform(affine, point, q);
+    const float u = lens.fx * q[0] / q[2] + lens.cx, v = lens.fy * q[1] / q[2] + lens.cy;
+    const bool inside = (q[2] > 0) & (u > -0.5f) & (v > -0.5f) & (u < float(width) - 0.5f)
+        & (v < float(height) - 0.5f);
+    const int32_t column = least(int32_t((inside ? u : 0.0f) + 0.5f), width - 1);
+    const int32_t line = least(int32_t((inside ? v : 0.0f) + 0.5f), height - 1);
+    return {inside ? line * width + column : -1, q[2]};
+}
+
+// What another view says of a point whose relative error of depth there is known.
+struct Agreement {
+    float share, counts;  // 0 to 1; 1, or 0 where it says nothing: the point is hidden there
+};
+
+ON_BOTH Agreement agreement_of(float error, float hidden_from, float inverse_step)
+{
+    const bool counts = error <= hidden_from;
+    const float steps = counts ? fabsf(error) * inverse_step : 0.0f;
+    const float share = exponential_of(-least(steps, 80.0f));
+    return {counts ? share : 0.0f, counts ? 1.0f : 0.0f};
+}
+
+// --- Views of the same surfaces (covisibility.cpp) ----------------------------------------------
+
+// A point as another view sees it.
+struct GridSighting {
+    double depth;
+    float surface;  // depth of what that view shows there
+    int32_t pixel;  // -1: outside of the image
+};
+
+// A point of a view (here: its pose, 4 x 4, in the window) seen by another one; all but the
+// surface.
+ON_BOTH GridSighting sighting_of(
+    const float* point, const float* here, const float* there, Pinhole lens, int64_t height,
+    int64_t width)
+{
+    float p[3];
+    transform(here, point, p);
+    double q[3] = {};  // as the other view has it: the turn is transposed
+    for (int row = 0; row < 3; ++row) {
+        const double d = p[row] - double(there[4 * row + 3]);
+        for (int axis = 0; axis < 3; ++axis) {
+            q[axis] += there[4 * row + axis] * d;
+        }
+    }
+    const double x = nearbyint(lens.fx * q[0] / q[2] + lens.cx);
+    const double y = nearbyint(lens.fy * q[1] / q[2] + lens.cy);
+    const bool inside =
+        q[2] > 0 && x >= 0 && y >= 0 && x < double(width) && y < double(height);
+    return {q[2], 0.0f, inside ? int32_t(int64_t(y) * width + int64_t(x)) : -1};
+}
+
+// --- Fused depth (depth_fusion.cpp) ------------------------------------------------------------
+
+// The surface of one view on the small grid: inverse depth, and where there are depth edges.
+struct SurfaceGrid {
+    const float* nearness;
+    const uint8_t* edge;
+    int64_t height, width;
+
+    // Inverse depth at a place inside the image; the inverse depth of a plane is linear in it. 0
+    // beside an edge.
+    ON_BOTH float at(float u, float v) const
+    {
+        const float left = floorf(u), top = floorf(v), a = u - left, b = v - top;
+        const int64_t u0 = most<int64_t>(int64_t(left), 0);
+        const int64_t v0 = most<int64_t>(int64_t(top), 0) * width;
+        const int64_t u1 = least(int64_t(left) + 1, width - 1);
+        const int64_t v1 = least(int64_t(top) + 1, height - 1) * width;
+        if (edge[v0 + u0] | (edge[v0 + u1] & (a > 0)) | (edge[v1 + u0] & (b > 0))
+            | (edge[v1 + u1] & (a > 0) & (b > 0))) {
+            return 0.0f;
+        }
+        return (nearness[v0 + u0] * (1 - a) + nearness[v0 + u1] * a) * (1 - b)
+            + (nearness[v1 + u0] * (1 - a) + nearness[v1 + u1] * a) * b;
+    }
+};
+
+// Where another view sees a point, in pixels of the small grid, and how deep.
+struct Projection {
+    float u, v, z;
+    ON_BOTH bool inside(int64_t height, int64_t width) const
+    {
+        return z > 0 && u > -0.5f && v > -0.5f && u < width - 0.5f && v < height - 0.5f;
+    }
+};
+
+ON_BOTH Projection projection_of(const float* point, const float* affine, Pinhole lens)
+{
+    float q[3];
+    transform(affine, point, q);
+    return {lens.fx * q[0] / q[2] + lens.cx, lens.fy * q[1] / q[2] + lens.cy, q[2]};
+}
+
+// What one view adds to the least-squares step of the logarithm of a pixel's depth: the sums of
+// step * weight and of weight.
+struct Pull {
+    float step, weight;
+};
+
+// ratio: a point's depth in the other view over that of the surface there, outside of floats where
+// there is none. offset: depth of this camera's centre in the other view.
+ON_BOTH Pull pull_of(float ratio, float depth, float offset, float inverse_tolerance)
+{
+    constexpr float SMALLEST = 1.17549435e-38f, LARGEST = 3.40282347e+38f;
+    const bool counts = (ratio > SMALLEST) & (ratio < LARGEST);
+    const float error = -logarithm_of(counts ? ratio : 1.0f);
+    // How fast the depth there changes with the point's own.
+    const float slope = (depth - offset) / depth;
+    const float relative = error * inverse_tolerance;
+    const float doubt = 1 + relative * relative;
+    const float share = slope / (doubt * doubt);
+    return {counts ? share * error : 0.0f, counts ? share * slope : 0.0f};
+}
+
+ON_BOTH float fusion_factor(float step, float weight)
+{
+    return exponential_of(least(most(step / weight, -80.0f), 80.0f));
+}
+
+// Where a pixel of an axis lies between the middles of a grid's larger pixels.
+struct GridPlace {
+    int64_t before, after;
+    float share;  // of the one after
+};
+
+ON_BOTH GridPlace grid_place(int64_t pixel, int64_t pixels, int64_t cells)
+{
+    const float x = (pixel + 0.5f) * float(cells) / float(pixels) - 0.5f, first = floorf(x);
+    const int64_t before = between<int64_t>(int64_t(first), 0, cells - 1);
+    return {before, between<int64_t>(int64_t(first) + 1, 0, cells - 1), x - first};
+}
+
+ON_BOTH float mixed(float before, float after, float share)
+{
+    return before + (after - before) * share;
+}

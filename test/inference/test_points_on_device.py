@@ -1,0 +1,138 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Windows whose points stay on a device, from the network to the map: as those of the host.
+
+The device is the processor (`benchmarks.host_cuda`), the kernels are those of a GPU.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import cache
+
+import numpy as np
+import pytest
+from g2vlm_tests.walk_views import walk_views
+
+from benchmarks.host_cuda import HostCuda
+from g2vlm_ros.dense_map.dense_map import DenseMap
+from g2vlm_ros.evaluation.stand_in import StandInErrors, StandInPerception
+from g2vlm_ros.geometry.confidence import multi_view_confidence
+from g2vlm_ros.inference.points_on_device import PointKernels, PointsOnDevice
+from g2vlm_ros.inference.tensorrt.device_memory import DeviceMemory
+from g2vlm_ros.kernels.cells import keys_of_points
+from g2vlm_ros.pipeline import MappingPipeline
+from g2vlm_ros.records import Frame
+from g2vlm_ros.settings import Settings
+
+FRAMES, WINDOWS = 22, 3
+
+
+class DevicePerception(StandInPerception):
+    """The stand-in for the network, which leaves its points on a device."""
+
+    kernels: PointKernels | None = None
+
+    def reconstruct(self, numbers):
+        result = super().reconstruct(numbers)
+        if self.kernels is None:
+            return result
+        upload = self.kernels.device.upload
+        points = self.kernels.points(upload(result.local_points_u, "FLOAT", "points"))
+        confidence = multi_view_confidence(points, result.window_from_camera, result.intrinsics)
+        geometry = replace(result.geometry, local_points_u=points)
+        return replace(result, geometry=geometry, confidence=confidence)
+
+
+class Drive:
+    """Windows of a walk and the map that they make, with the bytes that each brought to the host
+    and back; intrinsics: whether the cameras are calibrated."""
+
+    def __init__(self, cuda: HostCuda | None, calibrated: bool, masked: bool):
+        frames = walk_views(FRAMES)
+        settings = Settings.from_flat({"window.views": 4})
+        perception = DevicePerception(frames, StandInErrors())
+        if cuda is not None:
+            perception.kernels = PointKernels(DeviceMemory(cuda))
+        pipeline, self.map = MappingPipeline(perception, settings), DenseMap(settings)
+        self.updates, self.bytes_down = [], []
+        for frame in frames:
+            mask = np.zeros(frame.image().shape[:2], bool)
+            mask[:, :40] = True
+            pipeline.offer(
+                Frame(
+                    frame.stamp_ns,
+                    "camera",
+                    "optical",
+                    frame.image,
+                    frame.intrinsics if calibrated else None,
+                    ignored=(lambda mask=mask: mask) if masked else None,
+                )
+            )
+            before = cuda.bytes_down if cuda else 0
+            update = pipeline.step()
+            if update is not None:
+                self.map.add(update)
+                self.updates.append(update)
+                self.bytes_down.append((cuda.bytes_down if cuda else 0) - before)
+
+    def voxels(self):
+        """Keys of the map's cells, ascending, and the points in them."""
+        points = self.map.points()
+        places = np.stack([points[axis] for axis in "xyz"], 1).astype(np.float64)
+        keys = keys_of_points(places, self.map.voxel_size)
+        order = np.argsort(keys)
+        return keys[order], places[order], points["confidence"][order]
+
+
+@cache
+def drives(calibrated=False, masked=False):
+    return Drive(HostCuda(), calibrated, masked), Drive(None, calibrated, masked)
+
+
+@pytest.mark.parametrize(("calibrated", "masked"), [(False, False), (True, False), (True, True)])
+def test_the_map_is_that_of_points_on_the_host(calibrated, masked):
+    there, here = drives(calibrated, masked)
+    assert len(there.updates) == len(here.updates) >= WINDOWS
+    for one, other in zip(there.updates, here.updates, strict=True):
+        assert one.result.device_points_u is not None, "the points left the device"
+        np.testing.assert_array_equal(one.map_from_camera, other.map_from_camera)
+        np.testing.assert_array_equal(one.result.confidence, other.result.confidence)
+        np.testing.assert_array_equal(one.result.local_points_u, other.result.local_points_u)
+    keys, places, confidence = there.voxels()
+    expected_keys, expected_places, expected_confidence = here.voxels()
+    np.testing.assert_array_equal(keys, expected_keys)
+    np.testing.assert_allclose(places, expected_places, atol=1e-6)
+    np.testing.assert_allclose(confidence, expected_confidence, atol=1e-6)
+    assert len(keys) > 1000
+
+
+def test_little_comes_to_the_host(monkeypatch):
+    """Of a window that nobody looks at: confidence, cells, what carves, a keyframe, grids."""
+    cells, summed = [], PointsOnDevice.cells
+
+    def counted(points, *arguments, **limits):
+        result = summed(points, *arguments, **limits)
+        cells.append(result[0].nbytes)
+        return result
+
+    monkeypatch.setattr(PointsOnDevice, "cells", counted)
+    drive = Drive(HostCuda(), calibrated=False, masked=False)
+    for update, brought, summed_up in zip(drive.updates, drive.bytes_down, cells, strict=True):
+        result = update.result
+        assert not result.device_points_u.copied, "all points came to the host"
+        depth = result.confidence[0].nbytes
+        keyframe, grids = 3 * depth, 18 * depth  # this small, refinement looks at every pixel
+        known = result.confidence.nbytes + len(update.new_views) * depth + keyframe + grids
+        assert brought < summed_up + known
+
+
+def test_a_backend_of_torch_leaves_its_points_there():
+    torch = pytest.importorskip("torch", reason="the backend is of torch")
+    from g2vlm_ros.inference.torch_points import points_of
+
+    kernels = PointKernels(DeviceMemory(HostCuda()))
+    points = torch.randn(2, 5, 7, 3, dtype=torch.float16)
+    there = points_of(kernels, points.transpose(1, 2))
+    expected = points.transpose(1, 2).float().numpy()
+    points.zero_()  # as the next window does
+    np.testing.assert_array_equal(there, expected)
