@@ -89,7 +89,7 @@ def test_pixels_that_share_a_voxel_are_not_all_taken(monkeypatch):
         return len(dense_map.points()), dense_map.stats().counts.integrated
 
     voxels, taken = filled()
-    monkeypatch.setattr("g2vlm_ros.dense_map.voxel_map.SAMPLES_PER_VOXEL", 1e9)
+    monkeypatch.setattr("g2vlm_ros.dense_map.voxel_fusion.SAMPLES_PER_VOXEL", 1e9)
     all_voxels, all_taken = filled()
     assert taken < 0.3 * all_taken and voxels > 0.9 * all_voxels
 
