@@ -263,7 +263,7 @@ def _judge_changes(
     in_time = {
         owners[each]
         for each, at_s in noticed.items()
-        if owners[each] in went and at_s <= again_s[owners[each]] + NOTICE_S
+        if owners.get(each) in went and at_s <= again_s[owners[each]] + NOTICE_S
     }
     stay = [each for each, item in owners.items() if item not in home.gone]
     held = {each.id: each for each in observer.memory.objects()}
