@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The live map over real DDS: followed by its changes, edited, saved, loaded and continued."""
 
+import time
+
 import numpy as np
 import pytest
 
@@ -80,6 +82,20 @@ def agree(testbed, follower):
     testbed.until(lambda: follower.agrees_with(testbed.received[MAP][-1]), "the copies to agree")
 
 
+def hear_out(testbed, follower):
+    """Wait until nothing comes for several periods: the whole map is sent again to who comes later
+    until the graph and the publisher know of the same listeners."""
+    count = -1
+
+    def rests():
+        nonlocal count
+        before, count = count, len(follower.sizes)
+        time.sleep(5 * SETTINGS["voxel.publish_period_s"])
+        return before == len(follower.sizes)
+
+    testbed.until(rests, "the last whole map")
+
+
 def edit(testbed, action, pose=None, size=None, **fields):
     from g2vlm_ros.srv import EditMap
 
@@ -126,6 +142,7 @@ def test_map_updates_rebuild_the_map_whenever_one_joins(testbed):
     testbed.until(lambda: second.voxels, "the whole map for who comes later")
     agree(testbed, first)
     agree(testbed, second)
+    hear_out(testbed, first)
     cloud, heard = testbed.received[MAP][-1], len(first.sizes)
     centre, size = box_of_a_tenth(cloud)
     removed = edit(testbed, 1, pose_at(centre), size).changed
