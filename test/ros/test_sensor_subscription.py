@@ -21,7 +21,7 @@ class Graph:
 
         self.now_s, self.publishers, self.taken_s, self.logged = 0.0, 1, [], []
         self.subscriptions, self.deaf = [], False
-        log = SimpleNamespace(warning=self.logged.append, error=self.logged.append)
+        log = SimpleNamespace(info=self.logged.append, error=self.logged.append)
         node = SimpleNamespace(
             get_logger=lambda: log,
             create_subscription=self._subscribe,

@@ -199,6 +199,7 @@ class Session:
             self.camera.destroy_node()
         self._executor.shutdown()
         self._spinning.join(timeout=5)
+        self.perception.destroy_node()
 
 
 @contextmanager

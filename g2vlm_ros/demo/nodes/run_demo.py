@@ -134,6 +134,7 @@ def run(options: argparse.Namespace, signals: EndSignals) -> dict:
             camera.destroy_node()
         executor.shutdown()
         spinning.join(timeout=5)
+        perception.destroy_node()  # the second half has a node of the same name
         rclpy.try_shutdown()
     if not (options.out / "recorder.json").exists():
         if signals.again:

@@ -67,7 +67,7 @@ class SensorSubscription:
         if not publishers:
             return
         if not self._tries:
-            self._node.get_logger().warning(
+            self._node.get_logger().info(
                 f"nothing has come on {self.topic} for {silent_s:.1f} s, and it has {publishers} "
                 "publisher(s): subscribing again; does the sensor rest?"
             )
