@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A subscription to a sensor that is made again where it stays silent beside a publisher.
 
-A publisher may be matched and yet send a subscription nothing: Fast DDS 2.14.5 did so in 3 of some
-300 trials where a node was killed, started again and held up (SIGSTOP) while the lease of the
+A publisher may be matched and yet send a subscription nothing: Fast DDS 2.14.5 did so in 4 of some
+230 trials where a node was killed, started again and held up (SIGSTOP) while the lease of the
 killed one ran out. Any new subscription to that publisher mended it.
 """
 
