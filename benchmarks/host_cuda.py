@@ -48,10 +48,10 @@ class HostKernels:
         """A kernel with all its threads. The arguments are those of `Cuda.launch`, and must be of
         the very types that a device would read from their memory."""
         parameters = self._parameters[name]
-        given = [each.dtype for each in arguments]
-        if given != [kind for kind, _ in parameters]:
-            wanted = [np.dtype(kind).name for kind, _ in parameters]
-            raise CudaError(f"{name} takes {wanted}, not {[str(kind) for kind in given]}")
+        kinds = [each.dtype for each in arguments]
+        if kinds != [kind for kind, _ in parameters]:
+            expected = [np.dtype(kind).name for kind, _ in parameters]
+            raise CudaError(f"{name} takes {expected}, not {[str(kind) for kind in kinds]}")
         values = [kind(v.item()) for (_, kind), v in zip(parameters, arguments, strict=True)]
         getattr(self._library, name)(*values)
 

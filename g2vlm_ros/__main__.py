@@ -45,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def read_views(path: str | Path, views: int) -> list[tuple[np.ndarray, int]]:
     """At most `views` frames (image uint8 (h, w, 3) RGB, stamp_ns), evenly spread over `path`.
 
-    FileNotFoundError or ValueError as `core.sources.open_source`.
+    FileNotFoundError or ValueError as `images.sources.open_source`.
     """
     source = open_source(path)
     length = source.length or sum(1 for _ in source)

@@ -503,7 +503,7 @@ class DenseMap:
             result.local_points_u,
             result.colours,
             result.confidence,
-            None if result.device_points_u else result.valid(settings.max_edge_step),
+            result.valid(settings.max_edge_step) if result.device_points_u is None else None,
             sound,
             affines(len(sound), poses[list(sound)], scale).astype(np.float32),
             np.array(focal_px)[list(sound)] / scale,

@@ -13,13 +13,13 @@ def check_images(name: str, images: np.ndarray, ndim: int, multiple: int) -> Non
     if images.dtype != np.uint8 or images.ndim != ndim or images.shape[-1] != 3 or not images.size:
         raise ValueError(
             f"{name} are {images.dtype} {images.shape}; they must be uint8 with {ndim} "
-            "dimensions, the last of 3 colours; use core.preprocess"
+            "dimensions, the last of 3 colours; use g2vlm_ros.images.preprocessing"
         )
     height, width = images.shape[-3:-1]
     if height % multiple or width % multiple:
         raise ValueError(
             f"{name} of {width}x{height} pixels; both sides must be multiples of {multiple}; "
-            "use core.preprocess"
+            "use g2vlm_ros.images.preprocessing"
         )
 
 

@@ -122,8 +122,8 @@ def test_little_comes_to_the_host(monkeypatch):
         assert not result.device_points_u.copied, "all points came to the host"
         depth = result.confidence[0].nbytes
         keyframe, grids = 3 * depth, 18 * depth  # this small, refinement looks at every pixel
-        known = result.confidence.nbytes + len(update.new_views) * depth + keyframe + grids
-        assert brought < summed_up + known
+        maps = result.confidence.nbytes + len(update.new_views) * depth + keyframe + grids
+        assert brought < summed_up + maps
 
 
 def test_a_backend_of_torch_leaves_its_points_there():

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Packs point maps that are on the device into the bytes of a PointCloud2, then copies them once.
 
-The numpy path, `core.cloud.valid_points` and `core.cloud.pack`, is its oracle.
+On the host the same is done by `geometry.point_cloud.valid_points` and `pack`.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class PointPacker:
 
         points FLOAT (N, H, W, 3) on the device, in the optical frame; of the V chosen views
         colours uint8 (V, H, W, 3), confidence float32 (V, H, W), and affines (V, 3, 4) that take
-        a point to the cloud's frame and unit. Limits as in `core.cloud.valid_points`.
+        a point to the cloud's frame and unit. Limits as in `geometry.point_cloud.valid_points`.
         """
         device, launch = self._device, self._device.cuda.launch
         count, height, width, _ = colours.shape
