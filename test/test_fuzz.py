@@ -36,12 +36,22 @@ def test_weights_are_taken_or_refused():
         tried(door)
 
 
+def test_visitors_and_both_ends_of_a_server_are_taken_or_refused():
+    pytest.importorskip("websockets", reason="the viewer's library is missing")
+    pytest.importorskip("onnxruntime", reason="the server's backend here is onnx")
+    from g2vlm_tests.fuzz.remote_doors import remote_doors
+
+    for door in remote_doors():
+        tried(door)
+
+
 @pytest.mark.ros
 def test_messages_bytes_recordings_and_agents_are_taken_or_refused():
     from g2vlm_tests.fuzz.message_doors import ros_doors
+    from g2vlm_tests.fuzz.robot_doors import robot_doors
 
-    doors = ros_doors()
-    assert len(doors) >= 20
+    doors = [*ros_doors(), *robot_doors()]
+    assert len(doors) >= 25
     for door in doors:
         tried(door)
 

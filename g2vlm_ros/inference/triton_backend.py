@@ -28,6 +28,7 @@ from g2vlm_ros.inference.backend import open_backend
 from g2vlm_ros.inference.decoding_state import STEPS_AHEAD
 from g2vlm_ros.inference.input_checks import check_images
 from g2vlm_ros.inference.stage_service import Arrays, StageService, segment_header
+from g2vlm_ros.inference.triton_reply import ReplyError, check_header, results_by_step
 from g2vlm_ros.records import NonFiniteError, RawGeometry, UnfitError
 
 RETRY_S = 10.0
@@ -316,25 +317,30 @@ class TritonBackend:
             }
             reply, results = transport.call(header, arrays)
             if "missing" not in reply:
-                return self._taken(reply, results, steps, transport.name)
+                try:
+                    return self._taken(reply, results, steps, transport.name)
+                except ReplyError as error:
+                    raise ServerError(f"{transport.name}: {error}") from error
             forget(target, transport.name)
         raise ServerError(f"{transport.name} forgets results while a request runs")
 
     def _taken(
         self, reply: dict[str, Any], results: Arrays, steps: list[Step], name: str
     ) -> Arrays:
-        """What the last step gave; raises what a stage raised."""
+        """What the last step gave; raises what a stage raised, ReplyError for no such reply."""
+        check_header(reply)
         if reply.get("error") == "NonFiniteError":
-            raise NonFiniteError(reply["stage"])
+            raise NonFiniteError(reply.get("stage", ""))
         if "error" in reply:
             kind = ValueError if reply["error"] == "ValueError" else RuntimeError
             raise kind(f"{name}: {reply['error']}: {reply['message']}")
+        stages = [step.stage for step in steps]
+        by_step = results_by_step(stages, results, self.config.text.vocab_size)
         self.times_s.update(reply["times_s"])
-        for index, step in enumerate(steps):
+        for step, arrays in zip(steps, by_step, strict=True):
             step.there.add(name)
-            step.descriptor = results.get(f"{index}.descriptor", step.descriptor)
-        last = f"{len(steps) - 1}."
-        return {key.removeprefix(last): a for key, a in results.items() if key.startswith(last)}
+            step.descriptor = arrays.get("descriptor", step.descriptor)
+        return by_step[-1]
 
 
 def needed(target: Step, transport: str) -> list[Step]:

@@ -21,8 +21,8 @@ Arrays = dict[str, np.ndarray]
 HEADER, PAYLOAD = "header", "payload"
 """Of the request."""
 REPLY_HEADER, REPLY_PAYLOAD = "reply_header", "reply_payload"
-CONNECT_S = 3.0
-"""How long the first connection may take at most."""
+ARRAY_KINDS = "biuf"
+"""numpy's kinds of numbers that travel: truth values, integers, floats."""
 
 
 def packed(header: Mapping[str, Any], arrays: Arrays) -> tuple[np.ndarray, np.ndarray]:
@@ -39,15 +39,24 @@ def packed(header: Mapping[str, Any], arrays: Arrays) -> tuple[np.ndarray, np.nd
 
 
 def unpacked(header: np.ndarray, payload: np.ndarray) -> tuple[dict[str, Any], Arrays]:
-    """The message again; ValueError where the header does not fit the payload."""
-    content = json.loads(bytes(header))
-    arrays = {}
-    for name, (dtype, shape, offset) in content.pop("arrays").items():
-        kind, count = np.dtype(dtype), int(np.prod(shape, dtype=np.int64))
-        if kind.hasobject or offset < 0 or offset + count * kind.itemsize > len(payload):
-            raise ValueError(f"array '{name}' lies outside its message")
-        arrays[name] = np.frombuffer(payload, kind, count, offset).reshape(shape)
+    """The message again; ValueError where header and payload are none."""
+    try:
+        content = json.loads(bytes(header))
+        layout = content.pop("arrays").items()
+        arrays = {name: _array(name, payload, *place) for name, place in layout}
+    except (AttributeError, KeyError, TypeError, OverflowError, RecursionError) as error:
+        raise ValueError(f"no message of g2vlm_ros ({type(error).__name__}: {error})") from error
     return content, arrays
+
+
+def _array(name: str, payload: np.ndarray, dtype: str, shape: list[int], offset: int) -> Any:
+    """One array of a payload, read where its header says."""
+    kind, count = np.dtype(str(dtype)), int(np.prod(shape, dtype=np.int64))
+    if kind.kind not in ARRAY_KINDS:
+        raise ValueError(f"array '{name}' is of {kind}; arrays hold numbers")
+    if min([offset, *shape]) < 0 or offset + count * kind.itemsize > len(payload):
+        raise ValueError(f"array '{name}' lies outside its message")
+    return np.frombuffer(payload, kind, count, offset).reshape(shape)
 
 
 class GrpcTransport:
@@ -87,4 +96,7 @@ class GrpcTransport:
         head, payload = reply.as_numpy(REPLY_HEADER)[0], reply.as_numpy(REPLY_PAYLOAD)[0]
         self.bytes_sent += sum(each.nbytes for each in packed(header, arrays))
         self.bytes_received += head.nbytes + payload.nbytes
-        return unpacked(head, payload)
+        try:
+            return unpacked(head, payload)
+        except ValueError as error:
+            raise ServerError(f"Triton at {self.name}: {error}") from error

@@ -159,6 +159,51 @@ def test_without_a_fallback_a_silent_server_is_an_error_and_the_next_window_work
     assert np.isfinite(sees.reconstruct(images).geometry.local_points_u).all()
 
 
+def other_kind(reply, arrays):
+    return reply, {name: array.astype(np.int16) for name, array in arrays.items()}
+
+
+def other_tokens(reply, arrays):
+    return reply, {n: a + 10**6 if n.endswith("ids") else a for n, a in arrays.items()}
+
+
+def without_times(reply, arrays):
+    return {name: value for name, value in reply.items() if name != "times_s"}, arrays
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (lambda reply, arrays: (reply, {}), "gave"),
+        (other_kind, "int16"),
+        (other_tokens, "holds no ids of"),
+        (without_times, "times_s"),
+        (lambda reply, arrays: ({"error": 3}, {}), "no words"),
+    ],
+)
+def test_a_reply_that_is_none_is_taken_over(local, images, expected, caplog, spoil, words):
+    """It was a KeyError or TypeError in each window, and nothing took over."""
+
+    class Spoilt(Counting):
+        def call(self, header, arrays):
+            return spoil(*super().call(header, arrays))
+
+    service = StageService(local, model_version(GOLDEN))
+    sees = perception(remote(Spoilt(service, "test"), fallback=lambda: local))
+    assert_same(outcome(sees, images), expected)
+    assert words in caplog.text and "the local backend takes over" in caplog.text
+
+
+def test_a_request_that_is_none_is_an_error_of_its_caller_alone(local):
+    service = StageService(local)
+    for step in ("heads", {"stage": "decode", "count": float("inf")}, {"stage": "heads"}, 3):
+        reply, _ = service.handle({"robot": "r", "steps": [step]}, {})
+        assert reply["error"] and "times_s" not in reply
+    for header in (b"[]", b'"text"', b"{}", b"[" * 10**5, b'{"arrays": {"a": [[], 1, 2]}}'):
+        with pytest.raises(ValueError):
+            unpacked(np.frombuffer(header, np.uint8), np.zeros(8, np.uint8))
+
+
 def test_a_question_that_failed_leaves_the_conversation_as_it_was(local, images, expected):
     transport = counting(local)
     sees = perception(remote(transport))

@@ -136,7 +136,7 @@ def depth_message(seconds, frame_id):
 def test_depth_that_matches_no_frame_says_why_within_ten_frames(warn, frame_id, late_s, words):
     from g2vlm_ros.ros.inputs.depth import DepthImages
 
-    depth = DepthImages(0.02, warn)
+    depth = DepthImages(0.02, warn, 10**6)
     for k in range(10):
         moment_s = START_S + 0.1 * k
         depth.of(round(moment_s * 1e9), "optical")
@@ -152,7 +152,7 @@ def test_depth_in_tenths_of_a_millimetre_is_recognised(warn, value, words):
     from g2vlm_ros.ros.conversions import geometry
     from g2vlm_ros.ros.inputs.depth import DepthImages
 
-    depth, stamp_ns = DepthImages(0.02, warn), round(START_S * 1e9)
+    depth, stamp_ns = DepthImages(0.02, warn, 10**6), round(START_S * 1e9)
     pixels = np.full((6, 8), value, "<u2")
     header = geometry.header(stamp_ns, "optical")
     depth.update(

@@ -29,7 +29,7 @@ def message(seconds, frame_id="optical", encoding="mono8", size=(4, 6)):
 
 def test_a_mask_may_come_after_its_frame():
     warnings = []
-    masks = MaskImages(0.02, warnings.append)
+    masks = MaskImages(0.02, warnings.append, 10**6)
     ignored = masks.of(NS, "optical")
     assert ignored() is None
     masks.update(message(1.01))
@@ -42,7 +42,7 @@ def test_a_mask_may_come_after_its_frame():
 @pytest.mark.parametrize(("masks_of", "words"), [(None, "no mask comes"), ("side", "'side'")])
 def test_silence_is_explained_within_ten_frames(masks_of, words):
     warnings = []
-    masks = MaskImages(0.02, warnings.append)
+    masks = MaskImages(0.02, warnings.append, 10**6)
     for k in range(10):
         masks.of(NS + k * NS // 10, "optical")
         if masks_of:
@@ -52,12 +52,16 @@ def test_silence_is_explained_within_ten_frames(masks_of, words):
 
 def test_what_is_no_mask_is_named():
     warnings = []
-    masks = MaskImages(0.02, warnings.append)
+    masks = MaskImages(0.02, warnings.append, 10**6)
     masks.update(message(1.0, encoding="rgb8"))
     short = message(1.0)
     short.data = short.data[:5]
     masks.update(short)
-    assert len(warnings) == 2 and all("mono8" in sentence for sentence in warnings)
+    # A mask without columns ended every window that it was for, in cv2.resize.
+    masks.update(Image(encoding="mono8", width=0, height=4, step=6, data=bytes(24)))
+    MaskImages(0.02, warnings.append, 23).update(message(1.0))
+    assert len(warnings) == 4 and all("mono8" in sentence for sentence in warnings)
+    assert "at most 23 pixels" in warnings[-1] and masks.of(0, "")() is None
 
 
 def detections(stamp_s, boxes):

@@ -143,7 +143,7 @@ def paired():
     from g2vlm_ros.ros.inputs.depth import DepthImages
 
     warnings = []
-    return DepthImages(0.02, warnings.append), warnings
+    return DepthImages(0.02, warnings.append, 10**6), warnings
 
 
 @pytest.mark.parametrize("encoding", ["32FC1", "16UC1"])
@@ -186,7 +186,7 @@ def test_big_endian_depth_with_padded_rows(paired):
     [
         ({"encoding": "rgb8"}, "32FC1, 16UC1"),
         ({"data": b"123"}, "3 bytes"),
-        ({"width": 0}, "at least 1x1"),
+        ({"width": 0}, "1x1 to max_image_px"),
         ({"step": 1}, "rows of 1 bytes"),
     ],
 )

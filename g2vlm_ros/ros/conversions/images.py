@@ -112,7 +112,7 @@ def _frame(
     return Frame(ns, camera, header.frame_id, decode, **fields)
 
 
-def depth_reader(msg: Image) -> Callable[[], np.ndarray]:
+def depth_reader(msg: Image, max_px: int) -> Callable[[], np.ndarray]:
     """What reads a depth image: float32 (height, width) metres, NaN or 0 where unknown.
 
     The header is checked now: ImageError with reason "encoding", "size" or "truncated".
@@ -123,11 +123,11 @@ def depth_reader(msg: Image) -> Callable[[], np.ndarray]:
             DropReason.ENCODING, f"encoding is '{msg.encoding}'; it must be one of {encodings}"
         )
     tight = msg.width * np.dtype(DEPTH_ENCODINGS[msg.encoding][0]).itemsize
-    if not (msg.width and msg.height) or msg.step < tight:
+    if not 0 < msg.width * msg.height <= max_px or msg.step < tight:
         raise ImageError(
             DropReason.SIZE,
-            f"size is {msg.width}x{msg.height} with rows of {msg.step} bytes; at least 1x1 with "
-            f"{tight} bytes is needed",
+            f"size is {msg.width}x{msg.height} with rows of {msg.step} bytes; 1x1 to max_image_px "
+            f"= {max_px} pixels with {tight} bytes a row are needed",
         )
     if len(msg.data) < msg.step * msg.height:
         raise ImageError(

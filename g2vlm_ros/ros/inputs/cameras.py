@@ -107,10 +107,10 @@ class Cameras:
             self._odometry = OdometryPoses(self.mounts, self._warn)
             topics.append((Odometry, settings.odometry_topic, self._on_odometry))
         if settings.depth_topic:
-            self._depth = DepthImages(settings.window.sync_slop_s, self._warn)
+            self._depth = DepthImages(settings.window.sync_slop_s, self._warn, self._max_px)
             topics.append((Image, settings.depth_topic, self._depth.update))
         if settings.mask_topic:
-            self._masks = MaskImages(settings.window.sync_slop_s, self._warn)
+            self._masks = MaskImages(settings.window.sync_slop_s, self._warn, self._max_px)
             topics.append((Image, settings.mask_topic, self._masks.update))
         if settings.imu_topic:
             self._gravity = ImuGravity(self.mounts, self._warn)

@@ -51,9 +51,11 @@ class DepthImages:
 
     Memory holds the images of frames that still exist, and a few that came before their frame.
     slop_s: most difference of the stamps. warn: gets one sentence about an image that is none.
+    max_px: pixels of an image at most.
     """
 
-    def __init__(self, slop_s: float, warn: Callable[[str], None]):
+    def __init__(self, slop_s: float, warn: Callable[[str], None], max_px: int):
+        self._max_px = max_px
         self._slop_ns, self._warn = slop_s * 1e9, warn
         self._unmatched = UnmatchedFrames(warn)
         self._newest: tuple[int, str] | None = None
@@ -64,7 +66,7 @@ class DepthImages:
     def update(self, message: Image) -> None:
         """Take a depth image in."""
         try:
-            read = images.depth_reader(message)
+            read = images.depth_reader(message, self._max_px)
         except ImageError as error:
             self._warn(f"depth image of {message.header.frame_id!r} is not used: {error}")
             return

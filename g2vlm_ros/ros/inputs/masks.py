@@ -21,10 +21,12 @@ class MaskImages:
     """Gives a frame the mask of its frame_id nearest in time; non-zero pixels are ignored.
 
     A segmenter is slower than its camera: the mask is looked up when a window needs it.
-    slop_s: most difference of the stamps. warn: gets one sentence about what is amiss.
+    slop_s: most difference of the stamps. warn: gets one sentence about what is amiss. max_px:
+    pixels of a mask at most.
     """
 
-    def __init__(self, slop_s: float, warn: Callable[[str], None]):
+    def __init__(self, slop_s: float, warn: Callable[[str], None], max_px: int):
+        self._max_px = max_px
         self._slop_ns, self._warn = slop_s * 1e9, warn
         self._unmatched = UnmatchedFrames(warn)
         self._masks: deque[tuple[int, str, np.ndarray]] = deque(maxlen=KEPT)
@@ -33,11 +35,13 @@ class MaskImages:
     def update(self, message: Image) -> None:
         """Take a mask in: sensor_msgs/Image mono8 of any size with the frame's aspect."""
         shape = message.height, message.step
-        fits = message.width <= message.step and len(message.data) >= shape[0] * shape[1] > 0
+        fits = 0 < message.width <= message.step and shape[0] * shape[1] <= len(message.data)
+        fits &= 0 < message.width * message.height <= self._max_px
         if message.encoding not in ENCODINGS or not fits:
             self._warn(
                 f"a mask is {message.encoding!r}, {message.width}x{message.height} in "
-                f"{len(message.data)} bytes, and is not used; it must be a mono8 image"
+                f"{len(message.data)} bytes, and is not used; it must be a mono8 image of at most "
+                f"{self._max_px} pixels (max_image_px)"
             )
             return
         pixels = np.frombuffer(message.data, np.uint8, shape[0] * shape[1]).reshape(shape)

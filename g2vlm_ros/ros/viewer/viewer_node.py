@@ -95,10 +95,9 @@ class Page:
         self._size = 0.2
         """Of drawn cameras, in map lengths."""
         self._shown: dict[str, list] = {}
-        self._server: viser.ViserServer | None = None
         self._token = settings.token or make_token()
         rules = VisitorRules(settings.host, self._token, settings.max_visitors)
-        with guarded(rules, self._count_visitors):
+        with guarded(rules):
             self._server = viser.ViserServer(
                 settings.host, settings.port, label="g2vlm_ros", verbose=False
             )
@@ -124,9 +123,6 @@ class Page:
         host = self._server.get_host()
         name = "localhost" if host == "0.0.0.0" else host
         return f"http://{name}:{self._server.get_port()}/{self._token}/"
-
-    def _count_visitors(self) -> int:
-        return 0 if self._server is None else len(self._server.get_clients())
 
     def watched(self) -> bool:
         """Whether a browser is open."""

@@ -12,7 +12,7 @@ import dataclasses
 import http
 import ipaddress
 import secrets
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 from urllib.parse import urlsplit
@@ -52,15 +52,17 @@ class VisitorRules:
 
     def refusal(self, path: str, headers: Any, visitors: int) -> str:
         """Why a request is turned away, in a sentence; empty where it is not."""
-        by_name = headers.get("Host", "")
-        if not self._is_ours(urlsplit(f"//{by_name}").hostname or ""):
+        # Each field may come more than once, and what stands in it may be no URL.
+        by_name = ", ".join(headers.get_all("Host"))
+        if not self._is_ours(_name_in(f"//{by_name}")):
             return f"this page is not served under the name {by_name!r}"
-        origin = headers.get("Origin")
-        if origin is not None and urlsplit(origin).netloc != by_name:
-            return f"a page of {origin!r} may not look at this robot"
+        for origin in headers.get_all("Origin"):
+            if _place_in(origin) != by_name:
+                return f"a page of {origin!r} may not look at this robot"
         if not self._has_token(path):
             return "this address lacks the token; open the one that the viewer's log shows"
-        if headers.get("Upgrade", "").lower() == "websocket" and visitors >= self.max_visitors:
+        upgrades = "websocket" in ", ".join(headers.get_all("Upgrade")).lower()
+        if upgrades and visitors >= self.max_visitors:
             return f"{self.max_visitors} browsers look on already; close one"
         return ""
 
@@ -84,20 +86,52 @@ class VisitorRules:
         return self.host in ANY_ADDRESS or address.is_loopback
 
 
+def _place_in(url: str) -> str:
+    """Host and port of a URL; empty where it is none."""
+    try:
+        return urlsplit(url).netloc
+    except ValueError:
+        return ""
+
+
+def _name_in(url: str) -> str:
+    """The host of a URL; empty where it is none."""
+    try:
+        return urlsplit(url).hostname or ""
+    except ValueError:
+        return ""
+
+
 @contextmanager
-def guarded(rules: VisitorRules, visitors: Callable[[], int]) -> Iterator[None]:
-    """While a viser server is made: puts `rules` before what it does with a request."""
+def guarded(rules: VisitorRules) -> Iterator[None]:
+    """While a viser server is made: puts `rules` before what it does with a request.
+
+    Visitors are counted by their open websockets: viser's own clients are those that have told
+    it where their camera is, and whoever does not gets all that is shown as well.
+    """
     from websockets.asyncio import server
     from websockets.datastructures import Headers
+    from websockets.frames import CloseCode
     from websockets.http11 import Response
 
-    serve = server.serve
+    serve, visitors = server.serve, 0
 
-    def guarded_serve(*arguments: Any, **named: Any) -> Any:
+    def guarded_serve(handler: Any, *arguments: Any, **named: Any) -> Any:
         answer = named.get("process_request")
 
+        async def counted(connection: Any) -> None:
+            nonlocal visitors
+            if visitors >= rules.max_visitors:  # several came at the same moment
+                await connection.close(CloseCode.TRY_AGAIN_LATER)
+                return
+            visitors += 1
+            try:
+                await handler(connection)
+            finally:
+                visitors -= 1
+
         def process_request(connection: Any, request: Any) -> Any:
-            sentence = rules.refusal(request.path, request.headers, visitors())
+            sentence = rules.refusal(request.path, request.headers, visitors)
             if sentence:
                 body = f"{sentence}\n".encode()
                 headers = Headers({"Content-Type": "text/plain", "Content-Length": str(len(body))})
@@ -105,7 +139,7 @@ def guarded(rules: VisitorRules, visitors: Callable[[], int]) -> Iterator[None]:
             inner = dataclasses.replace(request, path=rules.path_behind_token(request.path))
             return None if answer is None else answer(connection, inner)
 
-        return serve(*arguments, **{**named, "process_request": process_request})
+        return serve(counted, *arguments, **{**named, "process_request": process_request})
 
     server.serve = guarded_serve
     try:

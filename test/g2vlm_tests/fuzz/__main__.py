@@ -16,6 +16,7 @@ from pathlib import Path
 from g2vlm_tests.dds_domain import isolate
 from g2vlm_tests.fuzz.door import Door, escapes, scratch
 from g2vlm_tests.fuzz.file_doors import doors, torch_doors
+from g2vlm_tests.fuzz.remote_doors import remote_doors
 from g2vlm_tests.minutes import minutes
 
 MAX_EXAMPLES = 20_000
@@ -63,13 +64,15 @@ def main(arguments: list[str] | None = None) -> int:
     logging.disable(logging.WARNING)
     from g2vlm_tests.fuzz.message_doors import ros_doors
     from g2vlm_tests.fuzz.request_doors import AskedNode, request_doors
+    from g2vlm_tests.fuzz.robot_doors import robot_doors
 
     seed = int(time.time()) if options.seed is None else options.seed
     rows: list[Row] = []
     print(f"| {'door':<24} | examples | seconds | what came out |\n|---|---|---|---|")
     node = AskedNode()
     try:
-        everything = [*doors(), *torch_doors(), *ros_doors(), *request_doors(node)]
+        everything = [*doors(), *torch_doors(), *remote_doors(), *ros_doors(), *robot_doors()]
+        everything += request_doors(node)
         chosen = [door for door in everything if options.only in door.name]
         if not chosen:
             parser.error(f"no door has {options.only!r} in its name")

@@ -8,7 +8,15 @@ from typing import Any
 
 import yaml
 from g2vlm_ros.action import AnswerSpatialQuery
-from g2vlm_ros.srv import EditMap, FindObjects, GetPoints, LoadMap, SaveMap, SpatialQuery
+from g2vlm_ros.srv import (
+    EditMap,
+    EditObject,
+    FindObjects,
+    GetPoints,
+    LoadMap,
+    SaveMap,
+    SpatialQuery,
+)
 from g2vlm_tests.fuzz.door import FLOATS, TREES, Door, altered, damaged, in_file, in_folder
 from g2vlm_tests.fuzz.file_doors import WORDS, picture, tiny_drive, write_bag
 from geometry_msgs.msg import Quaternion, Transform, TransformStamped, Vector3
@@ -46,8 +54,11 @@ def ros_doors() -> list[Door]:
     return [*image_doors(), *sensor_doors(), *wire_doors(), *replay_doors(), agent_door()]
 
 
+SIZES = st.sampled_from([0, 1, 2**31]) | st.integers(0, 2**32 - 1)
+
+
 @st.composite
-def images(draw: Any) -> Image:
+def images(draw: Any, encodings: tuple[str, ...] = tuple(ENCODINGS)) -> Image:
     """Images whose sizes fit their data, or nearly, or not at all."""
     height, width = draw(st.integers(1, 12)), draw(st.integers(1, 12))
     step = width * draw(st.integers(1, 8))
@@ -55,15 +66,13 @@ def images(draw: Any) -> Image:
         "height": height,
         "width": width,
         "step": step,
-        "encoding": draw(st.sampled_from(ENCODINGS)),
+        "encoding": draw(st.sampled_from(encodings)),
         "is_bigendian": draw(st.integers(0, 1)),
         "data": bytes(range(256)) * 5,
     }
     fields["data"] = fields["data"][: height * step + draw(st.integers(0, 2)) * height * step // 2]
     wrong = {
-        "height": st.integers(0, 2**32 - 1),
-        "width": st.integers(0, 2**32 - 1),
-        "step": st.integers(0, 2**32 - 1),
+        **dict.fromkeys(("height", "width", "step"), SIZES),
         "encoding": st.text(max_size=10),
         "data": st.binary(max_size=600),
     }
@@ -97,7 +106,11 @@ def image_doors() -> list[Door]:
     return [
         Door("Image", images(), frame),
         Door("CompressedImage", compressed, frame),
-        Door("depth Image", images(), lambda message: image_conversions.depth_reader(message)()),
+        Door(
+            "depth Image",
+            images(),
+            lambda message: image_conversions.depth_reader(message, 1_000_000)(),
+        ),
         Door("CameraInfo", infos, image_conversions.intrinsics_from_info),
     ]
 
@@ -115,7 +128,7 @@ class Sensors:
         self.tf = StaticTf(ignore)
         self.odometry = OdometryPoses(self.tf, ignore)
         self.imu = ImuGravity(self.tf, ignore)
-        self.depth = DepthImages(0.1, ignore)
+        self.depth = DepthImages(0.1, ignore, 1_000_000)
 
     def take(self, message: Any) -> None:
         """A message to whoever listens to its type, and what a frame would get of it then."""
@@ -209,7 +222,7 @@ def wire_doors() -> list[Door]:
         door(SpatialQuery.Request(**asked), check),
         door(AnswerSpatialQuery.Goal(**asked), check),
     ]
-    for kind in (GetPoints, SaveMap, LoadMap, EditMap, FindObjects):
+    for kind in (GetPoints, SaveMap, LoadMap, EditMap, FindObjects, EditObject):
         doors.append(door(kind.Request(), serialize_message))
     return doors
 
