@@ -20,17 +20,12 @@ from g2vlm_tests.harness import GOLDEN, Bench, image  # noqa: E402
 from geometry_msgs.msg import TransformStamped  # noqa: E402
 from rclpy.node import Node  # noqa: E402
 from rclpy.qos import DurabilityPolicy, QoSProfile  # noqa: E402
-from sensor_msgs.msg import CameraInfo, CompressedImage, Image, PointCloud2  # noqa: E402
+from sensor_msgs.msg import CameraInfo, CompressedImage, Image, Imu, PointCloud2  # noqa: E402
 from tf2_msgs.msg import TFMessage  # noqa: E402
 
 from g2vlm_ros.ros.doctor.doctor import examine, main, parse  # noqa: E402
 from g2vlm_ros.ros.doctor.findings import Finding, Level, as_json, as_text  # noqa: E402
-from g2vlm_ros.ros.doctor.graph_checks import (  # noqa: E402
-    Endpoint,
-    Graph,
-    ImageSamples,
-    check_graph,
-)
+from g2vlm_ros.ros.doctor.graph_checks import check_graph  # noqa: E402
 from g2vlm_ros.ros.doctor.installation import (  # noqa: E402
     check_checkpoint,
     check_engines,
@@ -40,6 +35,7 @@ from g2vlm_ros.ros.doctor.installation import (  # noqa: E402
     judged_tensorrt,
     tried_in_a_child,
 )
+from g2vlm_ros.ros.doctor.snapshot import Endpoint, Graph, ImageSamples  # noqa: E402
 
 pytestmark = pytest.mark.ros
 IMAGE = "sensor_msgs/msg/Image"
@@ -82,6 +78,7 @@ def healthy() -> Graph:
         cameras=cameras,
         parents={"left_optical": {"base_link"}, "right_optical": {"base_link"}},
         static_frames={"left_optical", "right_optical"},
+        sensor_messages={"odometry_topic": 50},
         seconds=5.0,
     )
 
@@ -173,6 +170,26 @@ def misspelt_odometry(graph):
     graph.parameters["odometry_topic"] = "odometry/filtered"
 
 
+def odometry_of_another_type(graph):
+    graph.publishers["/odom"] = [Endpoint("/wheels", "geometry_msgs/msg/PoseStamped")]
+
+
+def silent_odometry(graph):
+    graph.sensor_messages.clear()
+
+
+def masks_that_nobody_makes(graph):
+    graph.parameters["mask_topic"] = "people"
+
+
+def unknown_encoding(graph):
+    graph.cameras["left"].refusals.add("image encoding 'nv24' is not one of rgb8, bgr8")
+
+
+def frames_in_a_circle(graph):
+    graph.parents |= {"laser": {"mast"}, "mast": {"lift"}, "lift": {"laser"}, "lamp": {"lift"}}
+
+
 PLANTED = {
     no_node: "node",
     two_of_one_name: "node_name",
@@ -193,6 +210,11 @@ PLANTED = {
     no_mount: "mount",
     no_metres: "scale",
     misspelt_odometry: "sensor_topic",
+    odometry_of_another_type: "sensor_type",
+    silent_odometry: "sensor_silent",
+    masks_that_nobody_makes: "sensor_topic",
+    unknown_encoding: "image",
+    frames_in_a_circle: "tf_loop",
 }
 
 
@@ -262,6 +284,13 @@ def test_the_middleware_and_its_profile(tmp_path):
     assert levels(check_middleware(environment))["middleware"] is Level.ERROR
     profile.write_text("<dds/>")
     assert levels(check_middleware(environment))["middleware"] is Level.OK
+    profile.write_text("<dds>")
+    (damaged, *_) = check_middleware(environment)
+    assert damaged.level is Level.ERROR and "is no XML" in damaged.what
+    profile.write_text("<CycloneDDS/>")
+    for uri in ("<CycloneDDS/>", f"file://{profile},{profile}"):
+        cyclone = {"RMW_IMPLEMENTATION": "rmw_cyclonedds_cpp", "CYCLONEDDS_URI": uri}
+        assert levels(check_middleware(cyclone))["middleware"] is Level.OK
 
 
 GPU_TOOLS = {
@@ -321,12 +350,14 @@ def test_offline_from_a_shell(checkpoint, capsys):
 
 @contextmanager
 def broken_robot():
-    """A perception node among ten mistakes, over real DDS."""
+    """A perception node among mistakes, over real DDS."""
     settings = {
         "cameras": ["left", "right", "rear", "top"],
         "window.views": 8,
         "window.max_age_s": 1.0,
         "imu_topic": "imu",
+        "mask_topic": "people",
+        "query.detections_topic": "boxes",
     }
     testbed = Bench(**settings)
     testbed.start()
@@ -338,6 +369,8 @@ def broken_robot():
     old = driver.create_publisher(Image, "left/image_raw", 10)
     slow = driver.create_publisher(Image, "right/image_raw", 10)
     driver.create_publisher(CompressedImage, "rear/image_raw", 10)
+    driver.create_publisher(Imu, "imu", 10)
+    driver.create_publisher(Image, "boxes", 10)
     info = driver.create_publisher(CameraInfo, "left/camera_info", 10)
     tf = driver.create_publisher(TFMessage, "/tf", 10)
     late = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
@@ -350,10 +383,13 @@ def broken_robot():
         while not over.wait(0.1):
             old.publish(image(time.time() - 100.0, frame_id="camera"))
             if count % 15 == 0:
-                slow.publish(image(time.time(), frame_id="camera"))
+                odd = image(time.time(), frame_id="camera")
+                odd.encoding = "nv24"
+                slow.publish(odd)
             info.publish(CameraInfo(width=1280, height=720, d=[0.1, 0.0, 0.0, 0.0, 0.0]))
-            for parent in ("base_link", "odom"):
-                transform = TransformStamped(child_frame_id="laser")
+            pairs = (("base_link", "laser"), ("odom", "laser"), ("mast", "lift"), ("lift", "mast"))
+            for parent, child in pairs:
+                transform = TransformStamped(child_frame_id=child)
                 transform.header.frame_id = parent
                 tf.publish(TFMessage(transforms=[transform]))
             count += 1
@@ -371,7 +407,7 @@ def broken_robot():
         testbed.close()
 
 
-def test_ten_mistakes_in_one_robot():
+def test_the_mistakes_of_one_robot_are_found_over_dds():
     with broken_robot():
         options = parse(["--seconds", "4", "--node", "/perception"])
         findings = examine(options, [])
@@ -388,7 +424,11 @@ def test_ten_mistakes_in_one_robot():
         "qos",  # somebody wants old points, which are not kept
         "tf_parents",  # laser has two
         "mount",  # an IMU and no mount of the camera
-        "sensor_topic",  # nobody publishes the IMU
+        "sensor_topic",  # nobody publishes masks
+        "sensor_type",  # boxes are images
+        "sensor_silent",  # the IMU has a driver that says nothing
+        "image",  # right has an encoding that the node does not read
+        "tf_loop",  # mast and lift hang on each other
         "scale",  # nothing gives metres
     }
     assert planted <= names, sorted(planted - names)

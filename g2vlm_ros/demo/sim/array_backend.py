@@ -35,6 +35,12 @@ class Arrays:
             array = array.astype(np.float32)
         return array if self.device is None else self._lib.as_tensor(array, device=self.device)
 
+    def stable_order(self, keys: Any) -> Any:
+        """Indices that sort keys; equal ones keep their order."""
+        if self.device is None:
+            return np.argsort(keys, kind="stable")
+        return self._lib.argsort(keys, stable=True)
+
     def full(self, shape: tuple[int, ...], value: float | int | bool) -> Any:
         """A filled array; the dtype follows the Python type of the value."""
         kind = {bool: "bool", int: "int64", float: "float32"}[type(value)]

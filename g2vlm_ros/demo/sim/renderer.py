@@ -163,7 +163,7 @@ def pairs_by_rank_and_shape(arrays: Arrays, rank: Any, kind: Any) -> Iterator[tu
     key = len(shapes) * rank
     for place, shape in enumerate(shapes):
         key = key + place * (kind == shape)
-    order = arrays.argsort(key, stable=True)
+    order = arrays.stable_order(key)
     ends = arrays.numpy(arrays.cumsum(arrays.bincount(key), 0)).tolist()
     for group, (first, end) in enumerate(itertools.pairwise([0, *ends])):
         if end > first:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checks of a ROS graph, on a snapshot of it: names, topics, QoS, rates, clocks, TF, scale.
+"""Checks of a ROS graph, on a snapshot of it: names, topics, QoS, rates, clocks, TF.
 
 A check reads a `Graph` and yields findings. Collecting the snapshot is `observer.py`.
 """
@@ -9,89 +9,13 @@ from __future__ import annotations
 import statistics
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from typing import Any
 
 from g2vlm_ros.ros.doctor.findings import Finding, error, ok, warning
+from g2vlm_ros.ros.doctor.sensor_checks import check_images, check_scale, check_sensors
+from g2vlm_ros.ros.doctor.snapshot import Endpoint, Graph, ImageSamples
 
-IMAGE_TYPES = {"raw": "sensor_msgs/msg/Image", "compressed": "sensor_msgs/msg/CompressedImage"}
 MAX_CLOCK_OFFSET_S = 0.5
 """Stamps further from this machine's clock than a slow driver explains."""
-LARGE_IMAGE_BYTES = 512 << 10
-"""Best-effort messages above this are dropped by Fast DDS with its default profile."""
-SCALE_PARAMETERS = ("map.metres_per_unit", "map.camera_height_m")
-SCALE_TOPICS = ("odometry_topic", "depth_topic", "map.rig_baselines")
-SENSOR_TOPICS = ("odometry_topic", "depth_topic", "imu_topic", "query.detections_topic")
-
-
-@dataclass(frozen=True)
-class Endpoint:
-    """A publisher or subscription of a topic."""
-
-    node: str
-    """Full name, "/front/usb_cam"."""
-    type: str
-    reliable: bool = True
-    transient_local: bool = False
-
-
-@dataclass
-class ImageSamples:
-    """Images and calibration of one camera that came while the doctor listened."""
-
-    stamps_s: list[float] = field(default_factory=list)
-    received_s: list[float] = field(default_factory=list)
-    frame_ids: set[str] = field(default_factory=set)
-    encodings: set[str] = field(default_factory=set)
-    size: tuple[int, int] = (0, 0)
-    bytes: int = 0
-    info_size: tuple[int, int] | None = None
-    distorted: bool = False
-
-    def rate_hz(self) -> float:
-        """Images per second by time of receipt; 0 below two images."""
-        if len(self.received_s) < 2:
-            return 0.0
-        span = self.received_s[-1] - self.received_s[0]
-        return (len(self.received_s) - 1) / span if span > 0 else 0.0
-
-
-@dataclass
-class Graph:
-    """What the doctor saw of the graph."""
-
-    node: str
-    """Full name of the perception node, "/perception"."""
-    nodes: list[str] = field(default_factory=list)
-    """Full names of all nodes, twice where two have one name."""
-    state: str = ""
-    """Label of the lifecycle state; empty where the node did not say."""
-    parameters: dict[str, Any] = field(default_factory=dict)
-    publishers: dict[str, list[Endpoint]] = field(default_factory=dict)
-    """Topic -> its publishers."""
-    subscriptions: dict[str, list[Endpoint]] = field(default_factory=dict)
-    cameras: dict[str, ImageSamples] = field(default_factory=dict)
-    """Camera (as in the parameter) -> what it sent."""
-    parents: dict[str, set[str]] = field(default_factory=dict)
-    """Child frame -> every parent that /tf or /tf_static gave it."""
-    static_frames: set[str] = field(default_factory=set)
-    """Child frames of /tf_static."""
-    seconds: float = 0.0
-    """How long was listened."""
-
-    def topic(self, name: str) -> str:
-        """A topic name as the node resolves it: relative ones in the node's namespace."""
-        return name if name.startswith("/") else f"{self.node.rsplit('/', 1)[0]}/{name}"
-
-    def image_topic(self, camera: str) -> str:
-        compressed = self.parameters.get("image_transport") == "compressed"
-        return self.topic(f"{camera}/image_raw{'/compressed' if compressed else ''}")
-
-    def image_type(self) -> str:
-        return IMAGE_TYPES[self.parameters.get("image_transport", "raw")]
-
-    def configured_cameras(self) -> list[str]:
-        return list(self.parameters.get("cameras", []))
 
 
 def check_node(graph: Graph) -> Iterator[Finding]:
@@ -268,32 +192,6 @@ def check_stamps(graph: Graph) -> Iterator[Finding]:
             )
 
 
-def check_images(graph: Graph) -> Iterator[Finding]:
-    """Images that the network should not see like this, or that DDS loses."""
-    for camera, samples in graph.cameras.items():
-        if samples.distorted:
-            yield warning(
-                "distortion",
-                f"camera_info of {camera} has lens distortion; it is not undone",
-                "put image_proc's rectify in between and use image_rect",
-            )
-        if samples.info_size and samples.size != (0, 0) and samples.info_size != samples.size:
-            yield error(
-                "calibration",
-                f"camera_info of {camera} is for {samples.info_size[0]}x{samples.info_size[1]}, "
-                f"its images are {samples.size[0]}x{samples.size[1]}",
-                "calibrate at the size that the driver sends, or scale the calibration",
-            )
-        publishers = graph.publishers.get(graph.image_topic(camera), [])
-        if samples.bytes > LARGE_IMAGE_BYTES and any(not each.reliable for each in publishers):
-            yield warning(
-                "image_size",
-                f"{camera} sends {samples.bytes / 1e6:.1f} MB per image with best effort",
-                "FASTDDS_DEFAULT_PROFILES_FILE=config/fastdds.xml for driver and node, or "
-                "image_transport: compressed",
-            )
-
-
 def check_clock(graph: Graph) -> Iterator[Finding]:
     """Simulated time has a source."""
     if graph.parameters.get("use_sim_time") and not graph.publishers.get("/clock"):
@@ -314,6 +212,12 @@ def check_tf(graph: Graph) -> Iterator[Finding]:
             "one publisher per frame: for two robots map.frame and map.tf_child_suffix (or a "
             "remapped /tf) for each; else find the second publisher of the transform",
         )
+    for circle in circles(graph.parents):
+        yield error(
+            "tf_loop",
+            f"frames hang on each other in a circle: {' -> '.join(circle)}",
+            "find who publishes one of these transforms, and give it the other direction or name",
+        )
     sensors = [name for name in ("odometry_topic", "imu_topic") if graph.parameters.get(name)]
     mounted = graph.static_frames | {
         parent for child in graph.static_frames for parent in graph.parents.get(child, ())
@@ -331,32 +235,17 @@ def check_tf(graph: Graph) -> Iterator[Finding]:
         yield ok("tf_parents", f"each of {len(graph.parents)} frames has one parent")
 
 
-def check_scale(graph: Graph) -> Iterator[Finding]:
-    """There is something that gives metres."""
-    parameters = graph.parameters
-    numbers = [name for name in SCALE_PARAMETERS if parameters.get(name)]
-    sources = [name for name in SCALE_TOPICS if parameters.get(name)]
-    if not numbers and not sources:
-        yield warning(
-            "scale",
-            "nothing gives metres: lengths stay in model units, metric questions are refused",
-            "set one of odometry_topic, depth_topic, map.camera_height_m, map.rig_baselines, "
-            "map.metres_per_unit",
-        )
-        return
-    yield ok("scale", f"from {', '.join([*sources, *numbers])}")
-
-
-def check_sensors(graph: Graph) -> Iterator[Finding]:
-    """Topics of other sensors that the parameters name have publishers."""
-    for name in SENSOR_TOPICS:
-        topic = graph.parameters.get(name)
-        if topic and not graph.publishers.get(graph.topic(topic)):
-            yield error(
-                "sensor_topic",
-                f"{name} is {graph.topic(topic)}, which nobody publishes",
-                "correct the name (ros2 topic list -t), or empty the parameter",
-            )
+def circles(parents: dict[str, set[str]]) -> list[list[str]]:
+    """Frames that are their own ancestors: each circle once, from its first name on."""
+    paths: list[list[str]] = []
+    for start in sorted(parents):
+        path, frame = [start], min(parents[start])
+        while frame in parents and frame not in path:
+            path.append(frame)
+            frame = min(parents[frame])
+        if frame == start and start == min(path):
+            paths.append([*path, start])
+    return paths
 
 
 CHECKS: tuple[Callable[[Graph], Iterator[Finding]], ...] = (

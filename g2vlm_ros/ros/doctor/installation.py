@@ -13,6 +13,7 @@ import re
 import shutil
 import subprocess
 import sys
+import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -264,11 +265,29 @@ def check_middleware(environment: dict[str, str] | None = None) -> Iterator[Find
             f"start camera driver, node and RViz with {variable} "
             "(SHARE: `ros2 pkg prefix --share g2vlm_ros`); the launch file sets it for its nodes",
         )
-    elif not Path(profile.removeprefix("file://")).is_file():
-        yield error("middleware", f"its profile {profile} does not exist", "correct the path")
+    elif fault := profile_fault(profile):
+        yield error("middleware", f"its profile {profile} {fault}", "correct the path or the file")
     else:
         yield ok("middleware", f"{name} with {profile}")
     yield from check_shared_memory()
+
+
+def profile_fault(profile: str) -> str:
+    """Why settings of a middleware cannot be read; empty where they are well-formed.
+
+    profile: a file, with or without file://; of Cyclone DDS also several by commas, or XML itself.
+    """
+    try:
+        if profile.lstrip().startswith("<"):
+            ElementTree.fromstring(profile)
+            return ""
+        for path in profile.split(","):
+            ElementTree.parse(path.strip().removeprefix("file://"))
+    except OSError as problem:
+        return f"cannot be read ({problem.strerror})"
+    except (ElementTree.ParseError, ValueError) as problem:
+        return f"is no XML ({problem}), so its settings do not hold"
+    return ""
 
 
 def check_shared_memory() -> Iterator[Finding]:

@@ -9,15 +9,19 @@ from typing import Any
 
 import rclpy
 from lifecycle_msgs.srv import GetState
+from nav_msgs.msg import Odometry
 from rcl_interfaces.msg import ParameterValue
 from rcl_interfaces.srv import GetParameters
 from rclpy.node import Node
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy, qos_profile_sensor_data
-from sensor_msgs.msg import CameraInfo, CompressedImage, Image
+from sensor_msgs.msg import CameraInfo, CompressedImage, Image, Imu
 from tf2_msgs.msg import TFMessage
 
+from g2vlm_ros.images.decoding import ImageError
 from g2vlm_ros.parameter_schema import parameters_of
-from g2vlm_ros.ros.doctor.graph_checks import Endpoint, Graph, ImageSamples
+from g2vlm_ros.records import DropReason
+from g2vlm_ros.ros.conversions import images
+from g2vlm_ros.ros.doctor.snapshot import SENSOR_TYPES, Endpoint, Graph, ImageSamples
 from g2vlm_ros.settings import Settings
 
 ANSWER_S = 5.0
@@ -26,6 +30,13 @@ MAX_SAMPLES = 2000
 """Images kept per camera: more say nothing new."""
 STATIC = QoSProfile(depth=100, durability=DurabilityPolicy.TRANSIENT_LOCAL)
 BEST_EFFORT_TF = QoSProfile(depth=100, reliability=ReliabilityPolicy.BEST_EFFORT)
+SENSOR_KINDS = {
+    "odometry_topic": Odometry,
+    "depth_topic": Image,
+    "imu_topic": Imu,
+    "mask_topic": Image,
+}
+"""Of the sensors whose messages are counted."""
 PARAMETER_FIELDS = (
     None,
     "bool_value",
@@ -111,12 +122,13 @@ class Observer:
             )
         compressed = graph.parameters.get("image_transport") == "compressed"
         kind = CompressedImage if compressed else Image
+        max_px = graph.parameters.get("max_image_px")
         for camera in graph.configured_cameras():
             samples = graph.cameras.setdefault(camera, ImageSamples())
             node.create_subscription(
                 kind,
                 graph.image_topic(camera),
-                lambda message, s=samples: on_image(message, s),
+                lambda message, s=samples: on_image(message, s, max_px),
                 qos_profile_sensor_data,
             )
             node.create_subscription(
@@ -125,6 +137,22 @@ class Observer:
                 lambda message, s=samples: on_camera_info(message, s),
                 qos_profile_sensor_data,
             )
+
+        for name, kind in SENSOR_KINDS.items():
+            self._count(name, kind)
+
+    def _count(self, name: str, kind: type) -> None:
+        """Count the messages of a sensor; not where another type is on its topic."""
+        graph = self._graph
+        topic = graph.topic(graph.parameters.get(name) or "")
+        publishers = self._node.get_publishers_info_by_topic(topic) if topic != "/" else []
+        if not publishers or any(each.topic_type != SENSOR_TYPES[name] for each in publishers):
+            return
+
+        def count(_: bytes) -> None:
+            graph.sensor_messages[name] = graph.sensor_messages.get(name, 0) + 1
+
+        self._node.create_subscription(kind, topic, count, qos_profile_sensor_data, raw=True)
 
     def _on_tf(self, message: TFMessage, topic: str) -> None:
         for each in message.transforms:
@@ -160,17 +188,23 @@ def value_of(value: ParameterValue) -> Any:
     return getattr(value, name) if name else None
 
 
-def on_image(message: Image | CompressedImage, samples: ImageSamples) -> None:
-    """Note one image."""
+def on_image(message: Image | CompressedImage, samples: ImageSamples, max_px: int | None) -> None:
+    """Note one image, and what the node would drop it for; stamps have a check of their own."""
     if len(samples.received_s) >= MAX_SAMPLES:
         return
     stamp = message.header.stamp
     samples.received_s.append(time.time())
     samples.stamps_s.append(stamp.sec + stamp.nanosec * 1e-9)
     samples.frame_ids.add(message.header.frame_id)
-    samples.encodings.add(getattr(message, "encoding", None) or message.format)
     samples.bytes = len(message.data)
-    if isinstance(message, Image):
+    raw = isinstance(message, Image)
+    frame_from = images.frame_from_image if raw else images.frame_from_compressed
+    try:
+        frame_from(message, "", max_px=max_px, intrinsics=None)
+    except ImageError as error:
+        if error.reason is not DropReason.STAMP:
+            samples.refusals.add(str(error))
+    if raw:
         samples.size = (message.width, message.height)
 
 
