@@ -8,6 +8,7 @@ has loaded any weight.
 
 from __future__ import annotations
 
+import functools
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -146,7 +147,8 @@ class OnnxBackend:
         session = self._session("encode_geometry", images.shape[1:3], dino_windows=windows)
         names = ("features", "descriptor")
         results = self._run("encode_geometry", session, {"images": images}, names, names[:1])
-        results["features"].descriptor = results["descriptor"]
+        descriptor = results["descriptor"].numpy()
+        results["features"].descriptor = OnnxArray.on_host(descriptor, "encode_geometry")
         return results["features"]
 
     def describe(self, features: OnnxArray) -> np.ndarray:
@@ -265,7 +267,8 @@ class OnnxBackend:
         results = {name: OnnxArray(v, stage) for name, v in zip(names, values, strict=True)}
         if self._on_host:
             for name in stay:
-                _finite(stage, results[name].numpy())
+                array = _finite(stage, results[name].numpy())
+                results[name] = OnnxArray.on_host(array, stage)
         return results
 
     def _append(
@@ -294,7 +297,9 @@ class OnnxBackend:
         values = dict(zip(names, results, strict=True))
         hidden = OnnxArray(values["hidden"], stage, source)
         if self._on_host:
-            self._check(stage, [hidden.numpy()], source)
+            array = hidden.numpy()
+            self._check(stage, [array], source)
+            hidden = OnnxArray.on_host(array, stage, source)
         if not in_place:
             cache.store([values[side] for side in SIDES], tokens)
         cache.commit(tokens)
@@ -383,8 +388,9 @@ def open_session(
 ) -> onnxruntime.InferenceSession:
     """threads: on the CPU; 0 for the cores that this process may use.
 
-    keeps_memory: on the CPU, from run to run. It pays for stages that run on large arrays of one
-    size again and again: fresh pages for the scores of attention took a fifth of a window's time.
+    keeps_memory: on the CPU, from run to run, in an arena that all such sessions of the process
+    share. It pays for stages that run on large arrays of one size again and again: fresh pages for
+    the scores of attention took a fifth of a window's time.
     """
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads or usable_cores()
@@ -396,11 +402,28 @@ def open_session(
     # memory pattern of each shape, where malloc gives them back.
     options.enable_cpu_mem_arena = keeps_memory
     options.enable_mem_pattern = False
+    if keeps_memory and device == "cpu":
+        _share_arena()
+        options.add_session_config_entry("session.use_env_allocators", "1")
     options.log_severity_level = 3
     providers = ["CPUExecutionProvider"]
     if device == "cuda":
         providers.insert(0, "CUDAExecutionProvider")
     return onnxruntime.InferenceSession(str(path), options, providers)
+
+
+@functools.cache
+def _share_arena() -> None:
+    """Registers the arena: once in a process, for ONNX Runtime takes no second one."""
+    info = onnxruntime.OrtMemoryInfo(
+        "Cpu",
+        onnxruntime.OrtAllocatorType.ORT_ARENA_ALLOCATOR,
+        0,
+        onnxruntime.OrtMemType.DEFAULT,
+    )
+    default = -1
+    arena = onnxruntime.OrtArenaCfg(0, default, default, default)
+    onnxruntime.create_and_register_allocator(info, arena)
 
 
 @contextmanager

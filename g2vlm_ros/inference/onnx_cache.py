@@ -45,9 +45,18 @@ class OnnxArray:
         host = np.ascontiguousarray(array)
         return OnnxArray(onnxruntime.OrtValue.ortvalue_from_numpy(host, device, 0), "input")
 
+    @staticmethod
+    def on_host(array: np.ndarray, stage: str, source: OnnxArray | None = None) -> OnnxArray:
+        """What a stage computed, in the memory of a numpy array."""
+        return OnnxArray(onnxruntime.OrtValue.ortvalue_from_numpy(array), stage, source)
+
     def numpy(self) -> np.ndarray:
-        """A copy on the host."""
-        return self.value.numpy().reshape(self.shape)
+        """A copy on the host.
+
+        ONNX Runtime's own array may be the memory of the session's arena: one that is kept there
+        keeps the megabytes around it, and windows that come later take others beside them.
+        """
+        return self.value.numpy().reshape(self.shape).copy()
 
     def reshaped(self, shape: tuple[int, ...]) -> OnnxArray:
         return OnnxArray(self.value, self.stage, self.source, shape)

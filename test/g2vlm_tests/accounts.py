@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the stores of a program hold, in bytes: all that can be reached from their attributes."""
+"""What a process has allocated, and what the stores of a program hold, in bytes."""
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import os
 import sys
@@ -20,6 +21,35 @@ def resident_bytes() -> int:
     """Memory of this process that lies in RAM."""
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGESIZE")
+
+
+class Mallinfo2(ctypes.Structure):
+    """glibc's `struct mallinfo2`: bytes over all arenas."""
+
+    _fields_ = [
+        (name, ctypes.c_size_t)
+        for name in (
+            "arena",
+            "ordblks",
+            "smblks",
+            "hblks",
+            "hblkhd",
+            "usmblks",
+            "fsmblks",
+            "uordblks",
+            "fordblks",
+            "keepcost",
+        )
+    ]
+
+
+def malloc_mib() -> dict[str, float]:
+    """Given out from its heaps, free there, and given out as mappings of their own."""
+    mallinfo2 = ctypes.CDLL(None).mallinfo2
+    mallinfo2.restype = Mallinfo2
+    info = mallinfo2()
+    amounts = {"used": info.uordblks, "free": info.fordblks, "mapped": info.hblkhd}
+    return {name: round(amount / MIB, 2) for name, amount in amounts.items()}
 
 
 def store_bytes(parts: Mapping[str, Any]) -> dict[str, int]:

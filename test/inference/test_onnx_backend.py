@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
 import shutil
@@ -18,6 +19,7 @@ import pytest
 
 onnxruntime = pytest.importorskip("onnxruntime", reason="the backend needs onnxruntime")
 
+from g2vlm_tests.accounts import malloc_mib  # noqa: E402
 from g2vlm_tests.backend_laws import (  # noqa: E402
     GOLDEN,
     PROMPT,
@@ -508,3 +510,23 @@ def test_memory_of_a_window_is_kept_until_its_size_changes(
     assert opened["encode_geometry"]
     run_chat = stages.encode_semantics(views[0, :84, :84])
     assert run_chat.shape[1] and not opened["encode_semantics"]
+
+
+def test_memory_of_a_window_is_free_once_nobody_keeps_it(views: np.ndarray) -> None:
+    """What is kept of earlier windows does not lie between the session's own memory."""
+    stages = OnnxBackend.open(GOLDEN, device="cpu")
+
+    def allocated_mib() -> float:
+        gc.collect()
+        return sum(malloc_mib()[kind] for kind in ("used", "mapped"))
+
+    def of_windows(count: int) -> list:
+        return [stages.encode_geometry(views[:n]) for _ in range(count) for n in (1, 4, 2, 3)]
+
+    of_windows(2)
+    before = allocated_mib()
+    features = of_windows(500)
+    kept = allocated_mib() - before
+    assert kept > 5, "enough to tell"
+    del features
+    assert allocated_mib() - before < 0.1 * kept

@@ -8,7 +8,6 @@ each store of the node's parts.
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
 import threading
@@ -16,7 +15,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from g2vlm_tests.accounts import MIB, resident_bytes, store_bytes
+from g2vlm_tests.accounts import MIB, malloc_mib, resident_bytes, store_bytes
 
 from g2vlm_ros.ros import perception_node
 
@@ -36,35 +35,6 @@ PARTS = (
     "perception",
 )
 """Of the node, in the order in which they are charged for what they share."""
-
-
-class Mallinfo2(ctypes.Structure):
-    """glibc's `struct mallinfo2`: bytes over all arenas."""
-
-    _fields_ = [
-        (name, ctypes.c_size_t)
-        for name in (
-            "arena",
-            "ordblks",
-            "smblks",
-            "hblks",
-            "hblkhd",
-            "usmblks",
-            "fsmblks",
-            "uordblks",
-            "fordblks",
-            "keepcost",
-        )
-    ]
-
-
-def malloc_mib() -> dict[str, float]:
-    """Given out from its heaps, free there, and given out as mappings of their own."""
-    mallinfo2 = ctypes.CDLL(None).mallinfo2
-    mallinfo2.restype = Mallinfo2
-    info = mallinfo2()
-    amounts = {"used": info.uordblks, "free": info.fordblks, "mapped": info.hblkhd}
-    return {name: round(amount / MIB, 2) for name, amount in amounts.items()}
 
 
 def accounts(node: perception_node.PerceptionNode) -> dict[str, Any]:
