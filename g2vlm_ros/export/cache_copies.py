@@ -11,10 +11,11 @@ import onnx
 from onnx import ModelProto, NodeProto, TensorProto, helper
 
 from g2vlm_ros.checkpoint.config import TextConfig
-from g2vlm_ros.checkpoint.onnx_manifest import CACHE_GRAPHS, SCATTER_OPSET
+from g2vlm_ros.checkpoint.onnx_manifest import CACHE_GRAPHS
 
-IR_VERSION = 11
-"""The first that knows opset 24's types; what ONNX Runtime since 1.23 reads."""
+OPSET, IR_VERSION = 20, 10
+"""Whatever the other graphs have: ONNX Runtime 1.23, the last one for Python 3.10, reads up to 23,
+so that TensorScatter (24) is not for these two."""
 ELEMENTS = {
     "float32": TensorProto.FLOAT,
     "float16": TensorProto.FLOAT16,
@@ -34,10 +35,21 @@ def copying_graphs(text: TextConfig, dtype: str) -> dict[str, ModelProto]:
     stored = helper.make_tensor_value_info("stored", TensorProto.INT64, [1])
     buffer = array("buffer", "places")
     store = [
-        _integers("layers", [text.layers]),
-        helper.make_node("Expand", ["stored", "layers"], ["places_of_layers"]),
+        _integers("zero", [0]),
+        _integers("one", [1]),
+        _integers("two", [2]),
+        _integers("column", [1, 1, -1, 1]),
+        helper.make_node("Shape", ["tokens"], ["shape"]),
+        helper.make_node("Gather", ["shape", "two"], ["count"], axis=0),
+        helper.make_node("Add", ["stored", "count"], ["end"]),
+        helper.make_node("Squeeze", ["stored", "zero"], ["from"]),
+        helper.make_node("Squeeze", ["end", "zero"], ["to"]),
+        helper.make_node("Squeeze", ["one", "zero"], ["step"]),
+        helper.make_node("Range", ["from", "to", "step"], ["places_in_a_row"]),
+        helper.make_node("Reshape", ["places_in_a_row", "column"], ["places_of_tokens"]),
+        helper.make_node("Expand", ["places_of_tokens", "shape"], ["places_of_numbers"]),
         helper.make_node(
-            "TensorScatter", ["buffer", "tokens", "places_of_layers"], ["written"], axis=-2
+            "ScatterElements", ["buffer", "places_of_numbers", "tokens"], ["written"], axis=2
         ),
     ]
     load = [
@@ -51,7 +63,7 @@ def copying_graphs(text: TextConfig, dtype: str) -> dict[str, ModelProto]:
         ),
         helper.make_graph(load, "load", [buffer, stored], [array("tokens", "cached")]),
     )
-    opset = [helper.make_opsetid("", SCATTER_OPSET)]
+    opset = [helper.make_opsetid("", OPSET)]
     models = (helper.make_model(g, opset_imports=opset, ir_version=IR_VERSION) for g in graphs)
     return dict(zip(CACHE_GRAPHS, models, strict=True))
 
