@@ -32,7 +32,7 @@ more windows were published within two minutes by the same process. The camera's
 that does not fit together, so maps start over by themselves here. The network that fails is the
 real node with a fault in front of its network (`test/g2vlm_tests/faults/saboteur.py`).
 
-Not done: a GPU that is really lost, a power cut, memory taken away while it runs, transforms on
+Not done: a GPU that is really lost, a power cut, transforms on
 /tf that jump (only /tf_static is listened to).
 """
 

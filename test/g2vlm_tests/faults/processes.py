@@ -32,8 +32,9 @@ CUTS = (
     ("the tokenizer is cut off", "tokenizer.json", 1000),
 )
 """(what, file, bytes that stay)."""
-SMALL_ADDRESS_SPACE = 900 << 20
-"""Enough to import everything, not enough for the network."""
+SPARE_MEMORY = 48 << 20
+"""Address space that a node gets beside what it has before it is configured: not enough for
+what runs the network, on any number of cores."""
 
 
 def killed(it: Robot) -> Seen:
@@ -115,6 +116,16 @@ def no_descriptors(it: Robot) -> Seen:
     return Seen(sentence[:100], bool(response) and not response.success and it.works())
 
 
+def no_memory(it: Robot) -> Seen:
+    pid = it.process.pid
+    limits = resource.prlimit(pid, resource.RLIMIT_AS)
+    resource.prlimit(pid, resource.RLIMIT_AS, (address_space(it), limits[1]))
+    says_so = it.until(lambda: it.status and "alloc" in it.status.message)
+    sentence = it.status.message if it.status else ""
+    resource.prlimit(pid, resource.RLIMIT_AS, limits)
+    return Seen(f"~/status: “{sentence}”"[:100], says_so and it.works())
+
+
 def lowest_free_descriptor(pid: int) -> int:
     """The number that a process's next file gets, whatever its threads open for a moment."""
     listings = []
@@ -190,6 +201,7 @@ RUNNING = (
     Case("~/save_map onto a full disk", "an error, the old file is kept; goes on", full_disk),
     Case("~/save_map over the limit of a file's size", "as on a full disk", file_limit),
     Case("no descriptors are left", "an error; goes on", no_descriptors),
+    Case("no memory is left for a while", "said; goes on", no_memory),
     Case("the checkpoint's folder is moved away and back", "goes on, answers", checkpoint_moved),
     Case(
         f"random lifecycle transitions for {LIFECYCLE_S:.0f} s",
@@ -220,9 +232,11 @@ def with_saboteur(run: Callable[[Robot], Seen]) -> Seen:
 # Starts that cannot succeed: each a process of its own ----------------------------------------
 
 
-def configured(**arguments: object) -> Seen:
-    """That configure fails with a sentence and the process stays."""
+def configured(prepare: Callable[[Robot], None] | None = None, **arguments: object) -> Seen:
+    """That configure fails with a sentence and the process stays. prepare: called before."""
     with robot(**arguments) as it:
+        if prepare:
+            prepare(it)
         refused = not it.change("configure")
         lives = it.process.poll() is None
         lines = [line for line in it.said().splitlines() if "on_configure" in line]
@@ -243,8 +257,18 @@ def cut(file: str, size: int, folder: Path) -> None:
 
 
 def little_memory() -> Seen:
-    limit = (SMALL_ADDRESS_SPACE, SMALL_ADDRESS_SPACE)
-    return configured(before_start=partial(resource.setrlimit, resource.RLIMIT_AS, limit))
+    return configured(prepare=limit_memory)
+
+
+def limit_memory(it: Robot) -> None:
+    it.answers()
+    resource.prlimit(it.process.pid, resource.RLIMIT_AS, (address_space(it) + SPARE_MEMORY,) * 2)
+
+
+def address_space(it: Robot) -> int:
+    """Bytes that a process has now."""
+    pages = int(Path(f"/proc/{it.process.pid}/statm").read_text().split()[0])
+    return pages * resource.getpagesize()
 
 
 def refused_start(*words: str) -> Seen:
@@ -312,7 +336,7 @@ STARTS = (
         "ends with 0 within 15 s",
         partial(with_saboteur, partial(ended_by, signals=(signal.SIGTERM,))),
     ),
-    Case("no memory: 900 MiB of address space", "configure fails with a sentence", little_memory),
+    Case("no memory: 48 MiB more than before", "configure fails with a sentence", little_memory),
     Case(
         "checkpoint folder is missing",
         "configure fails with a sentence",

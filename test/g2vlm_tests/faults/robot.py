@@ -76,8 +76,7 @@ class Operator(SafeEntities, Node):
 class Robot:
     """The node's process, a camera, a listener, and an operator who changes states.
 
-    module: what is run instead of the node itself. parameters: beside PARAMETERS. before_start:
-    called in the process before Python starts, to limit it.
+    module: what is run instead of the node itself. parameters: beside PARAMETERS.
     """
 
     def __init__(
@@ -85,11 +84,9 @@ class Robot:
         checkpoint: Path = CHECKPOINT,
         module: str = "g2vlm_ros.ros.perception_node",
         parameters: dict[str, str] | None = None,
-        before_start: Callable[[], None] | None = None,
     ):
         self.checkpoint, self.module = checkpoint, module
         self.parameters = PARAMETERS | (parameters or {})
-        self.before_start = before_start
         self.folder = Path(tempfile.mkdtemp(prefix="g2vlm_faults_"))
         """For maps, and for what tells the process to fail."""
         self.context = rclpy.Context()
@@ -160,7 +157,6 @@ class Robot:
             stderr=self.log,
             cwd=ROOT,
             env=environment,
-            preexec_fn=self.before_start,
         )
         self.status = None
 
