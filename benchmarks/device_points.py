@@ -18,11 +18,12 @@ from g2vlm_ros.geometry.confidence import (
     GRID_PX,
     relative_affines,
 )
-from g2vlm_ros.inference.points_on_device import PointKernels, PointsOnDevice
+from g2vlm_ros.inference.points_on_device import PointKernels
 from g2vlm_ros.inference.tensorrt.cuda import Cuda
 from g2vlm_ros.inference.tensorrt.device_memory import DeviceMemory
 from g2vlm_ros.kernels.agreement import fuse_points, multi_view_confidence
 from g2vlm_ros.kernels.cells import CellSums
+from g2vlm_ros.kernels.device_points import DevicePoints
 from g2vlm_ros.kernels.packing import valid_points
 from g2vlm_ros.mapping.depth_fusion import TOLERANCE, WIDTH_PX
 from g2vlm_ros.settings import Settings
@@ -48,7 +49,7 @@ class Room:
         self.colours.flags.writeable = False
         self.per_depth = np.full(views, focal * SIZE_M)
 
-    def fused(self, points: np.ndarray | PointsOnDevice) -> tuple[Any, np.ndarray]:
+    def fused(self, points: np.ndarray | DevicePoints) -> tuple[Any, np.ndarray]:
         """The points as the map takes them, and their confidence."""
         height, width = points.shape[1:3]
         scale = min(1.0, WIDTH_PX / width)
@@ -59,14 +60,14 @@ class Room:
         confidence = multi_view_confidence(points, relative, self.lenses, *agreement)
         return fuse_points(points, relative, small, size, EDGE_STEP, TOLERANCE), confidence
 
-    def cells(self, points: np.ndarray | PointsOnDevice, sums: CellSums) -> np.ndarray:
+    def cells(self, points: np.ndarray | DevicePoints, sums: CellSums) -> np.ndarray:
         """CELL of all views, in the order of their keys."""
         fused, confidence = self.fused(points)
         views = range(len(self.poses))
         which = views, np.ascontiguousarray(self.poses[:, :3]), self.per_depth
         limits = {"voxel_size": SIZE_M, "stamp_ns": 1, "window": 1, "min_confidence": 0.0,
                   "contradicted": 0.05, "max_depth": np.inf}  # fmt: skip
-        if isinstance(fused, PointsOnDevice):
+        if isinstance(fused, DevicePoints):
             named = {"max_edge_step": EDGE, **limits}
             cells, _, _ = fused.cells(self.colours, confidence, None, *which, **named)
         else:

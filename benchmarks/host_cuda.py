@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
-import re
 import shutil
 import subprocess
 import tempfile
@@ -22,6 +21,7 @@ import numpy as np
 
 from g2vlm_ros.inference.tensorrt.cuda import Cuda, CudaError
 from g2vlm_ros.kernels.build import FLAGS, SAME_EVERYWHERE
+from g2vlm_ros.kernels.device_source import kernels_of
 
 TYPES = {
     "int64_t": (np.int64, ctypes.c_int64),
@@ -31,7 +31,6 @@ TYPES = {
     "double": (np.float64, ctypes.c_double),
 }
 """Of kernels' parameters: what numpy passes for them, and ctypes. Pointers are np.uint64."""
-KERNEL = re.compile(r"^(?:DEVICE_KERNEL|extern \"C\" void) (\w+)\(([^)]*)\)", re.MULTILINE)
 
 
 class HostKernels:
@@ -40,8 +39,8 @@ class HostKernels:
     def __init__(self, source: str):
         self._library = _compiled(source)
         self._parameters = {
-            name: [_type_of(each) for each in parameters.split(",")]
-            for name, parameters in KERNEL.findall(source)
+            name: [_type_of(each) for each in parameters]
+            for name, parameters in kernels_of(source).items()
         }
 
     def run(self, name: str, arguments: Sequence[np.generic]) -> None:
@@ -89,7 +88,6 @@ class HostCuda(Cuda):
 
     def __init__(self) -> None:
         self._blocks: dict[int, np.ndarray] = {}
-        self.bytes_up = self.bytes_down = self.launches = 0
 
     def active(self) -> AbstractContextManager[None]:
         return nullcontext()
@@ -131,11 +129,9 @@ class HostCuda(Cuda):
         return end[0] - start[0]
 
     def upload(self, address: int, host: np.ndarray, stream: int) -> None:
-        self.bytes_up += host.nbytes
         ctypes.memmove(address, host.ctypes.data, host.nbytes)
 
     def download(self, host: np.ndarray, address: int, stream: int) -> None:
-        self.bytes_down += host.nbytes
         ctypes.memmove(host.ctypes.data, address, host.nbytes)
 
     def copy(self, to: int, source: int, size: int, stream: int) -> None:
@@ -164,6 +160,5 @@ class HostCuda(Cuda):
         arguments: Sequence[Any],
         stream: int,
     ) -> None:
-        self.launches += 1
         kernels, name = function
         kernels.run(name, arguments)

@@ -279,7 +279,7 @@ def compared(home: int, views: int, base: str, rounds: int) -> dict[str, Any]:
 def packing(
     device: DeviceMemory, size: tuple[int, int], views: list[int]
 ) -> Iterator[dict[str, Any]]:
-    """Clouds packed on a device, uploads and the copy back included, and by numpy."""
+    """Clouds packed on a device, the copy back included, and by numpy."""
     packer = PointPacker(device)
     return (pack_views(device, packer, count, *size) for count in views)
 
@@ -294,10 +294,11 @@ def pack_views(
     colours = rng.integers(0, 256, points.shape, np.uint8)
     confidence = rng.random(points.shape[:3], np.float32)
     poses, there = np.tile(np.eye(4), (views, 1, 1)), device.upload(points, "FLOAT", "points")
+    maps = device.upload(colours, "UINT8", "colours"), device.upload(confidence, "FLOAT", "")
 
     def on_device() -> np.ndarray:
         affines = point_cloud.affines(views, poses)
-        return packer.pack(there, range(views), colours, confidence, affines, *limits)
+        return packer.pack(there, *maps, range(views), affines, *limits)
 
     def by_numpy() -> np.ndarray:
         valid = point_cloud.valid_points(points, confidence, *limits)

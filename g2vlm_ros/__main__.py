@@ -69,7 +69,10 @@ def write_results(
     map_from_window = _level_first_camera(result.window_from_camera[0])
     cloud = settings.cloud
     valid = valid_points(
-        result.local_points_u, result.confidence, cloud.min_confidence, cloud.max_edge_step
+        np.asarray(result.local_points_u),
+        np.asarray(result.confidence),
+        cloud.min_confidence,
+        cloud.max_edge_step,
     )
     if ply:
         points = map_from_window.apply(result.points_u()[valid])

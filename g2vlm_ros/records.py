@@ -15,6 +15,7 @@ from functools import cached_property
 
 import numpy as np
 
+from g2vlm_ros.kernels.device_maps import DeviceConfidence
 from g2vlm_ros.kernels.device_points import DevicePoints
 from g2vlm_ros.kernels.packing import valid_points
 
@@ -294,8 +295,9 @@ class Reconstruction:
     geometry: RawGeometry
     colours: np.ndarray
     """uint8 (N, H, W, 3) RGB: the resized views, pixel for pixel with the points."""
-    confidence: np.ndarray
-    """float32 (N, H, W): 0..1, NaN where nothing is known (a single view without a head)."""
+    confidence: np.ndarray | DeviceConfidence
+    """float32 (N, H, W): 0..1, NaN where nothing is known (a single view without a head). It lies
+    where the points lie, unless a head gave it."""
     intrinsics: tuple[Intrinsics | None, ...]
     """Per view, for the H x W image: known, or recovered from the points; None where no pinhole
     fits."""
@@ -316,7 +318,8 @@ class Reconstruction:
     def __post_init__(self) -> None:
         shape = self.geometry.local_points_u.shape
         _freeze(self, "colours", shape, np.uint8)
-        _freeze(self, "confidence", shape[:3], np.float32)
+        if not isinstance(self.confidence, DeviceConfidence):
+            _freeze(self, "confidence", shape[:3], np.float32)
         if self.descriptors is not None:
             _freeze(self, "descriptors", (shape[0], None), np.float32)
         if len(self.intrinsics) != shape[0]:

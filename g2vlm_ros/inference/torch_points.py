@@ -12,9 +12,10 @@ import logging
 import torch
 from torch import Tensor
 
-from g2vlm_ros.inference.points_on_device import PointKernels, PointsOnDevice
+from g2vlm_ros.inference.points_on_device import PointKernels
 from g2vlm_ros.inference.tensorrt.cuda import CudaError, DeviceLostError, open_cuda
 from g2vlm_ros.inference.tensorrt.device_memory import DeviceMemory
+from g2vlm_ros.kernels.device_points import DevicePoints
 from g2vlm_ros.records import UnfitError
 
 log = logging.getLogger(__name__)
@@ -33,7 +34,7 @@ def point_kernels(device: torch.device) -> PointKernels | None:
         return None
 
 
-def points_of(kernels: PointKernels, points: Tensor) -> PointsOnDevice:
+def points_of(kernels: PointKernels, points: Tensor) -> DevicePoints:
     """Point maps (N, H, W, 3) of any float type, after what torch still computes for them."""
     points = points.float().contiguous()
     if points.is_cuda:

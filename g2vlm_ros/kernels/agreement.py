@@ -4,18 +4,21 @@ covisibility.cpp)."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from g2vlm_ros.kernels.checks import (
     call,
-    check_indices,
     f32,
     f64,
     i64,
     input_array,
+    nearest_pixels,
     positive,
     shape_of,
 )
+from g2vlm_ros.kernels.device_maps import DeviceConfidence
 from g2vlm_ros.kernels.device_points import DevicePoints
 from g2vlm_ros.kernels.records import SIGHTING
 
@@ -27,7 +30,7 @@ def multi_view_confidence(
     grid_px: int,
     agreement_step: float,
     edge_step: float,
-) -> np.ndarray:
+) -> np.ndarray | DeviceConfidence:
     """float32 (N, H, W): agreement of points float32 (N, H, W, 3) with the other views' surfaces.
 
     j_from_i float32 (N, N, 3, 4); pinholes float32 (N, 4), fx 0 where unknown; every grid_px-th
@@ -90,17 +93,14 @@ def fusion_factors(
     return factor
 
 
-def nearest_pixels(count: int, length: int) -> np.ndarray:
-    """int64 (count,): those of a row of `length` pixels nearest to the pixels of another size."""
-    pixels = ((np.arange(positive(count, "size")) + 0.5) * length / count).astype(np.int64)
-    check_indices(pixels, length, "rows or columns")
-    return pixels
-
-
-def pick_points(points: np.ndarray | DevicePoints, rows: int, columns: int) -> np.ndarray:
-    """float32 (N, rows, columns, 3): points (N, H, W, 3) nearest to the pixels of another size."""
+def pick_points(
+    points: np.ndarray | DevicePoints, rows: int, columns: int, views: Sequence[int] | None = None
+) -> np.ndarray:
+    """float32 (N, rows, columns, 3): points (N, H, W, 3) nearest to the pixels of another size;
+    of all views, or of those named."""
     if isinstance(points, DevicePoints):
-        return points.picked(rows, columns)
+        return points.picked(rows, columns, views)
+    points = points if views is None else points[list(views)]
     views, height, width, _ = shape_of(points, "points", (None, None, None, 3))
     points = input_array(points, "points", np.float32, (views, height, width, 3))
     index = []

@@ -19,6 +19,15 @@ struct Cell {
 };
 static_assert(sizeof(Cell) == 80, "CELL of records.py");
 
+// A cell as it travels from a device to the host: its mean place as parts of 2**16 of its edge.
+struct PackedCell {
+    uint32_t key_low, key_high;
+    float weight;
+    uint32_t count;
+    uint16_t place[3], colour[3];
+};
+static_assert(sizeof(PackedCell) == 28, "PACKED_CELL_BYTES of cells.py");
+
 ON_BOTH int64_t floor_of(double x)
 {
     const int64_t whole = int64_t(x);
@@ -41,6 +50,29 @@ ON_BOTH int64_t key_of(double x, double y, double z, double inverse_size)
     const int64_t i = floor_of(x) + BIAS, j = floor_of(y) + BIAS, k = floor_of(z) + BIAS;
     const int64_t block = ((i >> 3) << AXIS_BITS | j >> 3) << AXIS_BITS | k >> 3;
     return block << CELL_BITS | (i & 7) << 6 | (j & 7) << 3 | (k & 7);
+}
+
+// The lower corner of a cell, in voxels.
+ON_BOTH void corner_of(int64_t key, int64_t* corner)
+{
+    const int64_t mask = (1ll << AXIS_BITS) - 1, block = key >> CELL_BITS;
+    corner[0] = ((block >> 2 * AXIS_BITS & mask) << 3 | (key >> 6 & 7)) - BIAS;
+    corner[1] = ((block >> AXIS_BITS & mask) << 3 | (key >> 3 & 7)) - BIAS;
+    corner[2] = ((block & mask) << 3 | (key & 7)) - BIAS;
+}
+
+ON_BOTH PackedCell pack_cell(const Cell& sums, int64_t key, double inverse_size)
+{
+    PackedCell packed = {uint32_t(key), uint32_t(uint64_t(key) >> 32), float(sums.weight),
+                         uint32_t(sums.count), {}, {}};
+    int64_t corner[3];
+    corner_of(key, corner);
+    for (int k = 0; k < 3; ++k) {
+        const double place = sums.position[k] / sums.weight * inverse_size - double(corner[k]);
+        packed.place[k] = uint16_t(between(place * 65536.0, 0.0, 65535.0));
+        packed.colour[k] = uint16_t(nearbyint(sums.colour[k] / sums.weight));
+    }
+    return packed;
 }
 
 constexpr int TILE_PX = 16;

@@ -138,6 +138,26 @@ KERNEL int64_t cells_of_views(
     return sums.size();
 }
 
+// Packed cells (count) of one window as sums again; places are the middles of the 2**16 parts.
+KERNEL void unpack_cells(
+    const PackedCell* packed, int64_t count, double voxel_size, int64_t stamp_ns, int32_t window,
+    Cell* cells)
+{
+    for (int64_t i = 0; i < count; ++i) {
+        const PackedCell& from = packed[i];
+        Cell& cell = cells[i];
+        cell = {int64_t(uint64_t(from.key_high) << 32 | from.key_low), stamp_ns, from.weight, {},
+                {}, int32_t(from.count), window};
+        int64_t corner[3];
+        corner_of(cell.key, corner);
+        for (int k = 0; k < 3; ++k) {
+            const double part = (from.place[k] + 0.5) / 65536.0;
+            cell.position[k] = cell.weight * ((double(corner[k]) + part) * voxel_size);
+            cell.colour[k] = cell.weight * double(from.colour[k]);
+        }
+    }
+}
+
 // Voxels that come to lie at positions (count, 3), each with the weight it has, added to the cells
 // there; the newest one gives the stamp and the window. kept (count) becomes 0 for those that are
 // out of the map's range, else 1. Returns as above.

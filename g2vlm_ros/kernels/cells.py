@@ -31,6 +31,8 @@ EXPECTED = 2
 than it needs to be costs more to clear, and more of the processor's caches."""
 MAX_CELLS = 1 << 26
 """Cells of one window, more than any has pixels."""
+PACKED_CELL_BYTES = 28
+"""Of a cell that comes from a device (PackedCell in cell.cuh)."""
 
 
 class CellSums:
@@ -140,6 +142,22 @@ class CellSums:
 def _rounded_up(cells: int) -> int:
     """A power of two, FIRST_CELLS at least."""
     return max(FIRST_CELLS, 1 << (cells - 1).bit_length())
+
+
+def unpacked_cells(
+    packed: np.ndarray, voxel_size: float, stamp_ns: int, window: int
+) -> np.ndarray:
+    """CELL (m,) of cells uint8 (m, PACKED_CELL_BYTES) that a device packed.
+
+    Means of places are good to a 2**17th of a voxel's edge, those of colours to half of their
+    1/256 steps, weights to float32; which cells there are, and their counts, are exact.
+    """
+    count, _ = shape_of(packed, "packed", (None, PACKED_CELL_BYTES))
+    packed = input_array(packed, "packed", np.uint8, (count, PACKED_CELL_BYTES))
+    cells = np.empty(count, CELL)
+    size, stamp = f64(length(voxel_size)), i64(stamp_ns)
+    call("unpack_cells", None, packed, i64(count), size, stamp, ctypes.c_int32(window), cells)
+    return cells
 
 
 def keys_of_points(points: np.ndarray, voxel_size: float) -> np.ndarray:

@@ -84,6 +84,13 @@ def check_indices(index: np.ndarray, end: int, name: str) -> None:
         raise ValueError(f"{name} are {index.min()} to {index.max()}; they must be 0 to {end - 1}")
 
 
+def nearest_pixels(count: int, length: int) -> np.ndarray:
+    """int64 (count,): those of a row of `length` pixels nearest to the pixels of another size."""
+    pixels = ((np.arange(positive(count, "size")) + 0.5) * length / count).astype(np.int64)
+    check_indices(pixels, length, "rows or columns")
+    return pixels
+
+
 def positive(value: int, name: str) -> int:
     """The value; ValueError below 1."""
     if value < 1:

@@ -1,54 +1,60 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Point maps that stay on the device where a network made them.
+"""Point maps of a window on the device where a network made them (window_points.cu).
 
-Kernels whose points may lie there (`agreement`, `pinholes`, the map's cells) ask these for the
-result; all other code reads them like an array, and gets on the host what it reads.
+The host gets what it asks for: parts of the maps (registration and refinement look at small
+grids), and in the end the cells of the map that they fall into, or the bytes of a cloud if
+somebody listens.
 """
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
+from g2vlm_ros.kernels.cells import PACKED_CELL_BYTES, unpacked_cells
+from g2vlm_ros.kernels.checks import (
+    input_array,
+    length,
+    nearest_pixels,
+    positive,
+    shape_of,
+    view_indices,
+)
+from g2vlm_ros.kernels.device_maps import DeviceConfidence, DeviceMap
+from g2vlm_ros.kernels.records import CELL, SIGHTING
 
-class DevicePoints(ABC):
-    """Point maps float32 (N, H, W, 3) on a device; they never change.
+MAX_BITS = 26
+"""Of a hash table of cells: no more than a GPU has memory for (5 GiB)."""
 
-    Integers and slices copy their part to the host, anything else copies all of it, once. What a
-    device reports when it fails comes out of every method.
-    """
 
-    shape: tuple[int, int, int, int]
-    dtype = np.dtype(np.float32)
-    ndim = 4
+class DevicePoints(DeviceMap):
+    """Point maps float32 (N, H, W, 3); what has a namesake in `agreement`, `pinholes` or
+    `cells.CellSums` gives the same."""
 
-    def __len__(self) -> int:
-        return self.shape[0]
+    # --- moved, on the device ----------------------------------------------------------------
 
-    @abstractmethod
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
-        """All on the host, read-only."""
-
-    @abstractmethod
-    def __getitem__(self, key: Any) -> np.ndarray:
-        """A part, on the host."""
-
-    @abstractmethod
-    def picked(self, rows: int, columns: int) -> np.ndarray:
-        """`agreement.pick_points`, on the host."""
-
-    @abstractmethod
     def on_rays(self, pinholes: np.ndarray) -> DevicePoints:
-        """`pinholes.points_on_rays`, on the device."""
+        """`pinholes.points_on_rays`"""
+        pinholes = input_array(pinholes, "pinholes", np.float32, (len(self), 4))
 
-    @abstractmethod
+        def run() -> Any:
+            lenses = self._memory.upload(pinholes, "FLOAT", "pinholes")
+            moved, size = self._like("points on rays"), self._size
+            self.device.launch("set_rays", size.prod(), self.array, lenses, *size, moved)
+            return moved
+
+        return self._moved(run)
+
     def scaled(self, factor: np.ndarray) -> DevicePoints:
-        """`agreement.scale_points`, on the device."""
+        """`agreement.scale_points`"""
+        shape_of(factor, "factor", (len(self), None, None))
+        factor = input_array(factor, "factor", np.float32, factor.shape)
+        return self._moved(
+            lambda: self._scale(self._memory.upload(factor, "FLOAT", "factors on depth"))
+        )
 
-    @abstractmethod
     def fused(
         self,
         j_from_i: np.ndarray,
@@ -57,9 +63,67 @@ class DevicePoints(ABC):
         edge_step: float,
         tolerance: float,
     ) -> DevicePoints:
-        """`agreement.fuse_points`, on the device."""
+        """`agreement.fuse_points`"""
+        index = self._nearest(*size)
+        j_from_i, pinholes = self._cameras(j_from_i, pinholes)
 
-    @abstractmethod
+        def run() -> Any:
+            memory, launch = self._memory, self.device.launch
+            with memory.timed("fuse_depth"):
+                small, grid = self.take(index), (len(self), *size)
+                nearness = memory.empty(grid, "FLOAT", "inverse depth")
+                edge = memory.empty(grid, "UINT8", "depth edges")
+                factor = memory.empty(grid, "FLOAT", "factors on depth")
+                affines = memory.upload(j_from_i, "FLOAT", "poses of views")
+                lenses = memory.upload(pinholes, "FLOAT", "pinholes")
+                counts, surfaces = np.int64(grid), (nearness, edge)
+                step = np.float32(edge_step)
+                launch("surface_grid", factor.size, small, *counts, step, *surfaces)
+                step = np.float32(tolerance)
+                others = (*surfaces, affines, lenses, *counts, step)
+                launch("fusion_factors", factor.size, small, *others, factor)
+                return self._scale(factor)
+
+        return self._moved(run)
+
+    def _scale(self, factor: Any) -> Any:
+        moved, size = self._like("scaled points"), self._size
+        grid = np.int64(factor.shape[1:])
+        self.device.launch("scale_points", size.prod(), self.array, factor, *size, *grid, moved)
+        return moved
+
+    def _like(self, what: str) -> Any:
+        return self._memory.empty(self.shape, "FLOAT", what)
+
+    def _moved(self, run: Callable[[], Any]) -> DevicePoints:
+        return DevicePoints(self.device, self._memory.guarded(run), self.uploads)
+
+    @property
+    def _size(self) -> np.ndarray:
+        return np.int64(self.shape[:3])
+
+    def _nearest(self, rows: int, columns: int) -> list[np.ndarray]:
+        """Indices of the points nearest to the pixels of another size."""
+        views, height, width, _ = self.shape
+        rows, columns = nearest_pixels(rows, height), nearest_pixels(columns, width)
+        return [np.arange(views), rows, columns, np.arange(3)]
+
+    def _cameras(self, j_from_i: np.ndarray, pinholes: np.ndarray) -> list[np.ndarray]:
+        views = len(self)
+        return [
+            input_array(j_from_i, "j_from_i", np.float32, (views, views, 3, 4)),
+            input_array(pinholes, "pinholes", np.float32, (views, 4)),
+        ]
+
+    # --- what they give ----------------------------------------------------------------------
+
+    def picked(self, rows: int, columns: int, views: Sequence[int] | None = None) -> np.ndarray:
+        """`agreement.pick_points`, on the host."""
+        index = self._nearest(rows, columns)
+        if views is not None:
+            index[0] = view_indices(views, len(self))
+        return self.taken(index)
+
     def multi_view_confidence(
         self,
         j_from_i: np.ndarray,
@@ -67,18 +131,56 @@ class DevicePoints(ABC):
         grid_px: int,
         agreement_step: float,
         edge_step: float,
-    ) -> np.ndarray:
-        """`agreement.multi_view_confidence`, on the host; the device keeps it too."""
+    ) -> DeviceConfidence:
+        """`agreement.multi_view_confidence`"""
+        views, height, width, _ = self.shape
+        j_from_i, pinholes = self._cameras(j_from_i, pinholes)
+        threads = views * -(-height // positive(grid_px, "grid_px")) * -(-width // grid_px)
 
-    @abstractmethod
+        def run() -> Any:
+            memory = self._memory
+            confidence = memory.empty(self.shape[:3], "FLOAT", "confidence")
+            self.device.launch(
+                "multi_view_confidence",
+                threads,
+                self.array,
+                memory.upload(j_from_i, "FLOAT", "poses of views"),
+                memory.upload(pinholes, "FLOAT", "pinholes"),
+                *np.int64((views, height, width, grid_px)),
+                *np.float32((agreement_step, edge_step)),
+                confidence,
+            )
+            return confidence
+
+        return DeviceConfidence(self.device, self._memory.guarded(run), self.uploads)
+
     def seen_grid(self, poses: np.ndarray, pinholes: np.ndarray, step: int) -> np.ndarray:
         """`agreement.see_grid`, on the host."""
+        views, height, width, _ = self.shape
+        poses = input_array(poses, "poses", np.float32, (views, 4, 4))
+        pinholes = input_array(pinholes, "pinholes", np.float32, (views, 4))
+        grid = (views, views, -(-height // positive(step, "step")), -(-width // step))
 
-    @abstractmethod
+        def run() -> np.ndarray:
+            memory = self._memory
+            sightings = memory.empty((*grid, SIGHTING.itemsize), "UINT8", "sightings")
+            self.device.launch(
+                "see_grid",
+                int(np.prod(grid)),
+                self.array,
+                memory.upload(poses, "FLOAT", "poses of views"),
+                memory.upload(pinholes, "FLOAT", "pinholes"),
+                *np.int64((views, height, width, step)),
+                sightings,
+            )
+            return memory.download([sightings])[0].reshape(-1).view(SIGHTING).reshape(grid)
+
+        return self._memory.guarded(run)
+
     def cells(
         self,
         colours: np.ndarray,
-        confidence: np.ndarray,
+        confidence: np.ndarray | DeviceConfidence,
         ignored: np.ndarray | None,
         views: Sequence[int],
         affines: np.ndarray,
@@ -92,24 +194,93 @@ class DevicePoints(ABC):
         contradicted: float,
         max_depth: float,
     ) -> tuple[np.ndarray, int, int]:
-        """`cells.CellSums.of_views`, in any order, on the host.
+        """`cells.CellSums.of_views`, in any order, on the host; means of cells are rounded as
+        `cells.unpacked_cells` says.
 
         In the place of a mask of valid points it takes what makes one: depth steps above
         max_edge_step and ignored bool (N, H, W) stay out.
         """
+        index = view_indices(views, len(self))
+        colours = input_array(colours, "colours", np.uint8, self.shape)
+        if ignored is not None:
+            ignored = input_array(ignored, "ignored", np.bool_, self.shape[:3])
+        affines = input_array(affines, "affines", np.float32, (len(index), 3, 4))
+        per_depth = input_array(per_depth, "per_depth", np.float64, (len(index),))
+        inverse_size = np.float64(1.0 / length(voxel_size))
 
-    @abstractmethod
+        def run() -> tuple[np.ndarray, int, int]:
+            on_device, upload = self.uploads.on_device, self._memory.upload
+            arguments = (
+                self.array,
+                on_device(colours),
+                self._confidence(confidence),
+                np.uint64(0) if ignored is None else on_device(ignored),
+                upload(index, "INT64", "views"),
+                upload(affines, "FLOAT", "poses in the map"),
+                upload(per_depth.view(np.uint8), "UINT8", "samples"),
+                *np.int64((len(index), *self.shape[1:3])),
+                *np.float32((max_edge_step, min_confidence, contradicted, max_depth)),
+                inverse_size,
+            )
+            threads = len(index) * self.shape[1] * self.shape[2]
+            while True:
+                packed, outside, full = self._sums(arguments, threads, inverse_size)
+                if not full:
+                    cells = unpacked_cells(packed, voxel_size, stamp_ns, window)
+                    return cells, int(cells["count"].sum()), outside
+                if self.device.table_bits >= MAX_BITS:
+                    raise ValueError(f"a window falls into more than {1 << MAX_BITS} cells")
+                self.device.table_bits = min(self.device.table_bits + 2, MAX_BITS)
+
+        return self._memory.guarded(run)
+
+    def _confidence(self, confidence: np.ndarray | DeviceConfidence) -> Any:
+        """On the device."""
+        shape = shape_of(confidence, "confidence", self.shape[:3])
+        if isinstance(confidence, DeviceMap):
+            return confidence.array
+        confidence = input_array(confidence, "confidence", np.float32, shape)
+        return self.uploads.on_device(confidence)
+
+    def _sums(
+        self, arguments: tuple, threads: int, inverse_size: np.float64
+    ) -> tuple[np.ndarray, int, bool]:
+        """Packed cells uint8 (m, bytes), points out of range, whether the table was too small."""
+        memory, launch, bits = self._memory, self.device.launch, self.device.table_bits
+        entries = 1 << bits
+        table = memory.zeros((entries, CELL.itemsize), "UINT8", "sums of cells")
+        cells = memory.empty((entries, PACKED_CELL_BYTES), "UINT8", "cells")
+        outcome, size = memory.zeros((12,), "UINT8", "counts of cells"), np.int32(bits)
+        with memory.timed("map_cells"):
+            launch("add_points", threads, *arguments, table, size, outcome)
+            launch("compact_cells", entries, table, size, inverse_size, cells, outcome)
+        count, outside, full = memory.download([outcome])[0].view(np.int32).tolist()
+        (rows,) = memory.download([cells.rows(0, count)])
+        if 2 * count > entries and bits < MAX_BITS:  # the next window would search it too long
+            self.device.table_bits = bits + 1
+        return rows, outside, bool(full)
+
     def packed(
         self,
         views: Sequence[int],
         colours: np.ndarray,
-        confidence: np.ndarray,
+        confidence: np.ndarray | DeviceConfidence,
         affines: np.ndarray,
         min_confidence: float,
         edge_step: float,
     ) -> np.ndarray:
         """uint8 (20 M,): the M valid points of V views as a dense cloud, in the pixels' order.
 
-        Of these views colours uint8 (V, H, W, 3), confidence float32 (V, H, W), affines (V, 3, 4);
-        limits as in `geometry.point_cloud.valid_points`.
+        colours and confidence of all views, affines (V, 3, 4) of these; limits as in
+        `geometry.point_cloud.valid_points`.
         """
+        index = view_indices(views, len(self))
+        colours = input_array(colours, "colours", np.uint8, self.shape)
+        affines = affines.astype(np.float32)
+        affines = input_array(affines, "affines", np.float32, (len(index), 3, 4))
+
+        def run() -> np.ndarray:
+            maps = self.array, self.uploads.on_device(colours), self._confidence(confidence)
+            return self.device.packed(*maps, index.tolist(), affines, min_confidence, edge_step)
+
+        return self._memory.guarded(run)

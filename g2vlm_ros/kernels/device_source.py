@@ -8,11 +8,17 @@ from pathlib import Path
 
 WINDOW_POINTS = Path(__file__).with_name("window_points.cu")
 INCLUDE = re.compile(r'#include "(.+)"')
+KERNEL = re.compile(r"^(?:DEVICE_KERNEL|extern \"C\" void) (\w+)\(([^)]*)\)", re.MULTILINE)
 
 
 def device_source(file: Path) -> str:
     """A file with the files that it includes by name in their places, each of them once."""
     return "\n".join(_lines(file.resolve(), set())) + "\n"
+
+
+def kernels_of(source: str) -> dict[str, list[str]]:
+    """The parameters of each kernel by its name, in the words of the source."""
+    return {name: parameters.split(",") for name, parameters in KERNEL.findall(source)}
 
 
 def _lines(file: Path, included: set[Path]) -> list[str]:

@@ -14,6 +14,8 @@
 // a sort would move 150 000 of them several times, and the table is of 30 000 cells. The order of
 // a cell's points differs from run to run, which changes the last bits of its sums (double).
 //
+// Confidence stays there too; the host gets the parts of it that it looks at (take_points).
+//
 // Each formula is that of the processor's kernels (pixel.cuh, cell.cuh). Compiled as C++ a kernel
 // is a loop over its threads, and the tests run that.
 #include "cell.cuh"
@@ -64,17 +66,37 @@ DEVICE_KERNEL find_not_finite(const float* values, int64_t count, int32_t* flag)
     }
 }
 
-// Parts of points (views, height, width, 3): out (n0, n1, n2, n3) of the views, rows, columns and
-// axes that `index` lists one after the other.
+// Parts of maps (views, height, width, channels): out (n0, n1, n2, n3) of the views, rows, columns
+// and channels that `index` lists one after the other.
 DEVICE_KERNEL take_points(
-    const float* points, int64_t height, int64_t width, const int64_t* index, int64_t n0,
-    int64_t n1, int64_t n2, int64_t n3, float* out)
+    const float* maps, int64_t height, int64_t width, int64_t channels, const int64_t* index,
+    int64_t n0, int64_t n1, int64_t n2, int64_t n3, float* out)
 {
     FOR_EACH(i, n0 * n1 * n2 * n3) {
-        const int64_t axis = index[n0 + n1 + n2 + i % n3];
+        const int64_t channel = index[n0 + n1 + n2 + i % n3];
         const int64_t column = index[n0 + n1 + i / n3 % n2];
         const int64_t row = index[n0 + i / (n3 * n2) % n1], view = index[i / (n3 * n2 * n1)];
-        out[i] = points[3 * ((view * height + row) * width + column) + axis];
+        out[i] = maps[channels * ((view * height + row) * width + column) + channel];
+    }
+}
+
+// Pixels of maps (views, height, width, channels) by their places, of all views counted through.
+DEVICE_KERNEL take_pixels(
+    const float* maps, const int64_t* index, int64_t channels, int64_t count, float* out)
+{
+    FOR_EACH(i, count) {
+        for (int64_t k = 0; k < channels; ++k) {
+            out[channels * i + k] = maps[channels * index[i] + k];
+        }
+    }
+}
+
+// Confidence, 0 at ignored pixels.
+DEVICE_KERNEL distrust(
+    const float* confidence, const uint8_t* ignored, int64_t pixels, float* out)
+{
+    FOR_EACH(i, pixels) {
+        out[i] = ignored[i] ? 0.0f : confidence[i];
     }
 }
 
@@ -285,21 +307,13 @@ DEVICE_KERNEL add_points(
     }
 }
 
-// The entries in use of a table of 2**bits -> cells, at most `capacity`; outcome[0]: how many.
+// The entries in use of a table of 2**bits -> cells (2**bits); outcome[0]: how many.
 DEVICE_KERNEL compact_cells(
-    const Cell* table, int32_t bits, int64_t stamp_ns, int32_t window, Cell* cells,
-    int64_t capacity, int32_t* outcome)
+    const Cell* table, int32_t bits, double inverse_size, PackedCell* cells, int32_t* outcome)
 {
     FOR_EACH(i, 1ll << bits) {
         if (table[i].key != 0) {
-            const int32_t place = add_to(outcome, 1);
-            if (place < capacity) {
-                Cell cell = table[i];
-                cell.key -= 1;
-                cell.stamp_ns = stamp_ns;
-                cell.window = window;
-                cells[place] = cell;
-            }
+            cells[add_to(outcome, 1)] = pack_cell(table[i], table[i].key - 1, inverse_size);
         }
     }
 }

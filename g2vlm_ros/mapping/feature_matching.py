@@ -13,7 +13,7 @@ from functools import cache
 import cv2
 import numpy as np
 
-from g2vlm_ros.mapping.ignored_pixels import believed_points
+from g2vlm_ros.mapping.ignored_pixels import BelievedPoints
 from g2vlm_ros.mapping.view_features import ViewFeatures, match_features, view_features
 from g2vlm_ros.mapping.view_images import ViewImage
 from g2vlm_ros.records import Reconstruction
@@ -38,11 +38,12 @@ def matched_poses(
     (N, N), pairs whose poses tracks confirm; as long as no view was turned, those with an earlier
     one need no features, whose search is dear. The same array where no view turned.
     """
-    points, unturned = believed_points(result), poses
+    unturned = poses
 
     @cache
     def features(view: int) -> ViewFeatures:
-        return view_features(images[view], points[view], result.intrinsics[view])
+        points = BelievedPoints(result, view)
+        return view_features(images[view], points, result.intrinsics[view])
 
     for j in range(1, len(poses)):
         if poses is unturned and linked is not None and linked[j, :j].any():

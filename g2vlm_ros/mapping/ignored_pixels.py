@@ -13,7 +13,9 @@ from dataclasses import replace
 import cv2
 import numpy as np
 
-from g2vlm_ros.kernels.device_points import DevicePoints
+from g2vlm_ros.kernels.agreement import pick_points
+from g2vlm_ros.kernels.checks import nearest_pixels
+from g2vlm_ros.kernels.device_maps import DeviceConfidence
 from g2vlm_ros.records import Frame, Reconstruction
 
 
@@ -35,16 +37,35 @@ def distrusted(result: Reconstruction) -> Reconstruction:
     """The window with confidence 0 at its ignored pixels."""
     if result.ignored is None:
         return result
-    confidence = np.where(result.ignored, np.float32(0.0), result.confidence)
-    return replace(result, confidence=confidence)
+    confidence = result.confidence
+    if isinstance(confidence, DeviceConfidence):
+        return replace(result, confidence=confidence.without(result.ignored))
+    return replace(result, confidence=np.where(result.ignored, np.float32(0.0), confidence))
 
 
-def believed_points(result: Reconstruction) -> np.ndarray | DevicePoints:
-    """float32 (N, H, W, 3): the local points, NaN at ignored pixels."""
-    points = result.local_points_u
-    if result.ignored is None:
-        return points
-    return np.where(result.ignored[..., None], np.float32(np.nan), points)
+class BelievedPoints:
+    """The points of one view of a window in its optical frame, NaN at ignored pixels."""
+
+    def __init__(self, result: Reconstruction, view: int):
+        self._points, self._view = result.local_points_u, view
+        self._ignored = None if result.ignored is None else result.ignored[view]
+
+    def __getitem__(self, pixels: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
+        """float32 (n, 3): at int rows (n,) and columns (n,)."""
+        return self._believed(self._points[(self._view, *pixels)], pixels)
+
+    def at_size(self, size: tuple[int, int]) -> np.ndarray:
+        """float32 (rows, columns, 3): those nearest to the pixels of a size (columns, rows)."""
+        columns, rows = size
+        points = pick_points(self._points, rows, columns, [self._view])[0]
+        height, width = self._points.shape[1:3]
+        nearest = np.ix_(nearest_pixels(rows, height), nearest_pixels(columns, width))
+        return self._believed(points, nearest)
+
+    def _believed(self, points: np.ndarray, pixels: tuple[np.ndarray, ...]) -> np.ndarray:
+        if self._ignored is None:
+            return points
+        return np.where(self._ignored[pixels][..., None], np.float32(np.nan), points)
 
 
 def united(parts: Sequence[Callable[[], np.ndarray | None]]) -> np.ndarray | None:

@@ -16,7 +16,7 @@ import numpy as np
 from g2vlm_ros.geometry.registration import ViewSample, sample_view
 from g2vlm_ros.geometry.sim3 import Sim3
 from g2vlm_ros.mapping.covisibility import NEAR_SURFACE, depth_ratio, measure_covisibility
-from g2vlm_ros.mapping.ignored_pixels import believed_points
+from g2vlm_ros.mapping.ignored_pixels import BelievedPoints
 from g2vlm_ros.mapping.keyframes import (
     SAVED_MAP,
     Keyframe,
@@ -175,7 +175,8 @@ class LoopDetector:
         if image.shape[1] > view.shape[1]:
             image = view
         jpeg = compressed(image, self._image_width_px)
-        points, camera = believed_points(result)[newest], result.intrinsics[newest]
+        shown, camera = ViewImage(view), result.intrinsics[newest]
+        points = BelievedPoints(result, newest).at_size(shown.feature_size)
         ignored = None if result.ignored is None else partial(_mask, result.ignored[newest])
         keyframe = Keyframe(
             mapped.window.id,
@@ -183,7 +184,7 @@ class LoopDetector:
             sample_view(result, newest),
             result.window_from_camera[newest].astype(np.float64),
             view_descriptor(result, newest),
-            FeatureSearch(ViewImage(view), points, camera),
+            FeatureSearch(shown, points, camera),
             jpeg,
             mapped.placement.covariance[newest],
             mapped.window.id,

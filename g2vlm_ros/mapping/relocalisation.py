@@ -158,7 +158,7 @@ def find_places_of(
     order = [newest, *sorted(set(views) - {newest}, reverse=True)]
     features = {
         v: view_features(
-            ViewImage(result.colours[v]), result.local_points_u[v], result.intrinsics[v]
+            ViewImage(result.colours[v]), BelievedPoints(result, v), result.intrinsics[v]
         )
         for v in order
     }

@@ -16,7 +16,7 @@ import numpy as np
 
 from g2vlm_ros.geometry.camera import depth_edges, project, unproject
 from g2vlm_ros.geometry.confidence import EDGE_STEP
-from g2vlm_ros.mapping.ignored_pixels import believed_points
+from g2vlm_ros.mapping.ignored_pixels import BelievedPoints
 from g2vlm_ros.mapping.perspective_n_point import NEAREST
 from g2vlm_ros.mapping.view_images import MIN_WIDTH_PX, WIDTH_PX
 from g2vlm_ros.mapping.window_pose import MappedWindow
@@ -82,11 +82,7 @@ def tracking_reference(update: MappedWindow, view: int) -> TrackingReference | N
     size = round(scale * columns), round(scale * rows)
     grey = resized(cv2.cvtColor(result.colours[view], cv2.COLOR_RGB2GRAY), size)
     unit = np.float32(update.placement.map_from_window.scale)
-    points = believed_points(result)[view]
-    if size != (columns, rows):
-        at = [((np.arange(n) + 0.5) * m / n).astype(int) for n, m in
-              zip(size[::-1], (rows, columns), strict=True)]  # fmt: skip
-        points = points[np.ix_(*at)]
+    points = BelievedPoints(result, view).at_size(size)
     return TrackingReference(
         frame.stamp_ns,
         grey,

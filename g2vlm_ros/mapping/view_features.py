@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from g2vlm_ros.kernels.agreement import pick_points
+from g2vlm_ros.mapping.ignored_pixels import BelievedPoints
 from g2vlm_ros.mapping.view_images import ViewImage
 from g2vlm_ros.records import Intrinsics
 
@@ -40,7 +40,9 @@ NO_FEATURES = ViewFeatures(
 )
 
 
-def view_features(image: ViewImage, points: np.ndarray, camera: Intrinsics | None) -> ViewFeatures:
+def view_features(
+    image: ViewImage, points: np.ndarray | BelievedPoints, camera: Intrinsics | None
+) -> ViewFeatures:
     """Features of a view with its points float32 (H, W, 3); those without a point are left out."""
     pixel, descriptor = image.features
     (height, width), size = image.shape, image.feature_size
@@ -61,10 +63,8 @@ class FeatureSearch:
     """
 
     def __init__(self, image: ViewImage, points: np.ndarray, camera: Intrinsics | None):
-        """points: float32 (H, W, 3) in the optical frame."""
-        columns, rows = image.feature_size
-        point = pick_points(points[None], rows, columns)[0]
-        np.clip(point, -FARTHEST_U, FARTHEST_U, out=point)
+        """points: float32 (rows, columns, 3) of `ViewImage.feature_size`, optical frame."""
+        point = np.clip(points, -FARTHEST_U, FARTHEST_U)
         self._view = image.small_grey(), point.astype(np.float16), camera
         self._features = NO_FEATURES
 

@@ -63,7 +63,7 @@ class PointMap:
         return cls(
             place.apply(result.points_u()),
             result.local_points_u[..., 2] * np.float32(place.scale),
-            result.confidence,
+            np.asarray(result.confidence),
             placement.camera_poses(result.window_from_camera),
             max(range(len(stamps_ns)), key=lambda i: stamps_ns[i]),
             placement.scale.state == ScaleState.METRIC,

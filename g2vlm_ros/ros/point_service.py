@@ -139,7 +139,8 @@ class PointService:
             raise invalid("max_points is 0; it must be 1 or more")
         box = box_of(request.box_pose, request.box_size, self._map_frame)
         result = update.result
-        points, confidence = update.map_points().reshape(-1, 3), result.confidence.reshape(-1)
+        points, confidence = update.map_points().reshape(-1, 3), np.asarray(result.confidence)
+        confidence = confidence.reshape(-1)
         keep = box.contains(points) & ~(confidence < request.min_confidence)
         indices = np.flatnonzero(keep)
         if not indices.size:

@@ -223,8 +223,8 @@ class Publishers:
         poses, scale = update.map_from_camera[views], update.placement.map_from_window.scale
         return points.packed(
             views,
-            result.colours[views],
-            result.confidence[views],
+            result.colours,
+            result.confidence,
             point_cloud.affines(len(views), poses, scale),
             cloud.min_confidence,
             cloud.max_edge_step,
@@ -234,9 +234,9 @@ class Publishers:
         cloud, result = self._settings.cloud, update.result
         return clouds.cloud_message(
             header,
-            result.local_points_u,
+            np.asarray(result.local_points_u),
             result.colours,
-            result.confidence,
+            np.asarray(result.confidence),
             result.valid(cloud.max_edge_step),
             views=views,
             stride_px=cloud.stride_px,

@@ -104,7 +104,9 @@ def test_a_search_that_waits_finds_what_one_at_once_finds(monkeypatch):
         return search(image)
 
     monkeypatch.setattr(ViewImage, "features", property(counted))
-    later = FeatureSearch(ViewImage(image), points, camera)
+    columns, rows = ViewImage(image).feature_size
+    small = pick_points(points[None], rows, columns)[0]
+    later = FeatureSearch(ViewImage(image), small, camera)
     assert not searches
     found = later()
     assert found is later() and len(searches) == 1 and len(found) > 30

@@ -48,11 +48,12 @@ def test_points_that_stay_on_a_device_give_the_same_cloud(monkeypatch):
     from sensor_msgs.msg import PointCloud2
 
     from benchmarks.host_cuda import HostCuda
-    from g2vlm_ros.inference.points_on_device import PointKernels, PointsOnDevice
+    from g2vlm_ros.inference.points_on_device import PointKernels
     from g2vlm_ros.inference.tensorrt.device_memory import DeviceMemory
     from g2vlm_ros.inference.torch_backend import TorchBackend
+    from g2vlm_ros.kernels.device_points import DevicePoints
 
-    asked, received, packed = [], [], PointsOnDevice.packed
+    asked, received, packed = [], [], DevicePoints.packed
 
     def counted(points, views, *arguments):
         asked.append(views)
@@ -63,7 +64,7 @@ def test_points_that_stay_on_a_device_give_the_same_cloud(monkeypatch):
     def with_device(backend, network):
         opened(backend, network, points=kernels)
 
-    monkeypatch.setattr(PointsOnDevice, "packed", counted)
+    monkeypatch.setattr(DevicePoints, "packed", counted)
     for _ in range(2):
         with bench(**{"cloud.max_edge_step": 1.0}) as testbed:
             testbed.listen(PointCloud2, "/perception/points")

@@ -11,7 +11,7 @@ from __future__ import annotations
 import ctypes
 import threading
 import weakref
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -83,7 +83,8 @@ class DeviceArray:
         """A part along the first axis, in the same memory."""
         row = int(np.prod(self.shape[1:])) * ELEMENT_BYTES[self.element]
         shape = (stop - start, *self.shape[1:])
-        return DeviceArray(self.address + start * row, shape, self.element, owner=self)
+        address = self.address + start * row
+        return DeviceArray(address, shape, self.element, self.stage, owner=self)
 
 
 class DeviceMemory:
@@ -94,6 +95,10 @@ class DeviceMemory:
         self.compute, self.copy = cuda.stream(), cuda.stream()
         self.times_s: dict[str, float] = {}
         """What each stage took when it ran last; filled when results are fetched."""
+        self.bytes_up = 0
+        """From the host, since the start."""
+        self.bytes_down: Counter[str] = Counter()
+        """To the host, by what computed them or what it is."""
         self._idle: dict[int, list[int]] = defaultdict(list)
         self._idle_host: dict[int, list[int]] = defaultdict(list)
         self._staging = np.empty(0, np.uint8)
@@ -182,6 +187,7 @@ class DeviceMemory:
             staging[:] = data.reshape(-1).view(np.uint8)
             self._after(self.copy, self.compute)
             self.cuda.upload(target.address, staging, self.copy)
+            self.bytes_up += data.nbytes
             self._after(self.compute, self.copy)
         return target
 
@@ -193,6 +199,7 @@ class DeviceMemory:
             host = self._pinned(array.bytes)
             if array.bytes:
                 self.cuda.download(host, array.address, self.copy)
+                self.bytes_down[array.stage] += array.bytes
             hosts.append(host.view(NUMPY[array.element]).reshape(array.shape))
         self.cuda.synchronize(self.copy)
         self._staged = 0

@@ -32,28 +32,27 @@ class PointPacker:
     def pack(
         self,
         points: DeviceArray,
+        colours: DeviceArray,
+        confidence: DeviceArray,
         views: Sequence[int],
-        colours: np.ndarray,
-        confidence: np.ndarray,
         affines: np.ndarray,
         min_confidence: float,
         edge_step: float,
     ) -> np.ndarray:
         """uint8 (20 M,): the M valid points of the chosen views, in the order of the pixels.
 
-        points FLOAT (N, H, W, 3) on the device, in the optical frame; of the V chosen views
-        colours uint8 (V, H, W, 3), confidence float32 (V, H, W), and affines (V, 3, 4) that take
-        a point to the cloud's frame and unit. Limits as in `geometry.point_cloud.valid_points`.
+        points FLOAT (N, H, W, 3) in the optical frame, colours UINT8 and confidence FLOAT of the
+        same pixels; affines (V, 3, 4) take points of the views to the cloud's frame and unit.
+        Limits as in `geometry.point_cloud.valid_points`.
         """
         device, launch = self._device, self._device.cuda.launch
-        count, height, width, _ = colours.shape
-        pixels, blocks = count * height * width, -(-count * height * width // THREADS)
-        selected = self._selected(points, views)
-        maps = [
-            device.upload(np.asarray(affines, np.float32), "FLOAT", "poses of the cloud"),
-            device.upload(colours, "UINT8", "colours of the cloud"),
-            device.upload(confidence, "FLOAT", "confidence of the cloud"),
-        ]
+        height, width = points.shape[1:3]
+        pixels = len(views) * height * width
+        blocks = -(-pixels // THREADS)
+        selected, *maps = (self._selected(each, views) for each in (points, colours, confidence))
+        maps.insert(
+            0, device.upload(np.asarray(affines, np.float32), "FLOAT", "poses of the cloud")
+        )
         counts = device.empty((4 * (blocks + 1),), "UINT8", "counts of points")
         packed = device.empty((pixels, POINT_BYTES), "UINT8", "a packed cloud")
         affines_at, colours_at, confidence_at, counts_at, packed_at, points_at = (
@@ -80,11 +79,12 @@ class PointPacker:
         valid = int(total.view(np.uint32)[0])
         return device.download([packed.rows(0, valid)])[0].reshape(-1)
 
-    def _selected(self, points: DeviceArray, views: Sequence[int]) -> DeviceArray:
-        """The points of some views behind each other."""
-        if list(views) == list(range(points.shape[0])):
-            return points
-        selected = self._device.empty((len(views), *points.shape[1:]), "FLOAT", "chosen views")
+    def _selected(self, maps: DeviceArray, views: Sequence[int]) -> DeviceArray:
+        """The maps of some views behind each other."""
+        if list(views) == list(range(maps.shape[0])):
+            return maps
+        shape = (len(views), *maps.shape[1:])
+        selected = self._device.empty(shape, maps.element, "views of a cloud")
         for row, view in enumerate(views):
-            self._device.duplicate(selected.rows(row, row + 1), points.rows(view, view + 1))
+            self._device.duplicate(selected.rows(row, row + 1), maps.rows(view, view + 1))
         return selected
