@@ -27,6 +27,7 @@ from g2vlm_ros.dense_map.voxel_map import VoxelMap
 from g2vlm_ros.geometry.point_cloud import affines
 from g2vlm_ros.geometry.sim3 import Sim3
 from g2vlm_ros.kernels.cells import CellSums
+from g2vlm_ros.kernels.device_free_space import DeviceDepth
 from g2vlm_ros.mapping.pose_graph import max_folded
 from g2vlm_ros.mapping.window_pose import MappedWindow, WindowPose
 from g2vlm_ros.records import ScaleState
@@ -519,9 +520,10 @@ class DenseMap:
         for i in update.new_views:
             if result.intrinsics[i] is None or i not in sound:
                 continue
+            points, confidence = result.device_points_u, result.confidence
             view = DepthView(
-                result.local_points_u[i, ..., 2],
-                result.confidence[i],
+                DeviceDepth(points, confidence, i) if points else result.local_points_u[i, ..., 2],
+                None if points else confidence[i],
                 poses[i],
                 result.intrinsics[i],
                 window.frames[i].stamp_ns,

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from g2vlm_ros.kernels.device_free_space import DeviceDepth, DeviceFreeSpace
 from g2vlm_ros.kernels.free_space import FreeSpace
 from g2vlm_ros.records import Intrinsics, frozen
 
@@ -18,10 +19,10 @@ TILES = 32
 class DepthView:
     """One posed depth image; lengths in map units."""
 
-    depth: np.ndarray
+    depth: np.ndarray | DeviceDepth
     """float32 (H, W): z in the optical frame over `scale`; NaN or not above 0 where unknown."""
-    confidence: np.ndarray
-    """float32 (H, W): 0..1, NaN where unknown."""
+    confidence: np.ndarray | None
+    """float32 (H, W): 0..1, NaN where unknown. None where depth on a device has its own."""
     map_from_camera: np.ndarray
     """float64 (4, 4), rigid."""
     camera: Intrinsics
@@ -33,9 +34,9 @@ class DepthView:
 
     def __post_init__(self) -> None:
         size = (self.camera.height_px, self.camera.width_px)
+        maps = () if isinstance(self.depth, DeviceDepth) else ("depth", "confidence")
         for name, shape, dtype in (
-            ("depth", size, np.float32),
-            ("confidence", size, np.float32),
+            *((name, size, np.float32) for name in maps),
             ("map_from_camera", (4, 4), np.float64),
         ):
             view = frozen(getattr(self, name), f"DepthView.{name}", shape, dtype)
@@ -55,7 +56,8 @@ class DepthView:
         """
         if min_confidence not in self._spaces:
             camera = self.camera
-            self._spaces[min_confidence] = FreeSpace(
+            kind = DeviceFreeSpace if isinstance(self.depth, DeviceDepth) else FreeSpace
+            self._spaces[min_confidence] = kind(
                 self.depth,
                 self.confidence,
                 self.map_from_camera,

@@ -213,7 +213,7 @@ class DevicePoints(DeviceMap):
             arguments = (
                 self.array,
                 on_device(colours),
-                self._confidence(confidence),
+                self.confidence_there(confidence),
                 np.uint64(0) if ignored is None else on_device(ignored),
                 upload(index, "INT64", "views"),
                 upload(affines, "FLOAT", "poses in the map"),
@@ -234,8 +234,8 @@ class DevicePoints(DeviceMap):
 
         return self._memory.guarded(run)
 
-    def _confidence(self, confidence: np.ndarray | DeviceConfidence) -> Any:
-        """On the device."""
+    def confidence_there(self, confidence: np.ndarray | DeviceConfidence) -> Any:
+        """It on the device."""
         shape = shape_of(confidence, "confidence", self.shape[:3])
         if isinstance(confidence, DeviceMap):
             return confidence.array
@@ -280,7 +280,7 @@ class DevicePoints(DeviceMap):
         affines = input_array(affines, "affines", np.float32, (len(index), 3, 4))
 
         def run() -> np.ndarray:
-            maps = self.array, self.uploads.on_device(colours), self._confidence(confidence)
+            maps = self.array, self.uploads.on_device(colours), self.confidence_there(confidence)
             return self.device.packed(*maps, index.tolist(), affines, min_confidence, edge_step)
 
         return self._memory.guarded(run)

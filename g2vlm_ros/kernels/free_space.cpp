@@ -5,57 +5,8 @@
 #include <algorithm>
 #include <vector>
 
+#include "posed_camera.cuh"
 #include "voxel.h"
-
-constexpr float RELATIVE_SLACK = 0.05f;
-constexpr int TILES_AROUND = 3;
-
-// Where a posed camera sees a point of the map. pose: map_from_camera (4, 4), rigid.
-struct PosedCamera {
-    float turn[9], origin[3];
-    Pinhole lens;
-    float right, bottom;  // last column and row
-
-    PosedCamera(const double* pose, const float* pinhole, int64_t height, int64_t width)
-        : lens{pinhole[0], pinhole[1], pinhole[2], pinhole[3]}, right(float(width - 1)),
-          bottom(float(height - 1))
-    {
-        for (int row = 0; row < 3; ++row) {
-            for (int column = 0; column < 3; ++column) {
-                turn[3 * column + row] = float(pose[4 * row + column]);
-            }
-            origin[row] = float(pose[4 * row + 3]);
-        }
-    }
-
-    void to_camera(const float* point, float* out) const
-    {
-        const float d[3] = {point[0] - origin[0], point[1] - origin[1], point[2] - origin[2]};
-        for (int axis = 0; axis < 3; ++axis) {
-            const float* row = turn + 3 * axis;
-            out[axis] = row[0] * d[0] + row[1] * d[1] + row[2] * d[2];
-        }
-    }
-
-    // Nearest pixel of a point (x, y, z) of the camera's frame, z > 0; false outside the image
-    // grown by a margin, inside the image otherwise.
-    bool pixel(float x, float y, float z, float margin, int64_t* column, int64_t* row) const
-    {
-        const float u = x / z * lens.fx + lens.cx, v = y / z * lens.fy + lens.cy;
-        const float least = -0.5f - margin, more = 0.5f + margin;
-        if (!(u >= least && v >= least && u <= right + more && v <= bottom + more)) {
-            return false;
-        }
-        *column = int64_t(std::min(std::max(std::nearbyint(u), 0.0f), right));
-        *row = int64_t(std::min(std::max(std::nearbyint(v), 0.0f), bottom));
-        return true;
-    }
-};
-
-static bool is_trusted(float depth, float confidence, float min_confidence)
-{
-    return depth > 0 && is_finite(depth) && confidence >= min_confidence;
-}
 
 // Of one view, depth (height, width) apart by `stride` floats and confidence (height, width):
 // nearest (height, width), the least depth of the 3 x 3 pixels around, times scale, 0 where one of
@@ -74,8 +25,9 @@ KERNEL float free_depth(
         float* arriving = rows.data() + v % 3 * line;
         std::fill(arriving, arriving + line, 0.0f);
         for (int64_t u = 0; v < height && u < width; ++u) {
-            const float z = depth[(v * width + u) * stride] * scale;
-            arriving[u + 1] = is_trusted(z, confidence[v * width + u], min_confidence) ? z : 0.0f;
+            const int64_t at = v * width + u;
+            arriving[u + 1] =
+                trusted_depth(depth[at * stride], scale, confidence[at], min_confidence);
             reach = std::max(reach, arriving[u + 1]);
         }
         if (v == 0) {
@@ -168,14 +120,8 @@ KERNEL int64_t seen_through(
         }
         for (int n = 0; n < present && found < capacity; ++n) {
             const Voxel& voxel = voxels[of_block[n]];
-            float p[3];
-            camera.to_camera(voxel.position, p);
-            int64_t u, v;
-            if (voxel.stamp_ns >= stamp_ns || !(p[2] > 0)
-                || !camera.pixel(p[0], p[1], p[2], 0.0f, &u, &v)) {
-                continue;
-            }
-            if (nearest[v * width + u] > p[2] * (1 + RELATIVE_SLACK) + slack) {
+            if (voxel.stamp_ns < stamp_ns
+                && camera.sees_through(voxel.position, nearest, width, slack)) {
                 slots[found++] = of_block[n];
             }
         }
@@ -217,28 +163,42 @@ static double angle_of(double y, double x)
     return y < 0 ? -angle : angle;
 }
 
-// The ground below rays: every step-th pixel of depth (height, width), apart by `stride` floats.
+// Every step-th pixel of a view, as for `free_depth`, -> out (rows, columns): its depth in map
+// units, 0 where it proves nothing.
+KERNEL void trusted_depths(
+    const float* depth, int64_t stride, const float* confidence, int64_t height, int64_t width,
+    float scale, float min_confidence, int64_t step, float* out)
+{
+    for (int64_t v = 0; v < height; v += step) {
+        for (int64_t u = 0; u < width; u += step) {
+            const int64_t at = v * width + u;
+            *out++ = trusted_depth(depth[at * stride], scale, confidence[at], min_confidence);
+        }
+    }
+}
+
+// The ground below rays: depth (rows, columns) of every step-th pixel, as `trusted_depths` has it.
 // plane: a x + b y + c z + d is the height above the floor. edges (2, rays, 3): near and far edge
 // of the fan of ground that rays crossed in -low..high before they met an obstacle in low..high,
 // less one cell of `resolution`; z is 0. Returns 0 when no ray crossed it.
 KERNEL int32_t ground_fan(
-    const float* depth, int64_t stride, const float* confidence, int64_t height, int64_t width,
-    float scale, float min_confidence, int64_t step, const double* pose, const double* pinhole,
-    const double* plane, double low, double high, double resolution, int64_t rays, double* edges)
+    const float* depth, int64_t rows, int64_t columns, int64_t step, const double* pose,
+    const double* pinhole, const double* plane, double low, double high,
+    double resolution, int64_t rays, double* edges)
 {
     struct Ray {
         double x, y, first, last, reach, height, turn;
     };
     std::vector<Ray> crossed;
-    crossed.reserve(((height + step - 1) / step) * ((width + step - 1) / step));
+    crossed.reserve(rows * columns);
     const double origin[3] = {pose[3], pose[7], pose[11]};
     const double start =
         origin[0] * plane[0] + origin[1] * plane[1] + origin[2] * plane[2] + plane[3];
     double sum_x = 0, sum_y = 0;
-    for (int64_t v = 0; v < height; v += step) {
-        for (int64_t u = 0; u < width; u += step) {
-            const float z = depth[(v * width + u) * stride] * scale;
-            if (!is_trusted(z, confidence[v * width + u], min_confidence)) {
+    for (int64_t v = 0; v < rows * step; v += step) {
+        for (int64_t u = 0; u < columns * step; u += step) {
+            const float z = *depth++;
+            if (z == 0) {
                 continue;
             }
             const double p[3] = {

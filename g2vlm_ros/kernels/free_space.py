@@ -44,34 +44,37 @@ class FreeSpace:
         tile: int,
     ):
         self.height, self.width = shape_of(depth, "depth", (None, None))
-        self._depth, self._stride = _plane(depth)
-        self._confidence = input_array(
-            confidence, "confidence", np.float32, (self.height, self.width)
-        )
         self._pose = input_array(pose, "pose", np.float64, (4, 4))
         self._pinhole = input_array(np.array(pinhole, np.float32), "pinhole", np.float32, (4,))
         self._scale, self._min_confidence = scale, min_confidence
         self._tile = positive(tile, "tile")
         tiles = -(-self.height // tile), -(-self.width // tile)
-        self._farthest = np.empty(tiles, np.float32)
+        self._farthest, self.reach = self._surveyed(depth, confidence, tiles)
+        """Of tiles; the largest trusted depth."""
+
+    def _surveyed(
+        self, depth: np.ndarray, confidence: np.ndarray, tiles: tuple[int, int]
+    ) -> tuple[np.ndarray, float]:
+        """(float32 (tile rows, columns), reach): the farthest of what is near, around each tile;
+        the largest trusted depth."""
+        plane, stride = _plane(depth)
+        confidence = input_array(confidence, "confidence", np.float32, (self.height, self.width))
+        self._view = plane, i64(stride), confidence, i64(self.height), i64(self.width)
+        self._limits = f32(self._scale), f32(self._min_confidence)
         self._nearest = np.empty((self.height, self.width), np.float32)
-        self.reach = call(
+        farthest = np.empty(tiles, np.float32)
+        reach = call(
             "free_depth",
             ctypes.c_float,
-            self._depth,
-            i64(self._stride),
-            self._confidence,
-            i64(self.height),
-            i64(self.width),
-            f32(scale),
-            f32(min_confidence),
-            i64(tile),
+            *self._view,
+            *self._limits,
+            i64(self._tile),
             i64(tiles[0]),
             i64(tiles[1]),
             self._nearest,
-            self._farthest,
+            farthest,
         )
-        """The largest trusted depth."""
+        return farthest, reach
 
     def blocks(self, blocks: dict[str, np.ndarray], end: int, radius: float) -> np.ndarray:
         """int64 (n,): rows below `end` of blocks that may hold voxels which the view sees through.
@@ -156,20 +159,17 @@ class FreeSpace:
 
         plane (4,): heights above the floor; low..high: of obstacles. None where no ray did.
         """
+        depths = self._trusted(positive(step, "step"))
         edges = np.empty((2, positive(rays, "rays"), 3))
         plane = input_array(np.array(plane, np.float64), "plane", np.float64, (4,))
         pinhole = self._pinhole.astype(np.float64)
         crossed = call(
             "ground_fan",
             ctypes.c_int32,
-            self._depth,
-            i64(self._stride),
-            self._confidence,
-            i64(self.height),
-            i64(self.width),
-            f32(self._scale),
-            f32(self._min_confidence),
-            i64(positive(step, "step")),
+            depths,
+            i64(depths.shape[0]),
+            i64(depths.shape[1]),
+            i64(step),
             self._pose,
             pinhole,
             plane,
@@ -180,6 +180,12 @@ class FreeSpace:
             edges,
         )
         return edges if crossed else None
+
+    def _trusted(self, step: int) -> np.ndarray:
+        """float32 (rows, columns): every step-th pixel in map units, 0 where not trusted."""
+        depths = np.empty((-(-self.height // step), -(-self.width // step)), np.float32)
+        call("trusted_depths", None, *self._view, *self._limits, i64(step), depths)
+        return depths
 
     def _camera(self) -> tuple:
         return self._pose, self._pinhole, i64(self.height), i64(self.width)

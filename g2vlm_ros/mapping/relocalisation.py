@@ -17,6 +17,7 @@ import numpy as np
 
 from g2vlm_ros.geometry.sim3 import Sim3
 from g2vlm_ros.mapping.covisibility import depth_ratio
+from g2vlm_ros.mapping.ignored_pixels import BelievedPoints
 from g2vlm_ros.mapping.keyframes import Keyframe, pose_gap
 from g2vlm_ros.mapping.map_view import MapView
 from g2vlm_ros.mapping.place_fit import fit_place

@@ -26,7 +26,7 @@ from g2vlm_ros.records import Frame
 from g2vlm_ros.settings import Settings
 
 FRAMES, WINDOWS = 22, 3
-MOST_BYTES = 6_000_000
+MOST_BYTES = 9_000_000
 
 
 class DevicePerception(StandInPerception):

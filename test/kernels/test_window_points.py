@@ -31,10 +31,13 @@ from g2vlm_ros.kernels.agreement import (
     scale_points,
 )
 from g2vlm_ros.kernels.cells import CellSums
+from g2vlm_ros.kernels.device_free_space import DeviceDepth, DeviceFreeSpace
 from g2vlm_ros.kernels.device_points import DevicePoints
 from g2vlm_ros.kernels.device_source import WINDOW_POINTS, device_source
+from g2vlm_ros.kernels.free_space import FreeSpace
 from g2vlm_ros.kernels.packing import valid_points
 from g2vlm_ros.kernels.pinholes import pinholes_of_points, points_on_rays
+from g2vlm_ros.kernels.records import VOXEL
 from g2vlm_ros.kernels.surfaces import surfaces
 
 SIZE = 0.05
@@ -285,3 +288,33 @@ def test_nvrtc_compiles_them(capability, file):
             raise
         pytest.skip(f"no NVRTC here ({error}); pip install cuda-bindings nvidia-cuda-nvrtc")
     assert code.startswith(b"\x7fELF")
+
+
+def test_free_space_is_that_of_the_host(both):
+    points, there = both
+    view, rng = window(), np.random.default_rng(4)
+    voxels = np.zeros(9000, VOXEL)
+    voxels["position"] = rng.uniform((-4, -3, -1), (4, 6, 3), (9000, 3))
+    voxels["stamp_ns"], voxels["count"] = rng.integers(0, 20, 9000), 1
+    index = np.zeros((40, 512), np.int32)
+    index.reshape(-1)[rng.choice(index.size, 9000, replace=False)] = 1 + np.arange(9000)
+    search = np.arange(0, 40, 2), index, voxels, 9000, 0.1, 10
+    ground = (0.0, 0.0, 1.0, 0.0), 0.15, 1.5, 0.05, 64, 3
+    blocks = {"centre": voxels["position"][:3000].copy(), "voxels": np.ones(3000, np.int32)}
+    blocks["stale"] = np.zeros(3000, np.int32)
+    counts = []
+    for i in range(4):
+        place = view.poses[i].astype(np.float64), view.pinholes[i]
+        limits = {"scale": 1.3, "min_confidence": 0.05, "tile": 3}
+        here = FreeSpace(points[i, ..., 2], view.confidence[i], *place, **limits)
+        other = DeviceFreeSpace(DeviceDepth(there, view.confidence, i), None, *place, **limits)
+        assert here.reach == other.reach > 1
+        found = here.seen_through(*search)
+        np.testing.assert_array_equal(other.seen_through(*search), found)
+        rows = here.blocks(blocks, 3000, 0.1)
+        np.testing.assert_array_equal(other.blocks(blocks, 3000, 0.1), rows)
+        edges = here.ground(*ground)
+        np.testing.assert_array_equal(other.ground(*ground), edges)
+        counts.append((len(found), len(rows), edges is not None))
+    assert all(np.max(counts, axis=0) > (50, 50, 0)), counts
+    assert not there.copied

@@ -8,6 +8,7 @@ import pytest
 from g2vlm_tests.noisy_windows import SPOILT, errors, window
 
 from g2vlm_ros.demo.sim.analytic_hall import rotation
+from g2vlm_ros.kernels.agreement import pick_points
 from g2vlm_ros.mapping import feature_matching
 from g2vlm_ros.mapping.feature_matching import matched_poses
 from g2vlm_ros.mapping.view_features import FeatureSearch, view_features

@@ -334,12 +334,13 @@ def test_clouds_are_packed_from_the_points_on_the_device(
     first = reconstruct(stages, views)
     reconstruct(stages, views[::-1].copy())
     chosen, limits = [0, 2, 3], (0.5, 1.0)
-    local, colours = np.asarray(first.local_points_u)[chosen], views[chosen]
-    confidence = np.random.default_rng(0).random(local.shape[:3]).astype(np.float32)
+    confidence = np.random.default_rng(0).random(views.shape[:3]).astype(np.float32)
+    maps = np.asarray(first.local_points_u), views, confidence
     poses = first.window_from_camera[chosen]
     before = built.cuda.bytes_down
     affines = point_cloud.affines(3, poses)
-    actual = first.local_points_u.packed(chosen, colours, confidence, affines, *limits)
+    actual = first.local_points_u.packed(chosen, views, confidence, affines, *limits)
+    local, colours, confidence = (each[chosen] for each in maps)
     valid = point_cloud.valid_points(local, confidence, *limits)
     want = np.frombuffer(
         point_cloud.pack(local, colours, confidence, valid, poses=poses), np.float32
