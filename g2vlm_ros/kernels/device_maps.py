@@ -51,9 +51,9 @@ class Uploads:
 class DeviceMap:
     """float32 (N, H, W) or (N, H, W, 3) on a device; it never changes.
 
-    Integers, slices, and pixels (a view, integer arrays of rows and of columns) copy their part to
-    the host, anything else copies all of it. What was copied is kept. Any thread may ask; what a
-    device reports when it fails comes out of every method.
+    Integers, slices, and pixels (integer arrays of views, or one view, rows and columns) copy
+    their part to the host, anything else copies all of it. What was copied is kept. Any thread may
+    ask; what a device reports when it fails comes out of every method.
     """
 
     dtype = np.dtype(np.float32)
@@ -85,7 +85,7 @@ class DeviceMap:
             return self._host[key]
         pixels = _pixels(key, self.shape)
         if pixels is not None:
-            return self._at(*pixels)
+            return self._at(pixels[:3], pixels[3])
         axes = _basic_slices(key, self.shape)
         if axes is None:
             return np.asarray(self)[key]
@@ -116,15 +116,13 @@ class DeviceMap:
         )
         return part
 
-    def _at(self, view: int, rows: np.ndarray, columns: np.ndarray, channel: Any) -> np.ndarray:
-        """(n,) or (n, 3): pixels of a view."""
-        height, width = self.shape[1:3]
-        rows, columns = (np.asarray(each, np.int64).reshape(-1) for each in (rows, columns))
-        rows = np.where(rows < 0, rows + height, rows)
-        columns = np.where(columns < 0, columns + width, columns)
-        check_indices(rows, height, "rows")
-        check_indices(columns, width, "columns")
-        index = (view % len(self) * height + rows) * width + columns
+    def _at(self, pixels: Sequence[np.ndarray], channel: Any) -> np.ndarray:
+        """(n,) or (n, 3): pixels by their views, rows and columns."""
+        index = np.zeros(1, np.int64)
+        for each, size in zip(pixels, self.shape, strict=False):
+            place = np.where(each < 0, each + size, each).astype(np.int64)
+            check_indices(place, size, "pixels")
+            index = index * size + place
 
         def run() -> Any:
             pixels = self._memory.empty((len(index), self._channels), "FLOAT", "pixels of maps")
@@ -164,19 +162,20 @@ class DeviceConfidence(DeviceMap):
         return DeviceConfidence(self.device, self._memory.guarded(run), self.uploads)
 
 
-def _pixels(key: Any, shape: Sequence[int]) -> tuple[int, np.ndarray, np.ndarray, Any] | None:
-    """(view, rows, columns, channel or all) of a key that picks pixels of a view; else None."""
-    if not isinstance(key, tuple) or len(key) not in (3, len(shape)) or not _is_integer(key[0]):
+def _pixels(key: Any, shape: Sequence[int]) -> tuple | None:
+    """(views, rows, columns, channel or all) of a key that lists pixels; else None."""
+    if not isinstance(key, tuple) or len(key) not in (3, len(shape)):
         return None
-    rows, columns = key[1:3]
-    arrays = all(
+    view, rows, columns, channel = (*key, slice(None))[:4]
+    arrays = [rows, columns] if _is_integer(view) else [view, rows, columns]
+    listed = all(
         isinstance(each, np.ndarray) and each.ndim == 1 and each.dtype.kind == "i"
-        for each in (rows, columns)
+        for each in arrays
     )
-    if not arrays or len(rows) != len(columns) or not -shape[0] <= key[0] < shape[0]:
+    if not listed or len({len(each) for each in arrays}) > 1:
         return None
-    channel = key[3] if len(key) > 3 else slice(None)
-    return (int(key[0]), rows, columns, channel) if _is_integer(channel) or len(key) < 4 else None
+    whole = len(key) == 3 or _is_integer(channel)
+    return (np.asarray(view), rows, columns, channel) if whole else None
 
 
 def _is_integer(part: Any) -> bool:

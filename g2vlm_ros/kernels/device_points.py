@@ -124,6 +124,47 @@ class DevicePoints(DeviceMap):
             index[0] = view_indices(views, len(self))
         return self.taken(index)
 
+    def resized(self, rows: int, columns: int) -> DevicePoints:
+        """The same as `picked`, on the device."""
+        index = self._nearest(rows, columns)
+        return self._moved(lambda: self.take(index))
+
+    def uneven(self, edge_step: float) -> np.ndarray:
+        """bool (N, H, W), on the host: pixels that are not valid (`packing.valid_points`), and
+        those beside them."""
+        size = int(np.prod(self.shape[:3]))
+
+        def run() -> np.ndarray:
+            bits = self._memory.empty((-(-size // 8),), "UINT8", "depth edges")
+            step = np.float32(edge_step)
+            self.device.launch("uneven_bits", bits.size, self.array, *self._size, step, bits)
+            return self._memory.download([bits])[0]
+
+        bits = np.unpackbits(self._memory.guarded(run), count=size)
+        return bits.view(np.bool_).reshape(self.shape[:3])
+
+    def warped(
+        self, target: int, source_from_target: np.ndarray, camera: np.ndarray, grey: np.ndarray
+    ) -> np.ndarray:
+        """`window_adjustment.warp_image`"""
+
+        def run() -> np.ndarray:
+            upload, size = self._memory.upload, np.int64((target, *self.shape[1:3]))
+            image = self._memory.empty(grey.shape, "UINT8", "warped images")
+            self.device.launch(
+                "warp_image",
+                image.size,
+                self.array,
+                *size,
+                upload(source_from_target, "FLOAT", "pose of a view"),
+                upload(camera, "FLOAT", "pinhole of a view"),
+                self.uploads.on_device(grey),
+                image,
+            )
+            return self._memory.download([image])[0]
+
+        return self._memory.guarded(run)
+
     def multi_view_confidence(
         self,
         j_from_i: np.ndarray,

@@ -38,12 +38,13 @@ ON_BOTH bool is_step(float depth, float beside, float relative_step)
 
 ON_BOTH bool is_finite(float value) { return value - value == 0.0f; }
 
+constexpr float TO_WHOLE = 12582912.0f;  // 1.5 * 2**23: what is added to it loses its fraction
+
 // e to a power of -80 to 80, to 2 units of the last place; without branches, so that compilers
 // make vector instructions of loops with it (Cephes, expf).
 ON_BOTH float exponential_of(float power)
 {
-    constexpr float WHOLE = 12582912.0f;  // 1.5 * 2**23: what is added to it loses its fraction
-    const float whole = (power * 1.44269504f + WHOLE) - WHOLE;
+    const float whole = (power * 1.44269504f + TO_WHOLE) - TO_WHOLE;
     const float rest = (power - whole * 0.693359375f) + whole * 2.12194440e-4f;
     float series = 1.9875691500e-4f;
     series = series * rest + 1.3981999507e-3f;
@@ -145,6 +146,49 @@ ON_BOTH PackedPoint packed_point(const float* place, const uint8_t* colour, floa
 {
     const uint32_t rgb = uint32_t(colour[0]) << 16 | uint32_t(colour[1]) << 8 | colour[2];
     return {place[0], place[1], place[2], rgb, confidence};
+}
+
+// --- Views warped into each other (window_adjustment.cpp) ---------------------------------------
+
+// Where a camera sees a point: pixels, far outside for one behind it, and the depth.
+struct SeenAt {
+    float x, y, depth;
+};
+
+ON_BOTH SeenAt seen_at(const float* point, const float* affine, Pinhole lens)
+{
+    constexpr float OUTSIDE = -1000;
+    float moved[3];
+    transform(affine, point, moved);
+    const float near = 1 / moved[2];
+    const float x = lens.fx * moved[0] * near + lens.cx;
+    const float y = lens.fy * moved[1] * near + lens.cy;
+    const bool ahead = (moved[2] > 0) & is_finite(x) & is_finite(y);
+    return {ahead ? x : OUTSIDE, ahead ? y : OUTSIDE, moved[2]};
+}
+
+ON_BOTH float mixed(float before, float after, float share)
+{
+    return before + (after - before) * share;
+}
+
+// An image (height, width) at a place between its pixels, linearly; outside it is 0.
+ON_BOTH uint8_t grey_at(const uint8_t* image, int64_t height, int64_t width, float x, float y)
+{
+    const float left = floorf(x), top = floorf(y);
+    if (!(left >= -1 && top >= -1 && left < float(width) && top < float(height))) {
+        return 0;
+    }
+    const int64_t u = int64_t(left), v = int64_t(top);
+    const bool has_left = u >= 0, has_right = u + 1 < width;
+    float lines[2] = {};
+    for (int k = 0; k < 2; ++k) {
+        if (v + k >= 0 && v + k < height) {
+            const uint8_t* line = image + (v + k) * width + u;
+            lines[k] = mixed(has_left ? line[0] : 0.0f, has_right ? line[1] : 0.0f, x - left);
+        }
+    }
+    return uint8_t((mixed(lines[0], lines[1], y - top) + TO_WHOLE) - TO_WHOLE);
 }
 
 // --- Agreement of views (confidence.cpp) -------------------------------------------------------
@@ -292,9 +336,4 @@ ON_BOTH GridPlace grid_place(int64_t pixel, int64_t pixels, int64_t cells)
     const float x = (pixel + 0.5f) * float(cells) / float(pixels) - 0.5f, first = floorf(x);
     const int64_t before = between<int64_t>(int64_t(first), 0, cells - 1);
     return {before, between<int64_t>(int64_t(first) + 1, 0, cells - 1), x - first};
-}
-
-ON_BOTH float mixed(float before, float after, float share)
-{
-    return before + (after - before) * share;
 }

@@ -5,7 +5,8 @@
 
 #include "pixel.cuh"
 
-constexpr float RELATIVE_SLACK = 0.05f;  // of its depth, by which a surface must lie behind a voxel
+// Of a voxel's depth, by which a surface must lie behind it.
+constexpr float RELATIVE_SLACK = 0.05f;
 constexpr int TILES_AROUND = 3;
 
 // A depth in map units, 0 where it proves nothing.

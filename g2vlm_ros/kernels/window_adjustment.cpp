@@ -416,23 +416,28 @@ KERNEL double surface_equations(
     return spread;
 }
 
-// Where the source sees the points float32 (height, width, 3) of a target: pixels float32
-// (height, width, 2), far outside where they lie behind it, and depth float32 (height, width).
-KERNEL void warp_view(
-    const float* points, int64_t pixels, const float* source_from_target, const float* camera,
+// Where a source sees points (count, 3) of a target: place (count, 2) in pixels, and depth.
+KERNEL void see_points(
+    const float* points, int64_t count, const float* source_from_target, const float* camera,
     float* place, float* depth)
 {
-    constexpr float OUTSIDE = -1000;
-    const Pinhole pinhole = {camera[0], camera[1], camera[2], camera[3]};
-    for (int64_t i = 0; i < pixels; ++i) {
-        float moved[3];
-        transform(source_from_target, points + 3 * i, moved);
-        const float near = 1 / moved[2];
-        const float x = pinhole.fx * moved[0] * near + pinhole.cx;
-        const float y = pinhole.fy * moved[1] * near + pinhole.cy;
-        const bool ahead = (moved[2] > 0) & is_finite(x) & is_finite(y);
-        place[2 * i] = ahead ? x : OUTSIDE;
-        place[2 * i + 1] = ahead ? y : OUTSIDE;
-        depth[i] = moved[2];
+    const Pinhole lens = {camera[0], camera[1], camera[2], camera[3]};
+    for (int64_t i = 0; i < count; ++i) {
+        const SeenAt seen = seen_at(points + 3 * i, source_from_target, lens);
+        place[2 * i] = seen.x;
+        place[2 * i + 1] = seen.y;
+        depth[i] = seen.depth;
+    }
+}
+
+// The source's image grey (height, width) as the target with points (height, width, 3) sees it.
+KERNEL void warp_image(
+    const float* points, int64_t height, int64_t width, const float* source_from_target,
+    const float* camera, const uint8_t* grey, uint8_t* out)
+{
+    const Pinhole lens = {camera[0], camera[1], camera[2], camera[3]};
+    for (int64_t i = 0; i < height * width; ++i) {
+        const SeenAt seen = seen_at(points + 3 * i, source_from_target, lens);
+        out[i] = grey_at(grey, height, width, seen.x, seen.y);
     }
 }

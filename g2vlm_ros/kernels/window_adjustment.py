@@ -21,6 +21,7 @@ from g2vlm_ros.kernels.checks import (
     positive,
     shape_of,
 )
+from g2vlm_ros.kernels.device_points import DevicePoints
 
 CORNERS = 4
 MOTION = 6
@@ -147,22 +148,47 @@ def surface_equations(
     )
 
 
-def warp_view(
+def see_points(
     points: np.ndarray, source_from_target: np.ndarray, camera: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Where a source sees points float32 (h, w, 3) of a target: pixels float32 (h, w, 2), far
-    outside for points behind it, and depth float32 (h, w).
+    """Where a source sees points float32 (n, 3) of a target: pixels float32 (n, 2), far outside
+    for points behind it, and depth float32 (n,).
 
     source_from_target float32 (3, 4); camera float32 (4,): fx, fy, cx, cy of the source.
     """
-    height, width, _ = shape_of(points, "points", (None, None, 3))
-    points = input_array(points, "points", np.float32, (height, width, 3))
-    source_from_target = input_array(source_from_target, "source_from_target", np.float32, (3, 4))
-    camera = input_array(camera, "camera", np.float32, (4,))
-    place = np.empty((height, width, 2), np.float32)
-    depth = np.empty((height, width), np.float32)
-    call("warp_view", None, points, i64(height * width), source_from_target, camera, place, depth)
+    count, _ = shape_of(points, "points", (None, 3))
+    points = input_array(points, "points", np.float32, (count, 3))
+    place, depth = np.empty((count, 2), np.float32), np.empty(count, np.float32)
+    call("see_points", None, points, i64(count), *_view(source_from_target, camera), place, depth)
     return place, depth
+
+
+def warp_image(
+    points: np.ndarray | DevicePoints,
+    target: int,
+    source_from_target: np.ndarray,
+    camera: np.ndarray,
+    grey: np.ndarray,
+) -> np.ndarray:
+    """uint8 (h, w): a source's image grey uint8 (h, w) as one of the views with points (N, h, w,
+    3) sees it, linear between pixels, 0 outside. The others as for `see_points`."""
+    views, height, width, _ = shape_of(points, "points", (None, None, None, 3))
+    check_indices(np.array([target]), views, "target")
+    grey = input_array(grey, "grey", np.uint8, (height, width))
+    view = _view(source_from_target, camera)
+    if isinstance(points, DevicePoints):
+        return points.warped(target, *view, grey)
+    out = np.empty((height, width), np.uint8)
+    points = input_array(points[target], "points", np.float32, (height, width, 3))
+    call("warp_image", None, points, i64(height), i64(width), *view, grey, out)
+    return out
+
+
+def _view(source_from_target: np.ndarray, camera: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    return (
+        input_array(source_from_target, "source_from_target", np.float32, (3, 4)),
+        input_array(camera, "camera", np.float32, (4,)),
+    )
 
 
 def _window(relative: np.ndarray, log_depth: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

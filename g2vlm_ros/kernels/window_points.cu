@@ -123,6 +123,42 @@ DEVICE_KERNEL distrust(
     }
 }
 
+// Pixels of points (views, height, width, 3) that are not valid, and those beside them: as bits,
+// the first pixel's the highest of the first byte.
+DEVICE_KERNEL uneven_bits(
+    const float* points, int64_t views, int64_t height, int64_t width, float edge_step,
+    uint8_t* bits)
+{
+    const int64_t count = views * height * width;
+    FOR_EACH(i, (count + 7) / 8) {
+        int byte = 0;
+        for (int64_t at = 8 * i; at < least(8 * i + 8, count); ++at) {
+            const float* view = points + 3 * (at / (height * width) * height * width);
+            const int64_t u = at % width, v = at / width % height;
+            bool even = true;
+            for (int64_t y = most<int64_t>(v - 1, 0); y <= least(v + 1, height - 1); ++y) {
+                for (int64_t x = most<int64_t>(u - 1, 0); x <= least(u + 1, width - 1); ++x) {
+                    even = even && is_valid(view, x, y, width, height, edge_step);
+                }
+            }
+            byte |= even ? 0 : 128 >> (at - 8 * i);
+        }
+        bits[i] = uint8_t(byte);
+    }
+}
+
+// As the kernel of window_adjustment.cpp, of one of the views with points.
+DEVICE_KERNEL warp_image(
+    const float* points, int64_t target, int64_t height, int64_t width, const float* affine,
+    const float* camera, const uint8_t* grey, uint8_t* out)
+{
+    FOR_EACH(i, height * width) {
+        const Pinhole lens = {camera[0], camera[1], camera[2], camera[3]};
+        const SeenAt seen = seen_at(points + 3 * (target * height * width + i), affine, lens);
+        out[i] = grey_at(grey, height, width, seen.x, seen.y);
+    }
+}
+
 // points of views whose pinholes (views, 4) are known, moved onto their pixels' rays.
 DEVICE_KERNEL set_rays(
     const float* points, const float* pinholes, int64_t views, int64_t height, int64_t width,

@@ -18,8 +18,9 @@ import numpy as np
 from g2vlm_ros.geometry.camera import unproject
 from g2vlm_ros.geometry.confidence import EDGE_STEP
 from g2vlm_ros.kernels.agreement import pick_points
+from g2vlm_ros.kernels.device_points import DevicePoints
 from g2vlm_ros.kernels.packing import valid_points
-from g2vlm_ros.kernels.window_adjustment import warp_view
+from g2vlm_ros.kernels.window_adjustment import see_points, warp_image
 from g2vlm_ros.mapping.ignored_pixels import resized_mask
 from g2vlm_ros.mapping.view_images import Flow, ViewImage
 from g2vlm_ros.records import Reconstruction
@@ -90,10 +91,8 @@ class TrackedViews:
         """Columns, rows."""
         self.cameras = [camera and camera.resized(*self.size) for camera in result.intrinsics]
         self.points_u = reduced(result.local_points_u, self.size)
-        """float32 (N, rows, columns, 3), optical frames."""
-        kernel = np.ones((3, 3), np.uint8)
-        smooth = valid_points(self.points_u, EDGE_STEP)
-        self.edges = np.stack([cv2.dilate((~view).view(np.uint8), kernel) for view in smooth])
+        """float32 (N, rows, columns, 3), optical frames; on a device where the window's are."""
+        self.edges = _edges(self.points_u)
         """uint8 (N, rows, columns): 1 at and beside depth edges, and at ignored pixels."""
         self.ignored: np.ndarray | None = None
         """bool (N, rows, columns): pixels of what moves, or None."""
@@ -131,10 +130,24 @@ class TrackedViews:
         """An image's values at the nearest of its pixels to (n, 2)."""
         return images[self.places(pixels)]
 
+    def depths_at(self, view: int, pixels: np.ndarray) -> np.ndarray:
+        """float32 (n,): a view's depths at the nearest of its pixels to (n, 2)."""
+        return self.points_u[(view, *self.places(pixels), 2)]
 
-def reduced(points: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+
+def reduced(points: np.ndarray | DevicePoints, size: tuple[int, int]) -> np.ndarray | DevicePoints:
     """Those of point maps (N, h, w, 3) nearest to the pixels of a size (columns, rows)."""
+    if isinstance(points, DevicePoints):
+        return points.resized(size[1], size[0])
     return pick_points(points, size[1], size[0])
+
+
+def _edges(points: np.ndarray | DevicePoints) -> np.ndarray:
+    """uint8 (N, h, w): 1 at and beside depth edges of point maps (N, h, w, 3)."""
+    if isinstance(points, DevicePoints):
+        return points.uneven(EDGE_STEP).view(np.uint8)
+    kernel, smooth = np.ones((3, 3), np.uint8), valid_points(points, EDGE_STEP)
+    return np.stack([cv2.dilate((~view).view(np.uint8), kernel) for view in smooth])
 
 
 def follow_corners(views: TrackedViews, poses: np.ndarray, afresh: bool = False) -> Tracks | None:
@@ -171,7 +184,7 @@ def _follow(
         if len(ends) < MIN_TRACKS:
             return None
     camera = views.cameras[target]
-    depth = views.at(views.points_u[source, ..., 2], begins).astype(np.float64)
+    depth = views.depths_at(source, begins).astype(np.float64)
     focal, centre = (camera.fx_px, camera.fy_px), (camera.cx_px, camera.cy_px)
     return (
         np.full(len(ends), source),
@@ -192,17 +205,17 @@ def _search(views: TrackedViews, poses: np.ndarray, source: int, target: int) ->
     source_from_target = (np.linalg.inv(poses[source]) @ poses[target])[:3].astype(np.float32)
     camera = views.cameras[source]
     pinhole = np.array([camera.fx_px, camera.fy_px, camera.cx_px, camera.cy_px], np.float32)
-    warp, depths = warp_view(views.points_u[target], source_from_target, pinhole)
-    places = views.places(starts)
-    begins, depth = warp[places], depths[places]
-    surface = views.at(views.points_u[source, ..., 2], begins)
+    points = views.points_u[(target, *views.places(starts))]
+    begins, depth = see_points(points, source_from_target, pinhole)
+    surface = views.depths_at(source, begins)
     near = np.abs(np.log(np.maximum(depth, 1e-9) / surface)) < MAX_DEPTH_OFF
-    starts = starts[views.inside(begins) & near]
+    near &= views.inside(begins)
+    starts, begins = starts[near], begins[near]
     if len(starts) < MIN_TRACKS:
         return None
-    warped = cv2.remap(views.images[source].grey, warp, None, cv2.INTER_LINEAR)
+    grey = views.images[source].grey
+    warped = warp_image(views.points_u, target, source_from_target, pinhole, grey)
     ends, sound = _flow(warped, views.images[target].grey, starts)
-    begins = cv2.remap(warp, starts[None], None, cv2.INTER_LINEAR)[0]
     sound &= views.inside(begins) & views.inside(ends)
     return (begins[sound], ends[sound]) if sound.sum() >= MIN_TRACKS else None
 

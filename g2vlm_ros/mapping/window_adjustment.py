@@ -209,7 +209,7 @@ class _Surfaces:
         step = max(1, views.size[0] // SURFACE_PX)
         size = tuple(n // step for n in views.size)
         cameras = [camera and camera.resized(*size) for camera in views.cameras]
-        depth = reduced(views.points_u, size)
+        points = reduced(views.points_u, size)
         edges = np.stack([cv2.resize(each, size, interpolation=cv2.INTER_NEAREST)
                           for each in views.edges])  # fmt: skip
         column, row = _grid(size)
@@ -227,9 +227,9 @@ class _Surfaces:
         self._source, self._target, at = (
             np.concatenate(none + each) for each in (source, target, at)
         )
-        self._points = depth[self._source, row[at], column[at]].astype(np.float64)
+        self._points = points[self._source, row[at], column[at]].astype(np.float64)
         self._knots = knot_weights(np.stack([column[at], row[at]], 1).astype(np.float64), size)
-        self._maps = np.stack([_slopes(p[..., 2], e) for p, e in zip(depth, edges, strict=True)])
+        self._maps = np.stack([_slopes(p, e) for p, e in zip(points[..., 2], edges, strict=True)])
         self._cameras = np.array(
             [(c.fx_px, c.fy_px, c.cx_px, c.cy_px) if c else (1, 1, 0, 0) for c in cameras],
             np.float64,
