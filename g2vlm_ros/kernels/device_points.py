@@ -23,7 +23,7 @@ from g2vlm_ros.kernels.checks import (
     view_indices,
 )
 from g2vlm_ros.kernels.device_maps import DeviceConfidence, DeviceMap
-from g2vlm_ros.kernels.records import CELL, SIGHTING
+from g2vlm_ros.kernels.records import CELL, NORMAL, ROW_LINES, SIGHTING
 
 MAX_BITS = 26
 """Of a hash table of cells: no more than a GPU has memory for (5 GiB)."""
@@ -195,6 +195,24 @@ class DevicePoints(DeviceMap):
 
         return DeviceConfidence(self.device, self._memory.guarded(run), self.uploads)
 
+    def lines_of_rows(self, step: int) -> np.ndarray:
+        """ROW_LINES (N, rows), on the host: what `pinholes.pinholes_of_points` takes."""
+        grid, sizes = (len(self), -(-self.shape[1] // step)), np.int64((*self.shape[1:3], step))
+        sizes = np.int64(len(self)), *sizes
+        return self._records("lines_of_rows", "rows of cameras", ROW_LINES, grid, lambda: sizes)
+
+    def normals(self, poses: np.ndarray, reach: int, step: int, max_bend: float) -> np.ndarray:
+        """NORMAL (N, rows, columns), on the host: what `surfaces.surfaces` takes."""
+        views, height, width, _ = self.shape
+        grid = views, *(len(range(reach, n - reach, step)) for n in (height, width))
+        sizes = np.int64((*grid, height, width, reach, step))
+
+        def arguments() -> tuple:
+            there = self._memory.upload(poses, "FLOAT", "poses of views")
+            return there, *sizes, np.float64(max_bend)
+
+        return self._records("surface_normals", "normals", NORMAL, grid, arguments)
+
     def seen_grid(self, poses: np.ndarray, pinholes: np.ndarray, step: int) -> np.ndarray:
         """`agreement.see_grid`, on the host."""
         views, height, width, _ = self.shape
@@ -202,19 +220,27 @@ class DevicePoints(DeviceMap):
         pinholes = input_array(pinholes, "pinholes", np.float32, (views, 4))
         grid = (views, views, -(-height // positive(step, "step")), -(-width // step))
 
+        def arguments() -> tuple:
+            upload = self._memory.upload
+            there = upload(poses, "FLOAT", "poses of views"), upload(pinholes, "FLOAT", "pinholes")
+            return *there, *np.int64((views, height, width, step))
+
+        return self._records("see_grid", "sightings", SIGHTING, grid, arguments)
+
+    def _records(
+        self,
+        kernel: str,
+        what: str,
+        kind: np.dtype,
+        grid: Sequence[int],
+        arguments: Callable[[], tuple],
+    ) -> np.ndarray:
+        """What a thread of a kernel writes for each place of a grid, on the host."""
+
         def run() -> np.ndarray:
-            memory = self._memory
-            sightings = memory.empty((*grid, SIGHTING.itemsize), "UINT8", "sightings")
-            self.device.launch(
-                "see_grid",
-                int(np.prod(grid)),
-                self.array,
-                memory.upload(poses, "FLOAT", "poses of views"),
-                memory.upload(pinholes, "FLOAT", "pinholes"),
-                *np.int64((views, height, width, step)),
-                sightings,
-            )
-            return memory.download([sightings])[0].reshape(-1).view(SIGHTING).reshape(grid)
+            out = self._memory.empty((*grid, kind.itemsize), "UINT8", what)
+            self.device.launch(kernel, int(np.prod(grid)), self.array, *arguments(), out)
+            return self._memory.download([out])[0].reshape(-1).view(kind).reshape(grid)
 
         return self._memory.guarded(run)
 

@@ -2,46 +2,48 @@
 // The pinhole cameras that explain point maps best.
 #include "kernel.h"
 
-// Sums of the least-squares line y = slope x + offset over finite x.
-struct Line {
-    double n = 0, x = 0, y = 0, xx = 0, xy = 0;
+static void add_to(Line& total, const Line& row)
+{
+    total.n += row.n;
+    total.x += row.x;
+    total.y += row.y;
+    total.xx += row.xx;
+    total.xy += row.xy;
+}
 
-    void add(double px, double py)
-    {
-        if (px - px == 0) {
-            ++n;
-            x += px;
-            y += py;
-            xx += px * px;
-            xy += px * py;
+static void solve(const Line& line, double* slope, double* offset)
+{
+    *slope = (line.xy - line.x * line.y / line.n) / (line.xx - line.x * line.x / line.n);
+    *offset = (line.y - *slope * line.x) / line.n;
+}
+
+// What every step-th row of points (views, height, width, 3) says of their cameras, by every
+// step-th of its points -> lines (views, rows).
+KERNEL void lines_of_rows(
+    const float* points, int64_t views, int64_t height, int64_t width, int64_t step,
+    RowLines* lines)
+{
+    for (int64_t i = 0; i < views; ++i) {
+        for (int64_t v = 0; v < height; v += step) {
+            *lines++ = RowLines(points + 3 * (i * height + v) * width, v, width, step);
         }
     }
+}
 
-    void solve(double* slope, double* offset) const
-    {
-        *slope = (xy - x * y / n) / (xx - x * x / n);
-        *offset = (y - *slope * x) / n;
-    }
-};
-
-// u = fx x/z + cx and v = fy y/z + cy by least squares over every step-th pixel of points (views,
-// height, width, 3) -> pinholes (views, 4) of fx, fy, cx, cy; not finite where no camera fits.
-KERNEL void pinholes_of_points(
-    const float* points, int64_t views, int64_t height, int64_t width, int64_t step,
-    double* pinholes)
+// The cameras by least squares -> pinholes (views, 4) of fx, fy, cx, cy; not finite where none
+// fits.
+KERNEL void pinholes_of_lines(
+    const RowLines* lines, int64_t views, int64_t rows, double* pinholes)
 {
     for (int64_t i = 0; i < views; ++i) {
         Line across, down;
-        for (int64_t v = 0; v < height; v += step) {
-            for (int64_t u = 0; u < width; u += step) {
-                const float* p = points + 3 * ((i * height + v) * width + u);
-                across.add(p[0] / double(p[2]), double(u));
-                down.add(p[1] / double(p[2]), double(v));
-            }
+        for (int64_t row = 0; row < rows; ++row, ++lines) {
+            add_to(across, lines->across);
+            add_to(down, lines->down);
         }
         double* camera = pinholes + 4 * i;
-        across.solve(camera, camera + 2);
-        down.solve(camera + 1, camera + 3);
+        solve(across, camera, camera + 2);
+        solve(down, camera + 1, camera + 3);
     }
 }
 

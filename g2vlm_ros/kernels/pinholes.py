@@ -7,26 +7,23 @@ import numpy as np
 
 from g2vlm_ros.kernels.checks import call, i64, input_array, positive, shape_of
 from g2vlm_ros.kernels.device_points import DevicePoints
+from g2vlm_ros.kernels.records import ROW_LINES
 
 
 def pinholes_of_points(points: np.ndarray | DevicePoints, step: int) -> np.ndarray:
     """float64 (N, 4): fx, fy, cx, cy by least squares of points (N, H, W, 3); not finite where
     no camera explains them."""
-    if isinstance(points, DevicePoints):
-        return step * pinholes_of_points(points[:, ::step, ::step], 1)
     views, height, width, _ = shape_of(points, "points", (None, None, None, 3))
-    points = input_array(points, "points", np.float32, (views, height, width, 3))
+    rows = -(-height // positive(step, "step"))
+    if isinstance(points, DevicePoints):
+        lines = points.lines_of_rows(step)
+    else:
+        points = input_array(points, "points", np.float32, (views, height, width, 3))
+        lines = np.empty((views, rows), ROW_LINES)
+        size = i64(views), i64(height), i64(width)
+        call("lines_of_rows", None, points, *size, i64(step), lines)
     pinholes = np.empty((views, 4))
-    call(
-        "pinholes_of_points",
-        None,
-        points,
-        i64(views),
-        i64(height),
-        i64(width),
-        i64(positive(step, "step")),
-        pinholes,
-    )
+    call("pinholes_of_lines", None, lines, i64(views), i64(rows), pinholes)
     return pinholes
 
 

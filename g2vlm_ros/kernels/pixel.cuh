@@ -16,6 +16,7 @@ typedef int int32_t;
 typedef unsigned int uint32_t;
 typedef long long int64_t;
 typedef unsigned long long uint64_t;
+#define NAN __int_as_float(0x7fffffff)
 #else
 #include <cmath>
 #include <cstdint>
@@ -103,6 +104,66 @@ ON_BOTH void set_ray(float* point, float u, float v, Pinhole lens)
 {
     point[0] = (u - lens.cx) / lens.fx * point[2];
     point[1] = (v - lens.cy) / lens.fy * point[2];
+}
+
+// Sums of the least-squares line y = slope x + offset over finite x.
+struct Line {
+    double n = 0, x = 0, y = 0, xx = 0, xy = 0;
+
+    ON_BOTH void add(double px, double py)
+    {
+        if (px - px == 0) {
+            n += 1;
+            x += px;
+            y += py;
+            xx += px * px;
+            xy += px * py;
+        }
+    }
+};
+
+// What a row of points says of a camera: u = fx x/z + cx, v = fy y/z + cy.
+struct RowLines {
+    Line across, down;
+
+    // Every step-th of a row's points (width, 3).
+    ON_BOTH RowLines(const float* row, int64_t v, int64_t width, int64_t step)
+    {
+        for (int64_t u = 0; u < width; u += step) {
+            const float* p = row + 3 * u;
+            across.add(p[0] / double(p[2]), double(u));
+            down.add(p[1] / double(p[2]), double(v));
+        }
+    }
+};
+
+// The unit normal of a surface by the point p of a pixel and those left, right, above and below of
+// it, in the frame of a pose (4, 4); NaN where depth bends by max_bend of itself or more.
+ON_BOTH void surface_normal(
+    const float* p, const float* left, const float* right, const float* above, const float* below,
+    const float* pose, double max_bend, double* out)
+{
+    const double depth = p[2];
+    const double bend_x = double(left[2]) + right[2] - 2 * depth;
+    const double bend_y = double(above[2]) + below[2] - 2 * depth;
+    const double limit = max_bend * depth;
+    const bool smooth = fabs(bend_x) < limit && fabs(bend_y) < limit;
+    double upright[3], level[3], normal[3];
+    for (int axis = 0; axis < 3; ++axis) {
+        upright[axis] = double(below[axis]) - above[axis];
+        level[axis] = double(right[axis]) - left[axis];
+    }
+    for (int axis = 0; axis < 3; ++axis) {
+        const int next = (axis + 1) % 3, last = (axis + 2) % 3;
+        normal[axis] = upright[next] * level[last] - upright[last] * level[next];
+    }
+    const double length =
+        sqrt(normal[0] * normal[0] + normal[1] * normal[1] + normal[2] * normal[2]);
+    for (int axis = 0; axis < 3; ++axis) {
+        const float* turn = pose + 4 * axis;
+        const double turned = turn[0] * normal[0] + turn[1] * normal[1] + turn[2] * normal[2];
+        out[axis] = smooth && length > 0 ? turned / length : double(NAN);
+    }
 }
 
 // A point of a PointCloud2 message, with colour as 0x00RRGGBB.

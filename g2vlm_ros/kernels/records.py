@@ -37,3 +37,9 @@ MAX_COUNT = 1000
 
 SIGHTING = np.dtype([("depth", "<f8"), ("surface", "<f4"), ("pixel", "<i4")])
 """A point as another view sees it: its depth there, that of the surface, the pixel or -1."""
+
+ROW_LINES = np.dtype([("across", "<f8", 5), ("down", "<f8", 5)])
+"""Sums of what a row of points says of its camera (RowLines of pixel.cuh)."""
+
+NORMAL = np.dtype([("normal", "<f8", 3)])
+"""Of a smooth surface at a pixel, in the window's frame; NaN where there is none."""

@@ -7,52 +7,54 @@
 
 #include "small_matrix.h"
 
-// Points of pixels (views, rows, columns) of point maps, and of those `reach` pixels beside them:
-// in one array or in five, of which the strides from view to view, row to row and column to column
-// are the same, in floats. Pixel (row, column) is (reach + step * row, reach + step * column) of a
-// map (height, width). poses (views, 4, 4) window_from_camera. A normal spans the pixels beside
-// one, where depth bends by less than max_bend of itself.
-// Out, in the frame of the window: places (n, 3), unit normals (n, 3) and
-// blocks (n), which of side x side patches of which view they are of. Returns n.
+// Pixel (row, column) of a grid (rows, columns) is (reach + step * row, reach + step * column) of
+// a view. Its normal spans the pixels `reach` beside it, and is in the window's frame by poses
+// (views, 4, 4) window_from_camera. points (views, height, width, 3) -> normals (views, rows,
+// columns, 3), NaN where depth bends by max_bend of itself or more.
+KERNEL void surface_normals(
+    const float* points, const float* poses, int64_t views, int64_t rows, int64_t columns,
+    int64_t height, int64_t width, int64_t reach, int64_t step, double max_bend, double* normals)
+{
+    for (int64_t i = 0; i < views; ++i) {
+        for (int64_t row = 0; row < rows; ++row) {
+            const int64_t v = reach + step * row;
+            const float* line = points + 3 * (i * height + v) * width;
+            for (int64_t column = 0; column < columns; ++column, normals += 3) {
+                const float* p = line + 3 * (reach + step * column);
+                const int64_t beside = 3 * reach, across = 3 * reach * width;
+                surface_normal(p, p - beside, p + beside, p - across, p + across, poses + 16 * i,
+                               max_bend, normals);
+            }
+        }
+    }
+}
+
+// The surfaces of such a grid with points middle (views, rows, columns) apart by `strides` floats,
+// in the frame of the window: places (n, 3), unit normals (n, 3) and blocks (n), which of side x
+// side patches of which view (height, width) they are of. Returns n.
 KERNEL int64_t surfaces(
-    const float* middle, const float* left, const float* right, const float* above,
-    const float* below, const int64_t* strides, const float* poses, int64_t views, int64_t rows,
-    int64_t columns, int64_t height, int64_t width, int64_t reach, int64_t step, double max_bend,
-    int64_t side, double* places, double* normals, int64_t* blocks)
+    const float* middle, const int64_t* strides, const double* of_pixels, const float* poses,
+    int64_t views, int64_t rows, int64_t columns, int64_t height, int64_t width, int64_t reach,
+    int64_t step, int64_t side, double* places, double* normals, int64_t* blocks)
 {
     int64_t n = 0;
     for (int64_t i = 0; i < views; ++i) {
         const float* pose = poses + 16 * i;
         for (int64_t row = 0; row < rows; ++row) {
-            for (int64_t column = 0; column < columns; ++column) {
+            for (int64_t column = 0; column < columns; ++column, of_pixels += 3) {
+                if (std::isnan(of_pixels[0])) {
+                    continue;
+                }
                 const int64_t at = i * strides[0] + row * strides[1] + column * strides[2];
                 const int64_t v = reach + step * row, u = reach + step * column;
-                const float *p = middle + at, *l = left + at, *r = right + at;
-                const float *a = above + at, *b = below + at;
+                const float* p = middle + at;
                 const double depth = p[2];
-                const double bend_x = double(l[2]) + r[2] - 2 * depth;
-                const double bend_y = double(a[2]) + b[2] - 2 * depth;
-                const double limit = max_bend * depth;
-                if (!(std::fabs(bend_x) < limit && std::fabs(bend_y) < limit)) {
-                    continue;
-                }
-                double upright[3], level[3], normal[3];
-                for (int axis = 0; axis < 3; ++axis) {
-                    upright[axis] = double(b[axis]) - a[axis];
-                    level[axis] = double(r[axis]) - l[axis];
-                }
-                cross(upright, level, normal);
-                const double length = std::sqrt(dot(normal, normal));
-                if (!(length > 0)) {
-                    continue;
-                }
                 for (int axis = 0; axis < 3; ++axis) {
                     const float* turn = pose + 4 * axis;
                     places[3 * n + axis] =
                         turn[0] * double(p[0]) + turn[1] * double(p[1]) + turn[2] * depth
                         + turn[3];
-                    normals[3 * n + axis] =
-                        (turn[0] * normal[0] + turn[1] * normal[1] + turn[2] * normal[2]) / length;
+                    normals[3 * n + axis] = of_pixels[axis];
                 }
                 blocks[n++] = (i * side + v * side / height) * side + u * side / width;
             }

@@ -17,6 +17,7 @@ from g2vlm_ros.kernels.checks import (
     shape_of,
 )
 from g2vlm_ros.kernels.device_points import DevicePoints
+from g2vlm_ros.kernels.records import NORMAL
 
 
 def surfaces(
@@ -39,30 +40,27 @@ def surfaces(
         points = input_array(points, "points", np.float32, (views, height, width, 3))
     poses = input_array(poses, "poses", np.float32, (views, 4, 4))
     reach, step = positive(reach, "reach"), positive(step, "step")
-    # Of an array these are views, whose first address and strides the kernel gets.
-    crosses = [
-        points[:, reach + v : height - reach + v : step, reach + u : width - reach + u : step]
-        for v, u in ((0, 0), (0, -reach), (0, reach), (-reach, 0), (reach, 0))
-    ]
-    rows, columns = crosses[0].shape[1:3]
-    room = views * rows * columns
-    strides = np.array(crosses[0].strides, np.int64) // points.dtype.itemsize
+    middle = points[:, reach : height - reach : step, reach : width - reach : step]
+    grid = middle.shape[:3]
+    sizes = [i64(n) for n in (*grid, height, width, reach, step)]
+    if isinstance(points, DevicePoints):
+        of_pixels = points.normals(poses, reach, step, max_bend)
+    else:
+        of_pixels = np.empty(grid, NORMAL)
+        call("surface_normals", None, points, poses, *sizes, f64(max_bend), of_pixels)
+    room = int(np.prod(grid))
+    # Of an array the middle is a view, whose first address and strides the kernel gets.
+    strides = np.array(middle.strides, np.int64) // points.dtype.itemsize
     places, normals = np.empty((room, 3)), np.empty((room, 3))
     blocks = np.empty(room, np.int64)
     size = call(
         "surfaces",
         I64,
-        *crosses,
+        middle,
         strides,
+        of_pixels,
         poses,
-        i64(views),
-        i64(rows),
-        i64(columns),
-        i64(height),
-        i64(width),
-        i64(reach),
-        i64(step),
-        f64(max_bend),
+        *sizes,
         i64(positive(side, "side")),
         places,
         normals,

@@ -286,6 +286,33 @@ DEVICE_KERNEL multi_view_confidence(
     }
 }
 
+// As the kernel of pinhole.cpp; a thread for each row.
+DEVICE_KERNEL lines_of_rows(
+    const float* points, int64_t views, int64_t height, int64_t width, int64_t step,
+    RowLines* lines)
+{
+    const int64_t rows = (height + step - 1) / step;
+    FOR_EACH(i, views * rows) {
+        const int64_t v = i % rows * step;
+        lines[i] = RowLines(points + 3 * (i / rows * height + v) * width, v, width, step);
+    }
+}
+
+// As the kernel of surfaces.cpp.
+DEVICE_KERNEL surface_normals(
+    const float* points, const float* poses, int64_t views, int64_t rows, int64_t columns,
+    int64_t height, int64_t width, int64_t reach, int64_t step, double max_bend, double* normals)
+{
+    FOR_EACH(i, views * rows * columns) {
+        const int64_t u = reach + step * (i % columns), view = i / (rows * columns);
+        const int64_t v = reach + step * (i / columns % rows);
+        const float* p = points + 3 * ((view * height + v) * width + u);
+        const int64_t beside = 3 * reach, across = 3 * reach * width;
+        surface_normal(p, p - beside, p + beside, p - across, p + across, poses + 16 * view,
+                       max_bend, normals + 3 * i);
+    }
+}
+
 // As the kernel of covisibility.cpp.
 DEVICE_KERNEL see_grid(
     const float* points, const float* poses, const float* pinholes, int64_t views, int64_t height,
