@@ -111,6 +111,18 @@ def pick_points(
     return out
 
 
+def pick_halves(
+    points: np.ndarray | DevicePoints, rows: int, columns: int, view: int
+) -> np.ndarray:
+    """float16 (rows, columns, 3): `pick_points` of one view; what is too large for a half is the
+    largest one."""
+    if isinstance(points, DevicePoints):
+        return points.halves(rows, columns, view)
+    largest = np.finfo(np.float16).max
+    picked = pick_points(points, rows, columns, [view])[0]
+    return np.clip(picked, -largest, largest).astype(np.float16)
+
+
 def fuse_points(
     points: np.ndarray | DevicePoints,
     j_from_i: np.ndarray,

@@ -124,6 +124,19 @@ class DevicePoints(DeviceMap):
             index[0] = view_indices(views, len(self))
         return self.taken(index)
 
+    def halves(self, rows: int, columns: int, view: int) -> np.ndarray:
+        """`agreement.pick_halves`"""
+        index = self._nearest(rows, columns)
+        index[0] = view_indices([view], len(self))
+
+        def run() -> np.ndarray:
+            part = self.take(index)
+            halves = self._memory.empty((2 * part.size,), "UINT8", "points of keyframes")
+            self.device.launch("halve", part.size, part, np.int64(part.size), halves)
+            return self._memory.download([halves])[0]
+
+        return self._memory.guarded(run).view(np.float16).reshape(rows, columns, 3)
+
     def resized(self, rows: int, columns: int) -> DevicePoints:
         """The same as `picked`, on the device."""
         index = self._nearest(rows, columns)

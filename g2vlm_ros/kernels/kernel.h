@@ -4,7 +4,7 @@
 // optical frame, the centre of the top-left pixel is (0, 0).
 #pragma once
 
-#include "pixel.cuh"
+#include "view_pairs.cuh"
 
 #include <cmath>
 #include <cstdint>

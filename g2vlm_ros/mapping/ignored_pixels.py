@@ -13,7 +13,7 @@ from dataclasses import replace
 import cv2
 import numpy as np
 
-from g2vlm_ros.kernels.agreement import pick_points
+from g2vlm_ros.kernels.agreement import pick_halves, pick_points
 from g2vlm_ros.kernels.checks import nearest_pixels
 from g2vlm_ros.kernels.device_maps import DeviceConfidence
 from g2vlm_ros.records import Frame, Reconstruction
@@ -56,16 +56,23 @@ class BelievedPoints:
 
     def at_size(self, size: tuple[int, int]) -> np.ndarray:
         """float32 (rows, columns, 3): those nearest to the pixels of a size (columns, rows)."""
-        columns, rows = size
-        points = pick_points(self._points, rows, columns, [self._view])[0]
+        points = pick_points(self._points, size[1], size[0], [self._view])[0]
+        return self._believed(points, self._nearest(size))
+
+    def halves_at_size(self, size: tuple[int, int]) -> np.ndarray:
+        """The same as float16, cut off at the largest of these."""
+        points = pick_halves(self._points, size[1], size[0], self._view)
+        return self._believed(points, self._nearest(size))
+
+    def _nearest(self, size: tuple[int, int]) -> tuple[np.ndarray, ...]:
         height, width = self._points.shape[1:3]
-        nearest = np.ix_(nearest_pixels(rows, height), nearest_pixels(columns, width))
-        return self._believed(points, nearest)
+        return np.ix_(nearest_pixels(size[1], height), nearest_pixels(size[0], width))
 
     def _believed(self, points: np.ndarray, pixels: tuple[np.ndarray, ...]) -> np.ndarray:
         if self._ignored is None:
             return points
-        return np.where(self._ignored[pixels][..., None], np.float32(np.nan), points)
+        nowhere = points.dtype.type(np.nan)
+        return np.where(self._ignored[pixels][..., None], nowhere, points)
 
 
 def united(parts: Sequence[Callable[[], np.ndarray | None]]) -> np.ndarray | None:

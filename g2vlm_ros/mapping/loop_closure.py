@@ -176,7 +176,7 @@ class LoopDetector:
             image = view
         jpeg = compressed(image, self._image_width_px)
         shown, camera = ViewImage(view), result.intrinsics[newest]
-        points = BelievedPoints(result, newest).at_size(shown.feature_size)
+        points = BelievedPoints(result, newest).halves_at_size(shown.feature_size)
         ignored = None if result.ignored is None else partial(_mask, result.ignored[newest])
         keyframe = Keyframe(
             mapped.window.id,

@@ -11,8 +11,6 @@ from g2vlm_ros.mapping.ignored_pixels import BelievedPoints
 from g2vlm_ros.mapping.view_images import ViewImage
 from g2vlm_ros.records import Intrinsics
 
-FARTHEST_U = float(np.finfo(np.float16).max)
-"""Points of a view that waits for its search are kept as halves: good to a thousandth."""
 RATIO = 0.8
 """A match is this much nearer than the second nearest feature."""
 DESCRIPTOR_SIZE = 128
@@ -63,9 +61,9 @@ class FeatureSearch:
     """
 
     def __init__(self, image: ViewImage, points: np.ndarray, camera: Intrinsics | None):
-        """points: float32 (rows, columns, 3) of `ViewImage.feature_size`, optical frame."""
-        point = np.clip(points, -FARTHEST_U, FARTHEST_U)
-        self._view = image.small_grey(), point.astype(np.float16), camera
+        """points: float16 (rows, columns, 3) of `ViewImage.feature_size`, optical frame: good to
+        a thousandth."""
+        self._view = image.small_grey(), points, camera
         self._features = NO_FEATURES
 
     def __call__(self) -> ViewFeatures:

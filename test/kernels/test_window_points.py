@@ -27,6 +27,7 @@ from g2vlm_ros.kernels.agreement import (
     covisibility,
     fuse_points,
     multi_view_confidence,
+    pick_halves,
     pick_points,
     scale_points,
 )
@@ -318,3 +319,33 @@ def test_free_space_is_that_of_the_host(both):
         counts.append((len(found), len(rows), edges is not None))
     assert all(np.max(counts, axis=0) > (50, 50, 0)), counts
     assert not there.copied
+
+
+@settings(deadline=None, max_examples=100)
+@given(
+    points=arrays(
+        np.float32, (1, 4, 5, 3), elements=st.floats(width=32) | st.floats(-70000, 70000, width=32)
+    )
+)
+def test_halves_are_those_of_numpy(points):
+    actual = pick_halves(on_device(points), 4, 5, 0)
+    np.testing.assert_array_equal(actual, pick_halves(points, 4, 5, 0))
+
+
+def test_pixels_are_read_by_their_places(both):
+    points, there = both
+    rng, view = np.random.default_rng(0), window()
+    cameras = view.j_from_i, view.pinholes, 4, 0.05, 0.1
+    confidence, whole = (multi_view_confidence(each, *cameras) for each in (there, points))
+    views, rows, columns = (rng.integers(-n, n, 50) for n in points.shape[:3])
+    for key in (np.s_[views, rows, columns], np.s_[2, rows, columns], np.s_[-1, rows, columns, 2]):
+        np.testing.assert_array_equal(there[key], points[key])
+        if len(key) == 3:
+            np.testing.assert_array_equal(confidence[key], whole[key])
+    np.testing.assert_array_equal(confidence[1, ::7, ::7], whole[1, ::7, ::7])
+    with pytest.raises(ValueError, match="pixels are"):
+        there[0, rows + points.shape[1], columns]
+    masks = rng.random(whole.shape) < 0.3
+    left = confidence.without(masks)
+    assert not there.copied and not confidence.copied
+    np.testing.assert_array_equal(left, np.where(masks, np.float32(0), whole))

@@ -8,7 +8,7 @@ import pytest
 from g2vlm_tests.noisy_windows import SPOILT, errors, window
 
 from g2vlm_ros.demo.sim.analytic_hall import rotation
-from g2vlm_ros.kernels.agreement import pick_points
+from g2vlm_ros.kernels.agreement import pick_halves
 from g2vlm_ros.mapping import feature_matching
 from g2vlm_ros.mapping.feature_matching import matched_poses
 from g2vlm_ros.mapping.view_features import FeatureSearch, view_features
@@ -106,7 +106,7 @@ def test_a_search_that_waits_finds_what_one_at_once_finds(monkeypatch):
 
     monkeypatch.setattr(ViewImage, "features", property(counted))
     columns, rows = ViewImage(image).feature_size
-    small = pick_points(points[None], rows, columns)[0]
+    small = pick_halves(points[None], rows, columns, 0)
     later = FeatureSearch(ViewImage(image), small, camera)
     assert not searches
     found = later()
