@@ -159,7 +159,15 @@ class DevicePoints(DeviceMap):
     def warped(
         self, target: int, source_from_target: np.ndarray, camera: np.ndarray, grey: np.ndarray
     ) -> np.ndarray:
-        """`window_adjustment.warp_image`"""
+        """uint8 (H, W), on the host: a source's image grey uint8 (H, W) as the target sees it.
+
+        Linear between pixels and 0 outside, as cv2.remap of OpenCV 5 (earlier ones round places);
+        the others as for `window_adjustment.see_points`.
+        """
+        pose = input_array(source_from_target, "source_from_target", np.float32, (3, 4))
+        camera = input_array(camera, "camera", np.float32, (4,))
+        grey = input_array(grey, "grey", np.uint8, self.shape[1:3])
+        (target,) = view_indices([target], len(self))
 
         def run() -> np.ndarray:
             upload, size = self._memory.upload, np.int64((target, *self.shape[1:3]))
@@ -169,7 +177,7 @@ class DevicePoints(DeviceMap):
                 image.size,
                 self.array,
                 *size,
-                upload(source_from_target, "FLOAT", "pose of a view"),
+                upload(pose, "FLOAT", "pose of a view"),
                 upload(camera, "FLOAT", "pinhole of a view"),
                 self.uploads.on_device(grey),
                 image,

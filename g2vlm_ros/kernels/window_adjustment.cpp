@@ -429,15 +429,3 @@ KERNEL void see_points(
         depth[i] = seen.depth;
     }
 }
-
-// The source's image grey (height, width) as the target with points (height, width, 3) sees it.
-KERNEL void warp_image(
-    const float* points, int64_t height, int64_t width, const float* source_from_target,
-    const float* camera, const uint8_t* grey, uint8_t* out)
-{
-    const Pinhole lens = {camera[0], camera[1], camera[2], camera[3]};
-    for (int64_t i = 0; i < height * width; ++i) {
-        const SeenAt seen = seen_at(points + 3 * i, source_from_target, lens);
-        out[i] = grey_at(grey, height, width, seen.x, seen.y);
-    }
-}

@@ -21,7 +21,6 @@ from g2vlm_ros.kernels.checks import (
     positive,
     shape_of,
 )
-from g2vlm_ros.kernels.device_points import DevicePoints
 
 CORNERS = 4
 MOTION = 6
@@ -159,36 +158,12 @@ def see_points(
     count, _ = shape_of(points, "points", (None, 3))
     points = input_array(points, "points", np.float32, (count, 3))
     place, depth = np.empty((count, 2), np.float32), np.empty(count, np.float32)
-    call("see_points", None, points, i64(count), *_view(source_from_target, camera), place, depth)
-    return place, depth
-
-
-def warp_image(
-    points: np.ndarray | DevicePoints,
-    target: int,
-    source_from_target: np.ndarray,
-    camera: np.ndarray,
-    grey: np.ndarray,
-) -> np.ndarray:
-    """uint8 (h, w): a source's image grey uint8 (h, w) as one of the views with points (N, h, w,
-    3) sees it, linear between pixels, 0 outside. The others as for `see_points`."""
-    views, height, width, _ = shape_of(points, "points", (None, None, None, 3))
-    check_indices(np.array([target]), views, "target")
-    grey = input_array(grey, "grey", np.uint8, (height, width))
-    view = _view(source_from_target, camera)
-    if isinstance(points, DevicePoints):
-        return points.warped(target, *view, grey)
-    out = np.empty((height, width), np.uint8)
-    points = input_array(points[target], "points", np.float32, (height, width, 3))
-    call("warp_image", None, points, i64(height), i64(width), *view, grey, out)
-    return out
-
-
-def _view(source_from_target: np.ndarray, camera: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    return (
+    view = (
         input_array(source_from_target, "source_from_target", np.float32, (3, 4)),
         input_array(camera, "camera", np.float32, (4,)),
     )
+    call("see_points", None, points, i64(count), *view, place, depth)
+    return place, depth
 
 
 def _window(relative: np.ndarray, log_depth: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -28,7 +28,7 @@ DEVICE_KERNEL uneven_bits(
     }
 }
 
-// As the kernel of window_adjustment.cpp, of one of the views with points.
+// grey (height, width) of a source as a target with points, one of the views, sees it.
 DEVICE_KERNEL warp_image(
     const float* points, int64_t target, int64_t height, int64_t width, const float* affine,
     const float* camera, const uint8_t* grey, uint8_t* out)

@@ -16,7 +16,7 @@ import numpy as np
 
 from g2vlm_ros.mapping.gravity_alignment import Floor
 from g2vlm_ros.mapping.rig_constraint import rig_distance_m
-from g2vlm_ros.records import Frame, Reconstruction, ScaleSource, Window
+from g2vlm_ros.records import DEPTH_STRIDE, Frame, Reconstruction, ScaleSource, Window
 from g2vlm_ros.settings import SettingError
 
 TRUST = (
@@ -176,8 +176,9 @@ def from_depth(frames: Sequence[Frame], result: Reconstruction) -> ScaleMeasurem
         image = None if frame.depth is None else frame.depth()
         if image is None:
             continue
-        depth_u = result.local_points_u[i, ..., 2]
-        depth_m = _nearest(image, depth_u.shape)
+        depth_u = result.sampled_depths_u[i]
+        depth_m = _nearest(image, result.local_points_u.shape[1:3])
+        depth_m = depth_m[::DEPTH_STRIDE, ::DEPTH_STRIDE].reshape(-1)
         good = np.isfinite(depth_m) & (depth_m > 0) & (depth_u > 0)
         if good.mean() > 0.05 and np.median(depth_m[good]) <= MAX_DEPTH_M:
             logs.append(np.log(depth_m[good] / depth_u[good]))

@@ -20,7 +20,7 @@ from g2vlm_ros.geometry.confidence import EDGE_STEP
 from g2vlm_ros.kernels.agreement import pick_points
 from g2vlm_ros.kernels.device_points import DevicePoints
 from g2vlm_ros.kernels.packing import valid_points
-from g2vlm_ros.kernels.window_adjustment import see_points, warp_image
+from g2vlm_ros.kernels.window_adjustment import see_points
 from g2vlm_ros.mapping.ignored_pixels import resized_mask
 from g2vlm_ros.mapping.view_images import Flow, ViewImage
 from g2vlm_ros.records import Reconstruction
@@ -214,10 +214,24 @@ def _search(views: TrackedViews, poses: np.ndarray, source: int, target: int) ->
     if len(starts) < MIN_TRACKS:
         return None
     grey = views.images[source].grey
-    warped = warp_image(views.points_u, target, source_from_target, pinhole, grey)
+    warped = _warped(grey, views.points_u, target, source_from_target, pinhole)
     ends, sound = _flow(warped, views.images[target].grey, starts)
     sound &= views.inside(begins) & views.inside(ends)
     return (begins[sound], ends[sound]) if sound.sum() >= MIN_TRACKS else None
+
+
+def _warped(
+    grey: np.ndarray,
+    points: np.ndarray | DevicePoints,
+    target: int,
+    source_from_target: np.ndarray,
+    pinhole: np.ndarray,
+) -> np.ndarray:
+    """uint8 (h, w): the image of a source as a target sees it."""
+    if isinstance(points, DevicePoints):
+        return points.warped(target, source_from_target, pinhole, grey)
+    places, _ = see_points(points[target].reshape(-1, 3), source_from_target, pinhole)
+    return cv2.remap(grey, places.reshape(*grey.shape, 2), None, cv2.INTER_LINEAR)
 
 
 def _flow(one: np.ndarray, other: np.ndarray, starts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -50,7 +50,12 @@ class Drive:
     and back; intrinsics: whether the cameras are calibrated."""
 
     def __init__(
-        self, cuda: HostCuda | None, calibrated: bool, masked: bool, width_px: int = WIDTH_PX
+        self,
+        cuda: HostCuda | None,
+        calibrated: bool = False,
+        masked: bool = False,
+        metric: bool = False,
+        width_px: int = WIDTH_PX,
     ):
         frames = walk_views(FRAMES)
         settings = Settings.from_flat({"window.views": 4})
@@ -71,6 +76,7 @@ class Drive:
                     "optical",
                     frame.image,
                     frame.intrinsics if calibrated else None,
+                    depth=frame.depth_m if metric else None,
                     ignored=(lambda mask=mask: mask) if masked else None,
                 )
             )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 
+import cv2
 import numpy as np
 import pytest
 from g2vlm_tests.gpu_stand_in import StandInCuda
@@ -40,6 +41,7 @@ from g2vlm_ros.kernels.packing import valid_points
 from g2vlm_ros.kernels.pinholes import pinholes_of_points, points_on_rays
 from g2vlm_ros.kernels.records import VOXEL
 from g2vlm_ros.kernels.surfaces import surfaces
+from g2vlm_ros.kernels.window_adjustment import see_points
 
 SIZE = 0.05
 
@@ -349,3 +351,32 @@ def test_pixels_are_read_by_their_places(both):
     left = confidence.without(masks)
     assert not there.copied and not confidence.copied
     np.testing.assert_array_equal(left, np.where(masks, np.float32(0), whole))
+
+
+def test_images_are_warped_as_opencv_does(both):
+    points, there = both
+    view = window()
+    rng = np.random.default_rng(0)
+    grey = cv2.GaussianBlur(rng.integers(0, 256, points.shape[1:3], np.uint8), (0, 0), 1.0)
+    outside = 0.0
+    for target, source in ((0, 1), (2, 1), (3, 0)):
+        pose, camera = view.j_from_i[source, target], view.pinholes[source]
+        places, _ = see_points(points[target].reshape(-1, 3), pose, camera)
+        places = places.reshape(*grey.shape, 2)
+        expected = cv2.remap(grey, places, None, cv2.INTER_LINEAR)
+        off = np.abs(there.warped(target, pose, camera, grey).astype(int) - expected)
+        outside += (expected == 0).mean()
+        # OpenCV before 5 rounds places to a 32nd of a pixel.
+        exact = cv2.__version__ >= "5"
+        assert off.max() <= (1 if exact else 12) and (off > 0).mean() < (1e-3 if exact else 0.4)
+    assert 0.05 < outside < 2 and not there.copied
+
+
+@pytest.mark.parametrize("step", [0.05, 0.0])
+def test_edges_are_those_of_the_host(both, step):
+    points, there = both
+    smooth, kernel = valid_points(points, step), np.ones((3, 3), np.uint8)
+    expected = [cv2.dilate((~each).view(np.uint8), kernel) for each in smooth]
+    actual = there.uneven(step)
+    assert 0 < actual.mean() < 0.9
+    np.testing.assert_array_equal(actual, np.stack(expected).astype(bool))
