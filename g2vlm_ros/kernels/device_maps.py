@@ -174,8 +174,9 @@ def _pixels(key: Any, shape: Sequence[int]) -> tuple | None:
     )
     if not listed or len({len(each) for each in arrays}) > 1:
         return None
-    whole = len(key) == 3 or _is_integer(channel)
-    return (np.asarray(view), rows, columns, channel) if whole else None
+    if len(key) > 3 and not _is_integer(channel):
+        return None
+    return np.asarray(view), rows, columns, channel
 
 
 def _is_integer(part: Any) -> bool:

@@ -18,15 +18,19 @@ from benchmarks.host_cuda import HostCuda
 from g2vlm_ros.dense_map.dense_map import DenseMap
 from g2vlm_ros.evaluation.stand_in import WIDTH_PX, StandInErrors, StandInPerception
 from g2vlm_ros.geometry.confidence import multi_view_confidence
+from g2vlm_ros.geometry.point_cloud import POINT_BYTES, affines
 from g2vlm_ros.inference.points_on_device import PointKernels
 from g2vlm_ros.inference.tensorrt.device_memory import DeviceMemory
-from g2vlm_ros.kernels.cells import keys_of_points
+from g2vlm_ros.kernels.cells import PACKED_CELL_BYTES, keys_of_points
 from g2vlm_ros.pipeline import MappingPipeline
 from g2vlm_ros.records import Frame
 from g2vlm_ros.settings import Settings
 
 FRAMES, WINDOWS = 22, 3
-MOST_BYTES = 9_000_000
+GRID_BYTES, VIEW_BYTES = 1_050_000, 310_000
+"""Of small grids in a window, and of what each new view brings beside: a fifth above what came."""
+MOST_BYTES = 2_200_000
+"""In a window with two new views, one of them a keyframe."""
 
 
 class DevicePerception(StandInPerception):
@@ -63,7 +67,8 @@ class Drive:
         brought = Counter()
         if cuda is not None:
             perception.kernels = PointKernels(DeviceMemory(cuda))
-            brought = perception.kernels.memory.bytes_down
+            self.memory = perception.kernels.memory
+            brought = self.memory.bytes_down
         pipeline, self.map = MappingPipeline(perception, settings), DenseMap(settings)
         self.updates, self.brought = [], []
         for frame in frames:
@@ -119,12 +124,33 @@ def test_the_map_is_that_of_points_on_the_host(calibrated, masked):
 
 
 def test_little_comes_to_the_host():
-    """Of a window that nobody looks at, of the released size: cells, and small grids."""
-    drive = Drive(HostCuda(), calibrated=False, masked=False, width_px=518)
+    """Of a window that nobody looks at, at the released size, in metres: cells and small grids."""
+    drive = Drive(HostCuda(), metric=True, width_px=518)
+    assert len(drive.updates) >= WINDOWS and drive.map.metric
     for update, brought in zip(drive.updates, drive.brought, strict=True):
-        assert not update.result.device_points_u.copied, "all points came to the host"
-        assert not update.result.confidence.copied, "all confidence came to the host"
-        assert brought.total() < MOST_BYTES, brought.most_common()
+        result = update.result
+        assert not result.device_points_u.copied, "all points came to the host"
+        assert not result.confidence.copied, "all confidence came to the host"
+        grids = brought.total() - brought["cells"]
+        new = len(update.new_views)
+        assert grids < GRID_BYTES + new * VIEW_BYTES, brought.most_common()
+        assert 1000 < brought["cells"] / PACKED_CELL_BYTES < len(drive.map.points())
+    assert brought.total() < MOST_BYTES, brought.most_common()
+
+
+def test_a_listener_costs_the_cloud_and_nothing_else():
+    drive = Drive(HostCuda(), metric=True)
+    update, memory = drive.updates[-1], drive.memory
+    result, views, before = update.result, list(update.trusted_views), Counter(memory.bytes_down)
+    up = memory.bytes_up
+    moves = affines(len(views), update.map_from_camera[views])
+    packed = result.device_points_u.packed(
+        views, result.colours, result.confidence, moves, 0.0, 0.05
+    )
+    count = 4
+    assert (memory.bytes_down - before).total() == packed.nbytes + count
+    assert 1000 < packed.nbytes // POINT_BYTES < np.prod(result.confidence.shape)
+    assert memory.bytes_up - up < 1000, "colours or confidence were copied again"
 
 
 def test_a_backend_of_torch_leaves_its_points_there():
