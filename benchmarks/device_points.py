@@ -22,7 +22,7 @@ from g2vlm_ros.inference.points_on_device import PointKernels
 from g2vlm_ros.inference.tensorrt.cuda import Cuda
 from g2vlm_ros.inference.tensorrt.device_memory import DeviceMemory
 from g2vlm_ros.kernels.agreement import fuse_points, multi_view_confidence
-from g2vlm_ros.kernels.cells import CellSums
+from g2vlm_ros.kernels.cells import PACKED_CELL_BYTES, CellSums
 from g2vlm_ros.kernels.device_points import DevicePoints
 from g2vlm_ros.kernels.packing import valid_points
 from g2vlm_ros.mapping.depth_fusion import TOLERANCE, WIDTH_PX
@@ -97,7 +97,7 @@ def window_on_device(cuda: Cuda, views: int, width: int, height: int) -> dict[st
             "views": views,
             "cells": len(expected),
             "bytes_of_points": room.points.nbytes,
-            "bytes_of_cells": expected.nbytes,
+            "bytes_of_cells": PACKED_CELL_BYTES * len(expected),
             **_compared(actual, expected),
             "fuse_s": device.times_s["fuse_depth"],
             "cells_s": device.times_s["map_cells"],

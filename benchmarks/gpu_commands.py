@@ -103,7 +103,9 @@ def packing(views: Sequence[int], size: tuple[int, int] = SIZES[0]) -> Iterator[
 def points(
     device: str, views: Sequence[int], size: tuple[int, int] = SIZES[0]
 ) -> Iterator[dict[str, Any]]:
-    """The kernels of window_points.cu against the host's; on a CPU the same ones as C++."""
+    """The kernels of window_points.cu against the host's, then whole windows to the map both ways;
+    on a CPU the same ones as C++."""
+    from benchmarks.device_drive import FRAMES, windows_on_device
     from benchmarks.device_points import window_on_device
     from benchmarks.host_cuda import HostCuda
     from g2vlm_ros.inference.tensorrt.cuda import open_cuda
@@ -111,6 +113,7 @@ def points(
     cuda = HostCuda() if device == "cpu" else open_cuda()
     for count in views:
         yield window_on_device(cuda, count, *size)
+    yield windows_on_device(cuda, 6 if device == "cpu" else FRAMES)
 
 
 def parity(folder: Path, backend: str, precision: str) -> dict[str, Any]:
