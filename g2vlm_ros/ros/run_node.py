@@ -30,7 +30,7 @@ from rclpy.signals import SignalHandlerOptions
 from g2vlm_ros.ros.end_signals import EndSignals
 from g2vlm_ros.ros.inference_scheduler import DEVICE_THREAD
 from g2vlm_ros.ros.rclpy_workarounds import drain
-from g2vlm_ros.ros.security import SecurityError, security_errors
+from g2vlm_ros.ros.start_errors import SecurityError, start_errors
 
 END_S = 4.5
 """From the first signal to the end of the process at the latest; `ros2 launch` waits 5 s between
@@ -131,7 +131,7 @@ def run(
     """
     signals = EndSignals()
     try:
-        with security_errors():
+        with start_errors():
             rclpy.init(args=arguments, signal_handler_options=SignalHandlerOptions.NO)
             node = make_node()
     except SecurityError as error:

@@ -271,6 +271,10 @@ def test_an_uncalibrated_camera_is_none_both_ways():
         (with_k(0, -500.0), "-500"),
         (with_k(4, 0.0), "focal lengths 500.0, 0.0"),
         (with_k(1, 3.0), "skew"),
+        # They were taken, and the rays of the view were not finite.
+        (with_k(2, 1e300), "centre .*1e.300"),
+        (with_k(0, 1e-300), "focal lengths must be 6.4 to 64000 px"),
+        (with_k(4, 1e9), "1000000000.0"),
         (calibration(d=[np.nan]), "D = .*nan"),
         (calibration(width=0), "0x480"),
     ],

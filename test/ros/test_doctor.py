@@ -345,6 +345,24 @@ def test_offline_from_a_shell(checkpoint, capsys):
     assert main(["--offline", "--checkpoint", "/nowhere"]) == 1
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--seconds", "nan"],
+        ["--seconds", "-3"],
+        ["--seconds", "inf"],
+        ["--node", "bad name"],
+        ["--node", ""],
+        ["--checkpoint", "caf\udce9"],
+    ],
+)
+def test_what_cannot_be_listened_to_is_refused(arguments):
+    """An endless time was listened for, and a name that is none was not in the graph."""
+    with pytest.raises(SystemExit) as end:
+        parse(arguments)
+    assert end.value.code == 2
+
+
 # Over DDS -------------------------------------------------------------------------------------
 
 

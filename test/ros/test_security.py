@@ -307,15 +307,41 @@ def test_without_plugins_or_keys_one_sentence_is_said(tmp_path, command):
     assert "ROS_SECURITY_ENABLE is true" in lines[0]
 
 
-def test_what_else_fails_stays_what_it_is(monkeypatch):
+def test_what_else_fails_is_said_with_its_remedy(monkeypatch):
     from rclpy._rclpy_pybind11 import RCLError
 
-    from g2vlm_ros.ros.security import SecurityError, security_errors, sentence
+    from g2vlm_ros.ros.start_errors import (
+        SecurityError,
+        StartError,
+        security_sentence,
+        start_errors,
+    )
 
     monkeypatch.delenv("ROS_SECURITY_ENABLE", raising=False)
-    with pytest.raises(RCLError), security_errors():
-        raise RCLError("something else")
+    with pytest.raises(StartError, match="^ROS cannot start: something else$"), start_errors():
+        raise RCLError("something else, at /project/src/rcl/init.c:202")
     monkeypatch.setenv("ROS_SECURITY_ENABLE", "true")
-    with pytest.raises(SecurityError, match="keystore"), security_errors():
+    with pytest.raises(SecurityError, match="keystore"), start_errors():
         raise RCLError("no such enclave, at /project/src/rcl/security.c:202")
-    assert "wheels" in sentence("This Fast DDS version doesn't have the security libraries")
+    assert "wheels" in security_sentence(
+        "This Fast DDS version doesn't have the security libraries"
+    )
+
+
+@pytest.mark.parametrize(
+    ("command", "name", "value", "remedy"),
+    [
+        ("client.ask", "ROS_LOG_DIR", "/proc/none", "set ROS_LOG_DIR to a folder"),
+        ("doctor.doctor", "ROS_DOMAIN_ID", "robot1", "ROS_DOMAIN_ID is a number"),
+        ("replay.replay_node", "ROS_LOG_DIR", "/proc/none", "set ROS_LOG_DIR to a folder"),
+    ],
+)
+def test_a_machine_on_which_ros_cannot_start_is_no_traceback(command, name, value, remedy):
+    """A home that is read-only, a number of a domain that is none: commands ended in rclpy's."""
+    words = [sys.executable, "-m", f"g2vlm_ros.ros.{command}"]
+    words += ["what?"] if command == "client.ask" else []
+    environment = {**os.environ, name: value}
+    ended = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=60)
+    said = ended.stderr + ended.stdout
+    assert ended.returncode in (1, 2) and "Traceback" not in said, said
+    assert "ROS cannot start" in said and remedy in said

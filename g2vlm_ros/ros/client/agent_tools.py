@@ -21,7 +21,7 @@ from g2vlm_ros.query.map_object import ObjectState
 from g2vlm_ros.query.question_plan import AnswerType
 from g2vlm_ros.ros.client.ask import code_name
 from g2vlm_ros.ros.client.client import SpatialClient, UnreachableError
-from g2vlm_ros.ros.security import SecurityError
+from g2vlm_ros.ros.start_errors import StartError
 from g2vlm_ros.srv import FindObjects, SpatialQuery
 
 _SIMPLE = {
@@ -286,7 +286,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     try:
         return serve(options.node)
-    except (SecurityError, UnreachableError, ValueError) as error:
+    except (StartError, UnreachableError, ValueError) as error:
         print(error, file=sys.stderr)
         return 2
 

@@ -13,7 +13,7 @@ from sensor_msgs.msg import Image
 
 from g2vlm_ros.query.question_plan import AnswerType
 from g2vlm_ros.ros.client.client import SpatialClient, UnreachableError
-from g2vlm_ros.ros.security import SecurityError
+from g2vlm_ros.ros.start_errors import StartError
 from g2vlm_ros.srv import SpatialQuery
 
 
@@ -98,7 +98,7 @@ def main(arguments: list[str] | None = None) -> int:
                 answer = robot.ask(question, **fields)
             if picture is not None:
                 save(picture, options.picture)
-    except (SecurityError, UnreachableError, ValueError, OSError) as error:
+    except (StartError, UnreachableError, ValueError, OSError) as error:
         print(error, file=sys.stderr)
         return 2
     print(report(answer))

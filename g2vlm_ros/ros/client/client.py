@@ -36,7 +36,7 @@ from g2vlm_ros.ros.client.answer_images import AnswerImages
 from g2vlm_ros.ros.client.errors import PictureMissedError, UnreachableError
 from g2vlm_ros.ros.client.fields import message
 from g2vlm_ros.ros.rclpy_workarounds import SafeActionClient, SafeEntities
-from g2vlm_ros.ros.security import security_errors
+from g2vlm_ros.ros.start_errors import start_errors
 from g2vlm_ros.srv import EditObject, FindObjects, GetPoints, SpatialQuery
 
 PATIENCE_S = 2.0
@@ -63,7 +63,7 @@ class _Connection:
         self._own_context = context is None
         self._context = context or rclpy.Context()
         self._name = node
-        with security_errors():
+        with start_errors():
             if self._own_context:
                 rclpy.init(args=[], context=self._context)
             self.node = _Peer(

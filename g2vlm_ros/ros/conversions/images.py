@@ -27,6 +27,10 @@ DEPTH_ENCODINGS = {"32FC1": ("f4", 1.0), "16UC1": ("u2", 1e-3)}
 """Of depth images (REP-118): numpy kind of a pixel, and its unit in metres."""
 FISHEYE_MODELS = ("equidistant", "fisheye")
 """Distortion models whose projection is no pinhole even where all coefficients are 0."""
+LENS_SIDES = 100.0
+"""Focal lengths and principal points lie within so many sides of the image, and focal lengths are
+no shorter than a side by this: fields of view of 0.6 to 178.9 degrees. A region that the driver
+cuts out has its centre outside, but not so far."""
 
 
 def frame_from_image(
@@ -187,8 +191,23 @@ def intrinsics_from_info(msg: CameraInfo) -> Intrinsics | None:
     full_frame = roi.width == 0 and roi.height == 0
     width_px, height_px = (msg.width, msg.height) if full_frame else (roi.width, roi.height)
     sensor = Intrinsics(k[0], k[4], k[2] - roi.x_offset, k[5] - roi.y_offset, width_px, height_px)
+    _check_lens(sensor)
     bin_x, bin_y = max(1, msg.binning_x), max(1, msg.binning_y)
     return sensor.resized(width_px // bin_x, height_px // bin_y)
+
+
+def _check_lens(camera: Intrinsics) -> None:
+    """ValueError where no camera is like that: what is computed with it would not be finite."""
+    side_px = max(camera.width_px, camera.height_px)
+    far_px, near_px = LENS_SIDES * side_px, side_px / LENS_SIDES
+    focal_px = (camera.fx_px, camera.fy_px)
+    outside = max(abs(camera.cx_px), abs(camera.cy_px), *focal_px) > far_px
+    if outside or min(focal_px) < near_px:
+        raise ValueError(
+            f"camera_info has focal lengths {focal_px} and centre {(camera.cx_px, camera.cy_px)} "
+            f"for an image of {camera.width_px}x{camera.height_px}; focal lengths must be "
+            f"{near_px:g} to {far_px:g} px and the centre within {far_px:g} px"
+        )
 
 
 def is_distorted(msg: CameraInfo) -> bool:

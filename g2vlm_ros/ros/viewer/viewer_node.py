@@ -29,7 +29,7 @@ from rclpy.qos import QoSProfile, qos_profile_sensor_data
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image, PointCloud2
 
 from g2vlm_ros.geometry.sim3 import quaternion_xyzw
-from g2vlm_ros.parameter_schema import SettingError, parameter
+from g2vlm_ros.parameter_schema import TOPIC, SettingError, parameter
 from g2vlm_ros.ros import parameters
 from g2vlm_ros.ros.conversions import geometry, images
 from g2vlm_ros.ros.end_signals import END_WITH_PARENT
@@ -59,7 +59,7 @@ class ViewerSettings:
 
     host: str = parameter("127.0.0.1", "Address to serve at; 0.0.0.0 lets other machines look on.")
     port: int = parameter(8080, "Port to serve at; 0 takes a free one.", low=0, high=65535)
-    perception: str = parameter("perception", "Name of the perception node.")
+    perception: str = parameter("perception", "Name of the perception node.", name=TOPIC)
     image_transport: str = parameter(
         "raw", "raw or compressed images.", choices=("raw", "compressed")
     )
