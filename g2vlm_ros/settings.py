@@ -298,7 +298,7 @@ class PoseSettings:
 class VoxelSettings:
     """The bounded map of coloured voxels, and the occupancy grid made of it.
 
-    Without metres, lengths shrink or grow together so that a voxel is a hundredth of the windows'
+    Without metres, lengths shrink or grow together so that a voxel is a fiftieth of the windows'
     median depth; where later windows see twice as far, the map is merged into larger voxels.
     """
 

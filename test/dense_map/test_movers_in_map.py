@@ -154,9 +154,10 @@ def test_a_loop_brings_no_cleared_obstacle_back() -> None:
 
 
 def points_at(dense_map, starts, poses, place):
-    """Map points above the floor within 0.4 m of a place of the world (2,)."""
+    """Map points above the floor within 0.4 m of a place of the world (2,), no higher than views
+    that come near it still look."""
     world_from_map = fit_poses(np.stack(list(starts.values())), poses[: len(starts)], None)
     points = dense_map.points()
     places = world_from_map.apply(np.stack([points[axis] for axis in "xyz"], -1).astype(float))
     near = np.linalg.norm(places[:, :2] - place, axis=1) < 0.4
-    return int((near & (places[:, 2] > 0.5) & (places[:, 2] < 2.0)).sum())
+    return int((near & (places[:, 2] > 0.5) & (places[:, 2] < 1.6)).sum())
