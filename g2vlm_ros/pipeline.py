@@ -13,12 +13,13 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 import numpy as np
 
 from g2vlm_ros.geometry.calibration import with_known_cameras
 from g2vlm_ros.images.preprocessing import geometry_size
-from g2vlm_ros.images.quality import ImageQualityFilter
+from g2vlm_ros.images.quality import ImageQualityFilter, thumbnail
 from g2vlm_ros.mapping.depth_fusion import fuse_depth
 from g2vlm_ros.mapping.graph_slam import GraphSlam
 from g2vlm_ros.mapping.ignored_pixels import distrusted, with_ignored
@@ -101,6 +102,13 @@ class MapSizes:
     waiting_frames: int
 
 
+class DecodedImage(NamedTuple):
+    """A frame's image, and a small copy by which it is judged."""
+
+    whole: np.ndarray
+    small: np.ndarray
+
+
 @contextmanager
 def mapping_errors() -> Iterator[None]:
     """Whatever is raised inside, but for the end of the device, is a MappingError."""
@@ -130,7 +138,7 @@ class MappingPipeline:
         self._revisits = RevisitSearch(settings.map.loop_gap_windows)
         self._lock = threading.Lock()
         self._last_views: set[ViewKey] = set()
-        self._images: dict[ViewKey, np.ndarray] = {}  # of the last window, decoded
+        self._images: dict[ViewKey, DecodedImage] = {}  # of the last window
         self._restart = self._gave_up = False
         self._clock_jumps = 0
         self._session = 0
@@ -299,7 +307,7 @@ class MappingPipeline:
             stage_times_s=timer.times_s,
             session=session,
         )
-        return self._finish(mapped, images)
+        return self._finish(mapped)
 
     def _take(self) -> tuple[Window | None, int]:
         """The next window and its session; a reset takes effect here."""
@@ -366,22 +374,23 @@ class MappingPipeline:
             image, fault = earlier.get(view_key(frame)), None
             try:
                 if image is None:
-                    image = frame.decode()
+                    whole = frame.decode()
+                    image = DecodedImage(whole, thumbnail(whole))
                 if view_key(frame) in self._last_views:
                     pass
-                elif not self._fits(image):
+                elif not self._fits(image.whole):
                     fault = DropReason.SIZE
-                elif self._stillness.is_still(frame, image):
+                elif self._stillness.is_still(frame, image.small):
                     fault = DropReason.STILL
                     unmoved.append(frame)
                 else:
-                    fault = self._quality.fault(frame.camera, image)
+                    fault = self._quality.fault(frame.camera, image.small)
             except ValueError:
                 fault = DropReason.UNDECODABLE
             if fault is None:
                 self._images[view_key(frame)] = image
                 frames.append(frame)
-                images.append(image)
+                images.append(image.whole)
             else:
                 with self._lock:
                     self._buffer.discard(frame, fault)
@@ -483,18 +492,15 @@ class MappingPipeline:
             self._loops[outcome] += 1
         return placement
 
-    def _finish(self, mapped: PerceivedWindow, images: list[np.ndarray]) -> PerceivedWindow | None:
+    def _finish(self, mapped: PerceivedWindow) -> PerceivedWindow | None:
         """The window, counted and compared with from now on, unless a reset came meanwhile."""
         with self._lock:
             if mapped.session != self._session:
                 return None
             self._windows += 1
-        newest = {
-            frame.camera: (frame, image)
-            for frame, image in zip(mapped.window.frames, images, strict=True)
-        }
-        for frame, image in newest.values():
-            self._stillness.take(frame, image)
+        newest = {frame.camera: frame for frame in mapped.window.frames}
+        for frame in newest.values():
+            self._stillness.take(frame, self._images[view_key(frame)].small)
         self._last = mapped
         return mapped
 

@@ -267,6 +267,23 @@ class RawGeometry:
         if self.global_points_u is not None:
             _freeze(self, "global_points_u", (views, height, width, 3), np.float32)
 
+    @cached_property
+    def sampled_depths_u(self) -> np.ndarray:
+        """float32 (N, n): depths of every DEPTH_STRIDE-th row and column of each view."""
+        depths = self.local_points_u[:, ::DEPTH_STRIDE, ::DEPTH_STRIDE, 2]
+        return np.ascontiguousarray(depths).reshape(len(depths), -1)
+
+    @cached_property
+    def view_depths_u(self) -> np.ndarray:
+        """float32 (N,): median of each view, by samples."""
+        return np.median(self.sampled_depths_u, axis=1)
+
+    @cached_property
+    def median_depth_u(self) -> float:
+        """Of all views, by the samples that are numbers."""
+        depths = self.sampled_depths_u
+        return float(np.median(depths[~np.isnan(depths)]))
+
 
 DEPTH_STRIDE = 8
 """Rows and columns from one sample of depth to the next: medians need no more."""
@@ -330,16 +347,15 @@ class Reconstruction:
         """How many views N."""
         return self.geometry.local_points_u.shape[0]
 
-    @cached_property
-    def sampled_depths_u(self) -> np.ndarray:
-        """float32 (N, n): depths of every DEPTH_STRIDE-th row and column of each view."""
-        depths = self.local_points_u[:, ::DEPTH_STRIDE, ::DEPTH_STRIDE, 2]
-        return np.ascontiguousarray(depths).reshape(self.views, -1)
+    @property
+    def view_depths_u(self) -> np.ndarray:
+        """float32 (N,): median depth of each view."""
+        return self.geometry.view_depths_u
 
-    @cached_property
+    @property
     def median_depth_u(self) -> float:
-        """Of all views, by samples."""
-        return float(np.median(self.sampled_depths_u))
+        """Of all views."""
+        return self.geometry.median_depth_u
 
     @property
     def local_points_u(self) -> np.ndarray | DevicePoints:

@@ -34,9 +34,9 @@ from g2vlm_ros.records import ScaleState
 from g2vlm_ros.settings import Settings
 
 VOXELS_PER_DEPTH = 50
-"""Voxel edge of a map without metres: the windows' median depth over this. Networks err by some two
-hundredths of the depth, and voxels of 5 cm, as in metres, stand for a room seen from 2.5 m; with
-100, limits in metres meant half of that."""
+"""Voxel edge of a map without metres: the windows' median depth over this. Networks err by some
+two hundredths of the depth; and the limits in metres of the settings, which go with a voxel of
+5 cm, then mean what they say where the median depth is 2.5 m, as in rooms."""
 COARSER = 2.0
 """Times too fine that the voxels of a map without metres may be before they are merged."""
 MOVED_VOXELS = 0.5
@@ -493,8 +493,8 @@ class DenseMap:
 
     @staticmethod
     def _held(update: MappedWindow) -> _Held:
-        place, depths = update.placement.map_from_window, update.result.sampled_depths_u
-        reach = float(np.median(depths[~np.isnan(depths)])) * place.scale
+        place = update.placement.map_from_window
+        reach = update.result.median_depth_u * place.scale
         return place, update.map_from_camera[:, :3, 3].mean(0), reach
 
     def _integrate(self, update: MappedWindow) -> None:

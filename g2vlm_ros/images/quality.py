@@ -58,10 +58,7 @@ class ImageQualityFilter:
         image: uint8 (h, w, 3). Ask once per image, in order of time.
         """
         usual = self._cameras.setdefault(camera, _Usual())
-        small = image
-        if image.shape[1] > SMALL_PX:
-            size = (SMALL_PX, max(1, round(image.shape[0] * SMALL_PX / image.shape[1])))
-            small = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+        small = thumbnail(image)
         same = usual.last is not None and np.array_equal(small, usual.last)
         usual.last, usual.repeats = small, usual.repeats + 1 if same else 0
         grey = cv2.transform(small.astype(np.float32), MEAN_OF_CHANNELS)
@@ -77,6 +74,14 @@ class ImageQualityFilter:
         # What lasts becomes usual: a dim or plain room must not be refused for ever.
         usual.lately.append((brightness, contrast, sharpness))
         return verdict
+
+
+def thumbnail(image: np.ndarray) -> np.ndarray:
+    """uint8 (h, w, 3) at most SMALL_PX wide; the same object where it is."""
+    if image.shape[1] <= SMALL_PX:
+        return image
+    size = (SMALL_PX, max(1, round(image.shape[0] * SMALL_PX / image.shape[1])))
+    return cv2.resize(image, size, interpolation=cv2.INTER_AREA)
 
 
 def _mean_and_deviation(image: np.ndarray) -> tuple[float, float]:

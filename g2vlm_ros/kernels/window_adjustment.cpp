@@ -35,22 +35,49 @@ struct Moved {
     double point[3], seen[3];
 };
 
-static double between_knots(const double* values, const int64_t* at, const double* share)
-{
-    double sum = 0;
-    for (int k = 0; k < CORNERS; ++k) {
-        sum += values[at[k]] * share[k];
+// The knots around a pixel, and how near it is to each.
+struct Knots {
+    int64_t at[CORNERS];
+    double share[CORNERS];
+
+    double mean(const double* values) const
+    {
+        double sum = 0;
+        for (int k = 0; k < CORNERS; ++k) {
+            sum += values[at[k]] * share[k];
+        }
+        return sum;
     }
-    return sum;
-}
+};
+
+// Two or more columns and rows of knots, spread over an image.
+struct KnotGrid {
+    int64_t columns, rows, width, height;
+
+    Knots around(double x, double y) const
+    {
+        const double across = place((x + 0.5) / width * columns - 0.5, columns);
+        const double down = place((y + 0.5) / height * rows - 0.5, rows);
+        const int64_t left = std::min(int64_t(across), columns - 2);
+        const int64_t top = std::min(int64_t(down), rows - 2);
+        const double u = across - left, v = down - top;
+        const int64_t corner = top * columns + left;
+        return {{corner, corner + 1, corner + columns, corner + columns + 1},
+                {(1 - v) * (1 - u), (1 - v) * u, v * (1 - u), v * u}};
+    }
+
+private:
+    static double place(double value, int64_t knots)  // 0 for what is no number
+    {
+        return std::max(0.0, std::min(value, double(knots - 1)));
+    }
+};
 
 static Moved move_point(
-    const Window& window, int64_t source, int64_t target, const double* point, const int64_t* at,
-    const double* share)
+    const Window& window, int64_t source, int64_t target, const double* point, const Knots& knots)
 {
     const double* pose = window.target_from_source(target, source);
-    const double stretch =
-        std::exp(between_knots(window.log_depth + source * window.knots, at, share));
+    const double stretch = std::exp(knots.mean(window.log_depth + source * window.knots));
     Moved moved;
     for (int i = 0; i < 3; ++i) {
         moved.point[i] = stretch * point[i];
@@ -154,14 +181,18 @@ private:
 
 // One track: its residual (x/z, y/z) and the derivatives of it.
 struct TrackRows {
+    Knots knots;
     double residual[2], along[2], length;
     double by_source[2][MOTION], by_target[2][MOTION];
 };
 
 static TrackRows track_rows(
-    const Window& window, int64_t source, int64_t target, const Moved& moved, const double* ray)
+    const Window& window, int64_t source, int64_t target, const double* point,
+    const Knots& knots, const double* ray)
 {
+    const Moved moved = move_point(window, source, target, point, knots);
     TrackRows rows;
+    rows.knots = knots;
     const double* pose = window.target_from_source(target, source);
     for (int axis = 0; axis < 2; ++axis) {
         double slope[3] = {0, 0, 0};
@@ -212,23 +243,25 @@ static void track_noise(
 }
 
 // Adds what `count` tracks say to hessian and gradient of all unknowns. Tracks of a pair of views
-// follow each other. points (count, 3) in the source, rays (count, 2) in the target, pixel
-// (count,) the size of one there; at, share (count, 4): knots around it. pair_std: deviation of
-// what a whole pair has wrong in common (an unknown, eliminated). alike: tracks that count as one.
+// follow each other. points (count, 3) in the source, at pixels `places` (count, 2) of an image of
+// width x height; rays (count, 2) in the target, pixel (count,) the size of one there. pair_std:
+// deviation of what a whole pair has wrong in common (an unknown, eliminated). alike: tracks that
+// count as one.
 // noise (2,): deviation of tracks in pixels, relative deviation of single depths.
 KERNEL void track_equations(
-    int64_t views, int64_t knots, const double* relative, const double* log_depth, double cauchy,
-    double nearest, int64_t count, const int64_t* source, const int64_t* target,
-    const double* points, const double* rays, const double* pixel, const int64_t* at,
-    const double* share, double min_px, double max_point, double pair_std, double alike,
-    double* hessian, double* gradient, double* noise)
+    int64_t views, int64_t knot_columns, int64_t knot_rows, const double* relative,
+    const double* log_depth, double nearest, int64_t width, int64_t height, int64_t count,
+    const int64_t* source, const int64_t* target, const double* points, const double* places,
+    const double* rays, const double* pixel, double cauchy, double min_px, double max_point,
+    double pair_std, double alike, double* hessian, double* gradient, double* noise)
 {
-    const Window window{views, knots, relative, log_depth, cauchy, nearest};
+    const KnotGrid grid{knot_columns, knot_rows, width, height};
+    const Window window{views, knot_columns * knot_rows, relative, log_depth, cauchy, nearest};
     std::vector<TrackRows> rows(count);
     for (int64_t i = 0; i < count; ++i) {
-        const Moved moved = move_point(
-            window, source[i], target[i], points + 3 * i, at + CORNERS * i, share + CORNERS * i);
-        rows[i] = track_rows(window, source[i], target[i], moved, rays + 2 * i);
+        const Knots knots = grid.around(places[2 * i], places[2 * i + 1]);
+        rows[i] =
+            track_rows(window, source[i], target[i], points + 3 * i, knots, rays + 2 * i);
     }
     double std_px, point_variance;
     track_noise(rows, pixel, min_px, max_point, &std_px, &point_variance);
@@ -264,9 +297,9 @@ KERNEL void track_equations(
             }
         }
         for (int k = 0; k < CORNERS; ++k) {
-            columns[2 * MOTION + k] = MOTION + at[CORNERS * i + k];
+            columns[2 * MOTION + k] = MOTION + row.knots.at[k];
             for (int axis = 0; axis < 2; ++axis) {
-                jacobian[axis][2 * MOTION + k] = row.along[axis] * share[CORNERS * i + k];
+                jacobian[axis][2 * MOTION + k] = row.along[axis] * row.knots.share[k];
             }
         }
         for (int k = 0; k < COLUMNS; ++k) {
@@ -301,28 +334,30 @@ KERNEL void track_equations(
     }
 }
 
-// Knots around a pixel, and how near to each: `knot_weights` of mapping/window_adjustment.py.
-static void knots_around(
-    double x, double y, int64_t width, int64_t height, int64_t columns, int64_t rows, int64_t* at,
-    double* share)
+// How far `count` tracks end from where poses and depth put them, in pixels of the target;
+// arguments as of `track_equations`.
+KERNEL void track_errors(
+    int64_t views, int64_t knot_columns, int64_t knot_rows, const double* relative,
+    const double* log_depth, double nearest, int64_t width, int64_t height, int64_t count,
+    const int64_t* source, const int64_t* target, const double* points, const double* places,
+    const double* rays, const double* pixel, double* errors)
 {
-    const double across =
-        std::clamp((x + 0.5) / width * columns - 0.5, 0.0, double(columns - 1));
-    const double down = std::clamp((y + 0.5) / height * rows - 0.5, 0.0, double(rows - 1));
-    const int64_t left = std::min(int64_t(across), columns - 2);
-    const int64_t top = std::min(int64_t(down), rows - 2);
-    const double u = across - left, v = down - top;
-    const int64_t corner = top * columns + left;
-    const int64_t corners[CORNERS] = {corner, corner + 1, corner + columns, corner + columns + 1};
-    const double shares[CORNERS] = {(1 - v) * (1 - u), (1 - v) * u, v * (1 - u), v * u};
-    std::copy(corners, corners + CORNERS, at);
-    std::copy(shares, shares + CORNERS, share);
+    const KnotGrid grid{knot_columns, knot_rows, width, height};
+    const Window window{views, knot_columns * knot_rows, relative, log_depth, 1, nearest};
+    for (int64_t i = 0; i < count; ++i) {
+        const Knots knots = grid.around(places[2 * i], places[2 * i + 1]);
+        const Moved moved = move_point(window, source[i], target[i], points + 3 * i, knots);
+        const double x = moved.seen[0] / moved.seen[2] - rays[2 * i];
+        const double y = moved.seen[1] / moved.seen[2] - rays[2 * i + 1];
+        errors[i] = std::sqrt(x * x + y * y) / pixel[i];
+    }
 }
 
 // A point of the source that the target sees on a smooth surface.
 struct SurfaceRow {
-    int64_t index, at[CORNERS];
-    double share[CORNERS], residual, steep, along;
+    int64_t index;
+    Knots here, there;
+    double residual, steep, along;
     double by_source[MOTION], by_target[MOTION];
 };
 
@@ -332,18 +367,19 @@ struct SurfaceRow {
 // deviation of depth between views; 0, and nothing is added, for fewer than min_points.
 KERNEL double surface_equations(
     int64_t views, int64_t knot_columns, int64_t knot_rows, const double* relative,
-    const double* log_depth, double cauchy, double nearest, int64_t count, const int64_t* source,
-    const int64_t* target, const double* points, const int64_t* at, const double* share,
-    const float* maps, int64_t height, int64_t width, const double* cameras, double border_px,
+    const double* log_depth, double nearest, int64_t width, int64_t height, int64_t count,
+    const int64_t* source, const int64_t* target, const double* points, const double* places,
+    const float* maps, const double* cameras, double cauchy, double border_px,
     int64_t min_points, double min_std, double alike, double* hessian, double* gradient)
 {
+    const KnotGrid grid{knot_columns, knot_rows, width, height};
     const int64_t knots = knot_columns * knot_rows;
     const Window window{views, knots, relative, log_depth, cauchy, nearest};
     std::vector<SurfaceRow> rows;
     std::vector<double> errors;
     for (int64_t i = 0; i < count; ++i) {
-        const Moved moved = move_point(
-            window, source[i], target[i], points + 3 * i, at + CORNERS * i, share + CORNERS * i);
+        const Knots here = grid.around(places[2 * i], places[2 * i + 1]);
+        const Moved moved = move_point(window, source[i], target[i], points + 3 * i, here);
         const double* camera = cameras + 4 * target[i];
         const double near = 1 / moved.seen[2];
         const double x = camera[0] * moved.seen[0] * near + camera[2];
@@ -360,9 +396,10 @@ KERNEL double surface_equations(
         }
         SurfaceRow row;
         row.index = i;
-        knots_around(x, y, width, height, knot_columns, knot_rows, row.at, row.share);
+        row.here = here;
+        row.there = grid.around(x, y);
         const double surface = map[0] + map[1] * (x - column) + map[2] * (y - line) +
-            between_knots(log_depth + target[i] * knots, row.at, row.share);
+            row.there.mean(log_depth + target[i] * knots);
         row.residual = std::log(moved.seen[2]) - surface;
         if (!(row.residual - row.residual == 0)) {
             continue;
@@ -398,10 +435,10 @@ KERNEL double surface_equations(
             jacobian[MOTION + k] = row.by_target[k];
         }
         for (int k = 0; k < CORNERS; ++k) {
-            columns[2 * MOTION + k] = MOTION + at[CORNERS * i + k];
-            jacobian[2 * MOTION + k] = row.along * share[CORNERS * i + k];
-            columns[2 * MOTION + CORNERS + k] = window.per_view() + MOTION + row.at[k];
-            jacobian[2 * MOTION + CORNERS + k] = -row.share[k];
+            columns[2 * MOTION + k] = MOTION + row.here.at[k];
+            jacobian[2 * MOTION + k] = row.along * row.here.share[k];
+            columns[2 * MOTION + CORNERS + k] = window.per_view() + MOTION + row.there.at[k];
+            jacobian[2 * MOTION + CORNERS + k] = -row.there.share[k];
         }
         for (int k = 0; k < COLUMNS; ++k) {
             weighted[k] = weight * jacobian[k];

@@ -8,6 +8,7 @@ float64 (N, knots); hessian (n, n) and gradient (n,) of all unknowns are added t
 from __future__ import annotations
 
 import ctypes
+from typing import NamedTuple
 
 import numpy as np
 
@@ -22,24 +23,44 @@ from g2vlm_ros.kernels.checks import (
     shape_of,
 )
 
-CORNERS = 4
 MOTION = 6
 
 
+class DepthField(NamedTuple):
+    """Where the knots of log_depth lie in an image."""
+
+    knots: tuple[int, int]
+    """Columns and rows of them, two at least."""
+    size: tuple[int, int]
+    """Columns and rows of pixels."""
+
+
+class TrackArrays(NamedTuple):
+    """k tracks (`mapping.view_tracks.Tracks`), those of a pair of views together."""
+
+    source: np.ndarray
+    target: np.ndarray
+    """int64 (k,): views."""
+    points: np.ndarray
+    """float64 (k, 3) in the optical frame of the source."""
+    places: np.ndarray
+    """float64 (k, 2): their pixels there."""
+    rays: np.ndarray
+    """float64 (k, 2): where they were found in the target, x/z and y/z."""
+    pixel: np.ndarray
+    """float64 (k,): a pixel of the target as x/z."""
+
+
 def track_equations(
+    field: DepthField,
     relative: np.ndarray,
     log_depth: np.ndarray,
-    source: np.ndarray,
-    target: np.ndarray,
-    points: np.ndarray,
-    rays: np.ndarray,
-    pixel: np.ndarray,
-    knots: tuple[np.ndarray, np.ndarray],
+    tracks: TrackArrays,
     hessian: np.ndarray,
     gradient: np.ndarray,
     *,
-    cauchy: float,
     nearest: float,
+    cauchy: float,
     min_px: float,
     max_point: float,
     pair_std: float,
@@ -47,32 +68,21 @@ def track_equations(
 ) -> tuple[float, float]:
     """Add where tracks were found, less where poses and depth put them.
 
-    source, target int64 (k,), tracks of a pair together; points (k, 3), rays (k, 2), pixel (k,);
-    knots: int64 (k, 4) around each point, float64 (k, 4) their shares. Returns the deviation of
-    tracks in pixels and the relative one of single depths, both as these tracks show them.
+    Returns the deviation of tracks in pixels and the relative one of single depths, both as these
+    tracks show them.
     """
-    views, depths = shape_of(log_depth, "log_depth", (None, None))
-    (count,) = shape_of(pixel, "pixel", (None,))
-    relative, log_depth = _window(relative, log_depth)
-    arrays = [
-        *_points(source, target, points, count, views),
-        input_array(rays, "rays", np.float64, (count, 2)),
-        input_array(pixel, "pixel", np.float64, (positive(count, "number of tracks"),)),
-        *_knots(knots, count, depths),
-    ]
-    _check_sums(hessian, gradient, views * (MOTION + depths))
     noise = np.empty(2)
+    window, views, unknowns = _window(field, relative, log_depth)
+    positive(len(tracks.pixel), "number of tracks")
+    arrays = _tracks(field, tracks, views)
+    _check_sums(hessian, gradient, unknowns)
     call(
         "track_equations",
         None,
-        i64(views),
-        i64(depths),
-        relative,
-        log_depth,
-        f64(cauchy),
+        *window,
         f64(nearest),
-        i64(count),
         *arrays,
+        f64(cauchy),
         f64(min_px),
         f64(max_point),
         f64(pair_std),
@@ -84,21 +94,36 @@ def track_equations(
     return float(noise[0]), float(noise[1])
 
 
-def surface_equations(
+def track_errors(
+    field: DepthField,
     relative: np.ndarray,
     log_depth: np.ndarray,
-    grid: tuple[int, int],
+    tracks: TrackArrays,
+    *,
+    nearest: float,
+) -> np.ndarray:
+    """float64 (k,): how far tracks end from where poses and depth put them, in pixels."""
+    window, views, _ = _window(field, relative, log_depth)
+    errors = np.empty(len(tracks.pixel))
+    call("track_errors", None, *window, f64(nearest), *_tracks(field, tracks, views), errors)
+    return errors
+
+
+def surface_equations(
+    field: DepthField,
+    relative: np.ndarray,
+    log_depth: np.ndarray,
     source: np.ndarray,
     target: np.ndarray,
     points: np.ndarray,
-    knots: tuple[np.ndarray, np.ndarray],
+    places: np.ndarray,
     maps: np.ndarray,
     cameras: np.ndarray,
     hessian: np.ndarray,
     gradient: np.ndarray,
     *,
-    cauchy: float,
     nearest: float,
+    cauchy: float,
     border_px: float,
     min_points: int,
     min_std: float,
@@ -106,38 +131,25 @@ def surface_equations(
 ) -> float:
     """Add how far points of source views lie off the surfaces of target views.
 
-    grid: columns and rows of knots; points as in `track_equations`; maps float32 (N, h, w, 4): log
-    depth, its slopes per pixel, not 0 at edges; cameras float64 (N, 4): fx, fy, cx, cy. Returns
-    the relative deviation of depth between views; 0 for fewer than min_points, which say nothing.
+    source, target, points and places as of `TrackArrays`; maps float32 (N, h, w, 4): log depth,
+    its slopes per pixel, not 0 at edges; cameras float64 (N, 4): fx, fy, cx, cy. Returns the
+    relative deviation of depth between views; 0 for fewer than min_points, which say nothing.
     """
-    views, height, width, _ = shape_of(maps, "maps", (None, None, None, 4))
-    columns, rows = (positive(n - 1, "knots less one") + 1 for n in grid)
-    depths = columns * rows
-    shape_of(log_depth, "log_depth", (views, depths))
-    count = len(source)
-    relative, log_depth = _window(relative, log_depth)
-    arrays = [
-        *_points(source, target, points, count, views),
-        *_knots(knots, count, depths),
-        input_array(maps, "maps", np.float32, (views, height, width, 4)),
-    ]
+    window, views, unknowns = _window(field, relative, log_depth)
+    width, height = field.size
+    arrays = _points(field, source, target, points, places, len(source), views)
+    maps = input_array(maps, "maps", np.float32, (views, height, width, 4))
     cameras = input_array(cameras, "cameras", np.float64, (views, 4))
-    _check_sums(hessian, gradient, views * (MOTION + depths))
+    _check_sums(hessian, gradient, unknowns)
     return call(
         "surface_equations",
         ctypes.c_double,
-        i64(views),
-        i64(columns),
-        i64(rows),
-        relative,
-        log_depth,
-        f64(cauchy),
+        *window,
         f64(nearest),
-        i64(count),
         *arrays,
-        i64(height),
-        i64(width),
+        maps,
         cameras,
+        f64(cauchy),
         f64(max(border_px, 0.0)),
         i64(positive(min_points, "min_points")),
         f64(min_std),
@@ -166,28 +178,47 @@ def see_points(
     return place, depth
 
 
-def _window(relative: np.ndarray, log_depth: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    views, depths = log_depth.shape
-    return (
+def _window(field: DepthField, relative: np.ndarray, log_depth: np.ndarray) -> tuple:
+    """What all kernels of the adjustment begin with; how many views, and how many unknowns."""
+    columns, rows = (positive(n - 1, "knots less one") + 1 for n in field.knots)
+    views, depths = shape_of(log_depth, "log_depth", (None, columns * rows))
+    arguments = (
+        i64(views),
+        i64(columns),
+        i64(rows),
         input_array(relative, "relative", np.float64, (views, views, 4, 4)),
         input_array(log_depth, "log_depth", np.float64, (views, depths)),
     )
+    return arguments, views, views * (MOTION + depths)
 
 
 def _points(
-    source: np.ndarray, target: np.ndarray, points: np.ndarray, count: int, views: int
-) -> list[np.ndarray]:
+    field: DepthField,
+    source: np.ndarray,
+    target: np.ndarray,
+    points: np.ndarray,
+    places: np.ndarray,
+    count: int,
+    views: int,
+) -> tuple:
     source = input_array(source, "source", np.int64, (count,))
     target = input_array(target, "target", np.int64, (count,))
     check_indices(source, views, "source")
     check_indices(target, views, "target")
-    return [source, target, input_array(points, "points", np.float64, (count, 3))]
+    width, height = (positive(length, "size") for length in field.size)
+    points = input_array(points, "points", np.float64, (count, 3))
+    places = input_array(places, "places", np.float64, (count, 2))
+    return i64(width), i64(height), i64(count), source, target, points, places
 
 
-def _knots(knots: tuple[np.ndarray, np.ndarray], count: int, depths: int) -> list[np.ndarray]:
-    at = input_array(knots[0], "knots", np.int64, (count, CORNERS))
-    check_indices(at, depths, "knots")
-    return [at, input_array(knots[1], "shares of knots", np.float64, (count, CORNERS))]
+def _tracks(field: DepthField, tracks: TrackArrays, views: int) -> tuple:
+    source, target, points, places, rays, pixel = tracks
+    count = len(pixel)
+    return (
+        *_points(field, source, target, points, places, count, views),
+        input_array(rays, "rays", np.float64, (count, 2)),
+        input_array(pixel, "pixel", np.float64, (count,)),
+    )
 
 
 def _check_sums(hessian: np.ndarray, gradient: np.ndarray, unknowns: int) -> None:

@@ -167,7 +167,7 @@ class LoopDetector:
         """Keep the newest view as a keyframe if it shows something new."""
         newest, result = mapped.window.newest, mapped.result
         pose = mapped.map_from_camera[newest]
-        depth = float(np.median(result.sampled_depths_u[newest]))
+        depth = float(result.view_depths_u[newest])
         if not self._keyframes.is_new(pose, depth * mapped.placement.map_from_window.scale):
             return
         frame = mapped.window.frames[newest]
@@ -233,7 +233,7 @@ def by_pose(
     if result.intrinsics[view] is None:
         return None
     pose = result.window_from_camera[view].astype(np.float64)
-    motion = MAX_MOTION * float(np.median(result.sampled_depths_u[view]))
+    motion = MAX_MOTION * float(result.view_depths_u[view])
     best, least = None, 1.0
     for keyframe in keyframes:
         move = window_from(keyframe.window_id)

@@ -28,9 +28,8 @@ from g2vlm_ros.mapping.window_adjustment import (
     Turn,
     WindowAdjustment,
     adjusted_std,
+    errors_px,
     knot_field,
-    knot_weights,
-    moved_points,
 )
 from g2vlm_ros.records import Reconstruction
 
@@ -111,7 +110,7 @@ class PoseRefiner:
         for _ in range(MAX_SEARCHES):
             judging = np.arange(len(tracks)) % LEFT_OUT == 0
             judges = tracks[judging]
-            lost = np.median(_errors_px(guess, tracks, views.size)) > LOST_PX
+            lost = np.median(errors_px(guess, tracks, views.size)) > LOST_PX
             adjustment = adjusting.solve(std, tracks[~judging], turns, guess)
             again = follow_corners(views, adjustment.poses, afresh=True) if lost else None
             if again is None or len(again) <= len(tracks):
@@ -159,7 +158,7 @@ def _found_tracks(
 
 def _sure_links(guess: Adjustment, tracks: Tracks, views: TrackedViews) -> np.ndarray:
     """bool (N, N): pairs of views whose tracks end near where a guess puts them."""
-    errors = _errors_px(guess, tracks, views.size)
+    errors = errors_px(guess, tracks, views.size)
     sure = np.zeros((len(views), len(views)), bool)
     for i, j in set(zip(tracks.source.tolist(), tracks.target.tolist(), strict=True)):
         of_pair = errors[(tracks.source == i) & (tracks.target == j)]
@@ -183,18 +182,9 @@ def _is_better(one: Adjustment, other: Adjustment, judges: Tracks, size: tuple[i
     lens, calibration and shutter may have wrong in common."""
     if len(judges) < MIN_JUDGES:
         return False
-    after, before = (float(np.median(_errors_px(each, judges, size))) for each in (one, other))
+    after, before = (float(np.median(errors_px(each, judges, size))) for each in (one, other))
     common_px = PAIR_RAD / float(np.median(judges.pixel))
     return before**2 - after**2 > common_px**2
-
-
-def _errors_px(adjustment: Adjustment, tracks: Tracks, size: tuple[int, int]) -> np.ndarray:
-    """(k,): how far tracks end from where an adjustment puts them."""
-    at, share = knot_weights(tracks.source_px, size)
-    stretch = np.exp((adjustment.log_depth[tracks.source[:, None], at] * share).sum(1))
-    points = tracks.point_u * stretch[:, None]
-    in_target, _ = moved_points(adjustment.poses, tracks.source, tracks.target, points)
-    return np.linalg.norm(in_target[:, :2] / in_target[:, 2:] - tracks.ray, axis=1) / tracks.pixel
 
 
 def _applied(result: Reconstruction, adjustment: Adjustment) -> Reconstruction:

@@ -206,7 +206,7 @@ def judge(places: Sequence[Place]) -> SearchResult:
 def _same(one: Sim3, other: Sim3, result: Reconstruction) -> bool:
     """Whether two hypotheses put a window at the same place."""
     local = result.window_from_camera[-1].astype(np.float64)
-    reach = APART * one.scale * float(np.median(result.sampled_depths_u[-1]))
+    reach = APART * one.scale * float(result.view_depths_u[-1])
     return pose_gap(one.apply_pose(local), other.apply_pose(local), reach, APART_RAD) < 1
 
 

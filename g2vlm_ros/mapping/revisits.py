@@ -92,7 +92,7 @@ class RevisitSearch:
             return []
         here = result.window_from_camera[newest].astype(np.float64)
         place_std, turn_std = _drift(mapped, newest)
-        reach = MAX_MOTION * float(np.median(result.sampled_depths_u[newest]))
+        reach = MAX_MOTION * float(result.view_depths_u[newest])
         reach, turn = reach + DRIFT * place_std, MAX_TURN + DRIFT * turn_std
         near = []
         for keyframe in keyframes:

@@ -19,7 +19,13 @@ import cv2
 import numpy as np
 
 from g2vlm_ros.geometry.sim3 import cross_matrices
-from g2vlm_ros.kernels.window_adjustment import surface_equations, track_equations
+from g2vlm_ros.kernels.window_adjustment import (
+    DepthField,
+    TrackArrays,
+    surface_equations,
+    track_equations,
+    track_errors,
+)
 from g2vlm_ros.mapping.view_tracks import (
     BORDER_PX,
     MAX_VIEWS_APART,
@@ -154,11 +160,11 @@ class WindowAdjustment:
         prior = std.information(count, self._depth_u)
         lines = None if tracks is None else _TrackEquations(tracks, self._views.size)
         for _ in range(steps):
-            hessian, change = prior.copy(), self._change(poses, knots)
-            gradient = prior @ change.reshape(-1)
+            hessian, relative = prior.copy(), relative_poses(poses)
+            gradient = prior @ self._change(poses, knots).reshape(-1)
             parts = [lines] if lines is not None else []
             for part in parts + ([self._surfaces] if surfaces else []):
-                part.add(poses, knots, hessian, gradient)
+                part.add(relative, knots, hessian, gradient)
             for turn in turns:
                 _add_turn(turn, poses, hessian, gradient)
             step = np.linalg.solve(hessian, -gradient).reshape(count, PER_VIEW)
@@ -179,25 +185,25 @@ class WindowAdjustment:
         return Adjustment(poses, change[:, 6:], change, information)
 
     def _change(self, poses: np.ndarray, knots: np.ndarray) -> np.ndarray:
-        moved = [pose_difference(a, b) for a, b in zip(self._prior, poses, strict=True)]
-        return np.concatenate([np.stack(moved), knots], axis=1)
+        return np.concatenate([pose_differences(self._prior, poses), knots], axis=1)
 
 
 class _TrackEquations:
     """Where points were found, less where poses and depth put them."""
 
     def __init__(self, tracks: Tracks, size: tuple[int, int]):
-        self._tracks = tracks
-        self._knots = knot_weights(tracks.source_px, size)
+        self._tracks, self._field = track_arrays(tracks), DepthField(KNOTS, size)
 
     def add(
-        self, poses: np.ndarray, log_depth: np.ndarray, hessian: np.ndarray, gradient: np.ndarray
+        self,
+        relative: np.ndarray,
+        log_depth: np.ndarray,
+        hessian: np.ndarray,
+        gradient: np.ndarray,
     ) -> None:
-        tracks = self._tracks
         track_equations(
-            relative_poses(poses), log_depth, tracks.source, tracks.target, tracks.point_u,
-            tracks.ray, tracks.pixel, self._knots, hessian, gradient,
-            cauchy=CAUCHY, nearest=NEAREST, min_px=MIN_TRACK_PX, max_point=MAX_POINT_STD,
+            self._field, relative, log_depth, self._tracks, hessian, gradient,
+            nearest=NEAREST, cauchy=CAUCHY, min_px=MIN_TRACK_PX, max_point=MAX_POINT_STD,
             pair_std=PAIR_RAD, alike=ALIKE_TRACKS,
         )  # fmt: skip
 
@@ -228,7 +234,8 @@ class _Surfaces:
             np.concatenate(none + each) for each in (source, target, at)
         )
         self._points = points[self._source, row[at], column[at]].astype(np.float64)
-        self._knots = knot_weights(np.stack([column[at], row[at]], 1).astype(np.float64), size)
+        self._places = np.stack([column[at], row[at]], 1).astype(np.float64)
+        self._field = DepthField(KNOTS, size)
         self._maps = np.stack([_slopes(p, e) for p, e in zip(points[..., 2], edges, strict=True)])
         self._cameras = np.array(
             [(c.fx_px, c.fy_px, c.cx_px, c.cy_px) if c else (1, 1, 0, 0) for c in cameras],
@@ -236,13 +243,17 @@ class _Surfaces:
         )
 
     def add(
-        self, poses: np.ndarray, log_depth: np.ndarray, hessian: np.ndarray, gradient: np.ndarray
+        self,
+        relative: np.ndarray,
+        log_depth: np.ndarray,
+        hessian: np.ndarray,
+        gradient: np.ndarray,
     ) -> float:
         """The relative deviation of depth between views; 0 where too little overlaps."""
         return surface_equations(
-            relative_poses(poses), log_depth, KNOTS, self._source, self._target, self._points,
-            self._knots, self._maps, self._cameras, hessian, gradient,
-            cauchy=CAUCHY, nearest=NEAREST, border_px=self._border_px, min_points=MIN_POINTS,
+            self._field, relative, log_depth, self._source, self._target, self._points,
+            self._places, self._maps, self._cameras, hessian, gradient,
+            nearest=NEAREST, cauchy=CAUCHY, border_px=self._border_px, min_points=MIN_POINTS,
             min_std=MIN_DEPTH_STD, alike=ALIKE_DEPTH,
         )  # fmt: skip
 
@@ -259,7 +270,8 @@ def _slopes(depth: np.ndarray, edges: np.ndarray) -> np.ndarray:
     """float32 (h, w, 4): logarithm of the depth, its slopes per pixel in x and y, edge or not."""
     logs = np.log(depth)
     smooth = cv2.GaussianBlur(logs, (5, 5), 0.7)
-    slopes = [cv2.Sobel(smooth, cv2.CV_32F, *axis, ksize=3) / 8 for axis in ((1, 0), (0, 1))]
+    slopes = [cv2.Sobel(smooth, cv2.CV_32F, *axis, ksize=3, scale=1 / 8)
+              for axis in ((1, 0), (0, 1))]  # fmt: skip
     return np.dstack([logs, *slopes, edges.astype(np.float32)])
 
 
@@ -281,29 +293,23 @@ def relative_poses(poses: np.ndarray) -> np.ndarray:
     return np.linalg.inv(poses)[:, None] @ poses[None]
 
 
-def moved_points(
-    poses: np.ndarray, source: np.ndarray, target: np.ndarray, points: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Points (k, 3) of source views as target views see them, and the turns (k, 3, 3)."""
-    target_from_source = relative_poses(poses)[target, source]
-    in_target = (
-        np.einsum("kij,kj->ki", target_from_source[:, :3, :3], points)
-        + target_from_source[:, :3, 3]
+def track_arrays(tracks: Tracks) -> TrackArrays:
+    """Tracks as the kernels take them."""
+    return TrackArrays(
+        tracks.source,
+        tracks.target,
+        tracks.point_u,
+        tracks.source_px,
+        tracks.ray,
+        tracks.pixel,
     )
-    in_target[:, 2] = np.maximum(in_target[:, 2], NEAREST * points[:, 2])
-    return in_target, target_from_source[:, :3, :3]
 
 
-def knot_weights(pixels: np.ndarray, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-    """int (n, 4), float64 (n, 4): between which knots pixels (n, 2) lie, how near to each."""
-    limits = np.array(KNOTS) - 1
-    place = np.clip((pixels + 0.5) / np.array(size) * KNOTS - 0.5, 0, limits)
-    first = np.minimum(place.astype(int), limits - 1)
-    (x, y), (right, down) = first.T, (place - first).T
-    corner = y * KNOTS[0] + x
-    at = np.stack([corner, corner + 1, corner + KNOTS[0], corner + KNOTS[0] + 1], 1)
-    left, up = 1 - right, 1 - down
-    return at, np.stack([up * left, up * right, down * left, down * right], 1)
+def errors_px(adjustment: Adjustment, tracks: Tracks, size: tuple[int, int]) -> np.ndarray:
+    """float64 (k,): how far tracks end from where an adjustment puts them; size: of the views."""
+    relative, field = relative_poses(adjustment.poses), DepthField(KNOTS, size)
+    arrays = track_arrays(tracks)
+    return track_errors(field, relative, adjustment.log_depth, arrays, nearest=NEAREST)
 
 
 def knot_field(log_depth: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -321,10 +327,12 @@ def cauchy_weights(error: np.ndarray | float) -> np.ndarray | float:
     return 1 / (1 + (error / CAUCHY) ** 2)
 
 
-def pose_difference(one: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """(6,): rotation vector and translation of a pose (4, 4) from another one, in its axes."""
-    turn = one[:3, :3].T @ other[:3, :3]
-    return np.concatenate([cv2.Rodrigues(turn)[0][:, 0], other[:3, :3].T @ (other - one)[:3, 3]])
+def pose_differences(ones: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """(n, 6): rotation vectors and translations of poses (n, 4, 4) from others, in their axes."""
+    turns = ones[:, :3, :3].transpose(0, 2, 1) @ others[:, :3, :3]
+    shifts = (others - ones)[:, None, :3, 3] @ others[:, :3, :3]
+    vectors = [cv2.Rodrigues(turn)[0][:, 0] for turn in turns]
+    return np.concatenate([vectors, shifts[:, 0]], axis=1)
 
 
 def motions(steps: np.ndarray) -> np.ndarray:

@@ -199,7 +199,7 @@ def view_covariances(
         # What odometry shows beyond the assumed noise counts here as well.
         view_noise *= result.view_std.shift / VIEW_NOISE
         turn_rad = result.view_std.turn_rad
-    depth = np.median(result.sampled_depths_u, axis=1)
+    depth = result.view_depths_u
     centres = map_from_window.apply(result.window_from_camera[:, :3, 3].astype(np.float64))
     noise = view_noise * depth * map_from_window.scale
     covariance = np.zeros((result.views, 6, 6))

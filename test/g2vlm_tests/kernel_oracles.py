@@ -349,12 +349,23 @@ def track_information(residual, along, pixel, min_px, max_point, cauchy, alike):
     return information, (std_px, np.sqrt(point))
 
 
+def track_errors(field, relative, log_depth, tracks, *, nearest):
+    """As the kernel."""
+    source, target, points, places, rays, pixel = tracks
+    at, share = knot_weights(places, field.size, field.knots)
+    points = points * np.exp((log_depth[source[:, None], at] * share).sum(1))[:, None]
+    seen, _ = moved_points(relative, source, target, points, nearest)
+    return np.linalg.norm(seen[:, :2] / seen[:, 2:] - rays, axis=1) / pixel
+
+
 def track_equations(
-    relative, log_depth, source, target, points, rays, pixel, knots, hessian, gradient, *,
-    cauchy, nearest, min_px, max_point, pair_std, alike,
+    field, relative, log_depth, tracks, hessian, gradient, *,
+    nearest, cauchy, min_px, max_point, pair_std, alike,
 ):  # fmt: skip
     """Dense Jacobians of all unknowns; what a pair has wrong in common is eliminated last."""
-    each, (at, share), per_view = np.arange(len(source)), knots, 6 + log_depth.shape[1]
+    source, target, points, places, rays, pixel = tracks
+    at, share = knot_weights(places, field.size, field.knots)
+    each, per_view = np.arange(len(source)), 6 + log_depth.shape[1]
     points = points * np.exp((log_depth[source[:, None], at] * share).sum(1))[:, None]
     seen, turn = moved_points(relative, source, target, points, nearest)
     residual = seen[:, :2] / seen[:, 2:] - rays
@@ -386,12 +397,12 @@ def track_equations(
 
 
 def surface_equations(
-    relative, log_depth, grid, source, target, points, knots, maps, cameras, hessian, gradient, *,
-    cauchy, nearest, border_px, min_points, min_std, alike,
+    field, relative, log_depth, source, target, points, places, maps, cameras, hessian, gradient,
+    *, nearest, cauchy, border_px, min_points, min_std, alike,
 ):  # fmt: skip
     """As the kernel."""
-    (at, share), per_view = knots, 6 + log_depth.shape[1]
-    size = np.array(maps.shape[2:0:-1])
+    at, share = knot_weights(places, field.size, field.knots)
+    per_view, size = 6 + log_depth.shape[1], np.array(field.size)
     points = points * np.exp((log_depth[source[:, None], at] * share).sum(1))[:, None]
     seen, turn = moved_points(relative, source, target, points, nearest)
     camera = cameras[target]
@@ -406,7 +417,7 @@ def surface_equations(
         each[kept]
         for each in (source, target, seen, points, turn, camera, pixels, nearest_px, at, share)
     )
-    there, part = knot_weights(pixels, size, grid)
+    there, part = knot_weights(pixels, field.size, field.knots)
     values = maps[target, nearest_px[:, 1], nearest_px[:, 0]].astype(np.float64)
     surface = values[:, 0] + (values[:, 1:3] * (pixels - nearest_px)).sum(1)
     surface += (log_depth[target[:, None], there] * part).sum(1)
