@@ -102,11 +102,11 @@ class MapSizes:
     waiting_frames: int
 
 
-class DecodedImage(NamedTuple):
+class DecodedFrame(NamedTuple):
     """A frame's image, and a small copy by which it is judged."""
 
-    whole: np.ndarray
-    small: np.ndarray
+    image: np.ndarray
+    thumbnail: np.ndarray
 
 
 @contextmanager
@@ -138,7 +138,7 @@ class MappingPipeline:
         self._revisits = RevisitSearch(settings.map.loop_gap_windows)
         self._lock = threading.Lock()
         self._last_views: set[ViewKey] = set()
-        self._images: dict[ViewKey, DecodedImage] = {}  # of the last window
+        self._images: dict[ViewKey, DecodedFrame] = {}  # of the last window
         self._restart = self._gave_up = False
         self._clock_jumps = 0
         self._session = 0
@@ -371,26 +371,26 @@ class MappingPipeline:
         earlier, self._images = self._images, {}
         frames, images, unmoved = [], [], []
         for frame in window.frames:
-            image, fault = earlier.get(view_key(frame)), None
+            decoded, fault = earlier.get(view_key(frame)), None
             try:
-                if image is None:
-                    whole = frame.decode()
-                    image = DecodedImage(whole, thumbnail(whole))
+                if decoded is None:
+                    image = frame.decode()
+                    decoded = DecodedFrame(image, thumbnail(image))
                 if view_key(frame) in self._last_views:
                     pass
-                elif not self._fits(image.whole):
+                elif not self._fits(decoded.image):
                     fault = DropReason.SIZE
-                elif self._stillness.is_still(frame, image.small):
+                elif self._stillness.is_still(frame, decoded.thumbnail):
                     fault = DropReason.STILL
                     unmoved.append(frame)
                 else:
-                    fault = self._quality.fault(frame.camera, image.small)
+                    fault = self._quality.fault(frame.camera, decoded.thumbnail)
             except ValueError:
                 fault = DropReason.UNDECODABLE
             if fault is None:
-                self._images[view_key(frame)] = image
+                self._images[view_key(frame)] = decoded
                 frames.append(frame)
-                images.append(image.whole)
+                images.append(decoded.image)
             else:
                 with self._lock:
                     self._buffer.discard(frame, fault)
@@ -500,7 +500,7 @@ class MappingPipeline:
             self._windows += 1
         newest = {frame.camera: frame for frame in mapped.window.frames}
         for frame in newest.values():
-            self._stillness.take(frame, self._images[view_key(frame)].small)
+            self._stillness.take(frame, self._images[view_key(frame)].thumbnail)
         self._last = mapped
         return mapped
 
