@@ -348,6 +348,11 @@ class Reconstruction:
         return self.geometry.local_points_u.shape[0]
 
     @property
+    def sampled_depths_u(self) -> np.ndarray:
+        """float32 (N, n): depths of every DEPTH_STRIDE-th row and column of each view."""
+        return self.geometry.sampled_depths_u
+
+    @property
     def view_depths_u(self) -> np.ndarray:
         """float32 (N,): median depth of each view."""
         return self.geometry.view_depths_u
