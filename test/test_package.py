@@ -161,6 +161,15 @@ def test_requirements_are_pinned(file: Path) -> None:
         assert re.fullmatch(PINNED, line), line
 
 
+def test_every_package_that_tests_install_has_its_licence() -> None:
+    page = (ROOT / "docs" / "licences.md").read_text().lower()
+    groups = ("base", "ros", "torch", "viewer", "test", "side_by_side")
+    text = "\n".join((ROOT / "requirements" / f"{group}.txt").read_text() for group in groups)
+    names = set(re.findall(r"^([A-Za-z0-9._-]+)==", text, re.MULTILINE))
+    absent = sorted(name for name in names if f"\n| {name.lower()} |" not in page)
+    assert not absent, f"run tools/licences.py: {absent}"
+
+
 def test_no_file_knows_a_machine_or_an_index() -> None:
     # Put together here, so that this file does not name them itself.
     places = [

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Prints the licences of every installed dependency that requirements/ pins, as a table.
+"""Writes docs/licences.md: the licence of every installed dependency that requirements/ pins.
 
     .venv/bin/python tools/licences.py
 
@@ -9,10 +9,22 @@ What a package says of itself in its metadata: License-Expression, else License,
 from __future__ import annotations
 
 import re
-from importlib.metadata import PackageNotFoundError, metadata
+import sys
+from importlib.metadata import distributions
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
+WHEELS = ROOT / ".venv" / ".setup" / "wheels"
+"""Of requirements/side_by_side.txt, a folder for each."""
+PAGE = ROOT / "docs" / "licences.md"
+HEAD = """# Licences of dependencies
+
+Written by `.venv/bin/python tools/licences.py` from what `make test` installs; each package keeps its own licence. [NOTICE](../NOTICE) has the rest.
+"not stated": the wheel's metadata is silent (the ROS wheels among them; their upstream packages are under Apache-2.0 or BSD, see each).
+
+| package | licence |
+|---|---|
+"""  # noqa: E501
 MAX_LENGTH = 60
 """A licence field that holds the whole text is cut to its first line."""
 
@@ -25,10 +37,11 @@ def pinned() -> list[str]:
 
 def licence(name: str) -> str:
     """What a package's metadata says; empty where it is not installed."""
-    try:
-        fields = metadata(name)
-    except PackageNotFoundError:
+    side_by_side = [str(folder) for folder in WHEELS.glob("*")]
+    package = next(iter(distributions(name=name, path=[*sys.path, *side_by_side])), None)
+    if package is None:
         return ""
+    fields = package.metadata
     stated = fields.get("License-Expression") or fields.get("License")
     if not stated or stated == "UNKNOWN":
         marks = [c.split(" :: ")[-1] for c in fields.get_all("Classifier", []) if "License" in c]
@@ -37,10 +50,8 @@ def licence(name: str) -> str:
 
 
 def main() -> int:
-    print("| package | licence |\n|---|---|")
-    for name in pinned():
-        if stated := licence(name):
-            print(f"| {name} | {stated} |")
+    rows = [f"| {name} | {stated} |\n" for name in pinned() if (stated := licence(name))]
+    PAGE.write_text(HEAD + "".join(rows))
     return 0
 
 
