@@ -40,6 +40,18 @@ SHOWN_LENGTH = 200
 """So much of a path is repeated in an error."""
 
 
+def folder_warning(text: str) -> str:
+    """Why no map can be saved in `map.folder`, which somebody would learn after the drive; empty
+    where one can, and where any folder may be taken."""
+    folder = Path(os.path.expanduser(text))
+    if not text or (folder.is_absolute() and folder.is_dir() and os.access(folder, os.W_OK)):
+        return ""
+    fault = "is not absolute" if not folder.is_absolute() else "cannot be written to"
+    if folder.is_absolute() and not folder.is_dir():
+        fault = "is no folder"
+    return f"map.folder {_short(text)} {fault} on this robot: no map can be saved there"
+
+
 class MapServices:
     """Answers SaveMap, LoadMap and EditMap; `services` knows whether and from what."""
 

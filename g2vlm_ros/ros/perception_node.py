@@ -34,7 +34,7 @@ from g2vlm_ros.ros.initial_pose import InitialPose
 from g2vlm_ros.ros.inputs.cameras import Cameras
 from g2vlm_ros.ros.keyframe_keeper import KeyframeKeeper
 from g2vlm_ros.ros.lifecycle import FAILURE, SafeLifecycleNode, all_or_nothing
-from g2vlm_ros.ros.map_services import MapServices
+from g2vlm_ros.ros.map_services import MapServices, folder_warning
 from g2vlm_ros.ros.name_clash import NameClash
 from g2vlm_ros.ros.object_services import ObjectServices
 from g2vlm_ros.ros.point_service import PointService
@@ -346,6 +346,8 @@ class PerceptionNode(SafeLifecycleNode):
         maps = MapServices(
             self._settings.map, self.dense_map, self.objects, self.rooms, services, keyframes
         )
+        if sentence := folder_warning(self._settings.map.folder):
+            self.get_logger().warning(sentence)
         concurrent = ReentrantCallbackGroup()
         # One at a time: two that write one file, or read a large one, do not help each other, and
         # what hangs here must not take the threads of everything else.

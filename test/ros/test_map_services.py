@@ -293,6 +293,23 @@ def test_paths_of_services_are_checked_before_anything_is_opened(tmp_path):
                 assert path in reply.error_msg and "save the map as .npz" in reply.error_msg
 
 
+def test_a_map_folder_that_takes_no_map_is_named_at_configure(tmp_path, monkeypatch):
+    """It was known after the drive."""
+    from g2vlm_ros.ros.map_services import folder_warning
+
+    (tmp_path / "file").touch()
+    assert folder_warning("") == folder_warning(str(tmp_path)) == ""
+    for folder, words in (
+        ("maps", "'maps' is not absolute"),
+        (str(tmp_path / "none"), "is no folder"),
+        (str(tmp_path / "file"), "is no folder"),
+        ("~nobody-of-this-name/maps", "is not absolute"),
+    ):
+        assert words in folder_warning(folder), folder
+    monkeypatch.setattr("os.access", lambda path, mode: False)
+    assert "cannot be written to" in folder_warning(str(tmp_path))
+
+
 @pytest.mark.parametrize("metres", [1e8, 1e300])
 def test_a_saved_map_moved_out_of_all_bounds_is_refused_and_the_live_one_stays(
     still, tmp_path, metres
