@@ -10,8 +10,10 @@ import hashlib
 import shutil
 import subprocess
 import tempfile
+import threading
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from pathlib import Path
@@ -34,10 +36,14 @@ TYPES = {
 
 
 class HostKernels:
-    """CUDA C++ whose kernels a processor runs; CudaError with the compiler's first complaint."""
+    """CUDA C++ whose kernels a processor runs; CudaError with the compiler's first complaint.
 
-    def __init__(self, source: str):
+    threads: how many share a kernel, where its source lets them (device_kernel.cuh).
+    """
+
+    def __init__(self, source: str, threads: int = 1):
         self._library = _compiled(source)
+        self._threads = threads if hasattr(self._library, "take_part") else 1
         self._parameters = {
             name: [_type_of(each) for each in parameters]
             for name, parameters in kernels_of(source).items()
@@ -52,7 +58,19 @@ class HostKernels:
             expected = [np.dtype(kind).name for kind, _ in parameters]
             raise CudaError(f"{name} takes {expected}, not {[str(kind) for kind in kinds]}")
         values = [kind(v.item()) for (_, kind), v in zip(parameters, arguments, strict=True)]
-        getattr(self._library, name)(*values)
+        kernel = getattr(self._library, name)
+        if self._threads == 1:
+            kernel(*values)
+            return
+        start = threading.Barrier(self._threads)
+
+        def share(part: int) -> None:
+            self._library.take_part(ctypes.c_int64(part), ctypes.c_int64(self._threads))
+            start.wait()
+            kernel(*values)
+
+        with ThreadPoolExecutor(self._threads) as pool:
+            list(pool.map(share, range(self._threads)))
 
 
 def _type_of(parameter: str) -> tuple[type, type]:
@@ -82,11 +100,15 @@ def _compiled(source: str) -> ctypes.CDLL:
 
 
 class HostCuda(Cuda):
-    """A device that is the processor: everything is done when its call returns."""
+    """A device that is the processor: everything is done when its call returns.
+
+    threads: how many share a kernel, so that they may disturb each other as those of a GPU.
+    """
 
     backend, gpu, capability, driver = "host", "the processor", "0.0", "0"
 
-    def __init__(self) -> None:
+    def __init__(self, threads: int = 1) -> None:
+        self._threads = threads
         self._blocks: dict[int, np.ndarray] = {}
 
     def active(self) -> AbstractContextManager[None]:
@@ -147,7 +169,7 @@ class HostCuda(Cuda):
         ctypes.memset(address, 0, size)
 
     def compile(self, source: str) -> HostKernels:
-        return HostKernels(source)
+        return HostKernels(source, self._threads)
 
     def function(self, module: HostKernels, name: str) -> tuple[HostKernels, str]:
         return module, name

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // What the kernels of a GPU share. Compiled as C++ a kernel is a loop over its threads, and the
-// tests run that.
+// tests run that, by one thread of the processor and by several at once.
 #pragma once
 
 #include "view_pairs.cuh"
@@ -19,39 +19,54 @@ __device__ inline int64_t claim(int64_t* place, int64_t value)
     return int64_t(atomicCAS(reinterpret_cast<unsigned long long*>(place), 0ull,
                              static_cast<unsigned long long>(value)));
 }
+// A place that is to hold the largest of the values.
+__device__ inline void raise_to(int32_t* place, int32_t value)
+{
+    if (value > *place) {  // which spares most of the waiting for each other
+        atomicMax(place, value);
+    }
+}
 #else
 #define DEVICE_KERNEL extern "C" void
-#define FOR_EACH(i, count) for (int64_t i = 0; i < (count); ++i)
+
+// Threads of the processor may share a kernel, as those of a GPU do: each takes every `parts`-th
+// index from its own one on.
+static thread_local int64_t part = 0, parts = 1;
+extern "C" int32_t take_part(int64_t own, int64_t all)
+{
+    part = own;
+    parts = all;
+    return 0;
+}
+#define FOR_EACH(i, count) for (int64_t i = part; i < (count); i += parts)
 
 template <class T> T add_to(T* sum, T value)
 {
-    const T before = *sum;
-    *sum += value;
+    T before = *sum, after = before + value;
+    while (!__atomic_compare_exchange(
+        sum, &before, &after, false, __ATOMIC_RELAXED, __ATOMIC_RELAXED)) {
+        after = before + value;
+    }
     return before;
 }
 
 inline int64_t claim(int64_t* place, int64_t value)
 {
-    const int64_t before = *place;
-    *place = before ? before : value;
+    int64_t before = 0;
+    __atomic_compare_exchange(
+        place, &before, &value, false, __ATOMIC_RELAXED, __ATOMIC_RELAXED);
     return before;
 }
-#endif
 
-// A place that is to hold the largest of the values.
-#ifdef __CUDACC__
-__device__
-#endif
 inline void raise_to(int32_t* place, int32_t value)
 {
-    if (value > *place) {  // which spares most of the waiting for each other
-#ifdef __CUDACC__
-        atomicMax(place, value);
-#else
-        *place = value;
-#endif
+    int32_t before = *place;
+    while (before < value
+           && !__atomic_compare_exchange(
+               place, &before, &value, false, __ATOMIC_RELAXED, __ATOMIC_RELAXED)) {
     }
 }
+#endif
 
 ON_BOTH int32_t bits_of(float value)
 {

@@ -51,7 +51,14 @@ def on_device(points, cuda=None):
     return PointKernels(device).points(device.upload(points, "FLOAT", "points"))
 
 
-@pytest.fixture(params=["at once", "as late as streams allow"])
+DEVICES = {
+    "at once": HostCuda,
+    "as late as streams allow": lambda: StandInCuda(others_first=True),
+    "by threads that disturb each other": lambda: HostCuda(threads=3),
+}
+
+
+@pytest.fixture(params=DEVICES)
 def both(request):
     """Point maps with what networks give at worst, on the host and on a device."""
     points = window().points.copy()
@@ -59,8 +66,7 @@ def both(request):
     points[1, 10, 20, 2] = -1.0
     points[2, 0, 0] = np.inf
     points[3, -1, -1, 2] = 0.0
-    cuda = HostCuda() if request.param == "at once" else StandInCuda(others_first=True)
-    return points, on_device(points, cuda)
+    return points, on_device(points, DEVICES[request.param]())
 
 
 def affines(views):
