@@ -113,7 +113,7 @@ def points(
     cuda = HostCuda() if device == "cpu" else open_cuda()
     for count in views:
         yield window_on_device(cuda, count, *size)
-    yield windows_on_device(cuda, 6 if device == "cpu" else FRAMES)
+    yield windows_on_device(cuda, 4 if device == "cpu" else FRAMES)
 
 
 def parity(folder: Path, backend: str, precision: str) -> dict[str, Any]:

@@ -95,6 +95,25 @@ def test_packing_and_a_lost_context_run_over_a_fake_driver(tmp_path: Path) -> No
     assert not again["possible"]
 
 
+def test_windows_on_a_device_run_over_a_fake_driver(tmp_path: Path) -> None:
+    """Every kernel with the arguments that the driver reads from memory by their types."""
+    wheels = [wheel("cuda-bindings==13.5.0"), wheel("cuda-pathfinder==1.9.1")]
+    code = (
+        "import json\n"
+        "from benchmarks.device_drive import windows_on_device\n"
+        "from benchmarks.device_points import window_on_device\n"
+        "from g2vlm_ros.inference.tensorrt.cuda import open_cuda\n"
+        "cuda = open_cuda()\n"
+        "print(json.dumps([window_on_device(cuda, 2, 112, 84), windows_on_device(cuda, 4)]))\n"
+    )
+    done = run_over(code, fake_cuda(tmp_path, compiler=True), wheels)
+    assert done.returncode == 0, done.stderr[-2000:]
+    window, drive = json.loads(done.stdout.splitlines()[-1])
+    assert window["passed"] and window["equal"]
+    assert drive["passed"] and drive["poses_off"] == 0 and drive["share_equal"] == 1
+    assert drive["bytes_to_host"] < 3_000_000, drive["bytes_to_host_by_what"]
+
+
 def test_engines_call_what_there_is(
     gpu: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:

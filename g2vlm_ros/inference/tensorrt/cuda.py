@@ -186,6 +186,8 @@ class CudaPython(Cuda):
         from cuda.bindings import driver, nvrtc
 
         self._driver, self._nvrtc = driver, nvrtc
+        self._waits: dict[int, Any] = {}
+        """An event for each stream that somebody waited for."""
         self._call("cuInit", 0)
         version = self._call("cuDriverGetVersion")
         check_bindings(cuda.bindings.__version__, version)
@@ -242,7 +244,14 @@ class CudaPython(Cuda):
         return int(stream)
 
     def synchronize(self, stream: Any) -> None:
-        self._call("cuStreamSynchronize", stream)
+        # Asleep: while a network runs, a thread that spins has a core that navigation needs.
+        event = self._waits.get(int(stream))
+        if event is None:
+            flags = self._driver.CUevent_flags
+            sleeping = int(flags.CU_EVENT_BLOCKING_SYNC) | int(flags.CU_EVENT_DISABLE_TIMING)
+            event = self._waits[int(stream)] = self._call("cuEventCreate", sleeping)
+        self._call("cuEventRecord", event, stream)
+        self._call("cuEventSynchronize", event)
 
     def event(self) -> Any:
         return self._call("cuEventCreate", 0)

@@ -92,6 +92,17 @@ bool run_for_points(const std::string& name, void** a)
     RUN_IF_NAMED(see_grid)
     RUN_IF_NAMED(add_points)
     RUN_IF_NAMED(compact_cells)
+    RUN_IF_NAMED(take_pixels)
+    RUN_IF_NAMED(halve)
+    RUN_IF_NAMED(distrust)
+    RUN_IF_NAMED(uneven_bits)
+    RUN_IF_NAMED(warp_image)
+    RUN_IF_NAMED(lines_of_rows)
+    RUN_IF_NAMED(surface_normals)
+    RUN_IF_NAMED(trusted_depths)
+    RUN_IF_NAMED(nearest_depths)
+    RUN_IF_NAMED(farthest_depths)
+    RUN_IF_NAMED(find_seen_through)
     return false;
 }
 
@@ -161,6 +172,7 @@ ENTRY cuStreamSynchronize(void*) { FAIL_IF_LOST; return SUCCESS; }
 ENTRY cuStreamWaitEvent(void*, void*, unsigned) { FAIL_IF_LOST; return SUCCESS; }
 ENTRY cuEventCreate(void** event, unsigned) { FAIL_IF_LOST; *event = std::malloc(1); return SUCCESS; }
 ENTRY cuEventRecord(void*, void*) { FAIL_IF_LOST; return SUCCESS; }
+ENTRY cuEventSynchronize(void*) { FAIL_IF_LOST; return SUCCESS; }
 ENTRY cuEventElapsedTime(float* ms, void*, void*) { FAIL_IF_LOST; *ms = 2.0f; return SUCCESS; }
 
 static int copied(void* to, const void* from, size_t size)
@@ -297,7 +309,8 @@ ENTRY cuGetProcAddress_v2(const char* symbol, void** function, int version, uint
         KNOWN(cuDevicePrimaryCtxRelease), KNOWN(cuCtxSetCurrent), KNOWN(cuMemGetInfo),
         KNOWN(cuMemAlloc), KNOWN(cuMemFree), KNOWN(cuMemHostAlloc), KNOWN(cuStreamCreate),
         KNOWN(cuStreamSynchronize), KNOWN(cuStreamWaitEvent), KNOWN(cuEventCreate),
-        KNOWN(cuEventRecord), KNOWN(cuEventElapsedTime), KNOWN(cuMemcpyHtoDAsync),
+        KNOWN(cuEventRecord), KNOWN(cuEventElapsedTime), KNOWN(cuEventSynchronize),
+        KNOWN(cuMemcpyHtoDAsync),
         KNOWN(cuMemcpyDtoHAsync), KNOWN(cuMemcpyDtoDAsync), KNOWN(cuModuleLoadData),
         KNOWN(cuModuleGetFunction), KNOWN(cuLaunchKernel), KNOWN(cuGetProcAddress_v2),
         KNOWN(cuMemcpy2DAsync), KNOWN(cuMemsetD8Async), KNOWN(cuStreamBeginCapture),
