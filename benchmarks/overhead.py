@@ -298,7 +298,7 @@ def pack_views(
 
     def on_device() -> np.ndarray:
         affines = point_cloud.affines(views, poses)
-        return packer.pack(there, *maps, range(views), affines, *limits)
+        return packer.pack(there, *maps, None, range(views), affines, *limits)
 
     def by_numpy() -> np.ndarray:
         valid = point_cloud.valid_points(points, confidence, *limits)

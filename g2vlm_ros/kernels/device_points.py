@@ -353,22 +353,27 @@ class DevicePoints(DeviceMap):
         views: Sequence[int],
         colours: np.ndarray,
         confidence: np.ndarray | DeviceConfidence,
+        ignored: np.ndarray | None,
         affines: np.ndarray,
         min_confidence: float,
         edge_step: float,
     ) -> np.ndarray:
         """uint8 (20 M,): the M valid points of V views as a dense cloud, in the pixels' order.
 
-        colours and confidence of all views, affines (V, 3, 4) of these; limits as in
-        `geometry.point_cloud.valid_points`.
+        colours, confidence and ignored pixels, bool or None, of all views, affines (V, 3, 4) of
+        these; limits as in `geometry.point_cloud.valid_points`.
         """
         index = view_indices(views, len(self))
         colours = input_array(colours, "colours", np.uint8, self.shape)
+        if ignored is not None:
+            ignored = input_array(ignored, "ignored", np.bool_, self.shape[:3])
         affines = affines.astype(np.float32)
         affines = input_array(affines, "affines", np.float32, (len(index), 3, 4))
 
         def run() -> np.ndarray:
-            maps = self.array, self.uploads.on_device(colours), self.confidence_there(confidence)
+            on_device = self.uploads.on_device
+            maps = self.array, on_device(colours), self.confidence_there(confidence)
+            maps = *maps, None if ignored is None else on_device(ignored)
             return self.device.packed(*maps, index.tolist(), affines, min_confidence, edge_step)
 
         return self._memory.guarded(run)

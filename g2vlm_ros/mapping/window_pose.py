@@ -180,6 +180,12 @@ class MappedWindow:
         """float32 (N, H, W, 3): the points of all views in the map (map units)."""
         return self.placement.map_from_window.apply(self.result.points_u())
 
+    def map_points_at(self, view: int, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+        """float32 (n, 3): those of pixels of a view, at int rows (n,) and columns (n,)."""
+        pose, local = self.result.window_from_camera[view], self.result.local_points_u
+        points = local[view, rows, columns] @ pose[:3, :3].T + pose[:3, 3]
+        return self.placement.map_from_window.apply(points)
+
 
 def view_covariances(
     map_from_window: Sim3,

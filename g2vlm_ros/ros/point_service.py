@@ -126,7 +126,7 @@ class PointService:
             )
         column, row = np.rint(pixel_map.model_from_image(np.stack([u, v], -1))).astype(int).T
         column, row = np.clip(column, 0, width - 1), np.clip(row, 0, height - 1)
-        points = update.map_points()[view, row, column]
+        points = update.map_points_at(view, row, column)
         confidence = update.result.confidence[view, row, column]
         points[confidence < request.min_confidence] = np.nan
         return points, confidence, view

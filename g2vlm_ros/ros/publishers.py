@@ -218,13 +218,14 @@ class Publishers:
         """The bytes of a dense cloud of all pixels that lie on a device; else None."""
         cloud, result = self._settings.cloud, update.result
         points = result.device_points_u
-        if points is None or result.ignored is not None or cloud.organised or cloud.stride_px > 1:
+        if points is None or cloud.organised or cloud.stride_px > 1:
             return None
         poses, scale = update.map_from_camera[views], update.placement.map_from_window.scale
         return points.packed(
             views,
             result.colours,
             result.confidence,
+            result.ignored,
             point_cloud.affines(len(views), poses, scale),
             cloud.min_confidence,
             cloud.max_edge_step,

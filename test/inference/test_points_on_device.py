@@ -145,12 +145,21 @@ def test_a_listener_costs_the_cloud_and_nothing_else():
     up = memory.bytes_up
     moves = affines(len(views), update.map_from_camera[views])
     packed = result.device_points_u.packed(
-        views, result.colours, result.confidence, moves, 0.0, 0.05
+        views, result.colours, result.confidence, None, moves, 0.0, 0.05
     )
     count = 4
     assert (memory.bytes_down - before).total() == packed.nbytes + count
     assert 1000 < packed.nbytes // POINT_BYTES < np.prod(result.confidence.shape)
     assert memory.bytes_up - up < 1000, "colours or confidence were copied again"
+
+
+def test_pixels_that_somebody_asks_for_come_alone():
+    there, here = (drive.updates[-1] for drive in drives())
+    size = here.result.confidence.shape[1:]
+    rows, columns = np.random.default_rng(0).integers(0, size, (9, 2)).T
+    expected = here.map_points()[1, rows, columns]
+    np.testing.assert_allclose(here.map_points_at(1, rows, columns), expected, atol=1e-5)
+    np.testing.assert_allclose(there.map_points_at(1, rows, columns), expected, atol=1e-5)
 
 
 def test_a_backend_of_torch_leaves_its_points_there():

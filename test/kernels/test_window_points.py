@@ -252,12 +252,17 @@ def test_clouds_are_those_of_the_host(both):
     views, moves = [2, 0], affines([2, 0])
     colours, confidence = window().colours[views], window().confidence[views]
     whole = window().colours, window().confidence
-    packed = there.packed(views, *whole, moves, 0.3, 0.05)
     poses = np.tile(np.eye(4), (2, 1, 1))
     poses[:, :3] = moves
-    valid = point_cloud.valid_points(points[views], confidence, 0.3, 0.05)
-    expected = point_cloud.pack(points[views], colours, confidence, valid, poses=poses)
-    assert packed.tobytes() == bytes(expected)
+    ignored = np.zeros(points.shape[:3], bool)
+    ignored[:, 20:40, 10:] = True
+    valid, sizes = point_cloud.valid_points(points[views], confidence, 0.3, 0.05), []
+    for mask, believed in ((None, valid), (ignored, valid & ~ignored[views])):
+        packed = there.packed(views, *whole, mask, moves, 0.3, 0.05)
+        expected = point_cloud.pack(points[views], colours, confidence, believed, poses=poses)
+        assert packed.tobytes() == bytes(expected)
+        sizes.append(packed.size)
+    assert 0 < sizes[1] < sizes[0]
 
 
 def test_arrays_that_do_not_fit_are_refused(both):
@@ -265,7 +270,7 @@ def test_arrays_that_do_not_fit_are_refused(both):
     with pytest.raises(ValueError, match="factor is"):
         there.scaled(np.ones((3, 2, 2), np.float32))
     with pytest.raises(ValueError, match="views are 4 to 4"):
-        there.packed([4], points[:1], points[:1, ..., 0], np.eye(3, 4)[None], 0.0, 0.0)
+        there.packed([4], points[:1], points[:1, ..., 0], None, np.eye(3, 4)[None], 0.0, 0.0)
     with pytest.raises(ValueError, match="colours is"):
         there.cells(points, points[..., 0], None, [0], affines([0]), np.zeros(1),
                     max_edge_step=0.0, voxel_size=SIZE, stamp_ns=0, window=0,

@@ -3,13 +3,14 @@
 // Compiled as plain C++ one thread does all, which a test runs.
 #include "../../kernels/pixel.cuh"
 
-// Whether pixel i of views of width x height belongs into the cloud.
+// Whether pixel i of views of width x height belongs into the cloud. ignored: pixels that nobody
+// wants, or null.
 ON_BOTH bool is_packed(
-    const float* points, const float* confidence, int i, int width, int height,
-    float min_confidence, float edge_step)
+    const float* points, const float* confidence, const uint8_t* ignored, int i, int width,
+    int height, float min_confidence, float edge_step)
 {
     const int view = i / (width * height) * (width * height);
-    return is_trusted(confidence[i], min_confidence)
+    return !(ignored && ignored[i]) && is_trusted(confidence[i], min_confidence)
         && is_valid(points + 3ll * view, i % width, i / width % height, width, height, edge_step);
 }
 
@@ -65,12 +66,12 @@ __device__ inline uint32_t rank_in_block(bool valid, uint32_t* total)
 }
 
 DEVICE_KERNEL count_points(
-    const float* points, const float* confidence, int pixels, int width, int height,
-    float min_confidence, float edge_step, uint32_t* counts)
+    const float* points, const float* confidence, const uint8_t* ignored, int pixels, int width,
+    int height, float min_confidence, float edge_step, uint32_t* counts)
 {
     const int i = blockIdx.x * THREADS + threadIdx.x;
     const bool valid = i < pixels
-        && is_packed(points, confidence, i, width, height, min_confidence, edge_step);
+        && is_packed(points, confidence, ignored, i, width, height, min_confidence, edge_step);
     uint32_t total;
     rank_in_block(valid, &total);
     if (threadIdx.x == 0) {
@@ -80,12 +81,12 @@ DEVICE_KERNEL count_points(
 
 DEVICE_KERNEL write_points(
     const float* points, const uint8_t* colours, const float* confidence,
-    const float* affines, int pixels, int width, int height, float min_confidence,
-    float edge_step, const uint32_t* counts, PackedPoint* out)
+    const uint8_t* ignored, const float* affines, int pixels, int width, int height,
+    float min_confidence, float edge_step, const uint32_t* counts, PackedPoint* out)
 {
     const int i = blockIdx.x * THREADS + threadIdx.x;
     const bool valid = i < pixels
-        && is_packed(points, confidence, i, width, height, min_confidence, edge_step);
+        && is_packed(points, confidence, ignored, i, width, height, min_confidence, edge_step);
     uint32_t total;
     const uint32_t rank = rank_in_block(valid, &total);
     if (valid) {
@@ -98,25 +99,25 @@ DEVICE_KERNEL write_points(
 #else
 
 DEVICE_KERNEL count_points(
-    const float* points, const float* confidence, int pixels, int width, int height,
-    float min_confidence, float edge_step, uint32_t* counts)
+    const float* points, const float* confidence, const uint8_t* ignored, int pixels, int width,
+    int height, float min_confidence, float edge_step, uint32_t* counts)
 {
     for (int i = 0; i < pixels; ++i) {
         uint32_t* count = counts + i / THREADS;
         *count = i % THREADS ? *count : 0;
-        *count += is_packed(points, confidence, i, width, height, min_confidence, edge_step);
+        *count += is_packed(points, confidence, ignored, i, width, height, min_confidence, edge_step);
     }
 }
 
 DEVICE_KERNEL write_points(
-    const float* points, const uint8_t* colours, const float* confidence, const float* affines,
-    int pixels, int width, int height, float min_confidence, float edge_step,
-    const uint32_t* counts, PackedPoint* out)
+    const float* points, const uint8_t* colours, const float* confidence,
+    const uint8_t* ignored, const float* affines, int pixels, int width, int height,
+    float min_confidence, float edge_step, const uint32_t* counts, PackedPoint* out)
 {
     uint32_t rank = 0;
     for (int i = 0; i < pixels; ++i) {
         rank = i % THREADS ? rank : counts[i / THREADS];
-        if (is_packed(points, confidence, i, width, height, min_confidence, edge_step)) {
+        if (is_packed(points, confidence, ignored, i, width, height, min_confidence, edge_step)) {
             const float* affine = affines + 12 * (i / (width * height));
             out[rank++] = pack_point(points + 3ll * i, colours + 3ll * i, confidence[i], affine);
         }

@@ -34,6 +34,7 @@ class PointPacker:
         points: DeviceArray,
         colours: DeviceArray,
         confidence: DeviceArray,
+        ignored: DeviceArray | None,
         views: Sequence[int],
         affines: np.ndarray,
         min_confidence: float,
@@ -41,15 +42,18 @@ class PointPacker:
     ) -> np.ndarray:
         """uint8 (20 M,): the M valid points of the chosen views, in the order of the pixels.
 
-        points FLOAT (N, H, W, 3) in the optical frame, colours UINT8 and confidence FLOAT of the
-        same pixels; affines (V, 3, 4) take points of the views to the cloud's frame and unit.
-        Limits as in `geometry.point_cloud.valid_points`.
+        points FLOAT (N, H, W, 3) in the optical frame, colours UINT8, confidence FLOAT and
+        ignored UINT8 of the same pixels, which stay out where that is not 0; affines (V, 3, 4)
+        take points of the views to the cloud's frame and unit. Limits as in
+        `geometry.point_cloud.valid_points`.
         """
         device, launch = self._device, self._device.cuda.launch
         height, width = points.shape[1:3]
         pixels = len(views) * height * width
         blocks = -(-pixels // THREADS)
         selected, *maps = (self._selected(each, views) for each in (points, colours, confidence))
+        without = None if ignored is None else self._selected(ignored, views)
+        ignored_at = np.uint64(0 if without is None else without.address)
         maps.insert(
             0, device.upload(np.asarray(affines, np.float32), "FLOAT", "poses of the cloud")
         )
@@ -64,7 +68,7 @@ class PointPacker:
                 self._count,
                 blocks,
                 THREADS,
-                (points_at, confidence_at, *limits, counts_at),
+                (points_at, confidence_at, ignored_at, *limits, counts_at),
                 device.compute,
             )
             launch(self._sum, 1, 1, (counts_at, np.int32(blocks)), device.compute)
@@ -72,7 +76,16 @@ class PointPacker:
                 self._write,
                 blocks,
                 THREADS,
-                (points_at, colours_at, confidence_at, affines_at, *limits, counts_at, packed_at),
+                (
+                    points_at,
+                    colours_at,
+                    confidence_at,
+                    ignored_at,
+                    affines_at,
+                    *limits,
+                    counts_at,
+                    packed_at,
+                ),
                 device.compute,
             )
         (total,) = device.download([counts.rows(4 * blocks, 4 * blocks + 4)])

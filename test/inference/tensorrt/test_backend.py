@@ -339,7 +339,7 @@ def test_clouds_are_packed_from_the_points_on_the_device(
     poses = first.window_from_camera[chosen]
     before = built.cuda.bytes_down
     affines = point_cloud.affines(3, poses)
-    actual = first.local_points_u.packed(chosen, views, confidence, affines, *limits)
+    actual = first.local_points_u.packed(chosen, views, confidence, None, affines, *limits)
     local, colours, confidence = (each[chosen] for each in maps)
     valid = point_cloud.valid_points(local, confidence, *limits)
     want = np.frombuffer(

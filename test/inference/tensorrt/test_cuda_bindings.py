@@ -117,7 +117,7 @@ with cuda.active():
     maps = (points, "FLOAT"), (colours, "UINT8"), (confidence, "FLOAT")
     maps = [device.upload(each, kind, "maps") for each, kind in maps]
     moves = point_cloud.affines(2, poses[chosen])
-    got = packer.pack(*maps, chosen, moves, 0.3, 0.5)
+    got = packer.pack(*maps, None, chosen, moves, 0.3, 0.5)
 valid = point_cloud.valid_points(points[chosen], confidence[chosen], 0.3, 0.5)
 want = point_cloud.pack(
     points[chosen], colours[chosen], confidence[chosen], valid, poses=poses[chosen]

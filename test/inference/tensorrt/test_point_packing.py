@@ -79,7 +79,9 @@ def test_clouds_are_those_of_the_host(
     device, kinds = DeviceMemory(StandInCuda()), ("FLOAT", "UINT8", "FLOAT")
     there = [device.upload(each, kind, "") for each, kind in zip(maps, kinds, strict=False)]
     points, (colours, confidence, poses) = maps[0], (each[chosen] for each in maps[1:])
-    actual = PointPacker(device).pack(*there, views, affines(len(views), poses, 1.7), *limits)
+    actual = PointPacker(device).pack(
+        *there, None, views, affines(len(views), poses, 1.7), *limits
+    )
     valid = valid_points(points[chosen], confidence, *limits)
     assert 100 < np.count_nonzero(valid) < valid.size
     want = pack(points[chosen], colours, confidence, valid, poses=poses, scale=1.7)
