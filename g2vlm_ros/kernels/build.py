@@ -29,8 +29,9 @@ VARIANTS = {"g2vlm_kernels": (), "g2vlm_kernels_avx2": ("-mavx2",)}
 """Library name to flags. The second is for x86-64 only, and faster where the processor has it."""
 
 
-class BuildError(RuntimeError):
-    """The kernels cannot be compiled here; the message says what is missing."""
+class BuildError(OSError):
+    """The kernels cannot be compiled here; the message says what is missing. An OSError, as what
+    a machine lacks: nodes and commands say those in a sentence."""
 
 
 def variants_here() -> list[str]:
@@ -71,7 +72,7 @@ def compile_library(name: str, target: Path) -> Path:
         if result.returncode:
             reason = next(
                 (line for line in result.stderr.splitlines() if "error" in line.lower()),
-                result.stderr.strip()[-200:],
+                result.stderr.strip()[-200:] or f"it ended with {result.returncode}",
             )
             raise BuildError(f"{compiler} cannot compile the kernels in {SOURCES}: {reason}")
         unfinished.replace(target)

@@ -41,6 +41,8 @@ def library_file(name: str) -> Path:
             return folder / file_name
     try:
         return compile_library(name, IN_CHECKOUT / file_name)
+    except BuildError:
+        raise
     except OSError:  # a checkout that only others may write
         return compile_library(name, _cache() / file_name)
 

@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -59,6 +60,33 @@ def test_no_compiler_is_one_sentence(monkeypatch, tmp_path):
     with pytest.raises(build.BuildError, match=r"apt install g\+\+") as caught:
         build.compile_library("g2vlm_kernels", tmp_path / "libg2vlm_kernels.so")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.ros
+def test_a_node_without_kernels_and_compiler_says_so_in_a_sentence(monkeypatch, tmp_path):
+    """It was a traceback in the log."""
+    pytest.importorskip("rclpy", reason="needs ROS 2")
+    from rclpy.lifecycle import TransitionCallbackReturn
+
+    from g2vlm_ros.ros.lifecycle import all_or_nothing
+
+    class Node:
+        said: list[str] = []
+
+        def get_logger(self):
+            return SimpleNamespace(error=self.said.append)
+
+        def undo(self):
+            pass
+
+        @all_or_nothing("undo")
+        def on_configure(self, state):
+            build.compile_library("g2vlm_kernels", tmp_path / "out" / "lib.so")
+
+    monkeypatch.setenv("CXX", "/bin/false")
+    assert Node().on_configure(None) == TransitionCallbackReturn.FAILURE
+    (sentence,) = Node.said
+    assert "cannot compile" in sentence and sentence.endswith("it ended with 1")
 
 
 def test_a_failing_compiler_is_told_and_leaves_nothing(monkeypatch, tmp_path):
