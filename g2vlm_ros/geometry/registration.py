@@ -111,7 +111,8 @@ def sample_view(result: Reconstruction, view: int) -> ViewSample:
     local = result.local_points_u[view, ::step, ::step]
     pose = result.window_from_camera[view].astype(np.float64)
     points = local.reshape(-1, 3) @ pose[:3, :3].T + pose[:3, 3]
-    weights = np.nan_to_num(result.confidence[view, ::step, ::step].reshape(-1), nan=1.0)
+    weights = result.confidence[view, ::step, ::step].reshape(-1)
+    weights = np.where(np.isnan(weights), np.float32(1.0), weights)
     patches = _patches(*local.shape[:2])
     return ViewSample(points.astype(np.float32), pose[:3, 3], weights, patches, result.view_std)
 

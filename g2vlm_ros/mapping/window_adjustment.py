@@ -18,7 +18,6 @@ from functools import lru_cache
 import cv2
 import numpy as np
 
-from g2vlm_ros.geometry.sim3 import cross_matrices
 from g2vlm_ros.kernels.window_adjustment import (
     DepthField,
     TrackArrays,
@@ -337,10 +336,8 @@ def pose_differences(ones: np.ndarray, others: np.ndarray) -> np.ndarray:
 
 def motions(steps: np.ndarray) -> np.ndarray:
     """Poses (n, 4, 4) of rotation vectors and translations (n, 6)."""
-    angle = np.maximum(np.linalg.norm(steps[:, :3], axis=1), 1e-12)
-    moved = np.tile(np.eye(4), (len(steps), 1, 1))
-    cross = cross_matrices(steps[:, :3] / angle[:, None])
-    sine, rest = np.sin(angle)[:, None, None], (1 - np.cos(angle))[:, None, None]
-    moved[:, :3, :3] += sine * cross + rest * cross @ cross
-    moved[:, :3, 3] = steps[:, 3:]
+    moved = np.zeros((len(steps), 4, 4))
+    for pose, step in zip(moved, steps, strict=True):
+        pose[:3, :3] = cv2.Rodrigues(step[:3])[0]
+    moved[:, :3, 3], moved[:, 3, 3] = steps[:, 3:], 1.0
     return moved

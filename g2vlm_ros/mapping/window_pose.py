@@ -9,7 +9,7 @@ from functools import cached_property
 import numpy as np
 
 from g2vlm_ros.geometry.registration import RelativePose
-from g2vlm_ros.geometry.sim3 import Sim3, cross_matrix
+from g2vlm_ros.geometry.sim3 import Sim3, cross_matrices
 from g2vlm_ros.mapping.scale_measurements import VIEW_NOISE
 from g2vlm_ros.records import Reason, Reconstruction, ScaleSource, ScaleState, Window
 
@@ -208,13 +208,11 @@ def view_covariances(
     depth = result.view_depths_u
     centres = map_from_window.apply(result.window_from_camera[:, :3, 3].astype(np.float64))
     noise = view_noise * depth * map_from_window.scale
-    covariance = np.zeros((result.views, 6, 6))
-    for pose_covariance, centre, std in zip(covariance, centres, noise, strict=True):
-        jacobian = np.zeros((6, 7))
-        jacobian[:3] = np.column_stack([-cross_matrix(centre), np.eye(3), centre])
-        jacobian[3:, :3] = np.eye(3)
-        pose_covariance += jacobian @ window_covariance @ jacobian.T
-        pose_covariance[:3, :3] += np.eye(3) * std**2
-        pose_covariance[3:, 3:] += np.eye(3) * turn_rad**2
-        pose_covariance[:3, :3] += scale_std**2 * np.outer(centre, centre)
+    jacobian = np.zeros((result.views, 6, 7))
+    jacobian[:, :3, :3], jacobian[:, :3, 6] = -cross_matrices(centres), centres
+    jacobian[:, :3, 3:6] = jacobian[:, 3:, :3] = np.eye(3)
+    covariance = jacobian @ window_covariance @ jacobian.transpose(0, 2, 1)
+    covariance[:, :3, :3] += noise[:, None, None] ** 2 * np.eye(3)
+    covariance[:, 3:, 3:] += turn_rad**2 * np.eye(3)
+    covariance[:, :3, :3] += scale_std**2 * centres[:, :, None] * centres[:, None]
     return covariance
