@@ -19,6 +19,7 @@ from pathlib import Path
 
 from benchmarks.record import record
 from benchmarks.running_node import running_node
+from g2vlm_ros.ros.middleware import fastdds_profile
 
 ROOT = Path(__file__).resolve().parents[1]
 CAMERAS = ["front", "left", "right", "rear"]
@@ -112,7 +113,7 @@ def main(arguments: list[str] | None = None) -> int:
     os.environ.setdefault("ROS_DOMAIN_ID", str(64 + os.getpid() % 30))
     os.environ["ROS_AUTOMATIC_DISCOVERY_RANGE"] = "LOCALHOST"
     for variable in ("FASTDDS_DEFAULT_PROFILES_FILE", "FASTRTPS_DEFAULT_PROFILES_FILE"):
-        os.environ[variable] = str(ROOT / "config" / "fastdds.xml")
+        os.environ[variable] = str(ROOT / "config" / fastdds_profile(os.environ))
     with tempfile.TemporaryDirectory() as logs:
         os.environ["ROS_LOG_DIR"] = logs
         result = measure(options.seconds)

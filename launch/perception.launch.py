@@ -23,6 +23,8 @@ SHARE = Path(__file__).parents[1]
 DEVICE_GONE = 75
 """Exit code of the perception node when nothing runs on its GPU any more (perception_node.py)."""
 PROFILES = ("FASTDDS_DEFAULT_PROFILES_FILE", "FASTRTPS_DEFAULT_PROFILES_FILE")
+WITH_FASTDDS_2 = ("", "humble", "jazzy")
+"""As in ros/middleware.py."""
 RVIZ_TOPICS = (
     *("points", "map", "occupancy", "path", "pose", "window_poses", "depth/image"),
     *("object_markers", "query/picture"),
@@ -70,7 +72,9 @@ def launch_nodes(context):
     if on["demo"]:
         files.insert(0, "demo")
         arguments["checkpoint"] = arguments["checkpoint"] or f"{SHARE}/engines/demo"
-    env = {n: f"{SHARE}/config/fastdds.xml" for n in PROFILES if n not in context.environment}
+    second = context.environment.get("ROS_DISTRO", "") in WITH_FASTDDS_2
+    profile = f"{SHARE}/config/{'fastdds' if second else 'fastdds3'}.xml"
+    env = {n: profile for n in PROFILES if n not in context.environment}
     env["G2VLM_ROS_END_WITH_PARENT"] = "1"
     common = {"package": "g2vlm_ros", "namespace": arguments["namespace"], "additional_env": env}
     overrides = {

@@ -122,6 +122,13 @@ def test_fast_dds_asks_soon_again_for_what_was_lost():
     assert heartbeat_s(CONFIG / "fastdds.xml") == heartbeat_s(TESTS_PROFILE) == 0.2
 
 
+def test_the_profile_for_fast_dds_3_differs_in_one_name():
+    """That version refuses all of a file in which an element has the name of version 2."""
+    second, third = ((CONFIG / f"{name}.xml").read_text() for name in ("fastdds", "fastdds3"))
+    assert "<heartbeatPeriod>" in second
+    assert third == second.replace("heartbeatPeriod", "heartbeat_period")
+
+
 def heartbeat_s(profile):
     """Of the writers that a profile gives to every topic and service."""
     ns = {"dds": "http://www.eprosima.com/XMLSchemas/fastRTPS_Profiles"}

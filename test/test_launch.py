@@ -15,6 +15,8 @@ from unittest import mock
 import pytest
 import yaml
 
+from g2vlm_ros.ros.middleware import fastdds_profile
+
 FILE = Path(__file__).parents[1] / "launch" / "perception.launch.py"
 END_WITH_PARENT = "G2VLM_ROS_END_WITH_PARENT"
 TEXTS = {"params_file", "checkpoint", "backend", "cameras", "namespace", "replay", "viewer_port"}
@@ -136,6 +138,10 @@ def test_every_node_gets_the_dds_profile_unless_the_user_has_one(started):
     for node in nodes + started(replay="/r"):
         assert Path(node.additional_env[new]).samefile(FILE.parents[1] / "config" / "fastdds.xml")
         assert node.additional_env[old] == node.additional_env[new]
+    for distro, name in (("humble", "fastdds"), ("jazzy", "fastdds"), ("kilted", "fastdds3")):
+        (node,) = started(environment={"ROS_DISTRO": distro})
+        assert Path(node.additional_env[new]).samefile(FILE.parents[1] / "config" / f"{name}.xml")
+        assert Path(node.additional_env[new]).name == fastdds_profile({"ROS_DISTRO": distro})
     (node,) = started(environment={new: "/mine.xml"})
     assert new not in node.additional_env and old in node.additional_env
 

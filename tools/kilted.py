@@ -46,6 +46,7 @@ def main():
     except setup_env.SetupError as error:
         sys.exit(f"kilted: {error}")
     python, env = str(VENV / "bin" / "python"), setup_env.environment()
+    env["ROS_DISTRO"] = "kilted"  # as ROS from apt says it; Fast DDS 3 has a profile of its own
     env["PYTHONPATH"] = os.pathsep.join([str(setup_env.ROOT), str(setup_env.ROOT / "test")])
     commands = [[python, "-m", "g2vlm_ros.ros.doctor.doctor", "--offline"]]
     commands += [[python, "-m", "g2vlm_tests.faults", "--only", case] for case in CASES]

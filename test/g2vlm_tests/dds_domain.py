@@ -9,7 +9,10 @@ from __future__ import annotations
 
 import os
 import socket
+import tempfile
 from pathlib import Path
+
+from g2vlm_ros.ros.middleware import fastdds_profile
 
 PROFILE = Path(__file__).with_name("fastdds.xml")
 PROFILE_VARIABLES = ("FASTRTPS_DEFAULT_PROFILES_FILE", "FASTDDS_DEFAULT_PROFILES_FILE")
@@ -34,6 +37,15 @@ def claim_domain() -> tuple[int, socket.socket]:
     raise RuntimeError(f"all ROS domains from 1 to {DOMAINS[-1]} are in use by other runs")
 
 
+def profile() -> Path:
+    """PROFILE, for Fast DDS 3 a copy in which an element has its name of that version."""
+    if fastdds_profile(os.environ) == "fastdds.xml":
+        return PROFILE
+    newer = Path(tempfile.gettempdir()) / f"g2vlm_fastdds3_{os.getuid()}.xml"
+    newer.write_text(PROFILE.read_text().replace("heartbeatPeriod", "heartbeat_period"))
+    return newer
+
+
 def isolate() -> socket.socket:
     """A domain of its own, discovery on this machine only; the socket that holds the domain."""
     domain, claim = claim_domain()
@@ -42,5 +54,5 @@ def isolate() -> socket.socket:
     if os.environ.get("ROS_DISTRO") == "humble":  # later ones warn about it
         os.environ["ROS_LOCALHOST_ONLY"] = "1"
     for name in PROFILE_VARIABLES:
-        os.environ[name] = str(PROFILE)
+        os.environ[name] = str(profile())
     return claim

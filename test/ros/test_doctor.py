@@ -287,6 +287,10 @@ def test_the_middleware_and_its_profile(tmp_path):
     profile.write_text("<dds>")
     (damaged, *_) = check_middleware(environment)
     assert damaged.level is Level.ERROR and "is no XML" in damaged.what
+    profile.write_text("<dds><times><heartbeatPeriod/></times></dds>")
+    assert levels(check_middleware(environment))["middleware"] is Level.OK
+    (refused, *_) = check_middleware({**environment, "ROS_DISTRO": "kilted"})
+    assert refused.level is Level.ERROR and "take config/fastdds3.xml" in refused.what
     profile.write_text("<CycloneDDS/>")
     for uri in ("<CycloneDDS/>", f"file://{profile},{profile}"):
         cyclone = {"RMW_IMPLEMENTATION": "rmw_cyclonedds_cpp", "CYCLONEDDS_URI": uri}

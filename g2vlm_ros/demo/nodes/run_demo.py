@@ -27,6 +27,7 @@ import yaml
 from g2vlm_ros.demo.nodes import demo_arguments, demo_report
 from g2vlm_ros.parameter_schema import SettingError
 from g2vlm_ros.ros.end_signals import EndSignals
+from g2vlm_ros.ros.middleware import fastdds_profile
 
 ROOT = Path(__file__).resolve().parents[3]
 WRITE_S = 60.0
@@ -43,7 +44,7 @@ def prepare_environment() -> None:
     os.environ["ROS_AUTOMATIC_DISCOVERY_RANGE"] = "LOCALHOST"
     if os.environ.get("ROS_DISTRO") == "humble":
         os.environ["ROS_LOCALHOST_ONLY"] = "1"
-    profile = ROOT / "config" / "fastdds.xml"
+    profile = ROOT / "config" / fastdds_profile(os.environ)
     os.environ.setdefault("FASTDDS_DEFAULT_PROFILES_FILE", str(profile))
     os.environ.setdefault("FASTRTPS_DEFAULT_PROFILES_FILE", str(profile))
 

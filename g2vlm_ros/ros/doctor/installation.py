@@ -23,6 +23,7 @@ from g2vlm_ros.checkpoint.folder_permissions import writable_by_others
 from g2vlm_ros.checkpoint.onnx_manifest import Manifest, ManifestError, check_graph, digest
 from g2vlm_ros.inference.tensorrt.engine_metadata import cached_engines, default_cache
 from g2vlm_ros.ros.doctor.findings import Finding, error, ok, warning
+from g2vlm_ros.ros.middleware import fastdds_profile
 
 BACKENDS = {"torch": "torch", "onnx": "onnxruntime", "tensorrt": "tensorrt", "rtx": "tensorrt_rtx"}
 """Backend, or kind of it, and the module that it needs."""
@@ -257,7 +258,7 @@ def check_middleware(environment: dict[str, str] | None = None) -> Iterator[Find
         variable = (
             "CYCLONEDDS_URI=file://SHARE/config/cyclonedds.xml"
             if name == "rmw_cyclonedds_cpp"
-            else "FASTDDS_DEFAULT_PROFILES_FILE=SHARE/config/fastdds.xml"
+            else f"FASTDDS_DEFAULT_PROFILES_FILE=SHARE/config/{fastdds_profile(environment)}"
         )
         yield warning(
             "middleware",
@@ -265,7 +266,9 @@ def check_middleware(environment: dict[str, str] | None = None) -> Iterator[Find
             f"start camera driver, node and RViz with {variable} "
             "(SHARE: `ros2 pkg prefix --share g2vlm_ros`); the launch file sets it for its nodes",
         )
-    elif fault := profile_fault(profile):
+    elif fault := profile_fault(profile) or (
+        name == "rmw_fastrtps_cpp" and version_fault(profile, environment)
+    ):
         yield error("middleware", f"its profile {profile} {fault}", "correct the path or the file")
     else:
         yield ok("middleware", f"{name} with {profile}")
@@ -288,6 +291,17 @@ def profile_fault(profile: str) -> str:
     except (ElementTree.ParseError, ValueError) as problem:
         return f"is no XML ({problem}), so its settings do not hold"
     return ""
+
+
+def version_fault(profile: str, environment: dict[str, str]) -> str:
+    """Why the file of the other Fast DDS is refused as a whole; empty where it is not that."""
+    tree = ElementTree.parse(profile.removeprefix("file://"))
+    names = {element.tag.rpartition("}")[2] for element in tree.iter()}
+    fitting = fastdds_profile(environment)
+    foreign = "heartbeatPeriod" if fitting == "fastdds3.xml" else "heartbeat_period"
+    if foreign not in names:
+        return ""
+    return f"has <{foreign}>, for which this Fast DDS refuses all of it; take config/{fitting}"
 
 
 def check_shared_memory() -> Iterator[Finding]:
