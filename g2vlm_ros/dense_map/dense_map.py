@@ -523,9 +523,13 @@ class DenseMap:
             if result.intrinsics[i] is None or i not in sound:
                 continue
             points, confidence = result.device_points_u, result.confidence
+            if points is None:
+                depth, confidence = result.local_points_u[i, ..., 2], confidence[i]
+            else:
+                depth, confidence = DeviceDepth(points, confidence, i), None
             view = DepthView(
-                DeviceDepth(points, confidence, i) if points else result.local_points_u[i, ..., 2],
-                None if points else confidence[i],
+                depth,
+                confidence,
                 poses[i],
                 result.intrinsics[i],
                 window.frames[i].stamp_ns,

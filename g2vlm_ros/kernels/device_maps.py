@@ -52,8 +52,8 @@ class DeviceMap:
     """float32 (N, H, W) or (N, H, W, 3) on a device; it never changes.
 
     Integers, slices, and pixels (integer arrays of views, or one view, rows and columns) copy
-    their part to the host, anything else copies all of it. What was copied is kept. Any thread may
-    ask; what a device reports when it fails comes out of every method.
+    their part to the host, anything else copies all of it. All but pixels is kept, so that it is
+    copied once. Any thread may ask; what a device reports when it fails comes out of every method.
     """
 
     dtype = np.dtype(np.float32)
