@@ -22,7 +22,7 @@ from g2vlm_ros.dense_map.map_changes import POINT, ChangeSet, MapCounts
 from g2vlm_ros.dense_map.voxel_fusion import PointViews
 from g2vlm_ros.dense_map.voxel_grid import BLOCK_EDGE, VOXEL, VoxelGrid, pick
 from g2vlm_ros.geometry.sim3 import Sim3
-from g2vlm_ros.kernels.cells import CellSums
+from g2vlm_ros.kernels.cells import CellSums, cells_of_voxels
 
 EVICTION_SHARE = 0.02
 """Short of memory, this share of it is freed at once, so that it is not done every time."""
@@ -345,7 +345,7 @@ class VoxelMap:
         grid.fold(cells, slots, self._revision)
 
     def _merge_voxels(self, positions: np.ndarray, voxels: np.ndarray) -> np.ndarray:
-        cells, inside = self._sums.of_voxels(positions, voxels, self.size)
+        cells, inside = cells_of_voxels(positions, voxels, self.size)
         self._count(out_of_range=len(inside) - int(inside.sum()))
         keys = cells["key"].copy()
         self._merge(cells)

@@ -29,18 +29,21 @@ FIRST_SHARE = 4
 EXPECTED = 2
 """Cells for which there is room at first, over those of the time before: a table that is larger
 than it needs to be costs more to clear, and more of the processor's caches."""
+SPARE = 2
+"""One window of a map with small voxels needs several times the memory of those before and after
+it, and a robot that is lost begins many such maps."""
 MAX_CELLS = 1 << 26
-"""Cells of one window, more than any has pixels."""
+"""More than a window has pixels, and a map has voxels."""
 PACKED_CELL_BYTES = 28
 """Of a cell that comes from a device (PackedCell in cell.cuh)."""
 
 
 class CellSums:
-    """Points and voxels summed up by cell; its memory is reused, and grows as cells need it."""
+    """Points of views summed up by cell; the memory of a window is that of the next one, unless it
+    is more than SPARE times what that needs."""
 
     def __init__(self) -> None:
-        self._cells = np.empty(0, CELL)
-        self._table = np.empty(0, np.int32)
+        self._room = _Room(0)
         self._expected = 0
         """Of views; 0 before the first ones."""
 
@@ -97,7 +100,7 @@ class CellSums:
                 f64(length(voxel_size)),
                 i64(stamp_ns),
                 ctypes.c_int32(window),
-                *self._memory(room),
+                *self._reused(room).arguments(room),
                 counts,
             )
 
@@ -106,37 +109,49 @@ class CellSums:
         while (size := attempt(room)) < 0:
             room *= 4
         self._expected = _rounded_up(EXPECTED * size)
-        return self._cells[:size], int(counts[0]), int(counts[1])
+        return self._room.cells[:size], int(counts[0]), int(counts[1])
 
-    def of_voxels(
-        self, positions: np.ndarray, voxels: np.ndarray, voxel_size: float
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """(CELL (m,), bool (n,) in range) of VOXEL (n,) that come to lie at float64 (n, 3)."""
-        (count,) = shape_of(voxels, "voxels", (None,))
-        positions = input_array(positions, "positions", np.float64, (count, 3))
-        voxels = input_array(voxels, "voxels", VOXEL, (count,))
-        in_range = np.empty(count, np.bool_)
-        size = call(
-            "cells_of_voxels",
-            I64,
-            positions,
-            voxels,
-            i64(count),
-            f64(length(voxel_size)),
-            *self._memory(_rounded_up(count)),
-            in_range,
-        )
-        return self._cells[:size], in_range
+    def _reused(self, cells: int) -> _Room:
+        if not cells <= len(self._room.cells) <= SPARE * cells:
+            self._room = _Room(cells)
+        return self._room
 
-    def _memory(self, cells: int) -> tuple:
-        """Table and cells for a kernel, with room for so many cells, a power of two."""
+
+def cells_of_voxels(
+    positions: np.ndarray, voxels: np.ndarray, voxel_size: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """(CELL (m,), bool (n,) in range) of VOXEL (n,) that come to lie at float64 (n, 3)."""
+    (count,) = shape_of(voxels, "voxels", (None,))
+    positions = input_array(positions, "positions", np.float64, (count, 3))
+    voxels = input_array(voxels, "voxels", VOXEL, (count,))
+    in_range = np.empty(count, np.bool_)
+    room = _Room(_rounded_up(count))
+    size = call(
+        "cells_of_voxels",
+        I64,
+        positions,
+        voxels,
+        i64(count),
+        f64(length(voxel_size)),
+        *room.arguments(_rounded_up(count)),
+        in_range,
+    )
+    return room.cells[:size], in_range
+
+
+class _Room:
+    """Memory in which a kernel sums up cells, a power of two of them."""
+
+    def __init__(self, cells: int):
         if cells > MAX_CELLS:
-            raise ValueError(f"a window falls into more than {MAX_CELLS} cells")
-        if len(self._cells) < cells:
-            self._cells = np.empty(cells, CELL)
-            self._table = np.empty(TABLE_SHARE * cells, np.int32)
+            raise ValueError(f"room for {cells} cells; a kernel takes {MAX_CELLS} at most")
+        self.cells = np.empty(cells, CELL)
+        self._table = np.empty(TABLE_SHARE * cells, np.int32)
+
+    def arguments(self, cells: int) -> tuple:
+        """Of a kernel that may use room for so many cells, a power of two."""
         bits = (TABLE_SHARE * cells).bit_length() - 1
-        return self._table, ctypes.c_int32(bits), self._cells, i64(cells)
+        return self._table, ctypes.c_int32(bits), self.cells, i64(cells)
 
 
 def _rounded_up(cells: int) -> int:

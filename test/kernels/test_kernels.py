@@ -6,6 +6,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from g2vlm_tests import kernel_oracles as oracles
+from g2vlm_tests.accounts import store_bytes
 from g2vlm_tests.noisy_room import window
 from PIL import Image
 
@@ -16,7 +17,7 @@ from g2vlm_ros.kernels.agreement import (
     pick_points,
     scale_points,
 )
-from g2vlm_ros.kernels.cells import FIRST_CELLS, CellSums, keys_of_points
+from g2vlm_ros.kernels.cells import FIRST_CELLS, CellSums, cells_of_voxels, keys_of_points
 from g2vlm_ros.kernels.free_space import FreeSpace
 from g2vlm_ros.kernels.packing import count_points, pack_points, valid_points
 from g2vlm_ros.kernels.pinholes import pinholes_of_points
@@ -165,17 +166,29 @@ def test_cells_leave_out_points_beyond_the_range_and_of_low_confidence():
     assert (added, outside, len(cells)) == (1, 2, 1)
 
 
-def test_cell_memory_grows_with_the_window():
+def test_cell_memory_goes_with_the_window():
     sums, rng = CellSums(), np.random.default_rng(0)
     points = rng.uniform(-50, 50, (1, 1, 200_000, 3)).astype(np.float32)
     ones = np.ones(points.shape[:3], np.float32)
-    cells, _, _ = sums.of_views(
-        points, np.zeros(points.shape, np.uint8), ones, ones > 0, [0],
-        np.eye(3, 4, dtype=np.float32)[None], np.zeros(1), voxel_size=SIZE, stamp_ns=1, window=1,
-    )  # fmt: skip
-    keys = oracles.keys_of_points(points[0, 0].astype(np.float64), SIZE)
-    assert len(cells) > FIRST_CELLS
-    np.testing.assert_array_equal(np.sort(cells["key"]), np.unique(keys))
+
+    def cells_of(voxel_size):
+        cells, _, _ = sums.of_views(
+            points, np.zeros(points.shape, np.uint8), ones, ones > 0, [0],
+            np.eye(3, 4, dtype=np.float32)[None], np.zeros(1), voxel_size=voxel_size, stamp_ns=1,
+            window=1,
+        )  # fmt: skip
+        keys = oracles.keys_of_points(points[0, 0].astype(np.float64), voxel_size)
+        np.testing.assert_array_equal(np.sort(cells["key"]), np.unique(keys))
+        return len(cells)
+
+    def held():
+        return store_bytes({"sums": sums})["sums._room"]
+
+    assert cells_of(10.0) < FIRST_CELLS < cells_of(SIZE)
+    large = held()
+    for _ in range(2):  # the second one knows what the first one needed
+        cells_of(10.0)
+    assert held() < large / 4
 
 
 def test_keys_at_the_border_of_the_map():
@@ -205,7 +218,7 @@ def test_cells_of_voxels_that_moved():
     voxels, rng = voxels_of(np.random.default_rng(1), 5000), np.random.default_rng(2)
     places = voxels["position"].astype(np.float64) + 0.013
     places[:3] = [[np.nan, 0, 0], [1e9, 0, 0], [0, 0, -1e9]]
-    cells, kept = CellSums().of_voxels(places, voxels, 0.2)
+    cells, kept = cells_of_voxels(places, voxels, 0.2)
     assert kept.sum() == 4997 and not kept[:3].any()
     weights = voxels["count"] * voxels["confidence"].astype(np.float64)
     keys = oracles.keys_of_points(places[kept], 0.2)
