@@ -52,7 +52,22 @@ def main():
     commands += [[python, "-m", "g2vlm_tests.faults", "--only", case] for case in CASES]
     failed = [c for c in commands if subprocess.call(c, cwd=str(setup_env.ROOT), env=env)]
     print(f"kilted: {len(commands) - len(failed)} of {len(commands)} commands ended well")
-    return int(bool(failed))
+    complaint = profile_complaint(python, env)
+    if complaint:
+        print(f"kilted: Fast DDS 3 refuses config/fastdds3.xml: {complaint}")
+    return int(bool(failed or complaint))
+
+
+def profile_complaint(python, env):
+    """What Fast DDS says of our settings for it; empty where it takes them."""
+    profile = str(setup_env.ROOT / "config" / "fastdds3.xml")
+    command = [python, "-c", "import rclpy; rclpy.init(); rclpy.create_node('profiled')"]
+    child = subprocess.run(
+        command, env={**env, "FASTDDS_DEFAULT_PROFILES_FILE": profile}, stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+    lines = [line for line in child.stdout.splitlines() if "XMLPARSER" in line]
+    return (lines or ([] if child.returncode == 0 else child.stdout.splitlines()[-1:]) or [""])[0]
 
 
 if __name__ == "__main__":
