@@ -94,6 +94,8 @@ class TritonServer:
         paths = [str(ROOT), *(path for path in sys.path if path)]
         environment = {**os.environ, "LD_LIBRARY_PATH": ":".join(libraries)}
         environment |= {"PYTHONPATH": ":".join(paths), "OMP_NUM_THREADS": "1"}
+        # The stub looks for its Python on PATH; ours need not be the first one there.
+        environment["PATH"] = f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}"
         command = [str(binary), "--model-repository", str(self.repository)]
         command += ["--backend-directory", str(self.backends), "--allow-http", "false"]
         command += ["--allow-metrics", "false", "--grpc-address", "127.0.0.1"]
