@@ -18,6 +18,7 @@ onnx = pytest.importorskip("onnx", reason="the graphs are ONNX files")
 onnxruntime = pytest.importorskip("onnxruntime", reason="graphs are run with onnxruntime")
 
 from g2vlm_tests.built_engines import link_checkpoint  # noqa: E402
+from g2vlm_tests.marks import runs_opset_24  # noqa: E402
 from g2vlm_tests.onnx_files import without_hints  # noqa: E402
 
 from g2vlm_ros.export.golden_cases import load_network  # noqa: E402
@@ -112,6 +113,7 @@ def feeds(session: object, sizes: dict[str, int], vocabulary: int = 400) -> dict
     return arrays
 
 
+@runs_opset_24
 @pytest.mark.parametrize("cached", [0, 200])
 @pytest.mark.parametrize(
     ("stage", "sizes"),
@@ -149,6 +151,7 @@ def outputs(session: object, given: dict) -> dict[str, np.ndarray]:
     return dict(zip(names, session.run(names, given), strict=True))
 
 
+@runs_opset_24
 @pytest.mark.parametrize("cached", [0, 200])
 def test_free_places_and_the_size_of_a_buffer_change_nothing(sessions: dict, cached: int) -> None:
     """Today's way: a past without free places, as the torch network has it."""
@@ -165,6 +168,7 @@ def test_free_places_and_the_size_of_a_buffer_change_nothing(sessions: dict, cac
             np.testing.assert_allclose(array, want[name], atol=1e-5, rtol=1e-5)
 
 
+@runs_opset_24
 def test_the_next_token_and_its_state(sessions: dict) -> None:
     head = open_session(GOLDEN / "next_token.onnx", "cpu")
     network = load_network(GOLDEN)
@@ -182,6 +186,7 @@ def test_the_next_token_and_its_state(sessions: dict) -> None:
     assert broken["next_ids"] == 0 and broken["next_recent"][-1] == -1
 
 
+@runs_opset_24
 def test_attention_one_view_at_a_time_is_the_same(sessions: dict, tmp_path: Path) -> None:
     """Scores exist of at most one view's queries, whatever the number of views is."""
     folder = link_checkpoint(tmp_path / "checkpoint")
@@ -213,6 +218,7 @@ def test_attention_of_one_node_stays_whole(opset_24: Path) -> None:
     assert count_attentions(arranged(model, "float32", "bfloat16", views=MAX_VIEWS)) == 2
 
 
+@runs_opset_24
 def test_what_a_fused_kernel_could_compute_is_counted(sessions: dict) -> None:
     """Not the decoder at opset 20, where past and new tokens are apart."""
     counts = {

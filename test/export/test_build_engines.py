@@ -34,7 +34,7 @@ from g2vlm_tests.built_engines import (  # noqa: E402
     stand_in_build,
 )
 from g2vlm_tests.gpu_stand_in import StandInCuda, stand_in_version  # noqa: E402
-from g2vlm_tests.marks import needs_rtx
+from g2vlm_tests.marks import needs_rtx, runs_opset_24
 from g2vlm_tests.onnx_files import without_hints
 from safetensors.torch import load_file, save_file  # noqa: E402
 
@@ -396,7 +396,7 @@ def attention_graph(as_one_node: bool) -> onnx.ModelProto:
     return helper.make_model(graph, opset_imports=[opset], ir_version=10)
 
 
-@pytest.mark.parametrize("as_one_node", [False, True])
+@pytest.mark.parametrize("as_one_node", [False, pytest.param(True, marks=runs_opset_24)])
 def test_float32_attention_differs_only_by_rounding(as_one_node: bool) -> None:
     model = attention_graph(as_one_node)
     wide = arranged(model, "float32", "float16")

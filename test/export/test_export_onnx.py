@@ -16,6 +16,7 @@ onnx = pytest.importorskip("onnx", reason="the export needs onnx")
 onnxruntime = pytest.importorskip("onnxruntime", reason="running the graphs needs onnxruntime")
 pytest.importorskip("onnxscript", reason="the export needs onnxscript")
 
+from g2vlm_tests.marks import runs_opset_24  # noqa: E402
 from safetensors.torch import load_file, save_file  # noqa: E402
 
 from g2vlm_ros.checkpoint.config import ModelConfig  # noqa: E402
@@ -163,6 +164,7 @@ def run_geometry(path: Path) -> dict[str, np.ndarray]:
     return dict(zip(names, session.run(None, feeds), strict=True))
 
 
+@runs_opset_24
 def test_opset_24_gives_the_same(folder: Path, tmp_path: Path) -> None:
     newer = Path(shutil.copytree(folder, tmp_path / "mini"))
     manifest = export(newer, opset=24, stages=["geometry"])

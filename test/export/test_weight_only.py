@@ -21,7 +21,7 @@ pytest.importorskip("onnxscript", reason="the export needs onnxscript")
 
 from g2vlm_tests.built_engines import GOLDEN, PLAN, stand_in_build  # noqa: E402
 from g2vlm_tests.gpu_stand_in import StandInCuda, stand_in_version  # noqa: E402
-from g2vlm_tests.marks import needs_rtx  # noqa: E402
+from g2vlm_tests.marks import needs_rtx, runs_opset_24  # noqa: E402
 from safetensors.numpy import load_file  # noqa: E402
 
 from g2vlm_ros.checkpoint.config import ModelConfig  # noqa: E402
@@ -118,6 +118,7 @@ def logits(folder: Path, kind: str | None, case: dict[str, np.ndarray]) -> np.nd
     return open_session(graph_path(folder, kind, "next_token"), "cpu").run(["logits"], inputs)[0]
 
 
+@runs_opset_24
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_graph_computes_with_exactly_the_rounded_weights(
     folder: Path, case: dict[str, np.ndarray], kind: str
@@ -144,6 +145,7 @@ def test_a_graph_computes_with_exactly_the_rounded_weights(
         assert np.array_equal(value, dequantised(integers, scales))
 
 
+@runs_opset_24
 @pytest.mark.parametrize(("kind", "least", "most"), [("int8", 1e-3, 0.04), ("int4", 0.04, 0.4)])
 def test_logits_lose_what_is_said_and_equal_the_oracle(
     folder: Path, case: dict[str, np.ndarray], kind: str, least: float, most: float
@@ -216,6 +218,7 @@ def test_the_plan_takes_the_stage_that_it_names(folder: Path) -> None:
         BuildPlan.checked("test", PLAN | {"weight_only": "int3"})
 
 
+@runs_opset_24
 def test_an_engine_is_verified_for_its_arithmetic_not_the_rounding(
     folder: Path, tmp_path: Path
 ) -> None:

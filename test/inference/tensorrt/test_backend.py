@@ -29,6 +29,7 @@ from g2vlm_tests.built_engines import (  # noqa: E402
     build_stand_ins,
 )
 from g2vlm_tests.gpu_stand_in import StandInCuda, StandInEngine, Stream, stand_in_version  # noqa: E402
+from g2vlm_tests.marks import runs_opset_24  # noqa: E402
 
 from g2vlm_ros.checkpoint.prompt_layout import TokenCursor, text_segment  # noqa: E402
 from g2vlm_ros.geometry import point_cloud  # noqa: E402
@@ -237,6 +238,7 @@ def test_decoding_without_a_graph_says_why_and_gives_the_same(
     assert not place.cuda.graphs and not place.cuda.replays
 
 
+@runs_opset_24
 def test_a_stage_that_puts_tokens_in_place_itself(
     built: Built, torch_stages: TorchBackend, tmp_path: Path
 ) -> None:
