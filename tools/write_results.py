@@ -291,6 +291,24 @@ ROWS = {
             on_the_front_page=True,
         ),
         Result(
+            "fusing the four views into a map: ours, Open3D's VoxelBlockGrid",
+            "{ours:.0f} ms, {open3d:.0f} ms",
+            "python -m benchmarks overhead",
+            benchmark("overhead", ours="peers.fusion_ms.ours", open3d="peers.fusion_ms.open3d"),
+        ),
+        Result(
+            "one endless drive: processor time of a window around window 600 and 6 000 over that "
+            "around 60; allocated more in each thousand windows",
+            "{some:.2f}, {many:.2f}; {mib:.1f} MiB",
+            "python -m benchmarks growth --windows 6000",
+            benchmark(
+                "growth",
+                some="growth.over_first_mark.600",
+                many="growth.over_first_mark.6000",
+                mib="growth.mib_per_1000_windows.allocated",
+            ),
+        ),
+        Result(
             "PointCloud2 of 8 × 518 × 392 points over a plain memcpy",
             "{ratio:.1f}",
             "python -m benchmarks messages",
