@@ -95,6 +95,9 @@ class PerceptionNode(SafeLifecycleNode):
         self.rooms: RoomMap | None = None
         self.outputs: Publishers | None = None
         self.windows: WindowWorker | None = None
+        self._reporting, self._publishing = threading.RLock(), threading.RLock()
+        """Held by what timers do, and while the parts are closed: the process may end meanwhile. A
+        report may also deactivate."""
         self.queries: QueryServer | None = None
         self.object_services: ObjectServices | None = None
         self.cameras: Cameras | None = None
@@ -188,7 +191,7 @@ class PerceptionNode(SafeLifecycleNode):
             self.create_timer(self._settings.status_period_s, self._report),
             self.create_timer(
                 self._settings.voxel.publish_period_s,
-                lambda: self.outputs.publish_map(self.dense_map),
+                self._publish_map,
                 callback_group=MutuallyExclusiveCallbackGroup(),
             ),
         ]
@@ -254,6 +257,10 @@ class PerceptionNode(SafeLifecycleNode):
         # What waits there comes to an end first: every question gets its response.
         if scheduler is not None and not scheduler.shutdown(DEVICE_WAIT_S):
             self.get_logger().error("the device's thread does not end; it is left to itself")
+        with self._reporting, self._publishing:
+            self._close_parts()
+
+    def _close_parts(self) -> None:
         for what, part in (
             ("questions", self.queries),
             ("objects", self.object_services),
@@ -442,6 +449,16 @@ class PerceptionNode(SafeLifecycleNode):
         self.windows.refresh(timeout_s)
 
     def _report(self) -> None:
+        with self._reporting:
+            if self._reports is not None:  # else the timer fired before it was destroyed
+                self._report_once()
+
+    def _publish_map(self) -> None:
+        with self._publishing:
+            if self.outputs is not None:
+                self.outputs.publish_map(self.dense_map)
+
+    def _report_once(self) -> None:
         self._name_clash.check()
         if (cameras := self.cameras) is not None:
             cameras.renew_silent()

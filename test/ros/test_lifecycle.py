@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
-from g2vlm_tests.harness import SMALL, Bench, bench, image
+from g2vlm_tests.harness import SMALL, TIMEOUT_S, Bench, bench, image
 from g2vlm_tests.transitions import random_transitions, state
 
 rclpy = pytest.importorskip("rclpy")
@@ -163,6 +163,28 @@ def test_the_executor_survives_a_callback_that_raises_and_counts_it():
         made.send("/camera/image_raw", image(START_S))
         assert made.spinner.failures == 1 and made.spinner.alive
         assert isinstance(made.escaped[0], KeyError)
+
+
+def test_shutting_down_in_the_middle_of_a_report(monkeypatch):
+    """A sensor was subscribed to again in it, while the process ended: AttributeError of None."""
+    with bench() as made:
+        inside, over = threading.Event(), threading.Event()
+
+        def renew_silent():
+            inside.set()
+            over.wait(TIMEOUT_S)
+
+        monkeypatch.setattr(made.node.cameras, "renew_silent", renew_silent)
+        assert inside.wait(TIMEOUT_S)
+        end = threading.Thread(target=made.node.trigger_shutdown)
+        end.start()
+        made.until(lambda: made.node.cameras is None, "the shutdown")
+        time.sleep(0.2)
+        over.set()
+        end.join(TIMEOUT_S)
+        assert state(made) == "finalized" and not end.is_alive()
+        time.sleep(0.2)
+        assert not made.escaped, made.escaped[0]
 
 
 def test_cleaning_up_while_goals_arrive_leaves_a_node_that_can_be_configured(monkeypatch):
