@@ -53,12 +53,12 @@ class EnginesOnDevice(ReadyEngines):
         start, memory = time.process_time(), self._kernels.memory
         before = memory.bytes_up
 
-        def laid() -> Any:
+        def lay() -> Any:
             array = memory.upload(raw.local_points_u, "FLOAT", "points")
             memory.synchronize()
             return self._kernels.points(array)
 
-        points = memory.guarded(laid)
+        points = memory.guarded(lay)
         memory.bytes_up = before
         self.spent_s += time.process_time() - start
         return replace(raw, local_points_u=points)

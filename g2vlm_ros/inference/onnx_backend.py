@@ -155,7 +155,7 @@ class OnnxBackend:
         return features.descriptor.numpy()
 
     def fetch(self, features: OnnxArray) -> np.ndarray:
-        return features.numpy().astype(np.float32)
+        return features.numpy().astype(np.float32, copy=False)
 
     def encode_semantics(self, image: np.ndarray) -> OnnxArray:
         check_images("image", image, ndim=3, multiple=PATCH_PX * self.config.vision.merge)

@@ -35,8 +35,13 @@ TOP_LOGITS = 32
 """Logits that go back of one token: the largest. All of a vocabulary of 152 k are 0.6 MB."""
 
 STEP_ERRORS = (
-    *(ArithmeticError, AttributeError, LookupError, TypeError, ValueError),
-    *(RuntimeError, MemoryError),
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    MemoryError,
+    RuntimeError,
+    TypeError,
+    ValueError,
 )
 """What a request that is none raises, and what a stage does: both are its caller's alone."""
 

@@ -101,13 +101,13 @@ def pick_points(
     if isinstance(points, DevicePoints):
         return points.picked(rows, columns, views)
     points = points if views is None else points[list(views)]
-    views, height, width, _ = shape_of(points, "points", (None, None, None, 3))
-    points = input_array(points, "points", np.float32, (views, height, width, 3))
+    total, height, width, _ = shape_of(points, "points", (None, None, None, 3))
+    points = input_array(points, "points", np.float32, (total, height, width, 3))
     index = []
     for count, length in ((rows, height), (columns, width)):
         index += [nearest_pixels(count, length), i64(count)]
-    out = np.empty((views, rows, columns, 3), np.float32)
-    call("pick_points", None, points, i64(views), i64(height), i64(width), *index, out)
+    out = np.empty((total, rows, columns, 3), np.float32)
+    call("pick_points", None, points, i64(total), i64(height), i64(width), *index, out)
     return out
 
 

@@ -119,7 +119,7 @@ class DeviceMap:
     def _at(self, pixels: Sequence[np.ndarray], channel: Any) -> np.ndarray:
         """(n,) or (n, 3): pixels by their views, rows and columns."""
         index = np.zeros(1, np.int64)
-        for each, size in zip(pixels, self.shape, strict=False):
+        for each, size in zip(pixels, self.shape[:3], strict=True):
             place = np.where(each < 0, each + size, each).astype(np.int64)
             check_indices(place, size, "pixels")
             index = index * size + place

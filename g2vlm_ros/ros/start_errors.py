@@ -15,10 +15,10 @@ WITHOUT_PLUGINS = "doesn't have the security libraries"
 
 
 REMEDIES = {
-    "log": "set ROS_LOG_DIR to a folder that may be written to",
+    "initialize logging": "set ROS_LOG_DIR to a folder that may be written to",
     "DOMAIN_ID": "ROS_DOMAIN_ID is a number from 0 to 101, the same on all machines",
 }
-"""By a word of rcl's reason."""
+"""By words of rcl's reason."""
 
 
 class StartError(RuntimeError):

@@ -251,14 +251,14 @@ def test_clouds_are_those_of_the_host(both):
     points, there = both
     views, moves = [2, 0], affines([2, 0])
     colours, confidence = window().colours[views], window().confidence[views]
-    whole = window().colours, window().confidence
+    maps = window().colours, window().confidence
     poses = np.tile(np.eye(4), (2, 1, 1))
     poses[:, :3] = moves
     ignored = np.zeros(points.shape[:3], bool)
     ignored[:, 20:40, 10:] = True
     valid, sizes = point_cloud.valid_points(points[views], confidence, 0.3, 0.05), []
     for mask, believed in ((None, valid), (ignored, valid & ~ignored[views])):
-        packed = there.packed(views, *whole, mask, moves, 0.3, 0.05)
+        packed = there.packed(views, *maps, mask, moves, 0.3, 0.05)
         expected = point_cloud.pack(points[views], colours, confidence, believed, poses=poses)
         assert packed.tobytes() == bytes(expected)
         sizes.append(packed.size)
@@ -323,13 +323,13 @@ def test_free_space_is_that_of_the_host(both):
         here = FreeSpace(points[i, ..., 2], view.confidence[i], *place, **limits)
         other = DeviceFreeSpace(DeviceDepth(there, view.confidence, i), None, *place, **limits)
         assert here.reach == other.reach > 1
-        found = here.seen_through(*search)
-        np.testing.assert_array_equal(other.seen_through(*search), found)
+        slots = here.seen_through(*search)
+        np.testing.assert_array_equal(other.seen_through(*search), slots)
         rows = here.blocks(blocks, 3000, 0.1)
         np.testing.assert_array_equal(other.blocks(blocks, 3000, 0.1), rows)
         edges = here.ground(*ground)
         np.testing.assert_array_equal(other.ground(*ground), edges)
-        counts.append((len(found), len(rows), edges is not None))
+        counts.append((len(slots), len(rows), edges is not None))
     assert all(np.max(counts, axis=0) > (50, 50, 0)), counts
     assert not there.copied
 

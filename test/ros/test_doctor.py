@@ -23,6 +23,7 @@ from rclpy.qos import DurabilityPolicy, QoSProfile  # noqa: E402
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image, Imu, PointCloud2  # noqa: E402
 from tf2_msgs.msg import TFMessage  # noqa: E402
 
+from g2vlm_ros.ros.doctor import observer  # noqa: E402
 from g2vlm_ros.ros.doctor.doctor import examine, main, parse  # noqa: E402
 from g2vlm_ros.ros.doctor.findings import Finding, Level, as_json, as_text  # noqa: E402
 from g2vlm_ros.ros.doctor.graph_checks import check_graph  # noqa: E402
@@ -454,3 +455,11 @@ def test_the_mistakes_of_one_robot_are_found_over_dds():
         "scale",  # nothing gives metres
     }
     assert planted <= names, sorted(planted - names)
+
+
+def test_a_node_in_a_namespace_needs_no_optional_sensors(monkeypatch):
+    """An empty topic in a namespace is no name of ROS: the doctor ended in rclpy's traceback."""
+    monkeypatch.setattr(observer, "ANSWER_S", 0.1)
+    node = "/robot/perception"
+    findings = examine(parse(["--seconds", "0.1", "--node", node]), [])
+    assert any(each.level is Level.ERROR and node in each.what for each in findings)

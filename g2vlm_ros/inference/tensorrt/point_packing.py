@@ -51,17 +51,15 @@ class PointPacker:
         height, width = points.shape[1:3]
         pixels = len(views) * height * width
         blocks = -(-pixels // THREADS)
-        selected, *maps = (self._selected(each, views) for each in (points, colours, confidence))
-        without = None if ignored is None else self._selected(ignored, views)
-        ignored_at = np.uint64(0 if without is None else without.address)
-        maps.insert(
-            0, device.upload(np.asarray(affines, np.float32), "FLOAT", "poses of the cloud")
-        )
+        maps = [self._of_views(each, views) for each in (points, colours, confidence)]
+        masks = None if ignored is None else self._of_views(ignored, views)
+        poses = device.upload(np.asarray(affines, np.float32), "FLOAT", "poses of the cloud")
         counts = device.empty((4 * (blocks + 1),), "UINT8", "counts of points")
-        packed = device.empty((pixels, POINT_BYTES), "UINT8", "a packed cloud")
-        affines_at, colours_at, confidence_at, counts_at, packed_at, points_at = (
-            np.uint64(array.address) for array in (*maps, counts, packed, selected)
+        cloud = device.empty((pixels, POINT_BYTES), "UINT8", "a packed cloud")
+        points_at, colours_at, confidence_at, poses_at, counts_at, cloud_at = (
+            np.uint64(array.address) for array in (*maps, poses, counts, cloud)
         )
+        ignored_at = np.uint64(0 if masks is None else masks.address)
         limits = (*np.int32((pixels, width, height)), *np.float32((min_confidence, edge_step)))
         with device.timed("pack_points"):
             launch(
@@ -81,23 +79,23 @@ class PointPacker:
                     colours_at,
                     confidence_at,
                     ignored_at,
-                    affines_at,
+                    poses_at,
                     *limits,
                     counts_at,
-                    packed_at,
+                    cloud_at,
                 ),
                 device.compute,
             )
         (total,) = device.download([counts.rows(4 * blocks, 4 * blocks + 4)])
         valid = int(total.view(np.uint32)[0])
-        return device.download([packed.rows(0, valid)])[0].reshape(-1)
+        return device.download([cloud.rows(0, valid)])[0].reshape(-1)
 
-    def _selected(self, maps: DeviceArray, views: Sequence[int]) -> DeviceArray:
+    def _of_views(self, maps: DeviceArray, views: Sequence[int]) -> DeviceArray:
         """The maps of some views behind each other."""
         if list(views) == list(range(maps.shape[0])):
             return maps
         shape = (len(views), *maps.shape[1:])
-        selected = self._device.empty(shape, maps.element, "views of a cloud")
+        parts = self._device.empty(shape, maps.element, "views of a cloud")
         for row, view in enumerate(views):
-            self._device.duplicate(selected.rows(row, row + 1), maps.rows(view, view + 1))
-        return selected
+            self._device.duplicate(parts.rows(row, row + 1), maps.rows(view, view + 1))
+        return parts

@@ -139,13 +139,14 @@ class Observer:
             )
 
         for name, kind in SENSOR_KINDS.items():
-            self._count(name, kind)
+            if graph.parameters.get(name):
+                self._count(name, kind)
 
     def _count(self, name: str, kind: type) -> None:
         """Count the messages of a sensor; not where another type is on its topic."""
         graph = self._graph
-        topic = graph.topic(graph.parameters.get(name) or "")
-        publishers = self._node.get_publishers_info_by_topic(topic) if topic != "/" else []
+        topic = graph.topic(graph.parameters[name])
+        publishers = self._node.get_publishers_info_by_topic(topic)
         if not publishers or any(each.topic_type != SENSOR_TYPES[name] for each in publishers):
             return
 

@@ -3,10 +3,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 from g2vlm_ros.ros.doctor.findings import Finding, error, ok, warning
 from g2vlm_ros.ros.doctor.snapshot import SENSOR_TYPES, Graph
+from g2vlm_ros.ros.middleware import fastdds_profile
 
 LARGE_IMAGE_BYTES = 512 << 10
 """Best-effort messages above this are dropped by Fast DDS with its default profile."""
@@ -43,8 +45,8 @@ def check_images(graph: Graph) -> Iterator[Finding]:
             yield warning(
                 "image_size",
                 f"{camera} sends {samples.bytes / 1e6:.1f} MB per image with best effort",
-                "FASTDDS_DEFAULT_PROFILES_FILE=config/fastdds.xml for driver and node, or "
-                "image_transport: compressed",
+                f"FASTDDS_DEFAULT_PROFILES_FILE=config/{fastdds_profile(os.environ)} for driver "
+                "and node, or image_transport: compressed",
             )
 
 
